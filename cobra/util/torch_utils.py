@@ -1,0 +1,71 @@
+"""Devices, dtypes and seeds."""
+
+import random
+
+import numpy as np
+import torch
+
+from cobra.util.errors import UserError
+
+DTYPES = {
+    "fp32": torch.float32,
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+}
+
+
+def resolve_device(device: str | torch.device | None = None) -> torch.device:
+    """Return the device asked for, or the best one at hand: cuda, then mps, then cpu.
+
+    Raises:
+        UserError: The name is not a device, or the device is not available on this machine.
+    """
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"{device!r} is not a device; use one of: cuda, cuda:N, mps, cpu") from error
+    if resolved.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(
+                f"the device {str(device)!r} was asked for, but torch {torch.__version__} finds no usable CUDA device on "
+                "this machine: use --device cpu, or install a CUDA build of torch and check that nvidia-smi lists a GPU"
+            )
+        if resolved.index is not None and resolved.index >= torch.cuda.device_count():
+            raise UserError(
+                f"the device {str(device)!r} was asked for, but there are {torch.cuda.device_count()} CUDA devices: "
+                "use a smaller index"
+            )
+    elif resolved.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("the device 'mps' was asked for, but Metal is not available on this machine: use --device cpu")
+    elif resolved.type not in ("cuda", "mps", "cpu"):
+        raise UserError(f"the device {str(device)!r} is not supported; use one of: cuda, cuda:N, mps, cpu")
+    return resolved
+
+
+def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """Return the dtype asked for; by default fp32 on a CPU, fp16 on mps and bf16 on CUDA.
+
+    Raises:
+        UserError: The name is not a known dtype.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is None:
+        return {"cuda": torch.bfloat16, "mps": torch.float16}.get(device.type, torch.float32)
+    if dtype not in DTYPES:
+        raise UserError(f"{dtype!r} is not a known dtype; use one of: {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def set_global_seed(seed: int) -> None:
+    """Seed `random`, numpy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
