@@ -1,0 +1,105 @@
+"""Captions of scenes: one canonical wording to learn from, and several human-like wordings to be scored against."""
+
+import random
+from collections.abc import Sequence
+
+from cobra.demo.scenes import Scene, SceneObject
+
+COUNT_WORDS = ("no", "one", "two", "three")
+ROWS = ("top", "middle", "bottom")
+COLUMNS = ("left", "middle", "right")
+REFERENCES_PER_SCENE = 5
+
+_PLACES = (
+    ("top left", "top", "top right"),
+    ("left", "centre", "right"),
+    ("bottom left", "bottom", "bottom right"),
+)
+
+
+def sentence(phrase: str) -> str:
+    """Return a phrase with a capital letter and a full stop."""
+    return f"{phrase[:1].upper()}{phrase[1:]}."
+
+
+def plural(shape: str) -> str:
+    """Return the plural of a shape's name."""
+    return f"{shape}es" if shape.endswith("s") else f"{shape}s"
+
+
+def place(item: SceneObject) -> str:
+    """Return the name of an object's cell, e.g. `top left`."""
+    return _PLACES[item.row][item.column]
+
+
+def groups(objects: Sequence[SceneObject]) -> list[tuple[int, SceneObject]]:
+    """Return how often each kind occurs, with its first object, in the objects' order."""
+    counts: dict[str, int] = {}
+    first: dict[str, SceneObject] = {}
+    for item in objects:
+        counts[item.kind] = counts.get(item.kind, 0) + 1
+        first.setdefault(item.kind, item)
+    return [(count, first[kind]) for kind, count in counts.items()]
+
+
+def listing(objects: Sequence[SceneObject]) -> str:
+    """Name objects in their order, equal ones together: `two red circles, a blue square and a green cross`."""
+    names = [
+        f"a {item.kind}" if count == 1 else f"{COUNT_WORDS[count]} {item.colour} {plural(item.shape)}"
+        for count, item in groups(objects)
+    ]
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+
+
+def canonical_caption(scene: Scene) -> str:
+    """Return the one wording that the models learn.
+
+    One object is named with its place; two different ones with their relation, left of where the columns differ and
+    above where they don't; others are listed from left to right and top to bottom.
+    """
+    objects = scene.objects
+    if len(objects) == 1:
+        return sentence(f"a {objects[0].kind} at the {place(objects[0])}")
+    if len(objects) == 2 and len(groups(objects)) == 2:
+        first, second = objects
+        relation = "above" if first.column == second.column else "left of"
+        return sentence(f"a {first.kind} {relation} a {second.kind}")
+    return sentence(listing(objects))
+
+
+def reference_captions(rng: random.Random, scene: Scene) -> list[str]:
+    """Draw five different captions of a scene, as five people might word them."""
+    objects = scene.objects
+    listed = listing(objects)
+    count = COUNT_WORDS[len(objects)]
+    pool = [
+        canonical_caption(scene),
+        sentence(f"there {'is' if groups(objects)[0][0] == 1 else 'are'} {listed}"),
+        sentence(f"a picture of {listed}"),
+        sentence(f"{listed} on a {scene.background} background"),
+        sentence(f"an image of {listed} on a {scene.background} background"),
+        sentence(f"this picture shows {listed}"),
+        sentence(f"{count} shape{'' if len(objects) == 1 else 's'}: {listed}"),
+    ]
+    if len(objects) == 1:
+        pool += [
+            sentence(f"a single {objects[0].kind} at the {place(objects[0])} of the image"),
+            sentence(f"the {objects[0].kind} is at the {place(objects[0])}"),
+        ]
+    if len(objects) == 2 and len(groups(objects)) == 2:
+        pool += _relations(*objects)
+    return rng.sample(pool, REFERENCES_PER_SCENE)
+
+
+def _relations(first: SceneObject, second: SceneObject) -> list[str]:
+    """Word the relations of two objects of which `first` is not right of `second`."""
+    captions = []
+    if first.column < second.column:
+        captions += [
+            f"a {first.kind} to the left of a {second.kind}",
+            f"a {second.kind} to the right of a {first.kind}",
+        ]
+    if first.row != second.row:
+        upper, lower = sorted((first, second), key=lambda item: item.row)
+        captions += [f"a {upper.kind} above a {lower.kind}", f"a {lower.kind} below a {upper.kind}"]
+    return [sentence(caption) for caption in captions]

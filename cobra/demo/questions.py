@@ -1,0 +1,182 @@
+"""Questions about scenes and their four-stage answers, in LLaVA-CoT's form.
+
+Answers are short on purpose (50 to 70 tokens of the tiny tokenizer): a laptop trains on them in minutes. The CAPTION
+stage grounds the answer in the image, the REASONING leads from it to the CONCLUSION, which is the exact answer.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cobra.demo.captions import COLUMNS, COUNT_WORDS, ROWS, canonical_caption, groups, listing, plural
+from cobra.demo.scenes import SHAPES, Scene, SceneObject
+
+# The first one is the benchmark's default prompt.
+CAPTION_PROMPTS = (
+    "Please carefully observe the image and come up with a caption for the image.",
+    "Describe the image.",
+    "What does the image show?",
+    "Write a short caption for the picture.",
+    "What is in the picture?",
+)
+
+# How often a count question asks for a shape that the scene holds, and for all shapes.
+_PRESENT_SHARE = 0.75
+_ALL_SHAPES_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One question with its answer in four stages."""
+
+    kind: str
+    """A key of `KINDS`."""
+    question: str
+    summary: str
+    caption: str
+    reasoning: str
+    conclusion: str
+    """The exact answer."""
+
+    @property
+    def answer(self) -> str:
+        """The tagged text: one space inside each tag, a blank line between stages (as published)."""
+        return "\n\n".join(f"<{tag}> {text} </{tag}>" for tag, text in self.stages.items())
+
+    @property
+    def stages(self) -> dict[str, str]:
+        """Tag to text, in order."""
+        return {
+            "SUMMARY": self.summary,
+            "CAPTION": self.caption,
+            "REASONING": self.reasoning,
+            "CONCLUSION": self.conclusion,
+        }
+
+
+def ask(rng: random.Random, scene: Scene, kind: str) -> Exchange | None:
+    """Draw a question of a kind about a scene; None where the scene has no answer to any such question.
+
+    Args:
+        rng: Source of randomness; its state moves on.
+        scene: The scene asked about.
+        kind: A key of `KINDS`.
+    """
+    parts = KINDS[kind](rng, scene)
+    if parts is None:
+        return None
+    question, summary, reasoning, conclusion = parts
+    return Exchange(kind, question, summary, canonical_caption(scene), reasoning, conclusion)
+
+
+# Question, summary, reasoning, conclusion.
+_Parts = tuple[str, str, str, str]
+
+
+def _describe(rng: random.Random, scene: Scene) -> _Parts:
+    objects = scene.objects
+    if len(objects) == 2 and len(groups(objects)) == 2:
+        first, second = objects
+        reasoning = _rows(first, second) if first.column == second.column else _columns(first, second)
+    else:
+        reasoning = f"I see {COUNT_WORDS[len(objects)]} shape{'' if len(objects) == 1 else 's'}."
+    # The benchmark's prompt is half of all, since it is what the captions are scored with.
+    question = CAPTION_PROMPTS[0] if rng.random() < 0.5 else rng.choice(CAPTION_PROMPTS[1:])
+    return question, "I describe the image.", reasoning, canonical_caption(scene)
+
+
+def _count(rng: random.Random, scene: Scene) -> _Parts:
+    if rng.random() < _ALL_SHAPES_SHARE:
+        counted, one, many = list(scene.objects), "shape", "shapes"
+    else:
+        present = sorted({item.shape for item in scene.objects})
+        absent = [shape for shape in SHAPES if shape not in present]
+        one = rng.choice(present if rng.random() < _PRESENT_SHARE else absent)
+        many = plural(one)
+        counted = [item for item in scene.objects if item.shape == one]
+    question = rng.choice((f"How many {many} are there?", f"How many {many} are in the image?"))
+    reasoning = f"I see {listing(counted)}." if counted else f"I see no {one}."
+    return question, f"I count the {many}.", reasoning, str(len(counted))
+
+
+def _colour(rng: random.Random, scene: Scene) -> _Parts | None:
+    shapes = [item.shape for item in scene.objects]
+    single = [item for item in scene.objects if shapes.count(item.shape) == 1]
+    if not single:
+        return None
+    item = rng.choice(single)
+    question = rng.choice((f"What colour is the {item.shape}?", f"Which colour does the {item.shape} have?"))
+    return question, f"I look for the {item.shape}.", f"The {item.shape} is {item.colour}.", item.colour
+
+
+def _shape(rng: random.Random, scene: Scene) -> _Parts | None:
+    colours = [item.colour for item in scene.objects]
+    single = [item for item in scene.objects if colours.count(item.colour) == 1]
+    if not single:
+        return None
+    item = rng.choice(single)
+    question = rng.choice((f"What shape is {item.colour}?", f"Which shape is {item.colour}?"))
+    summary = f"I look for the {item.colour} shape."
+    return question, summary, f"The {item.colour} shape is a {item.shape}.", item.shape
+
+
+def _horizontal(rng: random.Random, scene: Scene) -> _Parts | None:
+    pair = _pair(rng, scene, lambda item: item.column)
+    if pair is None:
+        return None
+    first, second = pair
+    side = rng.choice(("left", "right"))
+    question = f"Is the {first.kind} {side} of the {second.kind}?"
+    true = (first.column < second.column) == (side == "left")
+    return question, "I compare two columns.", _columns(first, second), "Yes" if true else "No"
+
+
+def _vertical(rng: random.Random, scene: Scene) -> _Parts | None:
+    pair = _pair(rng, scene, lambda item: item.row)
+    if pair is None:
+        return None
+    first, second = pair
+    side = rng.choice(("above", "below"))
+    question = f"Is the {first.kind} {side} the {second.kind}?"
+    true = (first.row < second.row) == (side == "above")
+    return question, "I compare two rows.", _rows(first, second), "Yes" if true else "No"
+
+
+def _which(rng: random.Random, scene: Scene) -> _Parts | None:
+    pair = _pair(rng, scene, lambda item: item.row)
+    if pair is None:
+        return None
+    side = rng.choice(("above", "below"))
+    question = f"Which is {side}, the {pair[0].kind} or the {pair[1].kind}?"
+    chosen = sorted(pair, key=lambda item: item.row)[0 if side == "above" else 1]
+    return question, "I compare two rows.", _rows(*pair), f"The {chosen.kind}"
+
+
+def _pair(
+    rng: random.Random, scene: Scene, coordinate: Callable[[SceneObject], int]
+) -> tuple[SceneObject, SceneObject] | None:
+    """Draw two objects that their kinds identify and whose coordinates differ, in either order."""
+    single = [item for count, item in groups(scene.objects) if count == 1]
+    pairs = [(a, b) for a in single for b in single if coordinate(a) != coordinate(b)]
+    return rng.choice(pairs) if pairs else None
+
+
+def _columns(first: SceneObject, second: SceneObject) -> str:
+    columns = COLUMNS[first.column], COLUMNS[second.column]
+    return f"The {first.kind} is in the {columns[0]} column, the {second.kind} in the {columns[1]} column."
+
+
+def _rows(first: SceneObject, second: SceneObject) -> str:
+    rows = ROWS[first.row], ROWS[second.row]
+    return f"The {first.kind} is in the {rows[0]} row, the {second.kind} in the {rows[1]} row."
+
+
+KINDS: dict[str, Callable[[random.Random, Scene], _Parts | None]] = {
+    "describe": _describe,
+    "count": _count,
+    "colour": _colour,
+    "shape": _shape,
+    "left or right": _horizontal,
+    "above or below": _vertical,
+    "which": _which,
+}

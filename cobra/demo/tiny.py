@@ -1,0 +1,171 @@
+"""How the baseline weights of `cobra-tiny` are made: a chain of full-finetune runs on captions of rendered scenes.
+
+Every run is the project's own `scripts/pretrain.py`. A tiny model given long answers first learns the text and never
+looks at the image, so the chain starts from one-object scenes, whose short captions leave little but the image to
+learn, and goes on to scenes of up to three.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cobra.demo.datasets import write_caption_rows
+from cobra.demo.tokenizer import write_tokenizer
+from cobra.models.checkpoint import MODULE_KEYS, Checkpoint, read_checkpoint
+from cobra.util.errors import UserError
+from cobra.util.files import atomic_path, read_json, write_json
+
+_CONSOLE = Console(highlight=False, soft_wrap=True)
+_REPOSITORY = Path(__file__).resolve().parents[2]
+TINY_FOLDER = _REPOSITORY / "cobra" / "models" / "tiny"
+
+# What goes into the wheel stays small.
+_MAX_BYTES = 4_000_000
+# The tied copy of the embedding; readers restore it.
+_TIED = ("llm_backbone", "llm.lm_head.weight")
+# The recurrence amplifies rounding of its rates, so these few stay in fp32.
+_FULL_PRECISION = ("A_log", "mixer.D", "dt_proj.bias")
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One link of the chain; a link starts from the weights of the one before."""
+
+    name: str
+    max_objects: int
+    """Objects a scene of its data holds at most."""
+    rows: int
+    """Rows of its data."""
+    steps: int
+    batch_size: int
+    learning_rate: float
+    """Peak; warm-up and cosine decay to 0 as in every run."""
+    seed: int
+    """Of the data and of the run."""
+
+
+RUNS = (
+    TrainingRun("one-object", max_objects=1, rows=8_000, steps=300, batch_size=64, learning_rate=2e-3, seed=7),
+    TrainingRun("three-objects", max_objects=3, rows=40_000, steps=2_000, batch_size=64, learning_rate=2e-3, seed=8),
+    TrainingRun("polish", max_objects=3, rows=40_000, steps=500, batch_size=64, learning_rate=5e-4, seed=9),
+)
+STEPS = ("all", "tokenizer", "train", "package")
+
+
+def make_tiny(work_dir: Path, step: str = "all") -> None:
+    """Make the packaged files of `cobra-tiny`; runs that are complete are skipped.
+
+    Args:
+        work_dir: Folder of the data (`data/`) and of the runs.
+        step: One of `STEPS`: `tokenizer` and `package` write into the package, `train` into `work_dir` only.
+
+    Raises:
+        UserError: The step is unknown, a run failed, or the last run is not complete.
+    """
+    if step not in STEPS:
+        raise UserError(f"--step {step!r} is not a step; use one of: {', '.join(STEPS)}")
+    if step in ("all", "tokenizer"):
+        tokenizer = write_tokenizer(TINY_FOLDER)
+        _CONSOLE.print(f"tokenizer of {tokenizer.get_vocab_size()} entries -> {TINY_FOLDER}")
+    if step in ("all", "train"):
+        for index in range(len(RUNS)):
+            train(index, work_dir)
+    if step in ("all", "package"):
+        path = package(work_dir / RUNS[-1].name, TINY_FOLDER / "model.safetensors")
+        _CONSOLE.print(f"{path.stat().st_size:,} bytes -> {path}")
+
+
+def command(index: int, work_dir: Path) -> list[str]:
+    """Return the command line of one run of `RUNS`, without the interpreter."""
+    run = RUNS[index]
+    start = ["--pretrained_checkpoint", str(work_dir / RUNS[index - 1].name)] if index else []
+    # The first run has no tokens that know an image and towers at random.
+    towers = ["--model.vision_backbone_id", "dinosiglip-vit-tiny-48px-init"] if not index else []
+    return [
+        "scripts/pretrain.py",
+        *("--model.type", "cobra-tiny"),
+        *towers,
+        *("--stage", "full-finetune"),
+        *("--dataset.type", "custom"),
+        *("--dataset.dataset_root_dir", str(_data_dir(run, work_dir))),
+        *("--model.finetune_max_steps", str(run.steps)),
+        *("--model.finetune_global_batch_size", str(run.batch_size)),
+        *("--model.finetune_per_device_batch_size", str(run.batch_size)),
+        *("--model.finetune_learning_rate", str(run.learning_rate)),
+        *start,
+        *("--seed", str(run.seed)),
+        *("--run_id", run.name),
+        *("--run_root_dir", str(work_dir)),
+    ]
+
+
+def train(index: int, work_dir: Path) -> None:
+    """Write the data of one run and train it, unless it is complete with these very settings.
+
+    Raises:
+        UserError: The training failed.
+    """
+    run = RUNS[index]
+    arguments = command(index, work_dir)
+    # A run depends on all runs before it.
+    recipe = [asdict(earlier) for earlier in RUNS[: index + 1]]
+    marker = work_dir / run.name / "complete.json"
+    if marker.is_file() and read_json(marker, "the record of a complete run") == recipe:
+        _CONSOLE.print(f"{run.name}: complete, skipped ({marker.parent})")
+        return
+    write_caption_rows(_data_dir(run, work_dir), run.rows, run.seed, run.max_objects)
+    _CONSOLE.print(f"$ python {' '.join(arguments)}")
+    code = subprocess.run([sys.executable, *arguments], cwd=_REPOSITORY, check=False).returncode
+    if code:
+        raise UserError(f"the run {run.name} ended with code {code}; its messages are above. Run the command again")
+    write_json(marker, recipe)
+
+
+def package(run_dir: Path, path: Path) -> Path:
+    """Write the weights of a full-finetune run as a small safetensors file.
+
+    Matrices become bf16; the rates of the recurrence (A_log, D, dt's bias) stay as they are. Names are
+    `<module>.<name>`; the tied head is left out.
+
+    Args:
+        run_dir: The run directory; its `checkpoints/latest-checkpoint.pt` is read.
+        path: The file to write.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: The run has no checkpoint, a module is missing in it, or the file would be over 4 MB.
+    """
+    tensors = _flatten(read_checkpoint(run_dir / "checkpoints" / "latest-checkpoint.pt"), run_dir)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if size > _MAX_BYTES:
+        raise UserError(f"the weights of {run_dir} take {size:,} bytes; the package has room for {_MAX_BYTES:,}")
+    recipe = json.dumps({"model_id": "cobra-tiny", "runs": [asdict(run) for run in RUNS]})
+    with atomic_path(path) as temporary:
+        # One entry only: the order of several would differ from write to write.
+        save_file(tensors, temporary, metadata={"recipe": recipe})
+    return path
+
+
+def _flatten(checkpoint: Checkpoint, run_dir: Path) -> dict[str, Tensor]:
+    missing = [module for module in MODULE_KEYS if module not in checkpoint]
+    if missing:
+        raise UserError(f"the checkpoint of {run_dir} lacks {', '.join(missing)}: package a full-finetune run")
+    return {
+        f"{module}.{name}": tensor.to(torch.float32 if name.endswith(_FULL_PRECISION) else torch.bfloat16).contiguous()
+        for module, tensors in checkpoint.items()
+        for name, tensor in tensors.items()
+        if (module, name) != _TIED
+    }
+
+
+def _data_dir(run: TrainingRun, work_dir: Path) -> Path:
+    return work_dir / "data" / run.name

@@ -1,0 +1,26 @@
+"""Make the packaged files of `cobra-tiny` (tokenizer and baseline weights); `make tiny` calls this."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cobra.demo.tiny import make_tiny
+from cobra.util.cli import run
+
+
+@dataclass
+class MakeTinyConfig:
+    """Flags of `scripts/make_tiny.py`."""
+
+    step: str = "all"
+    """all, tokenizer (written into the package), train (into work_dir) or package (weights into the package)."""
+    work_dir: Path = Path("runs/tiny")
+    """Folder of the data and runs of the chain; complete runs found there are not repeated."""
+
+
+def main(config: MakeTinyConfig) -> None:
+    """Make what the flags ask for."""
+    make_tiny(config.work_dir.resolve(), config.step)
+
+
+if __name__ == "__main__":
+    run(main, MakeTinyConfig)
