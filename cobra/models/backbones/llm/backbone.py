@@ -1,0 +1,124 @@
+"""The language model of a vision-language model: Mamba, its tokenizer and its prompt format."""
+
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from cobra.models.backbones.llm.prompting import MambaPromptBuilder, PromptBuilder, ZephyrChatPromptBuilder
+from cobra.models.backbones.llm.specs import LLMSpec
+from cobra.models.checkpoint import load_strictly, read_llm_weights
+from cobra.models.hub import fetch
+from cobra.models.mamba import MambaConfig, MambaLM
+from cobra.util.errors import UserError
+
+_PADDING = "<|padding|>"
+
+
+class MambaLLMBackbone(nn.Module):
+    """A Mamba language model under the names of Cobra's checkpoints (`llm.backbone.*`, `llm.lm_head.weight`).
+
+    Attributes:
+        identifier: The id in the registry; it decides the prompt format.
+        llm: The model.
+        tokenizer: GPT-NeoX's kind: no begin token, `<|endoftext|>` (id 0) ends a turn, right padding and truncation.
+        embed_dim: Width of the embeddings.
+    """
+
+    def __init__(self, identifier: str, config: MambaConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.identifier = identifier
+        self.llm = MambaLM(config)
+        self.tokenizer = tokenizer
+        self.embed_dim = config.d_model
+
+    @property
+    def prompt_builder_fn(self) -> type[PromptBuilder]:
+        """The prompt builder that belongs to this model."""
+        if self.identifier.endswith("zephyr"):
+            return ZephyrChatPromptBuilder
+        if self.identifier.startswith("mamba"):
+            return MambaPromptBuilder
+        raise UserError(
+            f"no prompt format is known for the language model {self.identifier!r}: its id must end in 'zephyr' or "
+            "start with 'mamba'"
+        )
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id that fills short rows."""
+        return int(self.tokenizer.pad_token_id)
+
+    @property
+    def transformer_layer_cls(self) -> type[nn.Module]:
+        """Class of the blocks, the unit of sharding and of activation checkpointing."""
+        return type(self.llm.backbone.layers[0])
+
+
+def build_llm_backbone(
+    identifier: str, spec: LLMSpec, max_length: int, token: str | None, load_weights: bool
+) -> MambaLLMBackbone:
+    """Build a language model and its tokenizer from a local folder or the hub.
+
+    Args:
+        identifier: Name of the model.
+        spec: Where it lies.
+        max_length: Tokens at which text is cut.
+        token: For the hub.
+        load_weights: False leaves random values, for a checkpoint that brings the language model with it.
+
+    Raises:
+        UserError: A file is missing, or is not of a Mamba-1 model.
+    """
+    config = MambaConfig.from_file(_file(spec.source, ["config.json"], token))
+    tokenizer = load_tokenizer(spec.tokenizer or spec.source, max_length, token)
+    backbone = MambaLLMBackbone(identifier, config, tokenizer)
+    if load_weights and spec.pretrained:
+        path = _file(spec.source, ["model.safetensors", "pytorch_model.bin"], token)
+        load_strictly(backbone.llm, read_llm_weights(path), "language model", path)
+    return backbone
+
+
+def load_tokenizer(source: str | Path, max_length: int, token: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a GPT-NeoX tokenizer from a hub repository or a local folder.
+
+    Args:
+        source: Repository or folder with `tokenizer.json`.
+        max_length: Tokens at which text is cut, on the right.
+        token: For the hub.
+
+    Raises:
+        UserError: There is no tokenizer.
+    """
+    if isinstance(source, Path):
+        _file(source, ["tokenizer.json"], None)
+    # The plain class reads tokenizer.json as it is; transformers 5's GPTNeoXTokenizer rebuilds its pipeline.
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(
+            str(source),
+            token=token,
+            model_max_length=max_length,
+            padding_side="right",
+            truncation_side="right",
+            clean_up_tokenization_spaces=False,
+        )
+    except OSError as error:
+        raise UserError(f"the tokenizer {source} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = _PADDING if _PADDING in tokenizer.get_vocab() else tokenizer.eos_token
+    return tokenizer
+
+
+def _file(source: str | Path, names: list[str], token: str | None) -> Path:
+    """Return the first of the named files that the folder or repository has."""
+    if isinstance(source, Path):
+        for name in names:
+            if (source / name).is_file():
+                return source / name
+        raise UserError(f"the language model's folder {source} has no {' or '.join(names)}")
+    for name in names[:-1]:
+        try:
+            return fetch(source, name, token)
+        except UserError:
+            continue
+    return fetch(source, names[-1], token)

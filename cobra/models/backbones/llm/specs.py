@@ -1,0 +1,56 @@
+"""The registered language models, and how to register others."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cobra.util.errors import UserError
+
+# The tokenizer of all models of state-spaces, whose repositories hold none.
+NEOX_TOKENIZER = "EleutherAI/gpt-neox-20b"
+
+TINY_FOLDER = Path(__file__).parents[2] / "tiny"
+
+
+@dataclass(frozen=True)
+class LLMSpec:
+    """Where a Mamba language model lies: a repository of the hub, or a local folder with `config.json`."""
+
+    source: str | Path
+    """A hub repository, or a local folder. It holds `config.json` in either published format and, unless
+    `pretrained` is False, `model.safetensors` or `pytorch_model.bin`."""
+    tokenizer: str | Path | None = None
+    """A hub repository or local folder; None is `source`."""
+    pretrained: bool = True
+    """False leaves random initial values, for training from scratch."""
+
+
+LLM_BACKBONES: dict[str, LLMSpec] = {
+    "mamba-2.8b-slimpj": LLMSpec("state-spaces/mamba-2.8b-slimpj", NEOX_TOKENIZER),
+    "mamba-2.8b": LLMSpec("state-spaces/mamba-2.8b", NEOX_TOKENIZER),
+    "mamba-1.4b": LLMSpec("state-spaces/mamba-1.4b", NEOX_TOKENIZER),
+    "mamba-2.8b-zephyr": LLMSpec("xiuyul/mamba-2.8b-zephyr"),
+    "mamba-0.5m-zephyr": LLMSpec(TINY_FOLDER),
+    # The same model at random initial values: where the training of cobra-tiny starts.
+    "mamba-0.5m-init-zephyr": LLMSpec(TINY_FOLDER, pretrained=False),
+}
+
+
+def register_llm_backbone(llm_backbone_id: str, spec: LLMSpec) -> None:
+    """Make a language model of any size known under an id, for research and tests; a known id is replaced.
+
+    The id decides the prompt format: ending in `zephyr` is Zephyr's chat, else starting with `mamba` is `In:/Out:`.
+    """
+    LLM_BACKBONES[llm_backbone_id] = spec
+
+
+def llm_spec(llm_backbone_id: str) -> LLMSpec:
+    """Return the registered specification.
+
+    Raises:
+        UserError: The id is unknown; the known ones are listed.
+    """
+    if llm_backbone_id not in LLM_BACKBONES:
+        raise UserError(
+            f"the language model {llm_backbone_id!r} is unknown; the known ones are: {', '.join(LLM_BACKBONES)}"
+        )
+    return LLM_BACKBONES[llm_backbone_id]

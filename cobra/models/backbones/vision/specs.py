@@ -1,0 +1,94 @@
+"""The registered vision towers, and how to register others."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cobra.util.errors import UserError
+
+DINO = "vit_large_patch14_reg4_dinov2.lvd142m"
+
+
+@dataclass(frozen=True)
+class TowerSpec:
+    """One ViT: an architecture of timm, its input size, and what differs from timm's entry."""
+
+    timm_id: str
+    image_size: int
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VisionSpec:
+    """One tower, or several whose features are joined on the channels in the given order."""
+
+    towers: dict[str, TowerSpec]
+    """By the prefix of its parameter names: a single tower is `""`, fused ones are `dino`, `siglip`, `clip`."""
+    weights: Path | None = None
+    """A safetensors file with the weights (names as in a checkpoint's `vision_backbone`, with or without that
+    prefix). None takes timm's pretrained weights from the hub."""
+    pretrained: bool = True
+    """False leaves the towers at random initial values, for training them from scratch."""
+
+
+def _single(timm_id: str, image_size: int, **kwargs: Any) -> VisionSpec:
+    return VisionSpec({"": TowerSpec(timm_id, image_size, kwargs)})
+
+
+def _clip(timm_id: str, image_size: int) -> TowerSpec:
+    # OpenAI trained CLIP with the sigmoid approximation of GELU; timm 1.0's entries build the exact one.
+    return TowerSpec(timm_id, image_size, {"act_layer": "quick_gelu"})
+
+
+def _tiny(**options: Any) -> VisionSpec:
+    sizes = {"patch_size": 16, "embed_dim": 64, "depth": 4, "num_heads": 4}
+    return VisionSpec(
+        {
+            "dino": TowerSpec(DINO, 48, sizes),
+            "siglip": TowerSpec("vit_base_patch16_siglip_256", 48, sizes),
+        },
+        **options,
+    )
+
+
+TINY_WEIGHTS = Path(__file__).parents[2] / "tiny" / "model.safetensors"
+
+VISION_BACKBONES: dict[str, VisionSpec] = {
+    "clip-vit-b": VisionSpec({"": _clip("vit_base_patch16_clip_224.openai", 224)}),
+    "clip-vit-l": VisionSpec({"": _clip("vit_large_patch14_clip_224.openai", 224)}),
+    "clip-vit-l-336px": VisionSpec({"": _clip("vit_large_patch14_clip_336.openai", 336)}),
+    "siglip-vit-so400m": _single("vit_so400m_patch14_siglip_224", 224),
+    "siglip-vit-so400m-384px": _single("vit_so400m_patch14_siglip_384", 384),
+    "siglip-vit-b16-224px": _single("vit_base_patch16_siglip_224", 224),
+    "siglip-vit-b16-256px": _single("vit_base_patch16_siglip_256", 256),
+    "siglip-vit-b16-384px": _single("vit_base_patch16_siglip_384", 384),
+    "dinov2-vit-l": _single(DINO, 224),
+    "in1k-vit-l": _single("vit_large_patch16_224.augreg_in21k_ft_in1k", 224),
+    "dinosiglip-vit-so-384px": VisionSpec(
+        {"dino": TowerSpec(DINO, 384), "siglip": TowerSpec("vit_so400m_patch14_siglip_384", 384)}
+    ),
+    "dinoclip-vit-l-336px": VisionSpec(
+        {"dino": TowerSpec(DINO, 336), "clip": _clip("vit_large_patch14_clip_336.openai", 336)}
+    ),
+    "dinosiglip-vit-tiny-48px": _tiny(weights=TINY_WEIGHTS),
+    # The same towers at random initial values: where the training of cobra-tiny starts.
+    "dinosiglip-vit-tiny-48px-init": _tiny(pretrained=False),
+}
+
+
+def register_vision_backbone(vision_backbone_id: str, spec: VisionSpec) -> None:
+    """Make a vision backbone of any size known under an id, for research and tests; a known id is replaced."""
+    VISION_BACKBONES[vision_backbone_id] = spec
+
+
+def vision_spec(vision_backbone_id: str) -> VisionSpec:
+    """Return the registered specification.
+
+    Raises:
+        UserError: The id is unknown; the known ones are listed.
+    """
+    if vision_backbone_id not in VISION_BACKBONES:
+        raise UserError(
+            f"the vision backbone {vision_backbone_id!r} is unknown; the known ones are: {', '.join(VISION_BACKBONES)}"
+        )
+    return VISION_BACKBONES[vision_backbone_id]

@@ -1,0 +1,161 @@
+"""Loading a trained model from a run directory, a checkpoint file, or by name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cobra.models.backbones.llm.specs import TINY_FOLDER
+from cobra.models.checkpoint import Checkpoint, read_checkpoint
+from cobra.models.hub import fetch
+from cobra.models.materialize import get_llm_backbone_and_tokenizer, get_vision_backbone_and_transform, get_vlm
+from cobra.models.registry import HUB_REPOSITORY, MODELS, find_model
+from cobra.models.vlms import CobraVLM
+from cobra.util.errors import UserError
+from cobra.util.files import read_json, sha256_file
+from cobra.util.torch_utils import resolve_device, resolve_dtype
+
+LATEST = Path("checkpoints") / "latest-checkpoint.pt"
+PROVENANCE = "provenance.json"
+
+# What load() needs of a run's configuration.
+_FIELDS = (
+    "model_id",
+    "vision_backbone_id",
+    "image_resize_strategy",
+    "llm_backbone_id",
+    "llm_max_length",
+    "arch_specifier",
+)
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """A checkpoint that was found, and what kind of model it is of."""
+
+    path: Path
+    fields: dict[str, Any]
+    """The entries of the model's configuration that are needed to build it."""
+    is_stock: bool
+    """As released, and not trained by this project."""
+
+
+def find_checkpoint(
+    model_id_or_path: str | Path, hf_token: str | None = None, cache_dir: str | Path | None = None
+) -> CheckpointSource:
+    """Find a model's checkpoint and configuration.
+
+    Args:
+        model_id_or_path: A run directory, a `.pt` or `.safetensors` file in one, or a model's id or name.
+        hf_token: For the hub.
+        cache_dir: The hub's cache.
+
+    Raises:
+        UserError: It is none of these, or a file is missing.
+    """
+    path = Path(model_id_or_path)
+    if path.is_dir():
+        return _from_run(path, path / LATEST)
+    if path.is_file():
+        folder = next((parent for parent in list(path.parents)[:2] if (parent / "config.json").is_file()), None)
+        if folder is None:
+            raise UserError(
+                f"{path} has no config.json beside it or in the folder above: put the run's config.json there, or give "
+                "the run directory (config.json and checkpoints/latest-checkpoint.pt)"
+            )
+        return _from_run(folder, path)
+    model = find_model(str(model_id_or_path))
+    if model is None:
+        raise UserError(
+            f"{str(model_id_or_path)!r} is neither a run directory, a checkpoint file nor a known model; the known "
+            f"models are: {', '.join(MODELS)}"
+        )
+    if model.model_id == "cobra-tiny":
+        fields = {name: getattr(model.config, name) for name in _FIELDS}
+        return CheckpointSource(TINY_FOLDER / "model.safetensors", fields, is_stock=True)
+    config = fetch(HUB_REPOSITORY, f"{model.model_id}/config.json", hf_token, cache_dir)
+    checkpoint = fetch(HUB_REPOSITORY, f"{model.model_id}/{LATEST.as_posix()}", hf_token, cache_dir)
+    return CheckpointSource(checkpoint, _model_fields(config), is_stock=True)
+
+
+def _from_run(run_dir: Path, checkpoint: Path) -> CheckpointSource:
+    fields = _model_fields(run_dir / "config.json")
+    if not checkpoint.is_file():
+        raise UserError(f"the run {run_dir} has no {LATEST}: its training has saved nothing yet")
+    return CheckpointSource(checkpoint, fields, is_stock=not (run_dir / PROVENANCE).is_file())
+
+
+def _model_fields(config: Path) -> dict[str, Any]:
+    values = read_json(config, "the run's config.json", "Give a run directory that scripts/pretrain.py has written.")
+    model = values.get("model") if isinstance(values, dict) else None
+    missing = [name for name in _FIELDS if not isinstance(model, dict) or name not in model]
+    if not isinstance(model, dict) or missing:
+        raise UserError(f"{config} lacks the entries {', '.join(f'model.{name}' for name in missing)}")
+    return {name: model[name] for name in _FIELDS}
+
+
+def build_vlm(fields: dict[str, Any], checkpoint: Checkpoint, hf_token: str | None = None) -> CobraVLM:
+    """Build a model, taking pretrained backbones only where a checkpoint does not bring them.
+
+    Args:
+        fields: `model_id`, `vision_backbone_id`, `image_resize_strategy`, `llm_backbone_id`, `llm_max_length`,
+            `arch_specifier`.
+        checkpoint: Its modules; the values are not loaded here.
+        hf_token: For the hub.
+    """
+    vision_backbone, _ = get_vision_backbone_and_transform(
+        fields["vision_backbone_id"], fields["image_resize_strategy"], inference_mode="vision_backbone" in checkpoint
+    )
+    llm_backbone, _ = get_llm_backbone_and_tokenizer(
+        fields["llm_backbone_id"], fields["llm_max_length"], hf_token, inference_mode="llm_backbone" in checkpoint
+    )
+    return get_vlm(fields["model_id"], fields["arch_specifier"], vision_backbone, llm_backbone)
+
+
+def load(
+    model_id_or_path: str | Path,
+    hf_token: str | None = None,
+    cache_dir: str | Path | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> CobraVLM:
+    """Load a trained model for inference.
+
+    Args:
+        model_id_or_path: A run directory, a checkpoint file in one, or a model's id or name (`cobra-tiny` needs no
+            network).
+        hf_token: For closed repositories of the hub.
+        cache_dir: The hub's cache.
+        device: `cuda`, `cuda:N`, `mps` or `cpu`; None is the best at hand.
+        dtype: `fp32`, `bf16` or `fp16`; None is fp32 on a CPU. Decay rates, skip weights and step biases of Mamba stay
+            in fp32 always.
+
+    Raises:
+        UserError: The model cannot be found, read or built.
+    """
+    target = resolve_device(device)
+    source = find_checkpoint(model_id_or_path, hf_token, cache_dir)
+    checkpoint = read_checkpoint(source.path)
+    if "projector" not in checkpoint:
+        raise UserError(f"{source.path} holds {', '.join(checkpoint)} and no projector: it is not a whole model")
+    vlm = build_vlm(source.fields, checkpoint, hf_token)
+    vlm.load_modules(checkpoint, source.path)
+    vlm.is_stock = source.is_stock
+    vlm.checkpoint_sha256 = sha256_file(source.path)
+    vlm.requires_grad_(False)
+    vlm.eval()
+    cast(vlm, resolve_dtype(dtype, target))
+    return vlm.to(target)
+
+
+# Rounded to bf16 these move the decay by up to 0.7 % and the step sizes by up to 1.6 %.
+_KEPT_IN_FP32 = ("mixer.A_log", "mixer.D", "mixer.dt_proj.bias")
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Cast a model's parameters in place, but for those of Mamba's scan that must stay in fp32."""
+    for name, parameter in module.named_parameters():
+        if not name.endswith(_KEPT_IN_FP32):
+            parameter.data = parameter.data.to(dtype)

@@ -1,0 +1,106 @@
+"""Sizes of a Mamba language model, read from the formats in which they are published."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cobra.util.errors import UserError
+from cobra.util.files import read_json
+
+
+@dataclass(frozen=True)
+class MambaConfig:
+    """Architecture of a Mamba-1 language model (Gu and Dao, arXiv 2312.00752)."""
+
+    d_model: int
+    n_layer: int
+    vocab_size: int
+    d_state: int = 16
+    d_conv: int = 4
+    expand: int = 2
+    dt_rank: int | None = None
+    """Rank of the step-size projection; None is ceil(d_model / 16)."""
+    dt_min: float = 0.001
+    dt_max: float = 0.1
+    dt_init_floor: float = 1e-4
+    conv_bias: bool = True
+    proj_bias: bool = False
+    norm_epsilon: float = 1e-5
+    residual_in_fp32: bool = True
+    pad_vocab_size_multiple: int = 8
+
+    @property
+    def d_inner(self) -> int:
+        """Width of the mixer."""
+        return self.expand * self.d_model
+
+    @property
+    def rank(self) -> int:
+        """Rank of the step-size projection."""
+        return self.dt_rank if self.dt_rank is not None else math.ceil(self.d_model / 16)
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding: the vocabulary rounded up to a multiple of `pad_vocab_size_multiple`."""
+        return math.ceil(self.vocab_size / self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str = "the config") -> "MambaConfig":
+        """Read a `config.json` of state-spaces (`d_model`, `n_layer`, `ssm_cfg`) or of transformers (`hidden_size`).
+
+        Args:
+            values: The parsed JSON object.
+            where: What it was read from, for errors.
+
+        Raises:
+            UserError: Neither format's keys are there, or the model is not a Mamba-1 one.
+        """
+        ssm = dict(values.get("ssm_cfg") or {})
+        if ssm.get("layer", "Mamba1") != "Mamba1" or values.get("attn_layer_idx"):
+            raise UserError(f"{where} describes {ssm.get('layer', 'a hybrid')}, and only Mamba-1 models are supported")
+        if "d_model" in values and "n_layer" in values:
+            rank = ssm.get("dt_rank", "auto")
+            return cls(
+                d_model=values["d_model"],
+                n_layer=values["n_layer"],
+                vocab_size=values["vocab_size"],
+                dt_rank=None if rank == "auto" else rank,
+                norm_epsilon=values.get("norm_epsilon", 1e-5),
+                residual_in_fp32=values.get("residual_in_fp32", True),
+                pad_vocab_size_multiple=values.get("pad_vocab_size_multiple", 8),
+                conv_bias=ssm.get("conv_bias", True),
+                proj_bias=ssm.get("bias", False),
+                **{key: ssm[key] for key in _SHARED_SSM_KEYS if key in ssm},
+            )
+        if "hidden_size" in values and "num_hidden_layers" in values:
+            rank = values.get("time_step_rank", "auto")
+            return cls(
+                d_model=values["hidden_size"],
+                n_layer=values["num_hidden_layers"],
+                vocab_size=values["vocab_size"],
+                d_state=values.get("state_size", 16),
+                d_conv=values.get("conv_kernel", 4),
+                expand=values.get("expand", 2),
+                dt_rank=None if rank == "auto" else rank,
+                dt_min=values.get("time_step_min", 0.001),
+                dt_max=values.get("time_step_max", 0.1),
+                dt_init_floor=values.get("time_step_floor", 1e-4),
+                conv_bias=values.get("use_conv_bias", True),
+                proj_bias=values.get("use_bias", False),
+                norm_epsilon=values.get("layer_norm_epsilon", 1e-5),
+                residual_in_fp32=values.get("residual_in_fp32", True),
+                pad_vocab_size_multiple=values.get("pad_vocab_size_multiple", 8),
+            )
+        raise UserError(
+            f"{where} is not a Mamba config: expected d_model and n_layer (state-spaces) or hidden_size and "
+            f"num_hidden_layers (transformers), found {', '.join(sorted(values)) or 'nothing'}"
+        )
+
+    @classmethod
+    def from_file(cls, path: Path) -> "MambaConfig":
+        """Read a `config.json`; see :meth:`from_dict`."""
+        return cls.from_dict(read_json(path, "the language model's config"), str(path))
+
+
+_SHARED_SSM_KEYS = ("d_state", "d_conv", "expand", "dt_min", "dt_max", "dt_init_floor")

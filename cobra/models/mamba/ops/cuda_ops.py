@@ -1,0 +1,163 @@
+"""Mamba's operations by the vendor kernels of mamba-ssm and causal-conv1d (extra `cuda`); the seam is kept thin.
+
+Functions take and return what their namesakes in `torch_ops` do. The kernels want (batch, width, time), have no
+initial state and no notion of padding: layout, continuation and padding are added here.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Kernels:
+    """The vendor's functions; tests substitute pure-PyTorch stand-ins of the same signatures."""
+
+    def __init__(self) -> None:
+        from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+        from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn, selective_scan_fn
+        from mamba_ssm.ops.triton.selective_state_update import selective_state_update
+
+        self.causal_conv1d_fn = causal_conv1d_fn
+        self.causal_conv1d_update = causal_conv1d_update
+        self.mamba_inner_fn = mamba_inner_fn
+        self.selective_scan_fn = selective_scan_fn
+        self.selective_state_update = selective_state_update
+
+
+@cache
+def kernels() -> Any:
+    """Return the vendor's functions, imported once."""
+    return Kernels()
+
+
+@cache
+def failure(device_index: int) -> str | None:
+    """Return why the kernels cannot be used on a device, or None where they work.
+
+    They are called, not only imported: a build without the Mamba-1 extension imports and then raises at every call.
+    """
+    device = torch.device("cuda", device_index)
+    try:
+        x = torch.zeros(1, 4, 8, device=device)
+        weight = torch.zeros(8, 4, device=device)
+        states = torch.zeros(8, 4, device=device)
+        y = causal_conv(x, weight, None, None)
+        selective_scan(y, x, states, y[..., :4], y[..., :4], states[:, 0], x, states[:, 0], None, None)
+    except Exception as error:  # noqa: BLE001 - whatever a foreign binary raises means that it is of no use
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor | None) -> Tensor:
+    """See :func:`torch_ops.causal_conv`."""
+    kernel = weight.shape[1]
+    inputs = x.transpose(1, 2)
+    if window is not None:
+        # The last inputs go in front and their outputs are dropped: exact, and no layout of the kernel's is needed.
+        inputs = torch.cat([window[:, :, 1:].to(x.dtype), inputs], dim=2)
+    out = kernels().causal_conv1d_fn(inputs, weight.to(x.dtype), _cast(bias, x.dtype), activation="silu")
+    return out[:, :, kernel - 1 :].transpose(1, 2) if window is not None else out.transpose(1, 2)
+
+
+def causal_conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor) -> Tensor:
+    """See :func:`torch_ops.causal_conv_step`; `window` is shifted in place by the kernel."""
+    dtype = window.dtype
+    out = kernels().causal_conv1d_update(x.to(dtype), window, weight.to(dtype), _cast(bias, dtype), activation="silu")
+    return out.to(x.dtype)
+
+
+def selective_scan(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    dt_bias: Tensor,
+    state: Tensor | None,
+    valid: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`torch_ops.selective_scan`."""
+    arguments = [tensor.transpose(1, 2).contiguous() for tensor in (u, dt, B, C, z)]
+    inputs, steps, drive, read, gate = arguments
+    if state is None and valid is None:
+        y, last = kernels().selective_scan_fn(
+            inputs, steps, A, drive, read, D, gate, dt_bias, delta_softplus=True, return_last_state=True
+        )
+        return y.transpose(1, 2), last
+    delta = F.softplus(dt.float() + dt_bias)
+    if valid is not None:
+        delta = delta * valid.unsqueeze(-1)
+    y, last = kernels().selective_scan_fn(
+        inputs.float(),
+        delta.transpose(1, 2).contiguous(),
+        A,
+        drive.float(),
+        read.float(),
+        D,
+        None,
+        None,
+        delta_softplus=False,
+        return_last_state=True,
+    )
+    y = y.transpose(1, 2)
+    if state is not None:
+        carried, tail = _carry_state(delta, A, C.float(), state.float())
+        y, last = y + carried, last + tail
+    return (y * F.silu(z.float())).to(u.dtype), last
+
+
+def _carry_state(delta: Tensor, A: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what an initial state adds to the outputs and to the last state: the recurrence is linear in it.
+
+    Every exponent is at most 0, so nothing overflows. Done in pieces of time to bound memory.
+    """
+    elapsed = delta.cumsum(1)
+    carried = []
+    for piece, read in zip(elapsed.split(64, dim=1), C.split(64, dim=1), strict=True):
+        fade = torch.exp(piece.unsqueeze(-1) * A)
+        carried.append(torch.einsum("btn,btdn,bdn->btd", read, fade, state))
+    return torch.cat(carried, dim=1), torch.exp(elapsed[:, -1].unsqueeze(-1) * A) * state
+
+
+def selective_scan_step(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, state: Tensor
+) -> Tensor:
+    """See :func:`torch_ops.selective_scan_step`; `state` is updated in place by the kernel."""
+    return kernels().selective_state_update(state, u, dt, A, B, C, D, z=z, dt_bias=dt_bias, dt_softplus=True)
+
+
+def inner(xz: Tensor, mixer: Any, A: Tensor) -> Tensor:
+    """The whole mixer between its input and output projections, fused with the latter; for training, unpadded.
+
+    Args:
+        xz: Output of `in_proj` (batch, time, 2 * width).
+        mixer: The :class:`cobra.models.mamba.model.MambaMixer` whose weights are used.
+        A: Negative decay rates (width, state), fp32.
+
+    Returns:
+        (batch, time, d_model).
+    """
+    return kernels().mamba_inner_fn(
+        xz.transpose(1, 2).contiguous(),
+        mixer.conv1d.weight,
+        mixer.conv1d.bias,
+        mixer.x_proj.weight,
+        mixer.dt_proj.weight,
+        mixer.out_proj.weight,
+        mixer.out_proj.bias,
+        A,
+        None,
+        None,
+        mixer.D.float(),
+        delta_bias=mixer.dt_proj.bias.float(),
+        delta_softplus=True,
+    )
+
+
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)

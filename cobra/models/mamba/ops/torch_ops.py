@@ -1,0 +1,219 @@
+"""Mamba's operations in plain PyTorch, on any device: exact, threaded by PyTorch, and frugal with memory.
+
+The scan keeps only u, dt, A, B, C and one state a chunk for the backward pass, and recomputes the rest chunk by chunk,
+so neither pass ever holds a (batch, time, width, state) tensor. exp(dt * A) is formed step by step and never as a
+difference of cumulative sums, which overflows for large dt.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Elements of one chunk's buffer: 1 MB of fp32, which stays in a core's L2 cache between its passes.
+_CHUNK_ELEMENTS = 262_144
+# At least so many steps a chunk, so that the kept states stay a small share of the inputs.
+_MIN_CHUNK_STEPS = 8
+
+
+def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor | None) -> Tensor:
+    """Depthwise causal convolution over time, followed by SiLU.
+
+    Args:
+        x: Inputs (batch, time, width).
+        weight: Taps (width, kernel); the last one multiplies the current input.
+        bias: (width,) or None.
+        window: The last `kernel` inputs before `x`, oldest first (batch, width, kernel); None is zeros.
+
+    Returns:
+        (batch, time, width) in x's dtype.
+    """
+    kernel = weight.shape[1]
+    steps = x.shape[1]
+    if window is None:
+        padded = F.pad(x, (0, 0, kernel - 1, 0))
+    else:
+        padded = torch.cat([window[:, :, 1:].transpose(1, 2).to(x.dtype), x], dim=1)
+    out = padded[:, :steps] * weight[:, 0]
+    for tap in range(1, kernel):
+        out = torch.addcmul(out, padded[:, tap : tap + steps], weight[:, tap])
+    return F.silu(out if bias is None else out + bias)
+
+
+def causal_conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor) -> Tensor:
+    """One step of :func:`causal_conv`.
+
+    Args:
+        x: The current input (batch, width).
+        weight: (width, kernel).
+        bias: (width,) or None.
+        window: The last `kernel` inputs, oldest first (batch, width, kernel); shifted in place, so that it ends in x.
+
+    Returns:
+        (batch, width) in x's dtype.
+    """
+    window.copy_(torch.cat([window[:, :, 1:], x.unsqueeze(-1).to(window.dtype)], dim=-1))
+    out = (window * weight).sum(-1)
+    return F.silu(out if bias is None else out + bias).to(x.dtype)
+
+
+def selective_scan(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    dt_bias: Tensor,
+    state: Tensor | None,
+    valid: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The selective state-space recurrence with its gate (arXiv 2312.00752, algorithm 2).
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t;  y_t = (C_t h_t + D u_t) silu(z_t), with dt = softplus(dt + dt_bias).
+
+    Args:
+        u: Inputs after the convolution (batch, time, width).
+        dt: Step sizes before bias and softplus (batch, time, width).
+        A: Negative decay rates (width, state), fp32.
+        B: (batch, time, state).
+        C: (batch, time, state).
+        D: Skip weights (width,), fp32.
+        z: Gate (batch, time, width).
+        dt_bias: (width,), fp32.
+        state: h_0 (batch, width, state) or None for zeros.
+        valid: (batch, time) bool; where False the state is held exactly and the output is of no use. None is all True.
+
+    Returns:
+        y (batch, time, width) in u's dtype, and h after the last step (batch, width, state) in fp32.
+    """
+    delta = F.softplus(wide(dt) + wide(dt_bias))
+    if valid is not None:
+        delta = delta * valid.unsqueeze(-1)
+    inputs = wide(u)
+    y, last = _ChunkedScan.apply(inputs, delta, wide(A), wide(B), wide(C), state)
+    y = torch.addcmul(y, inputs, wide(D))
+    return (y * F.silu(wide(z))).to(u.dtype), last
+
+
+def selective_scan_step(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, state: Tensor
+) -> Tensor:
+    """One step of :func:`selective_scan`.
+
+    Args:
+        u: (batch, width).
+        dt: (batch, width), before bias and softplus.
+        A: (width, state), fp32.
+        B: (batch, state).
+        C: (batch, state).
+        D: (width,).
+        z: (batch, width).
+        dt_bias: (width,).
+        state: (batch, width, state), fp32; updated in place.
+
+    Returns:
+        y (batch, width) in u's dtype.
+    """
+    delta = F.softplus(wide(dt) + wide(dt_bias))
+    inputs = wide(u)
+    state.mul_(torch.exp(delta.unsqueeze(-1) * A)).addcmul_((delta * inputs).unsqueeze(-1), wide(B).unsqueeze(1))
+    y = torch.bmm(state, wide(C).unsqueeze(-1)).squeeze(-1)
+    return (torch.addcmul(y, inputs, wide(D)) * F.silu(wide(z))).to(u.dtype)
+
+
+def chunk_steps(batch: int, width: int, states: int, steps: int) -> int:
+    """Return the number of time steps of one chunk of the scan."""
+    return min(steps, max(_MIN_CHUNK_STEPS, _CHUNK_ELEMENTS // (batch * width * states)))
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return the tensor in fp32, or as it is where it is fp64."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+class _ChunkedScan(torch.autograd.Function):
+    """y_t = C_t h_t with h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t; all tensors fp32 (or all fp64).
+
+    Inside, states lie as (steps, batch, state, width): the width is innermost, so every pass is a long contiguous one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        batch, steps, width = u.shape
+        states = A.shape[1]
+        size = chunk_steps(batch, width, states, steps)
+        decay_rates = A.t().contiguous()
+        u_t, dt_t, B_t, C_t = (tensor.transpose(0, 1).contiguous() for tensor in (u, dt, B, C))
+        h = u.new_zeros(batch, states, width) if state is None else state.to(u.dtype).transpose(1, 2).contiguous()
+        starts = u.new_empty(-(-steps // size), batch, states, width)
+        decay, hidden = (u.new_empty(size, batch, states, width) for _ in range(2))
+        y = torch.empty_like(u_t)
+        for index, begin in enumerate(range(0, steps, size)):
+            starts[index] = h
+            part = slice(begin, min(begin + size, steps))
+            count = part.stop - begin
+            _run_chunk(dt_t[part], u_t[part], B_t[part], decay_rates, h, decay[:count], hidden[:count])
+            y[part] = torch.matmul(C_t[part].unsqueeze(2), hidden[:count]).squeeze(2)
+            h = hidden[count - 1].clone()
+        ctx.save_for_backward(u_t, dt_t, decay_rates, B_t, C_t, starts)
+        ctx.size = size
+        ctx.has_state = state is not None
+        return y.transpose(0, 1), h.transpose(1, 2).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        grad_y, grad_last = gradients
+        u, dt, decay_rates, B, C, starts = ctx.saved_tensors
+        steps, size = u.shape[0], ctx.size
+        grad_y = grad_y.transpose(0, 1)
+        carry = grad_last.transpose(1, 2).contiguous()
+        grads = [torch.empty_like(tensor) for tensor in (u, dt, B, C)]
+        grad_rates = torch.zeros_like(decay_rates)
+        buffers = [u.new_empty(size, *starts.shape[1:]) for _ in range(3)]
+        for index in reversed(range(starts.shape[0])):
+            part = slice(index * size, min((index + 1) * size, steps))
+            chunk = [tensor[part] for tensor in (u, dt, B, C)]
+            carry, rates, chunk_grads = _backward_chunk(chunk, decay_rates, starts[index], grad_y[part], carry, buffers)
+            grad_rates += rates
+            for whole, piece in zip(grads, chunk_grads, strict=True):
+                whole[part] = piece
+        du, ddt, dB, dC = (gradient.transpose(0, 1) for gradient in grads)
+        return du, ddt, grad_rates.t(), dB, dC, carry.transpose(1, 2) if ctx.has_state else None
+
+
+def _run_chunk(dt: Tensor, u: Tensor, B: Tensor, rates: Tensor, h: Tensor, decay: Tensor, hidden: Tensor) -> None:
+    """Fill `decay` with exp(dt A) and `hidden` with the states of one chunk that starts from `h`."""
+    torch.mul(dt.unsqueeze(2), rates, out=decay).exp_()
+    torch.mul((dt * u).unsqueeze(2), B.unsqueeze(3), out=hidden)
+    for now, fade in zip(hidden, decay, strict=True):
+        now.addcmul_(fade, h)
+        h = now
+
+
+def _backward_chunk(
+    chunk: list[Tensor], rates: Tensor, start: Tensor, grad_y: Tensor, carry: Tensor, buffers: list[Tensor]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return the gradient of the chunk's start state, of the decay rates, and of (u, dt, B, C) of the chunk."""
+    u, dt, B, C = chunk
+    decay, hidden, grad = (buffer[: u.shape[0]] for buffer in buffers)
+    _run_chunk(dt, u, B, rates, start, decay, hidden)
+    grad_C = torch.matmul(hidden, grad_y.unsqueeze(3)).squeeze(3)
+    torch.mul(C.unsqueeze(3), grad_y.unsqueeze(2), out=grad)
+    following = carry
+    for now, fade in zip(reversed(grad.unbind()), reversed(decay.unbind()), strict=True):
+        now.add_(following)
+        following = now * fade
+    grad_dtu = torch.matmul(B.unsqueeze(2), grad).squeeze(2)
+    grad_B = torch.matmul(grad, (dt * u).unsqueeze(3)).squeeze(3)
+    # From here on `decay` holds the gradient of the exponent dt A: grad h_{t-1} exp(dt A).
+    decay *= grad
+    decay[1:] *= hidden[:-1]
+    decay[0] *= start
+    grad_dt = torch.addcmul((decay * rates).sum(2), grad_dtu, u)
+    grad_rates = decay.mul_(dt.unsqueeze(2)).sum((0, 1))
+    return following, grad_rates, [grad_dtu * dt, grad_dt, grad_B, grad_C]

@@ -1,0 +1,77 @@
+"""The models that can be loaded by name."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from cobra.conf import ModelConfig, ModelRegistry
+from cobra.conf.models import MODEL_ALIASES
+from cobra.util.errors import UserError
+
+# The hub repository of Cobra's released checkpoints: `{model_id}/config.json` and `{model_id}/checkpoints/...`.
+HUB_REPOSITORY = "han1997/cobra"
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What is known of a model before it is loaded."""
+
+    model_id: str
+    names: tuple[str, ...]
+    """Other names by which it can be asked for."""
+    description: str
+    config: ModelConfig
+
+
+_NAMES: dict[str, tuple[str, ...]] = {"cobra+3b": ("Cobra-DINOSigLIP 3B",)}
+
+
+def _describe(member: ModelRegistry) -> ModelDescription:
+    config_class: Any = member.value
+    aliases = tuple(alias for alias, target in MODEL_ALIASES.items() if target == member.model_id)
+    names = aliases + _NAMES.get(member.model_id, ())
+    return ModelDescription(member.model_id, names, (config_class.__doc__ or "").strip(), config_class())
+
+
+MODELS: dict[str, ModelDescription] = {member.model_id: _describe(member) for member in ModelRegistry}
+
+
+def find_model(id_or_name: str) -> ModelDescription | None:
+    """Return the model of that id or name, or None."""
+    for model in MODELS.values():
+        if id_or_name == model.model_id or id_or_name in model.names:
+            return model
+    return None
+
+
+def available_models() -> list[str]:
+    """Return the ids of all models that can be loaded by name."""
+    return list(MODELS)
+
+
+def available_model_names() -> list[tuple[str, list[str]]]:
+    """Return every model's id with the other names by which it can be asked for."""
+    return [(model.model_id, list(model.names)) for model in MODELS.values()]
+
+
+def get_model_description(id_or_name: str) -> dict[str, Any]:
+    """Return what is known of a model.
+
+    Args:
+        id_or_name: Its id or one of its names.
+
+    Raises:
+        UserError: There is no such model; the known ones are listed.
+    """
+    model = find_model(id_or_name)
+    if model is None:
+        raise UserError(f"the model {id_or_name!r} is unknown; the known ones are: {', '.join(MODELS)}")
+    config = model.config
+    return {
+        "model_id": model.model_id,
+        "names": list(model.names),
+        "description": model.description,
+        "vision_backbone": config.vision_backbone_id,
+        "llm_backbone": config.llm_backbone_id,
+        "arch_specifier": config.arch_specifier,
+        "image_resize_strategy": config.image_resize_strategy,
+    }

@@ -1,0 +1,178 @@
+"""Answering prompts about images: the public face of generation, shared by all vision-language models."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from cobra.models.backbones.llm import MambaLLMBackbone
+from cobra.models.backbones.vision import PixelValues, VisionBackbone
+from cobra.models.backbones.vision.transforms import map_pixels, stack_pixels
+from cobra.models.mamba import MambaState
+from cobra.models.vlms.generation import GenerationOptions, generate_ids
+from cobra.util.errors import UserError
+
+# Answers whose first token alone tells them, for generate_batch's probabilities.
+_ANSWERS = ("True", "False", "Yes", "No", *(chr(letter) for letter in range(ord("A"), ord("Z") + 1)))
+
+
+def single_token_answers(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Return the token id of every answer (True, False, Yes, No, A to Z) that is a single token."""
+    encoded = {answer: tokenizer.encode(answer, add_special_tokens=False) for answer in _ANSWERS}
+    return {answer: ids[0] for answer, ids in encoded.items() if len(ids) == 1}
+
+
+class Answering:
+    """Generation for a model with the attributes named here; :class:`CobraVLM` is one."""
+
+    vision_backbone: VisionBackbone
+    llm_backbone: MambaLLMBackbone
+    string2idx: dict[str, int]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the language model."""
+        return self.llm_backbone.llm.backbone.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the language model's matrices."""
+        return self.llm_backbone.llm.backbone.embedding.weight.dtype
+
+    def encode_images(self, pixel_values: PixelValues) -> Tensor:
+        """Return image embeddings (batch, patches, d_model) of pixels."""
+        raise NotImplementedError
+
+    def preprocess(self, images: Sequence[Image.Image]) -> PixelValues:
+        """Return the pixels of pictures, stacked on the model's device and, where there are several, by tower."""
+        pixels = [self.vision_backbone.image_transform(image.convert("RGB")) for image in images]
+        return map_pixels(stack_pixels(pixels), lambda value: value.to(self.device))
+
+    @torch.inference_mode()
+    def prefill(self, pixel_values: PixelValues | None, prompts: Sequence[Sequence[int]]) -> tuple[MambaState, Tensor]:
+        """Read a batch of prompts of any lengths.
+
+        Args:
+            pixel_values: Pixels with a row for each prompt, or None for text only.
+            prompts: Text ids.
+
+        Returns:
+            The state after each prompt, and the scores (batch, vocabulary) of each first new token in fp32.
+        """
+        if pixel_values is not None:
+            count = len(next(iter(pixel_values.values())) if isinstance(pixel_values, dict) else pixel_values)
+            if count != len(prompts):
+                raise UserError(f"there are {count} images for {len(prompts)} prompts: give an image for every prompt")
+        llm = self.llm_backbone.llm
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        ids = nn.utils.rnn.pad_sequence([torch.tensor(prompt, dtype=torch.long) for prompt in prompts], True)
+        embeds = llm.embed(ids.to(self.device))
+        if pixel_values is not None:
+            patches = self.encode_images(pixel_values).to(embeds.dtype)
+            embeds = torch.cat([patches, embeds], dim=1)
+            lengths = lengths + patches.shape[1]
+        state = MambaState.zeros(llm.config, len(prompts), self.device)
+        ragged = bool((lengths != embeds.shape[1]).any())
+        hidden = llm(embeds, state, lengths if ragged else None)
+        last = hidden[torch.arange(len(prompts), device=self.device), lengths - 1]
+        return state, llm.logits(last)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the ids of a prompt, cut on the right at the model's longest text."""
+        return self.llm_backbone.tokenizer(text, truncation=True).input_ids
+
+    def generate(self, image: Image.Image | None, prompt_text: str, **kwargs: Any) -> str:
+        """Answer a prompt about an image.
+
+        Args:
+            image: The picture, or None for text only.
+            prompt_text: A prompt from :meth:`get_prompt_builder`.
+            **kwargs: See :class:`GenerationOptions`.
+
+        Returns:
+            The answer, without the prompt and without special tokens.
+        """
+        pixel_values = None if image is None else self.preprocess([image])
+        return self.generate_batch(pixel_values, [prompt_text], **kwargs)[0]
+
+    def stream(self, image: Image.Image | None, prompt_text: str, **kwargs: Any) -> Iterator[str]:
+        """Like :meth:`generate`, yielding the text piece by piece as it is written."""
+        pixel_values = None if image is None else self.preprocess([image])
+        options = GenerationOptions.from_kwargs(kwargs)
+        prompts = [self.tokenize(prompt_text)]
+        state, scores = self.prefill(pixel_values, prompts)
+        ids: list[int] = []
+        told = ""
+        for step in self._steps(state, scores, prompts, options):
+            ids += [token for _, token in step]
+            text = self._decode(ids)
+            # A character of several tokens shows as U+FFFD until it is whole.
+            if not text.endswith("\ufffd"):
+                yield text[len(told) :]
+                told = text
+        yield self._decode(ids)[len(told) :]
+
+    def generate_batch(
+        self,
+        pixel_values: PixelValues | None,
+        texts: Sequence[str],
+        return_string_probabilities: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Answer a batch of prompts, of any lengths, at once.
+
+        Args:
+            pixel_values: Pixels with a row for each prompt (see :meth:`preprocess`), or None for text only.
+            texts: Prompts.
+            return_string_probabilities: Single-token answers (keys of `string2idx`) whose probabilities as the first
+                token, normalised among themselves, are wanted.
+            **kwargs: See :class:`GenerationOptions`.
+
+        Returns:
+            The answers; with `return_string_probabilities` a pair of them and a list of probabilities for each.
+
+        Raises:
+            UserError: The number of images is not that of prompts, or an answer is not a single token.
+        """
+        return_strings = list(return_string_probabilities or [])
+        unknown = [answer for answer in return_strings if answer not in self.string2idx]
+        if unknown:
+            raise UserError(f"{', '.join(unknown)}: not a single-token answer; known: {', '.join(self.string2idx)}")
+        prompts = [self.tokenize(text) for text in texts]
+        options = GenerationOptions.from_kwargs(kwargs)
+        state, scores = self.prefill(pixel_values, prompts)
+        chosen = scores.softmax(-1)[:, [self.string2idx[answer] for answer in return_strings]]
+        answers = [self._decode(ids).strip() for ids in self._collect(state, scores, prompts, options)]
+        if not return_strings:
+            return answers
+        return answers, (chosen / chosen.sum(-1, keepdim=True)).tolist()
+
+    def generate_batch_ids(
+        self, pixel_values: PixelValues | None, prompts: Sequence[Sequence[int]], options: GenerationOptions
+    ) -> list[list[int]]:
+        """Return the new ids of each prompt, the end token included; see :meth:`generate_batch`."""
+        state, scores = self.prefill(pixel_values, prompts)
+        return self._collect(state, scores, prompts, options)
+
+    def _collect(
+        self, state: MambaState, scores: Tensor, prompts: Sequence[Sequence[int]], options: GenerationOptions
+    ) -> list[list[int]]:
+        answers: list[list[int]] = [[] for _ in prompts]
+        for step in self._steps(state, scores, prompts, options):
+            for row, token in step:
+                answers[row].append(token)
+        return answers
+
+    def _steps(
+        self, state: MambaState, scores: Tensor, prompts: Sequence[Sequence[int]], options: GenerationOptions
+    ) -> Iterator[list[tuple[int, int]]]:
+        end = options.eos_token_id
+        if end is None:
+            end = int(self.llm_backbone.tokenizer.eos_token_id)
+        return generate_ids(self.llm_backbone.llm, state, scores, prompts, options, end)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.llm_backbone.tokenizer.decode(ids, skip_special_tokens=True)

@@ -1,0 +1,312 @@
+"""CobraVLM: vision towers, a projector and Mamba, joined as one model."""
+
+import glob
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cobra.models.backbones.llm import MambaLLMBackbone
+from cobra.models.backbones.llm.prompting import PromptBuilder
+from cobra.models.backbones.vision import PixelValues, VisionBackbone
+from cobra.models.backbones.vision.transforms import map_pixels
+from cobra.models.checkpoint import MODULE_KEYS, Checkpoint, load_strictly, read_checkpoint
+from cobra.models.mamba import MambaState
+from cobra.models.vlms.answering import Answering, single_token_answers
+from cobra.util.data_utils import IGNORE_INDEX
+from cobra.util.errors import UserError
+from cobra.util.nn_utils import FusedLDPProjector, FusedMLPProjector, LinearProjector, MLPProjector
+
+STAGES = ("align", "finetune", "full-finetune")
+
+# Modules that each stage trains; the others are frozen.
+_TRAINED = {
+    "align": ("projector",),
+    "finetune": ("projector", "llm_backbone"),
+    "full-finetune": ("vision_backbone", "projector", "llm_backbone"),
+}
+
+
+@dataclass
+class VLMOutput:
+    """What a forward pass returns.
+
+    loss: Mean (or sum) of the cross-entropy over labelled tokens, a scalar in fp32; None without labels.
+    logits: (batch, patches + text, vocabulary), rows with an image first; None when they were not asked for.
+    past_key_values: The inference state after the last token, when `use_cache`.
+    hidden_states: Final hidden states (batch, patches + text, d_model), when `output_hidden_states`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: MambaState | None = None
+    hidden_states: Tensor | None = None
+
+
+def build_projector(arch_specifier: str, vision_dim: int, llm_dim: int) -> nn.Module:
+    """Build the projector that an architecture names.
+
+    Args:
+        arch_specifier: `linear`, or ending in `fused-gelu-mlp`, `gelu-mlp` or `fused-ldpnet`.
+        vision_dim: Channels of a patch.
+        llm_dim: Width of the language model.
+
+    Raises:
+        UserError: The architecture is unknown.
+    """
+    # Every run starts from the same projector: its own seed, outside the run's random numbers.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(vision_dim)
+        if arch_specifier == "linear":
+            return LinearProjector(vision_dim, llm_dim)
+        for ending, projector in _PROJECTORS.items():
+            if arch_specifier.endswith(ending):
+                return projector(vision_dim, llm_dim)
+    raise UserError(
+        f"the architecture {arch_specifier!r} is unknown: it must be 'linear' or end in {', '.join(_PROJECTORS)}; a "
+        "leading 'no-align+' says that no align stage is needed"
+    )
+
+
+# Tested in this order: `fused-gelu-mlp` ends in `gelu-mlp` too.
+_PROJECTORS = {"fused-gelu-mlp": FusedMLPProjector, "gelu-mlp": MLPProjector, "fused-ldpnet": FusedLDPProjector}
+
+
+class CobraVLM(Answering, nn.Module):
+    """A vision-language model whose inference state has constant size.
+
+    Attributes:
+        model_id: Name of the model.
+        is_stock: Loaded as released; False for models trained by this project.
+        checkpoint_sha256: Hash of the file the weights were read from, or empty for a model built without one.
+        checkpoint_modules: Modules that a checkpoint must hold to give this model back: those that were trained, and
+            those that were loaded with other values than their backbone's own.
+        string2idx: Token id of each single-token answer.
+    """
+
+    def __init__(
+        self,
+        model_id: str,
+        vision_backbone: VisionBackbone,
+        llm_backbone: MambaLLMBackbone,
+        arch_specifier: str = "no-align+fused-gelu-mlp",
+        enable_mixed_precision_training: bool = True,
+    ) -> None:
+        super().__init__()
+        self.model_id = model_id
+        self.arch_specifier = arch_specifier
+        self.enable_mixed_precision_training = enable_mixed_precision_training
+        self.vision_backbone = vision_backbone
+        self.llm_backbone = llm_backbone
+        self.projector = build_projector(arch_specifier, vision_backbone.embed_dim, llm_backbone.embed_dim)
+        self.trainable_module_keys: list[str] = []
+        self.altered_module_keys: set[str] = set()
+        self.is_stock = False
+        self.checkpoint_sha256 = ""
+        self.string2idx = single_token_answers(llm_backbone.tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_checkpoint: str | Path,
+        model_id: str,
+        vision_backbone: VisionBackbone,
+        llm_backbone: MambaLLMBackbone,
+        enable_mixed_precision_training: bool = True,
+        arch_specifier: str = "no-align+fused-gelu-mlp",
+        freeze_weights: bool = True,
+    ) -> "CobraVLM":
+        """Build a model from backbones and load a checkpoint into it.
+
+        Args:
+            pretrained_checkpoint: A `.pt` in Cobra's layout or a `.safetensors` of this project.
+            model_id: Name of the model.
+            vision_backbone: Towers; overwritten where the checkpoint holds towers.
+            llm_backbone: Language model; overwritten where the checkpoint holds one.
+            enable_mixed_precision_training: Kept as an attribute for training.
+            arch_specifier: Projector.
+            freeze_weights: Put the model into evaluation mode without gradients.
+
+        Raises:
+            UserError: The checkpoint cannot be read, holds no projector, or is of another architecture.
+        """
+        vlm = cls(model_id, vision_backbone, llm_backbone, arch_specifier, enable_mixed_precision_training)
+        checkpoint = read_checkpoint(Path(pretrained_checkpoint))
+        if "projector" not in checkpoint:
+            raise UserError(
+                f"{pretrained_checkpoint} holds {', '.join(checkpoint)} and no projector: it is not a whole model"
+            )
+        vlm.load_modules(checkpoint, pretrained_checkpoint)
+        if freeze_weights:
+            vlm.requires_grad_(False)
+            vlm.eval()
+        return vlm
+
+    @property
+    def checkpoint_modules(self) -> list[str]:
+        """Modules that a checkpoint of this model must hold, in a fixed order."""
+        return [key for key in MODULE_KEYS if key in self.altered_module_keys or key in self.trainable_module_keys]
+
+    def load_modules(self, checkpoint: Checkpoint, where: str | Path) -> list[str]:
+        """Load every module that a checkpoint holds, strictly.
+
+        Args:
+            checkpoint: Tensors by module; this model is changed in place.
+            where: What it was read from, for errors.
+
+        Returns:
+            The names of the loaded modules.
+        """
+        for key, tensors in checkpoint.items():
+            if load_strictly(getattr(self, key), tensors, key, where):
+                self.altered_module_keys.add(key)
+        return list(checkpoint)
+
+    def load_from_checkpoint(self, stage: str, run_dir: Path, pretrained_checkpoint: Path | None = None) -> list[str]:
+        """Load what a stage starts from: a checkpoint if given, else the model's own align run where it needs one.
+
+        Args:
+            stage: `align`, `finetune` or `full-finetune`.
+            run_dir: Directory of this run; the align run is looked for beside it.
+            pretrained_checkpoint: A `.pt` or `.safetensors`; every module that it holds is loaded.
+
+        Returns:
+            The names of the loaded modules; empty where the stage starts from the bare backbones.
+
+        Raises:
+            UserError: The architecture needs an align run and there is none, or a file is not of this architecture.
+        """
+        if pretrained_checkpoint is not None:
+            return self.load_modules(read_checkpoint(pretrained_checkpoint), pretrained_checkpoint)
+        if stage == "align" or self.arch_specifier.startswith("no-align"):
+            return []
+        # Runs end in their seed; one with a name of the user's own may start from any.
+        seed = re.search(r"x\d+$", run_dir.name)
+        pattern = f"*{glob.escape(self.model_id)}+stage-align+{seed.group() if seed else 'x*'}"
+        found = sorted(run_dir.parent.glob(f"{pattern}/checkpoints/latest-checkpoint.pt"))
+        if not found:
+            raise UserError(
+                f"the architecture {self.arch_specifier!r} needs a projector from its align stage, and there is no run "
+                f"{pattern} with a checkpoint in {run_dir.parent}: run "
+                "scripts/pretrain.py with --stage align first, or give --pretrained_checkpoint"
+            )
+        return self.load_modules(read_checkpoint(found[-1]), found[-1])
+
+    def get_prompt_builder(self, system_prompt: str | None = None) -> PromptBuilder:
+        """Return a new conversation in the language model's format."""
+        return self.llm_backbone.prompt_builder_fn(model_family="cobra", system_prompt=system_prompt)
+
+    def freeze_backbones(self, stage: str) -> None:
+        """Let gradients flow into the modules that a stage trains, and into no other.
+
+        Raises:
+            UserError: The stage is unknown.
+        """
+        check_stage(stage)
+        self.trainable_module_keys = list(_TRAINED[stage])
+        for key in MODULE_KEYS:
+            getattr(self, key).requires_grad_(key in _TRAINED[stage])
+
+    def train(self, mode: bool = True) -> "CobraVLM":
+        """Switch between training and evaluation; a frozen vision tower always stays in evaluation."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.vision_backbone.parameters()):
+            self.vision_backbone.eval()
+        return self
+
+    def encode_images(self, pixel_values: PixelValues) -> Tensor:
+        """Return image embeddings (batch, patches, d_model) of pixels; towers without gradients keep no graph."""
+        trained = any(parameter.requires_grad for parameter in self.vision_backbone.parameters())
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            patches = self.vision_backbone(pixel_values)
+        return self.projector(patches.to(next(self.projector.parameters()).dtype))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: PixelValues | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: MambaState | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        multimodal_indices: Tensor | None = None,
+        loss_reduction: str = "mean",
+        return_logits: bool = True,
+    ) -> VLMOutput:
+        """Run the model on a batch of rows padded on the right.
+
+        Args:
+            input_ids: (batch, text) int64.
+            attention_mask: Accepted for compatibility: the model is causal, so right padding changes nothing.
+            pixel_values: Pixels of all rows (batch, 3, height, width), by tower; rows of text only are not looked at.
+            labels: (batch, text) int64, -100 where no loss is wanted.
+            inputs_embeds: (batch, time, d_model) in place of `input_ids`; labels then have its length.
+            past_key_values: What was read before; updated in place. Images come before it, not after.
+            use_cache: Return the state after the last position; only of use for rows without padding.
+            output_attentions: Accepted for compatibility: there are none.
+            output_hidden_states: Return the final hidden states.
+            return_dict: Accepted for compatibility: a dataclass is returned.
+            multimodal_indices: Rows that have an image (n,) int64; None is every row when there are pixels.
+            loss_reduction: `mean` over the labelled tokens of the batch, or their `sum`.
+            return_logits: False leaves the logits out; the loss then costs memory for labelled positions only.
+        """
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise UserError("forward needs input_ids or inputs_embeds")
+            inputs_embeds, labels = self._embed(input_ids, pixel_values, labels, multimodal_indices)
+        state = past_key_values
+        if use_cache and state is None:
+            state = MambaState.zeros(self.llm_backbone.llm.config, len(inputs_embeds), inputs_embeds.device)
+        hidden = self.llm_backbone.llm(inputs_embeds, state)
+        loss = None if labels is None else self._loss(hidden, labels, loss_reduction)
+        return VLMOutput(
+            loss=loss,
+            logits=self.llm_backbone.llm.logits(hidden) if return_logits else None,
+            past_key_values=state,
+            hidden_states=hidden if output_hidden_states else None,
+        )
+
+    def _embed(
+        self, input_ids: Tensor, pixel_values: PixelValues | None, labels: Tensor | None, images: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Join patches and text: rows with an image are [patches ; text], then the others as [text ; zeros]."""
+        text = self.llm_backbone.llm.embed(input_ids)
+        if pixel_values is None or (images is not None and len(images) == 0):
+            return text, labels
+        if images is None:
+            images = torch.arange(len(input_ids), device=input_ids.device)
+        is_text = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        is_text[images] = False
+        others = is_text.nonzero().squeeze(1)
+        patches = self.encode_images(map_pixels(pixel_values, lambda value: value[images])).to(text.dtype)
+        blank = text.new_zeros(len(others), *patches.shape[1:])
+        fused = torch.cat([torch.cat([patches, text[images]], 1), torch.cat([text[others], blank], 1)])
+        if labels is None:
+            return fused, None
+        ignore = labels.new_full((len(labels), patches.shape[1]), IGNORE_INDEX)
+        with_image = torch.cat([ignore[: len(images)], labels[images]], 1)
+        return fused, torch.cat([with_image, torch.cat([labels[others], ignore[len(images) :]], 1)])
+
+    def _loss(self, hidden: Tensor, labels: Tensor, reduction: str) -> Tensor:
+        """Cross-entropy of the next token over labelled positions; only their logits are ever formed."""
+        targets = labels[:, 1:]
+        labelled = targets != IGNORE_INDEX
+        chosen = hidden[:, :-1][labelled]
+        if len(chosen) == 0:
+            # Nothing to learn: a zero that is still connected to the parameters, so that every rank synchronises.
+            return hidden.float().sum() * 0.0
+        weight = self.llm_backbone.llm.lm_head.weight
+        return F.linear_cross_entropy(chosen, weight.to(chosen.dtype), targets[labelled], reduction=reduction)
+
+
+def check_stage(stage: str) -> None:
+    """Raise a UserError where the stage of training is unknown."""
+    if stage not in STAGES:
+        raise UserError(f"the stage {stage!r} is unknown; the known ones are: {', '.join(STAGES)}")

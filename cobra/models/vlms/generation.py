@@ -1,0 +1,168 @@
+"""Choosing tokens: options, filters of the scores, and the loop over the cached state."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cobra.models.mamba import MambaLM, MambaState
+from cobra.util.errors import UserError
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How tokens are chosen and when to stop; the fields are the keyword arguments of `generate`."""
+
+    max_new_tokens: int | None = None
+    """Tokens of text to write; 512 where neither this nor `max_length` is given."""
+    max_length: int | None = None
+    """Tokens of prompt and answer together; image patches are not counted."""
+    do_sample: bool = False
+    """Sample instead of taking the best token."""
+    temperature: float = 1.0
+    """Divides the scores before sampling."""
+    top_k: int = 0
+    """Sample among the k best; 0 is all."""
+    top_p: float = 1.0
+    """Sample among the smallest set of best tokens whose probability exceeds this; 1.0 is all."""
+    repetition_penalty: float = 1.0
+    """Scores of text already in prompt or answer are divided (positive) or multiplied (negative) by this."""
+    eos_token_id: int | None = None
+    """Token that ends an answer, kept in the ids; None is the tokenizer's."""
+    generator: torch.Generator | None = None
+    """Source of randomness; None is torch's."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            "max_new_tokens": self.max_new_tokens is None or self.max_new_tokens > 0,
+            "max_length": self.max_length is None or self.max_length > 0,
+            "temperature": self.temperature > 0,
+            "top_k": self.top_k >= 0,
+            "top_p": 0 < self.top_p <= 1,
+            "repetition_penalty": self.repetition_penalty > 0,
+        }
+        for name, good in checks.items():
+            if not good:
+                raise UserError(
+                    f"{name} is {getattr(self, name)}: the limits and the temperature must be positive, top_k at least "
+                    "0, top_p in (0, 1]; for the best token at every step use do_sample=False"
+                )
+
+    @classmethod
+    def from_kwargs(cls, kwargs: dict[str, Any]) -> "GenerationOptions":
+        """Build options from keyword arguments.
+
+        Raises:
+            UserError: An argument is unknown (the known ones are listed) or out of its range.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(kwargs) - set(known) - {"use_cache"})
+        if unknown:
+            raise UserError(
+                f"generate does not know the argument {', '.join(unknown)}; the known ones are: {', '.join(known)}"
+            )
+        return cls(**{name: value for name, value in kwargs.items() if name != "use_cache"})
+
+    def budget(self, prompt_length: int) -> int:
+        """Return how many tokens may follow a prompt of that length."""
+        limits = [] if self.max_new_tokens is None else [self.max_new_tokens]
+        if self.max_length is not None:
+            limits.append(max(self.max_length - prompt_length, 0))
+        return min(limits, default=512)
+
+
+def keep_top_k(scores: Tensor, k: int) -> Tensor:
+    """Set all but the k best scores of each row (batch, vocabulary) to -inf; k = 0 keeps all."""
+    if k <= 0 or k >= scores.shape[-1]:
+        return scores
+    return scores.masked_fill(scores < scores.topk(k).values[..., -1:], -torch.inf)
+
+
+def keep_top_p(scores: Tensor, p: float) -> Tensor:
+    """Keep the smallest set of best scores whose probability reaches p, at least one; others become -inf.
+
+    Nucleus sampling (arXiv 1904.09751). Scores are (batch, vocabulary).
+    """
+    if p >= 1.0:
+        return scores
+    ordered, order = scores.sort(descending=True)
+    probabilities = ordered.softmax(-1)
+    # A token is kept when the better ones together do not reach p yet.
+    drop = (probabilities.cumsum(-1) - probabilities) >= p
+    drop[..., 0] = False
+    return scores.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
+
+
+def penalise_repetition(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Push down tokens already seen (arXiv 1909.05858): positive scores are divided, negative ones multiplied.
+
+    Args:
+        scores: (batch, vocabulary).
+        seen: Bool of the same shape.
+        penalty: 1.0 changes nothing.
+    """
+    return torch.where(seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
+
+
+def choose(scores: Tensor, options: GenerationOptions, seen: Tensor | None) -> Tensor:
+    """Return the next token (batch,) int64 of every row from scores (batch, vocabulary), fp32."""
+    if seen is not None:
+        scores = penalise_repetition(scores, seen, options.repetition_penalty)
+    if not options.do_sample:
+        return scores.argmax(-1)
+    scores = keep_top_p(keep_top_k(scores / options.temperature, options.top_k), options.top_p)
+    return torch.multinomial(scores.softmax(-1), 1, generator=options.generator).squeeze(-1)
+
+
+@torch.inference_mode()
+def generate_ids(
+    llm: MambaLM,
+    state: MambaState,
+    scores: Tensor,
+    prompts: Sequence[Sequence[int]],
+    options: GenerationOptions,
+    end_token_id: int,
+) -> Iterator[list[tuple[int, int]]]:
+    """Write answers token by token after the prompts have been read.
+
+    Rows that are done leave the batch, so the rest goes on faster.
+
+    Args:
+        llm: The language model.
+        state: After the prompts, a row for each; updated in place while no row has left.
+        scores: Of the first new token (batch, vocabulary).
+        prompts: Text ids of each prompt, for the limits and the repetition penalty.
+        options: How to choose.
+        end_token_id: Token after which a row is done; it is yielded too.
+
+    Yields:
+        After every step the (row, token) pairs of the rows that were still going.
+    """
+    rows = list(range(len(prompts)))
+    left = [options.budget(len(prompt)) for prompt in prompts]
+    seen = None
+    if options.repetition_penalty != 1.0:
+        seen = torch.zeros_like(scores, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            seen[row, list(prompt)] = True
+    tokens = choose(scores, options, seen)
+    while True:
+        values = tokens.tolist()
+        step = [(row, value) for row, value in zip(rows, values, strict=True) if left[row] > 0]
+        if step:
+            yield step
+        for row, _ in step:
+            left[row] -= 1
+        going = [place for place, row in enumerate(rows) if left[row] > 0 and values[place] != end_token_id]
+        if not going:
+            return
+        if len(going) < len(rows):
+            index = torch.tensor(going, device=tokens.device)
+            state, tokens, rows = state.select(index), tokens[index], [rows[place] for place in going]
+            seen = None if seen is None else seen[index]
+        if seen is not None:
+            seen.scatter_(1, tokens.unsqueeze(1), True)
+        hidden = llm(llm.embed(tokens.unsqueeze(1)), state)
+        tokens = choose(llm.logits(hidden[:, -1]), options, seen)

@@ -1,0 +1,60 @@
+"""Saving a model in Cobra's layout: `{"model": {module: state dict}}`, every file whole or absent."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from cobra.models.vlms import CobraVLM
+from cobra.util.distributed import World
+from cobra.util.files import atomic_path
+
+LATEST_NAME = "latest-checkpoint.pt"
+
+
+def save_checkpoint(vlm: CobraVLM, run_dir: Path, world: World, step: int, epoch: int, loss: float) -> Path:
+    """Write `checkpoints/step-NNNNNN-epoch-NN-loss=L.pt` and make `latest-checkpoint.pt` the same file.
+
+    Every process takes part in gathering the shards; the main one writes.
+
+    Args:
+        vlm: The model, sharded or not.
+        run_dir: Directory of the run.
+        world: The processes.
+        step: Optimiser steps done.
+        epoch: Passes over the data begun.
+        loss: Of the last step.
+
+    Returns:
+        The path of the file with the step in its name.
+    """
+    path = run_dir / "checkpoints" / f"step-{step:06d}-epoch-{epoch:02d}-loss={loss:.4f}.pt"
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    states = get_model_state_dict(vlm, options=options)
+    if world.is_main:
+        modules: dict[str, dict[str, torch.Tensor]] = {}
+        for key in vlm.checkpoint_modules:
+            prefix = f"{key}."
+            modules[key] = {
+                name.removeprefix(prefix): value for name, value in states.items() if name.startswith(prefix)
+            }
+        with atomic_path(path) as temporary:
+            torch.save({"model": modules}, temporary)
+        _point_latest(path)
+    world.barrier()
+    return path
+
+
+def _point_latest(path: Path) -> None:
+    """Make the latest checkpoint the same file as `path`, without ever leaving a half one."""
+    latest = path.with_name(LATEST_NAME)
+    temporary = path.with_name(f".{LATEST_NAME}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        # A file system without hard links.
+        shutil.copyfile(path, temporary)
+    temporary.replace(latest)

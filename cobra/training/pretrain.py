@@ -1,0 +1,201 @@
+"""One run of training, from its configuration to its last checkpoint."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import draccus
+from rich.console import Console
+
+from cobra.conf import DatasetConfig, DatasetRegistry, ModelConfig, ModelRegistry
+from cobra.models.checkpoint import Checkpoint, read_checkpoint
+from cobra.models.load import LATEST, PROVENANCE, build_vlm, find_checkpoint
+from cobra.models.vlms import CobraVLM, check_stage
+from cobra.preprocessing import get_dataset_and_collator
+from cobra.training.materialize import get_train_strategy, stage_hyperparameters, stage_prefix
+from cobra.training.metrics import Metrics, check_trackers
+from cobra.training.provenance import describe_run
+from cobra.util.distributed import World, join_world
+from cobra.util.errors import UserError
+from cobra.util.files import write_json, write_text
+from cobra.util.torch_utils import set_global_seed
+
+
+@dataclass
+class PretrainConfig:
+    """Train a vision-language model: one process as it is, several through torchrun."""
+
+    model: ModelConfig = field(default_factory=ModelConfig.get_choice_class(ModelRegistry.COBRA_3B.model_id))
+    """Model and its optimisation; `--model.type` picks one, `--model.<field>` overrides a field."""
+    dataset: DatasetConfig = field(
+        default_factory=DatasetConfig.get_choice_class(DatasetRegistry.LLAVA_V15.dataset_id)
+    )
+    """Data; `--dataset.type` picks a set, `--dataset.<field>` overrides a field."""
+    stage: str = "finetune"
+    """`align` trains the projector, `finetune` also the language model, `full-finetune` also the vision towers."""
+    pretrained_checkpoint: str | None = None
+    """Weights to start from: a .pt, a .safetensors, a run directory or a model id. Every module it holds is loaded."""
+    run_id: str | None = None
+    """Name of the run; by default made of dataset, model, stage and seed."""
+    run_root_dir: Path = Path("runs")
+    """Folder of all runs."""
+    seed: int = 7
+    """Of the order of rows and of everything random."""
+    hf_token: str = ".hf_token"
+    """Name of an environment variable or path of a file that holds the hub's token; only for closed repositories."""
+    trackers: tuple[str, ...] = ("jsonl",)
+    """Out of jsonl, wandb, tensorboard."""
+    wandb_project: str = "cobra"
+    """For wandb."""
+    wandb_entity: str | None = None
+    """For wandb."""
+    device: str | None = None
+    """cuda, mps or cpu; by default the best at hand."""
+    num_workers: int | None = None
+    """Processes that read rows, for each training process; by default up to 4 where there are cores to spare."""
+
+
+def default_run_id(config: PretrainConfig) -> str:
+    """Return Cobra's name for a run: the dataset in front, except for llava-v15."""
+    name = f"{config.model.model_id}+stage-{config.stage}+x{config.seed}"
+    dataset_id = config.dataset.dataset_id
+    return name if dataset_id == DatasetRegistry.LLAVA_V15.dataset_id else f"{dataset_id}+{name}"
+
+
+def read_hf_token(name_or_path: str) -> str | None:
+    """Return the token in an environment variable or file of that name, or None where there is neither."""
+    if name_or_path in os.environ:
+        return os.environ[name_or_path]
+    path = Path(name_or_path)
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Run one stage of training.
+
+    Everything that can be wrong is checked before the run directory is made.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        UserError: See each part; nothing has been written then.
+    """
+    check_stage(config.stage)
+    check_trackers(config.trackers)
+    world = join_world(config.device)
+    say = Console(quiet=not world.is_main, soft_wrap=True, highlight=False).print
+    run_id = config.run_id or default_run_id(config)
+    run_dir = config.run_root_dir / run_id
+    if (run_dir / LATEST).exists():
+        raise UserError(
+            f"the run {run_dir} has a checkpoint already and would be overwritten: choose another --run_id or "
+            "--run_root_dir, or move that folder away"
+        )
+    set_global_seed(config.seed)
+    vlm, loaded, source = _build(config, run_dir, say)
+    vlm.freeze_backbones(config.stage)
+    strategy = get_train_strategy(
+        getattr(config.model, f"{stage_prefix(config.stage)}_train_strategy"),
+        vlm,
+        world,
+        stage_hyperparameters(config.model, config.stage),
+        config.model.enable_gradient_checkpointing,
+        config.model.enable_mixed_precision_training,
+        config.model.reduce_in_full_precision,
+        stage_prefix(config.stage),
+    )
+    dataset, collator = get_dataset_and_collator(
+        config.stage,
+        config.dataset,
+        vlm.vision_backbone.image_transform,
+        vlm.llm_backbone.tokenizer,
+        vlm.llm_backbone.prompt_builder_fn,
+        vlm.vision_backbone.default_image_resolution,
+    )
+    lengths = dataset.get_modality_lengths(vlm.vision_backbone.num_patches)
+    strategy.run_setup()
+    _announce(config, world, vlm, len(dataset), say)
+    metrics = None
+    if world.is_main:
+        hparams = write_run_dir(config, run_id, run_dir)
+        annotation = config.dataset.dataset_root_dir / _components(config)[0]
+        write_json(run_dir / PROVENANCE, describe_run(world, annotation, len(dataset), source, loaded))
+        metrics = Metrics(
+            config.trackers, run_id, run_dir, hparams, config.stage, config.wandb_project, config.wandb_entity
+        )
+    world.barrier()
+    result = strategy.run_training(dataset, collator, lengths, run_dir, metrics, config.seed, _workers(config, world))
+    if metrics is not None:
+        metrics.finalize()
+    say(f"done: {strategy.global_step} steps, last loss {result.loss:.4f}; checkpoint: {run_dir / LATEST}")
+    world.close()
+    return run_dir
+
+
+def _build(config: PretrainConfig, run_dir: Path, say: Any) -> tuple[CobraVLM, list[str], Path | None]:
+    """Build the model and load what its stage starts from; say in plain words what that is."""
+    path: Path | None = None
+    checkpoint: Checkpoint = {}
+    token = read_hf_token(config.hf_token)
+    if config.pretrained_checkpoint is not None:
+        given = Path(config.pretrained_checkpoint)
+        path = given if given.is_file() else find_checkpoint(config.pretrained_checkpoint, token).path
+        checkpoint = read_checkpoint(path)
+    vlm = build_vlm(vars(config.model), checkpoint, token)
+    if path is not None:
+        loaded = vlm.load_modules(checkpoint, path)
+    else:
+        loaded = vlm.load_from_checkpoint(config.stage, run_dir)
+    if loaded:
+        say(f"loaded from {path or config.run_root_dir}: {', '.join(loaded)}")
+    else:
+        say("no --pretrained_checkpoint: training starts from the bare backbones and a new projector")
+    if config.stage == "align" and config.model.arch_specifier.startswith("no-align"):
+        say(f"warning: the architecture {config.model.arch_specifier!r} needs no align stage; it is run all the same")
+    return vlm, loaded, path
+
+
+def _announce(config: PretrainConfig, world: World, vlm: CobraVLM, rows: int, say: Any) -> None:
+    parts = []
+    for key, module in vlm.named_children():
+        count = sum(parameter.numel() for parameter in module.parameters())
+        parts.append(f"{key} {count / 1e6:,.2f} M ({'trained' if key in vlm.trainable_module_keys else 'frozen'})")
+    say(f"{config.model.model_id}: {', '.join(parts)}")
+    say(f"{rows:,} rows of {config.dataset.dataset_id}, stage {config.stage}, on {world.size} x {world.device.type}")
+    if config.model.enable_mixed_precision_training and world.device.type != "cuda":
+        say(f"mixed precision is for CUDA; on {world.device.type} everything is computed in fp32")
+
+
+def write_run_dir(config: PretrainConfig, run_id: str, run_dir: Path) -> dict[str, Any]:
+    """Make the run directory with `config.yaml` and its twin `config.json`.
+
+    Returns:
+        The configuration as JSON values.
+    """
+    values = draccus.encode(config)
+    values["run_id"] = run_id
+    (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    write_text(run_dir / "config.yaml", draccus.dump(values))
+    hparams = json.loads(json.dumps(values, default=str))
+    write_json(run_dir / "config.json", hparams)
+    return hparams
+
+
+def _components(config: PretrainConfig) -> tuple[Path, Path]:
+    if config.stage == "align":
+        return config.dataset.align_stage_components
+    return config.dataset.finetune_stage_components
+
+
+def _workers(config: PretrainConfig, world: World) -> int:
+    if config.num_workers is not None:
+        return config.num_workers
+    # A worker for every core that the training processes leave free.
+    spare = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1
+    return max(0, min(4, spare)) if world.device.type == "cuda" else 0

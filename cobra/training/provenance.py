@@ -1,0 +1,77 @@
+"""What a run was made of: code, packages, machine, data and weights."""
+
+import platform
+import subprocess  # noqa: S404 - git alone is run, with fixed arguments
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cobra
+from cobra.util.distributed import World
+from cobra.util.files import sha256_file
+
+_PACKAGES = ("torch", "torchvision", "transformers", "timm", "draccus", "numpy", "pillow", "mamba-ssm", "causal-conv1d")
+
+
+def package_versions(names: tuple[str, ...] = _PACKAGES) -> dict[str, str | None]:
+    """Return the versions of installed packages, and None for those that are not installed."""
+    versions: dict[str, str | None] = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def code_version() -> dict[str, Any]:
+    """Return the package's version and, in a checkout, the commit and whether files differ from it."""
+    folder = Path(cobra.__file__).parent
+    commit = _git(folder, "rev-parse", "HEAD")
+    changed = _git(folder, "status", "--porcelain") if commit else None
+    return {"cobra-vlm": cobra.__version__, "commit": commit, "modified": bool(changed) if commit else None}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    if not (folder.parent / ".git").exists():
+        return None
+    try:
+        result = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()
+
+
+def describe_run(
+    world: World, annotation_file: Path, rows: int, checkpoint: Path | None, loaded_modules: list[str]
+) -> dict[str, Any]:
+    """Return the provenance of a run as JSON values.
+
+    Args:
+        world: The processes.
+        annotation_file: The rows' file; hashed.
+        rows: Their number.
+        checkpoint: Weights the run starts from, or None for the bare backbones; hashed.
+        loaded_modules: Modules taken from it.
+    """
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.processor()
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "code": code_version(),
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "platform": platform.platform(),
+        "device": f"{world.device.type} {device}".strip(),
+        "processes": world.size,
+        "data": {"path": str(annotation_file), "sha256": sha256_file(annotation_file), "rows": rows},
+        "weights": {
+            "path": None if checkpoint is None else str(checkpoint),
+            "sha256": None if checkpoint is None else sha256_file(checkpoint),
+            "modules": loaded_modules,
+        },
+    }

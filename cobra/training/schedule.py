@@ -1,0 +1,121 @@
+"""The arithmetic of a run: batches, steps and the learning rate of every step, checked before anything starts."""
+
+import math
+from dataclasses import dataclass
+
+from cobra.util.errors import UserError
+
+SCHEDULES = ("linear-warmup+cosine-decay",)
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How many rows and steps a run takes.
+
+    Attributes:
+        global_batch_size: Rows of one optimiser step.
+        per_device_batch_size: Rows of one forward pass on one process.
+        world_size: Processes.
+        batches_per_epoch: Global batches of one pass over the data, as the sampler yields them.
+        total_steps: Optimiser steps of the whole run.
+    """
+
+    global_batch_size: int
+    per_device_batch_size: int
+    world_size: int
+    batches_per_epoch: int
+    total_steps: int
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Forward passes of one process in one optimiser step."""
+        return self.global_batch_size // (self.per_device_batch_size * self.world_size)
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the data, the last one perhaps cut short."""
+        return math.ceil(self.total_steps / self.batches_per_epoch)
+
+
+def check_batches(global_batch_size: int, per_device_batch_size: int, world_size: int, prefix: str) -> None:
+    """Check that a global batch divides into equal forward passes on all processes.
+
+    Args:
+        global_batch_size: Rows of one optimiser step.
+        per_device_batch_size: Rows of one forward pass on one process.
+        world_size: Processes.
+        prefix: Beginning of the flags' names, `align` or `finetune`, for the error.
+
+    Raises:
+        UserError: They do not divide; sizes that would work are named.
+    """
+    if global_batch_size < 1 or per_device_batch_size < 1:
+        raise UserError(
+            f"batch sizes must be positive, found --model.{prefix}_global_batch_size {global_batch_size} and "
+            f"--model.{prefix}_per_device_batch_size {per_device_batch_size}"
+        )
+    rows = per_device_batch_size * world_size
+    if global_batch_size % rows == 0:
+        return
+    near = {max(rows, global_batch_size // rows * rows), -(-global_batch_size // rows) * rows}
+    remedies = [f"--model.{prefix}_global_batch_size {' or '.join(str(size) for size in sorted(near))}"]
+    if global_batch_size % world_size == 0:
+        share = global_batch_size // world_size
+        fitting = max(size for size in range(1, min(share, per_device_batch_size) + 1) if share % size == 0)
+        remedies.append(f"--model.{prefix}_per_device_batch_size {fitting}")
+    raise UserError(
+        f"a global batch of {global_batch_size} rows does not divide into forward passes of {per_device_batch_size} rows "
+        f"on {world_size} processes ({rows} rows at a time): use {', or '.join(remedies)}"
+    )
+
+
+def plan_steps(
+    global_batch_size: int,
+    per_device_batch_size: int,
+    world_size: int,
+    batches_per_epoch: int,
+    epochs: int,
+    max_steps: int | None,
+) -> StepPlan:
+    """Plan a run from the sampler's real number of batches.
+
+    Args:
+        global_batch_size: Rows of one optimiser step.
+        per_device_batch_size: Rows of one forward pass on one process.
+        world_size: Processes.
+        batches_per_epoch: Global batches the sampler yields.
+        epochs: Passes over the data, where `max_steps` is None.
+        max_steps: Optimiser steps, in place of epochs.
+
+    Raises:
+        UserError: There would be no step.
+    """
+    total = epochs * batches_per_epoch if max_steps is None else max_steps
+    if total < 1:
+        raise UserError(f"the run would take {total} steps ({epochs} epochs of {batches_per_epoch} batches)")
+    return StepPlan(global_batch_size, per_device_batch_size, world_size, batches_per_epoch, total)
+
+
+def learning_rate(step: int, total_steps: int, peak: float, warmup_ratio: float) -> float:
+    """Return the learning rate of a step: linear from 0 over the warm-up, then a cosine to 0.
+
+    A pure function of the step, so that an interrupted run goes on with the very same rates. Without warm-up steps the
+    first step has the peak.
+
+    Args:
+        step: Number of the step, from 0.
+        total_steps: Steps of the run.
+        peak: Highest rate.
+        warmup_ratio: Share of the steps spent warming up, rounded down to whole steps.
+    """
+    warmup = int(total_steps * warmup_ratio)
+    if step < warmup:
+        return peak * step / warmup
+    progress = (step - warmup) / max(total_steps - warmup, 1)
+    return peak * max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def check_schedule(name: str) -> None:
+    """Raise a UserError where the type of schedule is unknown."""
+    if name not in SCHEDULES:
+        raise UserError(f"the learning rate schedule {name!r} is unknown; the known ones are: {', '.join(SCHEDULES)}")

@@ -1,0 +1,47 @@
+"""Sharding a model over processes with FSDP2 (torch.distributed.fsdp.fully_shard)."""
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+from cobra.models.vlms import CobraVLM
+from cobra.util.distributed import World
+from cobra.util.errors import UserError
+
+# Strategy -> whether parameters are freed again after the forward pass of their unit.
+RESHARD = {"fsdp-shard-grad-op": False, "fsdp-full-shard": True}
+
+
+def check_strategy(strategy: str) -> None:
+    """Raise a UserError where the train strategy is unknown."""
+    if strategy not in RESHARD:
+        raise UserError(f"the train strategy {strategy!r} is unknown; the known ones are: {', '.join(RESHARD)}")
+
+
+def shard(vlm: CobraVLM, strategy: str, world: World, reduce_dtype: torch.dtype | None) -> None:
+    """Shard a model in place; a single process keeps its whole model.
+
+    Units are each vision tower, the projector, each Mamba block, and the root with the embedding and the tied head.
+    Parameters keep their dtype on the wire: matrices are computed in bf16 by autocast, so that A_log, D and the step
+    biases of the same block stay in fp32.
+
+    Args:
+        vlm: On the device of this process, with the frozen modules already frozen.
+        strategy: `fsdp-shard-grad-op` (ZeRO-2) or `fsdp-full-shard` (ZeRO-3).
+        world: The processes.
+        reduce_dtype: Dtype in which gradients are averaged; None is the parameters' own.
+    """
+    check_strategy(strategy)
+    if world.size == 1:
+        return
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    policy = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
+    options = {"mesh": mesh, "reshard_after_forward": RESHARD[strategy], "mp_policy": policy}
+    for name in vlm.vision_backbone.tower_names:
+        tower = vlm.vision_backbone.tower(name)
+        fully_shard(tower, **options)
+        register_fsdp_forward_method(tower, "forward_intermediates")
+    fully_shard(vlm.projector, **options)
+    for block in vlm.llm_backbone.llm.backbone.layers:
+        fully_shard(block, **options)
+    fully_shard(vlm, **options)

@@ -1,0 +1,70 @@
+"""Processes that work together: started by torchrun, or a single one."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cobra.util.errors import UserError
+from cobra.util.torch_utils import resolve_device
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together."""
+
+    rank: int
+    """Number of this process."""
+    size: int
+    """Number of processes."""
+    device: torch.device
+    """Device of this process."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process does the writing and printing."""
+        return self.rank == 0
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes; `value` is changed in place."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def join_world(device: str | None = None) -> World:
+    """Join the processes that torchrun has started, or be the only one.
+
+    Args:
+        device: `cuda`, `mps` or `cpu`; None is the best at hand. With CUDA each process takes the GPU of its local rank.
+
+    Raises:
+        UserError: The device is not there, or there are fewer GPUs than processes on this machine.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    target = resolve_device(device)
+    if target.type == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"there are {torch.cuda.device_count()} GPUs for {os.environ.get('LOCAL_WORLD_SIZE', '1')} processes on "
+                "this machine: start torchrun with --nproc-per-node equal to the number of GPUs, or use --device cpu"
+            )
+        target = torch.device("cuda", local)
+        torch.cuda.set_device(target)
+    if size > 1 and not dist.is_initialized():
+        # gloo stays beside nccl: checkpoints are gathered through CPU tensors.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo")
+    return World(rank, size, target)
