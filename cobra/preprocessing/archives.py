@@ -1,0 +1,230 @@
+"""Zip and tar archives from the network, unpacked without trusting them.
+
+Nothing is written outside the destination, links and special files are never made, and an archive that would unfold to
+an absurd size is refused. Every file appears under its name only when it is whole, so a rerun skips by size.
+"""
+
+import lzma
+import re
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from cobra.preprocessing.progress import byte_progress
+from cobra.util.errors import UserError
+
+# Deflate reaches 1032:1 on constant bytes; images and annotation files stay under 10:1. Small members are let be.
+MAX_RATIO = 200
+RATIO_FLOOR_BYTES = 64 * 2**20
+
+# What zipfile and the decompressors raise on damaged data.
+DAMAGE_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
+
+_BLOCK_BYTES = 2**20
+_MAX_NAME_BYTES = 255
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A member of an archive that is not unpacked, and why."""
+
+    member: str
+    reason: str
+
+
+def unsafe_name(name: str) -> str | None:
+    """Return why `name`, with `/` between folders, may not become a path below a folder; None if it may."""
+    if name.strip("./") == "" and ".." not in name or _CONTROL.search(name):
+        return "is empty or holds control characters"
+    if name.startswith("/") or re.match(r"[A-Za-z]:", name) or "\\" in name:
+        return "is an absolute path or holds a drive letter or backslash"
+    parts = name.split("/")
+    if ".." in parts:
+        return "leads out of its folder"
+    if any(_DEVICE.fullmatch(part) for part in parts):
+        return "is the name of a device"
+    try:
+        too_long = any(len(part.encode()) > _MAX_NAME_BYTES for part in parts)
+    except UnicodeEncodeError:
+        return "is not valid Unicode"
+    return f"is longer than {_MAX_NAME_BYTES} bytes" if too_long else None
+
+
+def member_path(name: str) -> str:
+    """Return a safe member name without `./` and doubled slashes."""
+    return str(PurePosixPath(name))
+
+
+def sort_out_members(infos: Iterable[zipfile.ZipInfo]) -> tuple[list[zipfile.ZipInfo], list[Refusal]]:
+    """Divide the files of a zip's directory into those to unpack and those to refuse; folders are dropped.
+
+    The directory alone decides, nothing is read: zipfile never yields more bytes than the directory states.
+    """
+    good: list[zipfile.ZipInfo] = []
+    refused: list[Refusal] = []
+    files: set[str] = set()
+    folders: set[str] = set()
+    for info in infos:
+        if info.is_dir():
+            continue
+        name = member_path(info.filename)
+        parents = {str(parent) for parent in PurePosixPath(name).parents}
+        problem = unsafe_name(info.filename) or _zip_problem(info)
+        if problem is None and (name in files or name in folders or not parents.isdisjoint(files)):
+            problem = "is there twice, or is a file and a folder at once"
+        if problem is None:
+            files.add(name)
+            folders |= parents
+            good.append(info)
+        else:
+            refused.append(Refusal(info.filename, problem))
+    return good, refused
+
+
+def _zip_problem(info: zipfile.ZipInfo) -> str | None:
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if kind == stat.S_IFLNK:
+        return "is a link"
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "is a device or another special file"
+    if info.flag_bits & 1:
+        return "is encrypted"
+    if info.file_size > max(RATIO_FLOOR_BYTES, MAX_RATIO * info.compress_size):
+        return f"unfolds from {info.compress_size} to {info.file_size} bytes"
+    return None
+
+
+def check_total(archive: str, packed_bytes: int, unpacked_bytes: int) -> None:
+    """Refuse an archive whose members, overlapping ones too, unfold to an absurd multiple of its size.
+
+    Raises:
+        UserError: They do.
+    """
+    if unpacked_bytes > max(RATIO_FLOOR_BYTES, MAX_RATIO * packed_bytes):
+        raise UserError(
+            f"{archive} has {packed_bytes} bytes and would unfold to {unpacked_bytes}, more than {MAX_RATIO} times as "
+            "much: it is damaged or hostile and was not unpacked. Delete it and fetch it again."
+        )
+
+
+def check_free_space(folder: Path, needed_bytes: int) -> None:
+    """Refuse to begin what cannot end.
+
+    Raises:
+        UserError: The file system of `folder` (which exists) has fewer free bytes than `needed_bytes`.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed_bytes > free:
+        raise UserError(
+            f"{folder} needs {needed_bytes / 1e9:.2f} GB more and its disk has {free / 1e9:.2f} GB free: free some "
+            "space and run the same command again; what is there already is kept"
+        )
+
+
+def is_whole(target: Path, size: int) -> bool:
+    """Whether `target` is there with the size stated; :func:`write_member` never leaves a part under that name."""
+    return target.is_file() and target.stat().st_size == size
+
+
+def write_member(source: IO[bytes], target: Path, size: int, advance: Callable[[int], None]) -> None:
+    """Copy `source` to `target`, whole or not at all.
+
+    Not flushed to disk each: 100,000 flushes would take longer than the copy. A file that a power cut leaves short is
+    found by its size.
+
+    Args:
+        source: An opened member; its reader checks the CRC.
+        target: The file to write; its folders are made.
+        size: Bytes that the archive's directory states.
+        advance: Told of every block written.
+
+    Raises:
+        EOFError: The member ended early.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name[-200:]}.part")
+    written = 0
+    try:
+        with temporary.open("wb") as file:
+            while block := source.read(_BLOCK_BYTES):
+                file.write(block)
+                written += len(block)
+                advance(len(block))
+        if written != size:
+            raise EOFError(f"{written} bytes instead of {size}")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def extract_archive(archive: Path, destination: Path) -> None:
+    """Unpack a zip or tar archive (tar also as gz, bz2 or xz) below `destination`, skipping files that are whole.
+
+    Raises:
+        UserError: It is neither, is damaged, holds a member that is refused, or does not fit on the disk. Of a zip
+            with a refused member nothing is written; of a tar, which has no directory, what comes before it.
+    """
+    destination.mkdir(parents=True, exist_ok=True)
+    try:
+        if zipfile.is_zipfile(archive):
+            _extract_zip(archive, destination)
+        elif tarfile.is_tarfile(archive):
+            _extract_tar(archive, destination)
+        else:
+            raise UserError(f"{archive} is neither a zip nor a tar archive: delete it and fetch it again")
+    except (*DAMAGE_ERRORS, tarfile.TarError) as error:
+        raise UserError(f"{archive} is damaged ({error}): delete it and fetch it again") from error
+
+
+def _extract_zip(archive: Path, destination: Path) -> None:
+    with zipfile.ZipFile(archive) as file:
+        members, refused = sort_out_members(file.infolist())
+        if refused:
+            raise _refusal(archive, refused)
+        total = sum(info.file_size for info in members)
+        check_total(str(archive), archive.stat().st_size, total)
+        absent = [info for info in members if not is_whole(destination / info.filename, info.file_size)]
+        left = sum(info.file_size for info in absent)
+        check_free_space(destination, left)
+        with byte_progress(f"unpacking {archive.name}", total, total - left) as advance:
+            for info in absent:
+                with file.open(info) as source:
+                    write_member(source, destination / info.filename, info.file_size, advance)
+
+
+def _extract_tar(archive: Path, destination: Path) -> None:
+    packed = archive.stat().st_size
+    total = 0
+    with tarfile.open(archive) as file, byte_progress(f"unpacking {archive.name}", None) as advance:
+        for member in file:
+            # The header counts too: tarfile keeps each in memory, and millions of empty files pack well.
+            total += tarfile.BLOCKSIZE + member.size
+            check_total(str(archive), packed, total)
+            if member.isdir():
+                continue
+            problem = unsafe_name(member.name)
+            source = file.extractfile(member) if member.isfile() and problem is None else None
+            if source is None:
+                reason = problem or "is a link, a device or another special file"
+                raise _refusal(archive, [Refusal(member.name, reason)])
+            target = destination / member.name
+            if not is_whole(target, member.size):
+                check_free_space(destination, member.size)
+                write_member(source, target, member.size, advance)
+
+
+def _refusal(archive: Path, refused: Sequence[Refusal]) -> UserError:
+    first = refused[0]
+    more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+    return UserError(
+        f"{archive} was not unpacked: its member {first.member!r} {first.reason}{more}. Such an archive is not the "
+        "published one: delete it and fetch it again from its source."
+    )

@@ -1,0 +1,204 @@
+"""What each dataset is made of, where it is published, and getting it into `{root_dir}/download/{dataset_id}/`."""
+
+import io
+import shutil
+import string
+from pathlib import Path
+from typing import Literal, TypedDict
+
+from PIL import Image
+from rich.progress import track
+
+from cobra.preprocessing.archives import extract_archive
+from cobra.preprocessing.fetching import fetch
+from cobra.util.errors import UserError
+from cobra.util.files import atomic_path
+
+# Published OCR-VQA images come in these forms too; the annotations name every one `.jpg`.
+_CONVERTED_SUFFIXES = {".png", ".gif", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+_JPEG_QUALITY = 95
+
+# Litter that macOS puts beside the content of an archive.
+_LITTER = {"__MACOSX", ".DS_Store"}
+
+
+class Component(TypedDict):
+    """One file or folder of a dataset."""
+
+    name: str
+    """Path below the dataset's folder, `/` between folders."""
+    extract: bool
+    """Whether the URL is an archive to unpack."""
+    extract_type: Literal["file", "directory"]
+    """Whether `name` is a file or a folder."""
+    url: str
+    do_rename: bool
+    """Archives: whether the content, without a folder that wraps all of it, becomes `name`; else it is unpacked into
+    the dataset's folder as it is. Plain files always become `name`."""
+
+
+def _file(name: str, url: str) -> Component:
+    return Component(name=name, extract=False, extract_type="file", url=url, do_rename=True)
+
+
+def _folder(name: str, url: str, do_rename: bool = True) -> Component:
+    return Component(name=name, extract=True, extract_type="directory", url=url, do_rename=do_rename)
+
+
+_HUB = "https://huggingface.co/datasets"
+_COT = f"{_HUB}/Xkev/LLaVA-CoT-100k/resolve/main"
+_COCO = "http://images.cocodataset.org"
+_VG = "https://cs.stanford.edu/people/rak248/VG_100K_2"
+
+DATASET_REGISTRY: dict[str, list[Component]] = {
+    "llava-laion-cc-sbu-558k": [
+        _file("chat.json", f"{_HUB}/liuhaotian/LLaVA-Pretrain/resolve/main/blip_laion_cc_sbu_558k.json"),
+        # The rows name 00453/004539375.jpg, so the archive's folders lie beside chat.json.
+        _folder("images", f"{_HUB}/liuhaotian/LLaVA-Pretrain/resolve/main/images.zip", do_rename=False),
+    ],
+    "llava-v1.5-instruct": [
+        _file("llava_v1_5_mix665k.json", f"{_HUB}/liuhaotian/LLaVA-Instruct-150K/resolve/main/llava_v1_5_mix665k.json"),
+        _folder("coco/train2017", f"{_COCO}/zips/train2017.zip"),
+        _folder("gqa/images", "https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip"),
+        _folder("ocr_vqa/images", f"{_HUB}/qnguyen3/ocr_vqa/resolve/main/ocr_vqa.zip"),
+        _folder("textvqa/train_images", "https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip"),
+        _folder("vg/VG_100K", f"{_VG}/images.zip"),
+        _folder("vg/VG_100K_2", f"{_VG}/images2.zip"),
+    ],
+    "llava-cot-100k": [
+        _file("train.jsonl", f"{_COT}/train.jsonl"),
+        *(
+            _file(f"image.zip.part-a{letter}", f"{_COT}/image.zip.part-a{letter}")
+            for letter in string.ascii_lowercase[:16]
+        ),
+    ],
+    "coco-captions": [
+        _folder("annotations", f"{_COCO}/annotations/annotations_trainval2017.zip"),
+        _folder("val2017", f"{_COCO}/zips/val2017.zip"),
+    ],
+}
+
+
+def download_extract(dataset_id: str, root_dir: Path) -> None:
+    """Fetch every component of a dataset that is not there yet into `{root_dir}/download/{dataset_id}/`.
+
+    Archives are unpacked and then removed. Each component appears under its name only when it is whole; what an
+    interrupted call has brought lies in the folder `.fetch` and the next call goes on with it.
+
+    Args:
+        dataset_id: A key of `DATASET_REGISTRY`.
+        root_dir: The data folder.
+
+    Raises:
+        UserError: The dataset is unknown, or a component cannot be fetched, is refused or does not fit on the disk.
+    """
+    if dataset_id not in DATASET_REGISTRY:
+        raise UserError(f"{dataset_id!r} is not a known dataset; the known ones are: {', '.join(DATASET_REGISTRY)}")
+    folder = Path(root_dir) / "download" / dataset_id
+    for component in DATASET_REGISTRY[dataset_id]:
+        if not _is_there(component, folder):
+            try:
+                _obtain(component, folder)
+            except OSError as error:
+                raise UserError(
+                    f"{component['name']} of {dataset_id} could not be written: {error}. Mend that and run the same "
+                    "command again; what is there already is kept."
+                ) from error
+    shutil.rmtree(folder / ".fetch", ignore_errors=True)
+
+
+def _is_there(component: Component, folder: Path) -> bool:
+    return (folder / component["name"]).exists() or _mark(component, folder).exists()
+
+
+def _mark(component: Component, folder: Path) -> Path:
+    """Return the file that marks an archive as unpacked where it has no name of its own to show it."""
+    return folder / f".{_key(component)}.unpacked"
+
+
+def _key(component: Component) -> str:
+    return component["name"].replace("/", "__")
+
+
+def _obtain(component: Component, folder: Path) -> None:
+    # A folder of its own for each: gqa and vg both publish an images.zip.
+    workspace = folder / ".fetch" / _key(component)
+    fetched = fetch(component["url"], workspace)
+    target = folder / component["name"]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not component["extract"]:
+        fetched.replace(target)
+    elif component["do_rename"]:
+        content = workspace / "content"
+        extract_archive(fetched, content)
+        _content(component, content).replace(target)
+    else:
+        extract_archive(fetched, folder)
+        _mark(component, folder).touch()
+    shutil.rmtree(workspace)
+
+
+def _content(component: Component, unpacked: Path) -> Path:
+    """Return what an archive holds: its only file, or its folder without the folders that wrap all of it."""
+    entries = [entry for entry in unpacked.iterdir() if entry.name not in _LITTER]
+    only = entries[0] if len(entries) == 1 else None
+    if only is not None and only.is_dir():
+        return _content(component, only)
+    if component["extract_type"] == "directory":
+        return unpacked
+    if only is None:
+        raise UserError(f"{component['url']} holds {len(entries)} entries, expected the one file {component['name']}")
+    return only
+
+
+def convert_to_jpg(image_dir: Path) -> None:
+    """Write a `.jpg` beside every image of another form in `image_dir`, as the OCR-VQA annotations name them.
+
+    The originals stay. Of an animation the first frame is taken, transparent pixels become white. Images whose `.jpg`
+    is there are skipped, so a call can be repeated at any time.
+
+    Args:
+        image_dir: The folder; its subfolders are left alone.
+
+    Raises:
+        UserError: The folder does not exist, or images in it are unreadable (after all others are converted).
+    """
+    image_dir = Path(image_dir)
+    if not image_dir.is_dir():
+        raise UserError(f"the folder of images to convert does not exist: {image_dir}")
+    todo = [
+        path
+        for path in sorted(image_dir.iterdir())
+        if path.suffix.lower() in _CONVERTED_SUFFIXES and not path.with_suffix(".jpg").exists()
+    ]
+    unreadable = []
+    for path in track(todo, description="converting to jpg", disable=not todo):
+        try:
+            content = _as_jpeg(path)
+        # Pillow's decoders raise nearly anything on damaged files.
+        except Exception as error:
+            unreadable.append(f"{path.name} ({error})")
+        else:
+            with atomic_path(path.with_suffix(".jpg")) as temporary:
+                temporary.write_bytes(content)
+    if unreadable:
+        raise UserError(
+            f"{len(unreadable)} of {len(todo)} images in {image_dir} are unreadable: {'; '.join(unreadable[:5])}. "
+            "Fetch them again, or take the rows that name them out of the annotation file."
+        )
+
+
+def _as_jpeg(path: Path) -> bytes:
+    """Return an image as an RGB JPEG file; one that is JPEG under another suffix stays as it is, byte by byte."""
+    with Image.open(path) as image:
+        image.load()
+        if image.format == "JPEG":
+            return path.read_bytes()
+        if image.has_transparency_data:
+            pixels = image.convert("RGBA")
+            rgb = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
+        else:
+            rgb = image.convert("RGB")
+        buffer = io.BytesIO()
+        rgb.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
+        return buffer.getvalue()

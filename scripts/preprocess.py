@@ -1,0 +1,32 @@
+"""Fetch a dataset and unpack it into `{root_dir}/download/{dataset_id}/`; a rerun goes on where it stopped."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cobra.preprocessing.download import convert_to_jpg, download_extract
+from cobra.util import cli
+
+
+@dataclass
+class PreprocessConfig:
+    """Flags of scripts/preprocess.py."""
+
+    dataset_id: str = "llava-v1.5-instruct"
+    """What to fetch: llava-laion-cc-sbu-558k, llava-v1.5-instruct, llava-cot-100k or coco-captions."""
+    root_dir: Path = Path("data")
+    """Folder to put `download/` in."""
+
+
+def main(config: PreprocessConfig) -> None:
+    """Fetch, unpack and, where the annotations ask for it, convert."""
+    download_extract(config.dataset_id, config.root_dir)
+    folder = config.root_dir / "download" / config.dataset_id
+    print(f"{config.dataset_id} is in {folder}")
+    if config.dataset_id == "llava-v1.5-instruct":
+        convert_to_jpg(folder / "ocr_vqa" / "images")
+    if config.dataset_id == "llava-cot-100k":
+        print(f"Make it ready for training: python fine_tune/prepare_llava_cot.py --dataset_root {config.root_dir}")
+
+
+if __name__ == "__main__":
+    cli.run(main, PreprocessConfig)
