@@ -1,0 +1,220 @@
+"""The rows of `train.jsonl`: read line by line, checked, and normalised only where they must be."""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from cobra.preprocessing.archives import unsafe_name
+from cobra.util.errors import UserError
+
+# The published rows have some 2 KB; a hostile line may not fill the memory.
+MAX_LINE_BYTES = 16 * 2**20
+
+_ROLES = ("human", "gpt")
+
+
+class Defect(StrEnum):
+    """Why a row is rejected."""
+
+    MALFORMED = "malformed line"
+    NO_CONVERSATIONS = "no conversations"
+    BAD_TURN = "bad turn"
+    ROLE_ORDER = "role out of order"
+    NO_ANSWER = "no answer"
+    BAD_IMAGE_PATH = "bad image path"
+    MISSING_IMAGE = "missing image"
+    UNREADABLE_IMAGE = "unreadable image"
+    DUPLICATE = "duplicate"
+
+
+class RowError(Exception):
+    """A row cannot be used; the text is the reason with its details."""
+
+    def __init__(self, defect: Defect, detail: str) -> None:
+        super().__init__(f"{defect}: {detail}")
+        self.defect = defect
+
+
+@dataclass(frozen=True)
+class Row:
+    """One usable row."""
+
+    id: Any
+    """As published: text or number, not necessarily unique; `line-{number}` where there is none."""
+    image: str | None
+    """Path below the image root as published, without `./`; None for a row without the key: a text-only row."""
+    turns: list[dict[str, str]]
+    """`{"from": "human" | "gpt", "value": text}`, alternating, an answer last."""
+    dropped_turn: bool
+    """Whether a last question without an answer was dropped."""
+
+    @property
+    def answers(self) -> list[str]:
+        """The texts of the gpt turns."""
+        return [turn["value"] for turn in self.turns[1::2]]
+
+
+def source_of(value: dict[str, Any]) -> str:
+    """Return the part of the collection that a parsed row comes from: the first folder of its image path."""
+    if "image" not in value:
+        return "(text only)"
+    image = value["image"]
+    first, slash, _ = image.removeprefix("./").partition("/") if isinstance(image, str) else ("", "", "")
+    return first if first and slash else "(no folder)"
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, int, bytes | None]]:
+    """Yield (line number from 1, bytes read, the line without its end), in constant memory.
+
+    The line is None where it is longer than `MAX_LINE_BYTES`. Blank lines are left out.
+    """
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            read = len(line)
+            if read <= MAX_LINE_BYTES or line.endswith(b"\n"):
+                if line.strip():
+                    yield number, read, line.rstrip(b"\r\n")
+                continue
+            while not line.endswith(b"\n") and (line := file.readline(MAX_LINE_BYTES)):
+                read += len(line)
+            yield number, read, None
+
+
+def parse_line(line: bytes | None) -> dict[str, Any]:
+    """Parse one line.
+
+    Raises:
+        RowError: It is too long, not UTF-8, not JSON, or not a JSON object.
+    """
+    if line is None:
+        raise RowError(Defect.MALFORMED, f"longer than {MAX_LINE_BYTES} bytes")
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise RowError(Defect.MALFORMED, f"not UTF-8 at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise RowError(Defect.MALFORMED, f"not JSON at column {error.colno}: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise RowError(Defect.MALFORMED, f"not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RowError(Defect.MALFORMED, f"a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def check_row(value: dict[str, Any], line: int) -> Row:
+    """Check one parsed line and normalise what must be.
+
+    A last question without an answer is dropped; a missing id becomes `line-{number}`; keys that training does not
+    read are left out. The texts stay as they are.
+
+    Args:
+        value: The JSON object.
+        line: Its line number.
+
+    Raises:
+        RowError: The row cannot be used.
+    """
+    image = None
+    if "image" in value:
+        image = _checked_image(value["image"])
+    turns = _checked_turns(value.get("conversations"))
+    dropped = len(turns) % 2 == 1
+    if dropped:
+        turns = turns[:-1]
+    if not turns:
+        raise RowError(Defect.NO_ANSWER, "the only turn is a question")
+    empty = next((number for number, turn in enumerate(turns, 1) if not number % 2 and not turn["value"].strip()), None)
+    if empty is not None:
+        raise RowError(Defect.NO_ANSWER, f"turn {empty} is an empty answer")
+    row_id = value.get("id")
+    return Row(f"line-{line}" if row_id is None else row_id, image, turns, dropped)
+
+
+def _checked_image(image: Any) -> str:
+    if not isinstance(image, str):
+        raise RowError(Defect.BAD_IMAGE_PATH, f"{_short(image)}, expected a path")
+    path = image.removeprefix("./")
+    problem = unsafe_name(path)
+    if problem:
+        raise RowError(Defect.BAD_IMAGE_PATH, f"{_short(image)} {problem}")
+    return path
+
+
+def _checked_turns(conversations: Any) -> list[dict[str, str]]:
+    if not isinstance(conversations, list) or not conversations:
+        raise RowError(Defect.NO_CONVERSATIONS, f"{_short(conversations)}, expected a list of turns")
+    turns = []
+    for index, turn in enumerate(conversations):
+        role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
+        if not isinstance(text, str):
+            raise RowError(
+                Defect.BAD_TURN, f'turn {index + 1} is {_short(turn)}, expected {{"from": role, "value": text}}'
+            )
+        expected = _ROLES[index % 2]
+        if role != expected:
+            raise RowError(Defect.ROLE_ORDER, f"turn {index + 1} is from {_short(role)}, expected {expected!r}")
+        turns.append({"from": expected, "value": text})
+    return turns
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def encode_row(row: Row, image: str | None) -> bytes:
+    """Write a row as one line of JSON in LLaVA's format, UTF-8, without a line end.
+
+    Args:
+        row: The row.
+        image: Its image path as it shall stand there.
+
+    Raises:
+        RowError: The row holds what neither JSON nor UTF-8 has: a lone surrogate or NaN.
+    """
+    value = {"id": row.id, **({} if image is None else {"image": image}), "conversations": row.turns}
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except ValueError as error:
+        raise RowError(Defect.MALFORMED, f"not valid Unicode or JSON: {error}") from error
+
+
+def sample_images(train: Path, count: int = 2000) -> list[str]:
+    """Return image paths of up to `count` rows, drawn evenly from the whole file in constant memory (reservoir).
+
+    Raises:
+        UserError: No line of the file is a JSON object, or the file is a JSON list cut into lines.
+    """
+    draw = random.Random(0)
+    sample: list[str] = []
+    rows = malformed = seen = 0
+    first_problem = ""
+    opens_list = False
+    for number, _, line in read_lines(train):
+        try:
+            value = parse_line(line)
+        except RowError as error:
+            opens_list = opens_list or (not rows and not malformed and (line or b"").lstrip()[:1] == b"[")
+            malformed += 1
+            first_problem = first_problem or f"line {number}: {error}"
+            continue
+        rows += 1
+        try:
+            image = _checked_image(value.get("image"))
+        except RowError:
+            continue
+        seen += 1
+        if len(sample) < count:
+            sample.append(image)
+        elif (place := draw.randrange(seen)) < count:
+            sample[place] = image
+    if not rows or (opens_list and malformed > rows):
+        found = f"{malformed} of its {malformed + rows} lines are none, first {first_problem}" if malformed else "empty"
+        raise UserError(f"{train} is not JSON lines, one object a line: {found}. Fetch it again, or convert it.")
+    return sample
