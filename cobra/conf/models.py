@@ -150,7 +150,7 @@ class Cobra_Tiny(Cobra_3B):
 
     model_id: str = "cobra-tiny"
     vision_backbone_id: str = "dinosiglip-vit-tiny-48px"
-    llm_backbone_id: str = "mamba-tiny"
+    llm_backbone_id: str = "mamba-0.5m-zephyr"
     llm_max_length: int = 512
 
     align_global_batch_size: int = 32

@@ -14,6 +14,7 @@ from cobra.models.checkpoint import Checkpoint, read_checkpoint
 from cobra.models.load import LATEST, PROVENANCE, build_vlm, find_checkpoint
 from cobra.models.vlms import CobraVLM, check_stage
 from cobra.preprocessing import get_dataset_and_collator
+from cobra.preprocessing.datasets import AlignDataset
 from cobra.training.materialize import get_train_strategy, stage_hyperparameters, stage_prefix
 from cobra.training.metrics import Metrics, check_trackers
 from cobra.training.provenance import describe_run
@@ -118,7 +119,10 @@ def pretrain(config: PretrainConfig) -> Path:
         vlm.llm_backbone.prompt_builder_fn,
         vlm.vision_backbone.default_image_resolution,
     )
-    lengths = dataset.get_modality_lengths(vlm.vision_backbone.num_patches)
+    if isinstance(dataset, AlignDataset):
+        lengths = dataset.get_modality_lengths(vlm.vision_backbone.num_patches)
+    else:
+        lengths = dataset.get_modality_lengths()
     strategy.run_setup()
     _announce(config, world, vlm, len(dataset), say)
     metrics = None

@@ -1,5 +1,7 @@
 """Sharding a model over processes with FSDP2 (torch.distributed.fsdp.fully_shard)."""
 
+import warnings
+
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -34,6 +36,8 @@ def shard(vlm: CobraVLM, strategy: str, world: World, reduce_dtype: torch.dtype 
     check_strategy(strategy)
     if world.size == 1:
         return
+    # Blocks end in a linear layer, whose output is a view; nothing changes it in place, so the warning is void.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(world.device.type, (world.size,))
     policy = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
     options = {"mesh": mesh, "reshard_after_forward": RESHARD[strategy], "mp_policy": policy}

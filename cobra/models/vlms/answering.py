@@ -51,7 +51,7 @@ class Answering:
         pixels = [self.vision_backbone.image_transform(image.convert("RGB")) for image in images]
         return map_pixels(stack_pixels(pixels), lambda value: value.to(self.device))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def prefill(self, pixel_values: PixelValues | None, prompts: Sequence[Sequence[int]]) -> tuple[MambaState, Tensor]:
         """Read a batch of prompts of any lengths.
 

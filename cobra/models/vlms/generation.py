@@ -116,7 +116,7 @@ def choose(scores: Tensor, options: GenerationOptions, seen: Tensor | None) -> T
     return torch.multinomial(scores.softmax(-1), 1, generator=options.generator).squeeze(-1)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate_ids(
     llm: MambaLM,
     state: MambaState,

@@ -1,0 +1,21 @@
+"""Rows as training examples, and the stages of LLaVA-CoT's answers."""
+
+from typing import TYPE_CHECKING
+
+from cobra.util.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from cobra.preprocessing.datasets.datasets import AlignDataset, FinetuneDataset
+    from cobra.preprocessing.datasets.reasoning import ReasoningTrace, extract_reasoning_trace
+
+__all__ = ["AlignDataset", "FinetuneDataset", "ReasoningTrace", "extract_reasoning_trace"]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "AlignDataset": "cobra.preprocessing.datasets.datasets",
+        "FinetuneDataset": "cobra.preprocessing.datasets.datasets",
+        "ReasoningTrace": "cobra.preprocessing.datasets.reasoning",
+        "extract_reasoning_trace": "cobra.preprocessing.datasets.reasoning",
+    },
+)

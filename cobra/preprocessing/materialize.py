@@ -1,0 +1,68 @@
+"""The factory of datasets and their collator, by stage of training."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from cobra.conf import DatasetConfig, DatasetRegistry
+from cobra.models.backbones.llm.prompting import PromptBuilder
+from cobra.models.backbones.vision import ImageTransform
+from cobra.models.vlms import check_stage
+from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
+from cobra.util.data_utils import PaddedCollatorForLanguageModeling
+from cobra.util.errors import UserError
+
+
+def get_dataset_and_collator(
+    stage: str,
+    dataset_cfg: DatasetConfig,
+    image_transform: ImageTransform,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_builder_fn: Callable[..., PromptBuilder],
+    default_image_resolution: tuple[int, int, int],
+    padding_side: str = "right",
+) -> tuple[AlignDataset | FinetuneDataset, PaddedCollatorForLanguageModeling]:
+    """Open the rows of a stage.
+
+    Args:
+        stage: `align`, `finetune` or `full-finetune`.
+        dataset_cfg: Where the files lie.
+        image_transform: From a picture to pixels.
+        tokenizer: Cuts rows at its `model_max_length`.
+        prompt_builder_fn: Makes an empty conversation; for the finetune stages.
+        default_image_resolution: (3, height, width).
+        padding_side: `right`.
+
+    Raises:
+        UserError: The stage is unknown, a file or folder is missing (with the command that makes it), or rows are bad.
+    """
+    check_stage(stage)
+    collator = PaddedCollatorForLanguageModeling(
+        tokenizer.model_max_length, int(tokenizer.pad_token_id), default_image_resolution, padding_side
+    )
+    components = dataset_cfg.align_stage_components if stage == "align" else dataset_cfg.finetune_stage_components
+    annotation_file, image_dir = (Path(dataset_cfg.dataset_root_dir) / component for component in components)
+    if not annotation_file.is_file() or not image_dir.is_dir():
+        missing = annotation_file if not annotation_file.is_file() else image_dir
+        kind = "annotation file" if missing == annotation_file else "image folder"
+        raise UserError(
+            f"the {kind} of {dataset_cfg.dataset_id} for the stage {stage} does not exist: {missing}. "
+            f"{_remedy(dataset_cfg, stage)}"
+        )
+    if stage == "align":
+        return AlignDataset(annotation_file, image_dir, image_transform, tokenizer), collator
+    dataset = FinetuneDataset(annotation_file, image_dir, image_transform, tokenizer, prompt_builder_fn)
+    return dataset, collator
+
+
+def _remedy(config: DatasetConfig, stage: str) -> str:
+    """Return the sentence with the command that makes a dataset's files."""
+    root = config.dataset_root_dir
+    if config.dataset_id == DatasetRegistry.CUSTOM.dataset_id:
+        return "Give your own with --dataset.finetune_stage_components '[rows.json, images]' and --dataset.dataset_root_dir"
+    if stage == "align":
+        return f"Fetch it: python scripts/preprocess.py --dataset_id llava-laion-cc-sbu-558k --root_dir {root}"
+    if config.dataset_id == DatasetRegistry.LLAVA_COT_100K.dataset_id:
+        return f"Make it: python fine_tune/prepare_llava_cot.py --dataset_root {root}"
+    return f"Fetch it: python scripts/preprocess.py --dataset_id llava-v1.5-instruct --root_dir {root}"

@@ -1,0 +1,21 @@
+"""Names of a package that are imported when they are first asked for, so that data tools and `--help` need no torch."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+
+def lazy_names(package: str, modules: dict[str, str]) -> Callable[[str], Any]:
+    """Return a module-level `__getattr__`.
+
+    Args:
+        package: Name of the package, `__name__`.
+        modules: Public name -> the module that defines it.
+    """
+
+    def resolve(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(modules[name]), name)
+
+    return resolve
