@@ -1,6 +1,6 @@
 """Reading weights: Cobra's `.pt`, safetensors and state-spaces' files, without unpickling objects, strictly checked."""
 
-import pickle  # noqa: S403 - only its error class is used
+import pickle
 from pathlib import Path
 
 import torch

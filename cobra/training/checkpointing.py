@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -32,7 +33,7 @@ def save_checkpoint(vlm: CobraVLM, run_dir: Path, world: World, step: int, epoch
     """
     path = run_dir / "checkpoints" / f"step-{step:06d}-epoch-{epoch:02d}-loss={loss:.4f}.pt"
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    states = get_model_state_dict(vlm, options=options)
+    states: dict[str, Any] = get_model_state_dict(vlm, options=options)
     if world.is_main:
         modules: dict[str, dict[str, torch.Tensor]] = {}
         for key in vlm.checkpoint_modules:

@@ -73,16 +73,16 @@ class TensorboardTracker:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise missing_extra("tensorboard", "tracking", "The tracker tensorboard") from error
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Log the metrics of a step."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, step)
 
     def finalize(self) -> None:
         """Close the writer."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 TRACKERS: dict[str, Any] = {"jsonl": JSONLinesTracker, "wandb": WandbTracker, "tensorboard": TensorboardTracker}

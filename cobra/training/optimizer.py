@@ -42,7 +42,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
         The norm before clipping, a scalar in fp32, the same on every process.
     """
     held = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in held])
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in held if parameter.grad is not None])
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
     nn.utils.clip_grads_with_norm_(held, max_norm, norm)

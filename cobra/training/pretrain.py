@@ -30,9 +30,7 @@ class PretrainConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig.get_choice_class(ModelRegistry.COBRA_3B.model_id))
     """Model and its optimisation; `--model.type` picks one, `--model.<field>` overrides a field."""
-    dataset: DatasetConfig = field(
-        default_factory=DatasetConfig.get_choice_class(DatasetRegistry.LLAVA_V15.dataset_id)
-    )
+    dataset: DatasetConfig = field(default_factory=DatasetConfig.get_choice_class(DatasetRegistry.LLAVA_V15.dataset_id))
     """Data; `--dataset.type` picks a set, `--dataset.<field>` overrides a field."""
     stage: str = "finetune"
     """`align` trains the projector, `finetune` also the language model, `full-finetune` also the vision towers."""
@@ -185,7 +183,7 @@ def write_run_dir(config: PretrainConfig, run_id: str, run_dir: Path) -> dict[st
     values = draccus.encode(config)
     values["run_id"] = run_id
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    write_text(run_dir / "config.yaml", draccus.dump(values))
+    write_text(run_dir / "config.yaml", str(draccus.dump(values)))
     hparams = json.loads(json.dumps(values, default=str))
     write_json(run_dir / "config.json", hparams)
     return hparams

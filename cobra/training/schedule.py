@@ -64,8 +64,8 @@ def check_batches(global_batch_size: int, per_device_batch_size: int, world_size
         fitting = max(size for size in range(1, min(share, per_device_batch_size) + 1) if share % size == 0)
         remedies.append(f"--model.{prefix}_per_device_batch_size {fitting}")
     raise UserError(
-        f"a global batch of {global_batch_size} rows does not divide into forward passes of {per_device_batch_size} rows "
-        f"on {world_size} processes ({rows} rows at a time): use {', or '.join(remedies)}"
+        f"a global batch of {global_batch_size} rows does not divide into forward passes of {per_device_batch_size} "
+        f"rows on {world_size} processes ({rows} rows at a time): use {', or '.join(remedies)}"
     )
 
 

@@ -1,6 +1,7 @@
 """Sharding a model over processes with FSDP2 (torch.distributed.fsdp.fully_shard)."""
 
 import warnings
+from typing import Any
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -40,7 +41,7 @@ def shard(vlm: CobraVLM, strategy: str, world: World, reduce_dtype: torch.dtype 
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(world.device.type, (world.size,))
     policy = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
-    options = {"mesh": mesh, "reshard_after_forward": RESHARD[strategy], "mp_policy": policy}
+    options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": RESHARD[strategy], "mp_policy": policy}
     for name in vlm.vision_backbone.tower_names:
         tower = vlm.vision_backbone.tower(name)
         fully_shard(tower, **options)

@@ -89,9 +89,7 @@ class TrainStrategy:
         """
         check_strategy(train_strategy)
         check_schedule(hyperparameters.lr_scheduler_type)
-        check_batches(
-            hyperparameters.global_batch_size, hyperparameters.per_device_batch_size, world.size, flag_prefix
-        )
+        check_batches(hyperparameters.global_batch_size, hyperparameters.per_device_batch_size, world.size, flag_prefix)
         self.vlm = vlm
         self.world = world
         self.hyperparameters = hyperparameters
@@ -151,8 +149,8 @@ class TrainStrategy:
         mean = self.world.sum(total)
         if not bool(torch.isfinite(mean + grad_norm.to(mean.device))):
             raise UserError(
-                f"the loss ({mean.item()}) or the gradient ({grad_norm.item()}) of step {self.global_step + 1} is not a "
-                "finite number; nothing was updated. Use a lower learning rate, or look for broken rows in the data"
+                f"the loss ({mean.item()}) or the gradient ({grad_norm.item()}) of step {self.global_step + 1} is not "
+                "a finite number; nothing was updated. Use a lower learning rate, or look for broken rows in the data"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -176,7 +174,7 @@ class TrainStrategy:
     def run_training(
         self,
         dataset: Dataset,
-        collator: Callable[[list[dict]], Batch],
+        collator: Callable[[Any], Batch],
         modality_lengths: list[tuple[bool, int]],
         run_dir: Path,
         metrics: Metrics | None,

@@ -48,7 +48,8 @@ def join_world(device: str | None = None) -> World:
     """Join the processes that torchrun has started, or be the only one.
 
     Args:
-        device: `cuda`, `mps` or `cpu`; None is the best at hand. With CUDA each process takes the GPU of its local rank.
+        device: `cuda`, `mps` or `cpu`; None is the best at hand. With CUDA each process takes the GPU of its
+            local rank.
 
     Raises:
         UserError: The device is not there, or there are fewer GPUs than processes on this machine.
@@ -59,8 +60,8 @@ def join_world(device: str | None = None) -> World:
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if local >= torch.cuda.device_count():
             raise UserError(
-                f"there are {torch.cuda.device_count()} GPUs for {os.environ.get('LOCAL_WORLD_SIZE', '1')} processes on "
-                "this machine: start torchrun with --nproc-per-node equal to the number of GPUs, or use --device cpu"
+                f"there are {torch.cuda.device_count()} GPUs for {os.environ.get('LOCAL_WORLD_SIZE', '1')} processes "
+                "on this machine: start torchrun with --nproc-per-node equal to the number of GPUs, or use --device cpu"
             )
         target = torch.device("cuda", local)
         torch.cuda.set_device(target)

@@ -35,7 +35,7 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
         if not torch.cuda.is_available():
             raise UserError(
                 f"the device {str(device)!r} was asked for, but torch {torch.__version__} finds no usable CUDA device "
-                "on this machine: use --device cpu, or install a CUDA build of torch and check that nvidia-smi lists a GPU"
+                "on this machine: use --device cpu, or install a CUDA build of torch and check what nvidia-smi lists"
             )
         if resolved.index is not None and resolved.index >= torch.cuda.device_count():
             raise UserError(

@@ -1,6 +1,8 @@
 """Mamba-1 (arXiv 2312.00752) under the parameter names of state-spaces' checkpoints, with continuation and padding."""
 
 import math
+from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,14 +87,14 @@ class MambaMixer(nn.Module):
             state.ssm.copy_(last)
         return self.out_proj(y)
 
-    def _step(self, ops: object, xz: Tensor, A: Tensor, state: LayerState) -> Tensor:
+    def _step(self, ops: ModuleType, xz: Tensor, A: Tensor, state: LayerState) -> Tensor:
         """Read one token a row: xz (batch, 2 * width) -> (batch, 1, d_model)."""
         inputs, gate = xz.chunk(2, dim=-1)
         weight = self.conv1d.weight.squeeze(1)
-        u = ops.causal_conv_step(inputs, weight, self.conv1d.bias, state.conv)  # type: ignore[attr-defined]
+        u = ops.causal_conv_step(inputs, weight, self.conv1d.bias, state.conv)
         dt, B, C = self.x_proj(u).split([self.rank, self.d_state, self.d_state], dim=-1)
         dt = F.linear(dt, self.dt_proj.weight)
-        y = ops.selective_scan_step(u, dt, A, B, C, self.D, gate, self.dt_proj.bias, state.ssm)  # type: ignore[attr-defined]
+        y = ops.selective_scan_step(u, dt, A, B, C, self.D, gate, self.dt_proj.bias, state.ssm)
         return self.out_proj(y).unsqueeze(1)
 
 
@@ -151,11 +153,11 @@ class MambaLM(nn.Module):
         """GPT-2's scheme: normal embeddings, and output projections shrunk by the depth of the residual stream."""
         nn.init.normal_(self.backbone.embedding.weight, std=0.02)
         for block in self.backbone.layers:
-            out_proj = block.mixer.out_proj
-            nn.init.kaiming_uniform_(out_proj.weight, a=math.sqrt(5))
+            mixer: Any = block.mixer
+            nn.init.kaiming_uniform_(mixer.out_proj.weight, a=math.sqrt(5))
             with torch.no_grad():
-                out_proj.weight /= math.sqrt(self.config.n_layer)
-            for linear in (block.mixer.in_proj, out_proj):
+                mixer.out_proj.weight /= math.sqrt(self.config.n_layer)
+            for linear in (mixer.in_proj, mixer.out_proj):
                 if linear.bias is not None:
                     nn.init.zeros_(linear.bias)
 
@@ -185,7 +187,7 @@ class MambaLM(nn.Module):
                 hidden, residual = checkpoint(block, hidden, residual, layer_state, valid, use_reentrant=False)
             else:
                 hidden, residual = block(hidden, residual, layer_state, valid)
-        return self.backbone.norm_f(hidden + residual)
+        return self.backbone.norm_f(hidden if residual is None else hidden + residual)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return scores over the padded vocabulary (..., padded_vocab_size), in fp32."""

@@ -175,4 +175,4 @@ class Answering:
         return generate_ids(self.llm_backbone.llm, state, scores, prompts, options, end)
 
     def _decode(self, ids: list[int]) -> str:
-        return self.llm_backbone.tokenizer.decode(ids, skip_special_tokens=True)
+        return str(self.llm_backbone.tokenizer.decode(ids, skip_special_tokens=True))
