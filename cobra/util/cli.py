@@ -2,18 +2,19 @@
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
 import draccus
+import yaml
 from draccus import ChoiceRegistry
-from draccus.utils import DraccusException
+from draccus.utils import CONFIG_ARG, DraccusException
 
 from cobra.util.errors import UserError
 
@@ -23,8 +24,18 @@ Config = TypeVar("Config")
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
-# Marks text on its way through draccus; it cannot occur in an argument.
+# Stands on both sides of text on its way through draccus; it cannot occur in an argument.
 _GUARD = "\x00"
+# How a value that must be null is written, where a flag of text may be null.
+_NULLS = ("null", "None", "none")
+
+
+class _Kind(Enum):
+    """How the value of a flag of text is read."""
+
+    TEXT = "as it was typed"
+    OPTIONAL = "as it was typed, or null"
+    LIST = "YAML's [a, b], or a,b"
 
 
 def run(main: Callable[[Config], int | None], config_class: type[Config], args: Sequence[str] | None = None) -> None:
@@ -57,18 +68,18 @@ def parse(config_class: type[Config], args: Sequence[str] | None = None) -> Conf
     Raises:
         UserError: A flag, a value or a choice is unknown; the known choices are listed.
     """
-    arguments = list(sys.argv[1:] if args is None else args)
-    _check_choices(config_class, arguments)
-    arguments += _default_choices(config_class, arguments)
     text_flags = _text_flags(config_class)
+    arguments = _join_values(sys.argv[1:] if args is None else args, text_flags)
+    _check_choices(config_class, arguments)
     try:
-        config = draccus.parse(config_class, args=_guard_text(arguments, text_flags), exit_on_error=False)
-    except (DraccusException, argparse.ArgumentError) as error:
+        arguments += _default_choices(config_class, arguments)
+        guarded = [_guard(argument, text_flags) for argument in arguments]
+        config = draccus.parse(config_class, args=guarded, exit_on_error=False)
+    except (DraccusException, argparse.ArgumentError, OSError, UnicodeError, yaml.YAMLError) as error:
         raise UserError(f"{_one_line(error)}. Run with --help for the flags.") from error
-    for name in text_flags:
-        value = getattr(config, name)
-        if value is not None:
-            setattr(config, name, type(value)(str(value).removeprefix(_GUARD)))
+    for flag in text_flags:
+        _unguard(config, flag)
+    _refuse_nulls(config)
     return config
 
 
@@ -79,7 +90,7 @@ def _one_line(error: BaseException) -> str:
 def _check_choices(config_class: type, arguments: Sequence[str]) -> None:
     """Name the known choices when `--<field>.type` is not one of them."""
     hints = typing.get_type_hints(config_class)
-    for flag, value in _flag_values(arguments):
+    for flag, value in _flag_values(arguments).items():
         name, _, leaf = flag.partition(".")
         kind = hints.get(name)
         if leaf == "type" and isinstance(kind, type) and issubclass(kind, ChoiceRegistry):
@@ -88,66 +99,109 @@ def _check_choices(config_class: type, arguments: Sequence[str]) -> None:
                 raise UserError(f"--{flag} {value!r} is not a known {name}; the known ones are: {', '.join(known)}")
 
 
-def _flag_values(arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the (flag, value) pairs of `--flag value` and `--flag=value`."""
-    pairs = []
-    for position, argument in enumerate(arguments):
-        if argument.startswith("--"):
-            flag, equals, value = argument[2:].partition("=")
-            if equals:
-                pairs.append((flag, value))
-            elif position + 1 < len(arguments):
-                pairs.append((flag, arguments[position + 1]))
-    return pairs
+def _join_values(arguments: Sequence[str], text_flags: dict[str, _Kind]) -> list[str]:
+    """Write `--flag value` as `--flag=value`, so that text that looks like a flag is not taken for one."""
+    joined: list[str] = []
+    waiting: str | None = None
+    for argument in arguments:
+        if waiting is not None and (waiting in text_flags or not argument.startswith("--")):
+            joined[-1] += f"={argument}"
+            waiting = None
+        else:
+            joined.append(argument)
+            takes_value = argument.startswith("--") and "=" not in argument and argument != "--help"
+            waiting = argument[2:] if takes_value else None
+    return joined
+
+
+def _flag_values(arguments: Sequence[str]) -> dict[str, str]:
+    """Return the values of `--flag=value` by flag, of several the last."""
+    pairs = (argument[2:].partition("=") for argument in arguments if argument.startswith("--"))
+    return {flag: value for flag, equals, value in pairs if equals}
 
 
 def _default_choices(config_class: type, arguments: Sequence[str]) -> list[str]:
     """Return the `--<field>.type` flags that are implied where only fields of the default choice are given."""
-    flags = [flag for flag, _ in _flag_values(arguments)]
+    flags = _flag_values(arguments)
+    chosen = _fields_of_file(flags.get(CONFIG_ARG))
     implied: list[str] = []
     for field in dataclasses.fields(typing.cast(Any, config_class)):
         touched = any(flag.startswith(f"{field.name}.") for flag in flags)
-        if touched and f"{field.name}.type" not in flags and field.default_factory is not dataclasses.MISSING:
+        given = f"{field.name}.type" in flags or field.name in chosen
+        if touched and not given and field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
             if isinstance(default, ChoiceRegistry):
-                implied += [f"--{field.name}.type", default.get_choice_name(type(default))]
+                implied.append(f"--{field.name}.type={default.get_choice_name(type(default))}")
     return implied
 
 
-def _guard_text(arguments: Sequence[str], text_flags: dict[str, bool]) -> list[str]:
-    """Guard the values of text and path flags, so that draccus' YAML reading leaves them as they were typed.
+def _fields_of_file(path: str | None) -> set[str]:
+    """Return the top-level fields that the file of draccus' `--config_path` sets."""
+    if path is None:
+        return set()
+    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    return set(values) if isinstance(values, dict) else set()
+
+
+def _text_flags(config_class: type, prefix: str = "") -> dict[str, _Kind]:
+    """Return every flag whose value is text, a path or a list of them; those of nested fields are `group.name`."""
+    flags: dict[str, _Kind] = {}
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(typing.cast(Any, config_class)):
+        kind = hints[field.name]
+        flag = prefix + field.name
+        members = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+        concrete = [member for member in members if member is not types.NoneType]
+        if dataclasses.is_dataclass(kind):
+            flags |= _text_flags(typing.cast(type, kind), f"{flag}.")
+        elif typing.get_origin(kind) in (tuple, list):
+            if all(item in (str, Path, ...) for item in typing.get_args(kind)):
+                flags[flag] = _Kind.LIST
+        elif all(member in (str, Path) for member in concrete):
+            flags[flag] = _Kind.TEXT if len(concrete) == len(members) else _Kind.OPTIONAL
+    return flags
+
+
+def _guard(argument: str, text_flags: dict[str, _Kind]) -> str:
+    """Guard the value of a flag of text, so that draccus' YAML reading leaves it as it was typed.
 
     Without this `--prompt yes` arrives as 'True', `--prompt "What: a?"` as a mapping in text form, and
     `--prompt "include all"` is taken for the name of a file.
     """
-    guarded: list[str] = []
-    expecting: str | None = None
-    for argument in arguments:
-        if expecting is not None:
-            argument = _guard(argument, text_flags[expecting])
-            expecting = None
-        elif argument.startswith("--"):
-            flag, equals, value = argument[2:].partition("=")
-            if flag in text_flags and equals:
-                argument = f"--{flag}={_guard(value, text_flags[flag])}"
-            elif flag in text_flags:
-                expecting = flag
-        guarded.append(argument)
-    return guarded
+    flag, equals, value = argument.removeprefix("--").partition("=")
+    if not (argument.startswith("--") and equals and flag in text_flags):
+        return argument
+    kind = text_flags[flag]
+    if kind is _Kind.LIST:
+        items = [_quote(item.strip()) for item in value.split(",") if item.strip()]
+        return argument if value.lstrip().startswith("[") else f"--{flag}=[{', '.join(items)}]"
+    if kind is _Kind.OPTIONAL and value in _NULLS:
+        return f"--{flag}=null"
+    return f"--{flag}={_quote(_GUARD + value + _GUARD)}"
 
 
-def _guard(value: str, optional: bool) -> str:
-    return value if optional and value in ("null", "None", "none") else json.dumps(_GUARD + value)
+def _quote(text: str) -> str:
+    """Write text as a double-quoted YAML scalar; JSON's would split characters beyond U+FFFF in two."""
+    return '"' + "".join(f"\\U{ord(character):08X}" for character in text) + '"'
 
 
-def _text_flags(config_class: type) -> dict[str, bool]:
-    """Map each top-level flag of text or a path to whether it may be null."""
-    flags = {}
-    hints = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(typing.cast(Any, config_class)):
-        kind = hints[field.name]
-        members = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-        concrete = [member for member in members if member is not type(None)]
-        if concrete and all(member in (str, Path) for member in concrete):
-            flags[field.name] = len(concrete) < len(members)
-    return flags
+def _unguard(config: Any, flag: str) -> None:
+    """Take the guard off a field of text, in place."""
+    *groups, name = flag.split(".")
+    for group in groups:
+        config = getattr(config, group)
+    value = getattr(config, name)
+    if isinstance(value, (str, Path)):
+        setattr(config, name, type(value)(str(value).removeprefix(_GUARD).removesuffix(_GUARD)))
+
+
+def _refuse_nulls(config: Any, prefix: str = "") -> None:
+    """Raise a UserError where a field is null that has to have a value; draccus takes null for any type."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        flag = f"{prefix}{field.name}"
+        if value is None and types.NoneType not in typing.get_args(hints[field.name]):
+            raise UserError(f"--{flag} cannot be null. Run with --help for the flags.")
+        if dataclasses.is_dataclass(value):
+            _refuse_nulls(value, f"{flag}.")
