@@ -70,6 +70,11 @@ def read_json(path: Path | str, what: str, remedy: str = "") -> Any:
         raise UserError(
             f"{path} ({what}) is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.{tail}"
         ) from error
+    except RecursionError as error:
+        raise UserError(f"{path} ({what}) holds lists or objects nested too deeply to be read.{tail}") from error
+    except ValueError as error:
+        # A number of thousands of digits, which Python refuses to convert.
+        raise UserError(f"{path} ({what}) cannot be read as JSON: {error}.{tail}") from error
 
 
 def sha256_file(path: Path | str) -> str:
