@@ -93,10 +93,13 @@ def _check_choices(config_class: type, arguments: Sequence[str]) -> None:
     for flag, value in _flag_values(arguments).items():
         name, _, leaf = flag.partition(".")
         kind = hints.get(name)
-        if leaf == "type" and isinstance(kind, type) and issubclass(kind, ChoiceRegistry):
-            known = kind.get_known_choices()
-            if value not in known:
-                raise UserError(f"--{flag} {value!r} is not a known {name}; the known ones are: {', '.join(known)}")
+        if not (isinstance(kind, type) and issubclass(kind, ChoiceRegistry)):
+            continue
+        known = kind.get_known_choices()
+        if leaf == "type" and value not in known:
+            raise UserError(f"--{flag} {value!r} is not a known {name}; the known ones are: {', '.join(known)}")
+        if not leaf and value in known:
+            raise UserError(f"--{flag} takes no name: choose with --{flag}.type {value}")
 
 
 def _join_values(arguments: Sequence[str], text_flags: dict[str, _Kind]) -> list[str]:

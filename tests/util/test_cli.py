@@ -166,7 +166,7 @@ MISTAKES = {
     "word": (["three"], "three"),
     "choice": (["--drink.type", "milk"], "tea, coffee"),
     "choice with equals": (["--drink.type=milk"], "tea, coffee"),
-    "choice in place of a group": (["--drink", "coffee"], "coffee"),
+    "choice in place of a group": (["--drink", "coffee"], "--drink.type coffee"),
     "value": (["--count", "three"], "count"),
     "value of a choice": (["--drink.cups", "many"], "cups"),
     "null": (["--count", "null"], "count"),
