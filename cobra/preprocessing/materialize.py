@@ -1,5 +1,6 @@
 """The factory of datasets and their collator, by stage of training."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,9 +59,10 @@ def get_dataset_and_collator(
 
 def _remedy(config: DatasetConfig, stage: str) -> str:
     """Return the sentence with the command that makes a dataset's files."""
-    root = config.dataset_root_dir
+    root = shlex.quote(str(config.dataset_root_dir))
     if config.dataset_id == DatasetRegistry.CUSTOM.dataset_id:
-        return "Give your own with --dataset.finetune_stage_components '[rows.json, images]' and --dataset.dataset_root_dir"
+        components = "align_stage_components" if stage == "align" else "finetune_stage_components"
+        return f"Give your own with --dataset.{components} '[rows.json, images]' and --dataset.dataset_root_dir"
     if stage == "align":
         return f"Fetch it: python scripts/preprocess.py --dataset_id llava-laion-cc-sbu-558k --root_dir {root}"
     if config.dataset_id == DatasetRegistry.LLAVA_COT_100K.dataset_id:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -49,18 +49,17 @@ class _RowDataset(Dataset[dict[str, Any]]):
         if "image" not in row:
             return None
         where = f"row {index} (id {row.get('id')!r}) of {self.annotation_file}"
-        path = self.image_dir / Path(row["image"])
-        if not path.resolve().is_relative_to(self.image_dir.resolve()):
-            raise UserError(f"{where} names an image outside the image folder {self.image_dir}: {row['image']}")
+        path = self.image_dir / row["image"]
         try:
-            with Image.open(path) as image:
-                return self.image_transform(image.convert("RGB"))
+            image = _read_rgb(path, self.image_dir)
         except FileNotFoundError as error:
             raise UserError(f"{where} names an image that does not exist: {path}") from error
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Decoders answer damaged files with errors of almost any kind, NotImplementedError and struct.error among them.
+        except Exception as error:
             raise UserError(
                 f"{where} names an image that cannot be read: {path} ({error}); replace the file or take the row out"
             ) from error
+        return self.image_transform(image)
 
     def _truncated(self, input_ids: list[int], labels: list[int], index: int) -> dict[str, Any]:
         limit = self.tokenizer.model_max_length
@@ -96,8 +95,8 @@ class AlignDataset(_RowDataset):
         for index, row in enumerate(self.examples):
             if len(row["conversations"]) != 2:
                 raise UserError(
-                    f"row {index} (id {row.get('id')!r}) of {chat_json} has {len(row['conversations'])} turns; the align "
-                    "stage takes rows of one question and one caption"
+                    f"row {index} (id {row.get('id')!r}) of {chat_json} has {len(row['conversations'])} turns; the "
+                    "align stage takes rows of one question and one caption"
                 )
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -189,6 +188,19 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def _read_rgb(path: Path, image_dir: Path) -> Image.Image:
+    """Read an image as RGB.
+
+    Raises:
+        ValueError: The path leads out of the folder, or cannot be a path.
+        Exception: Whatever the decoder raises on a file that is not a whole image.
+    """
+    if not path.resolve().is_relative_to(image_dir.resolve()):
+        raise ValueError(f"it lies outside the image folder {image_dir}")
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
 def _row_problem(row: Any) -> str | None:
     """Return what is wrong with a row, or None."""
     if not isinstance(row, dict):
@@ -199,8 +211,19 @@ def _row_problem(row: Any) -> str | None:
     for place, turn in enumerate(turns):
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
             return f"has a turn {place} without a text in 'value'"
+        if not _is_unicode(turn["value"]):
+            return f"has a turn {place} whose text holds half a surrogate pair, which no tokenizer can read"
         if turn.get("from") != _ROLES[place % 2]:
             return f"has a turn {place} from {turn.get('from')!r} where {_ROLES[place % 2]!r} was expected"
-    if "image" in row and not isinstance(row["image"], str):
+    if "image" in row and not (isinstance(row["image"], str) and row["image"]):
         return f"has the image {row['image']!r}, which is not a path"
     return None
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a text can be encoded; JSON's escapes can spell half a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

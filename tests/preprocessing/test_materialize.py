@@ -1,0 +1,105 @@
+"""The factory of datasets: the right kind of rows a stage, and errors that say what to type."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from cobra.conf import DatasetConfig
+from cobra.models.backbones.llm.prompting import ZephyrChatPromptBuilder
+from cobra.preprocessing import convert_to_jpg, download_extract, get_dataset_and_collator
+from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
+from cobra.util.errors import UserError
+
+ROWS = [
+    {
+        "id": 1,
+        "image": "a.png",
+        "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat."}],
+    }
+]
+
+
+def materialize(dataset_cfg, stage="finetune", **options):
+    tokenizer = SimpleNamespace(model_max_length=32, pad_token_id=1)
+    return get_dataset_and_collator(
+        stage, dataset_cfg, lambda image: image, tokenizer, ZephyrChatPromptBuilder, (3, 4, 4), **options
+    )
+
+
+def config(dataset_id, root, **options):
+    return DatasetConfig.get_choice_class(dataset_id)(dataset_root_dir=root, **options)
+
+
+def make(root: Path, components: tuple[Path, Path]):
+    annotation, images = (root / component for component in components)
+    images.mkdir(parents=True, exist_ok=True)
+    annotation.parent.mkdir(parents=True, exist_ok=True)
+    annotation.write_text(json.dumps(ROWS))
+    Image.new("RGB", (4, 4)).save(images / "a.png")
+
+
+@pytest.mark.parametrize("dataset_id", DatasetConfig.get_known_choices())
+@pytest.mark.parametrize("stage", ["align", "finetune", "full-finetune"])
+def test_every_dataset_and_stage_opens_its_own_files(tmp_path, dataset_id, stage):
+    cfg = config(dataset_id, tmp_path)
+    components = cfg.align_stage_components if stage == "align" else cfg.finetune_stage_components
+    make(tmp_path, components)
+    dataset, collator = materialize(cfg, stage)
+    assert type(dataset) is (AlignDataset if stage == "align" else FinetuneDataset)
+    assert dataset.examples == ROWS
+    assert (collator.model_max_length, collator.pad_token_id) == (32, 1)
+    assert collator.default_image_resolution == (3, 4, 4)
+
+
+def test_an_unknown_stage_names_the_known_ones(tmp_path):
+    with pytest.raises(UserError, match=r"'polish'.*align.*finetune.*full-finetune"):
+        materialize(config("llava-v15", tmp_path), "polish")
+
+
+def test_padding_on_the_left_is_refused(tmp_path):
+    cfg = config("custom", tmp_path)
+    make(tmp_path, cfg.finetune_stage_components)
+    with pytest.raises(UserError, match="'left'"):
+        materialize(cfg, padding_side="left")
+
+
+REMEDIES = [
+    ("llava-cot-100k", "finetune", "python fine_tune/prepare_llava_cot.py --dataset_root {root}"),
+    ("llava-v15", "finetune", "python scripts/preprocess.py --dataset_id llava-v1.5-instruct --root_dir {root}"),
+    ("llava-v15", "align", "python scripts/preprocess.py --dataset_id llava-laion-cc-sbu-558k --root_dir {root}"),
+    ("llava-cot-100k", "align", "python scripts/preprocess.py --dataset_id llava-laion-cc-sbu-558k --root_dir {root}"),
+    ("custom", "finetune", "--dataset.finetune_stage_components"),
+    ("custom", "align", "--dataset.align_stage_components"),
+]
+
+
+@pytest.mark.parametrize(("dataset_id", "stage", "remedy"), REMEDIES)
+def test_missing_files_come_with_the_command_that_makes_them(tmp_path, dataset_id, stage, remedy):
+    cfg = config(dataset_id, tmp_path)
+    components = cfg.align_stage_components if stage == "align" else cfg.finetune_stage_components
+    with pytest.raises(UserError) as error:
+        materialize(cfg, stage)
+    assert remedy.format(root=tmp_path) in str(error.value)
+    assert f"annotation file of {dataset_id}" in str(error.value)
+    assert str(tmp_path / components[0]) in str(error.value)
+
+
+def test_a_missing_image_folder_is_told_apart_from_a_missing_annotation_file(tmp_path):
+    cfg = config("custom", tmp_path)
+    make(tmp_path, (cfg.finetune_stage_components[0], Path("elsewhere")))
+    with pytest.raises(UserError, match="image folder of custom.*images"):
+        materialize(cfg)
+
+
+def test_the_command_can_be_pasted_when_the_folder_has_a_blank(tmp_path):
+    with pytest.raises(UserError) as error:
+        materialize(config("llava-cot-100k", tmp_path / "my data"))
+    assert f"--dataset_root '{tmp_path / 'my data'}'" in str(error.value)
+
+
+def test_the_download_helpers_are_exported():
+    assert callable(download_extract)
+    assert callable(convert_to_jpg)
