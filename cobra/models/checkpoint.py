@@ -4,7 +4,6 @@ import pickle
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -34,11 +33,12 @@ def read_tensors(path: Path) -> dict:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} holds more than tensors, and unpickling objects could run foreign code, so it is refused "
-            f"({' '.join(str(error).split())[:200]}): save only the weights, as "
+            f"{path} holds more than tensors, or is damaged; unpickling objects could run foreign code, so it is "
+            f"refused ({' '.join(str(error).split())[:200]}): save only the weights, as "
             'torch.save({"model": {"projector": ..., "llm_backbone": ...}}, path)'
         ) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    # What a damaged file makes torch's reader stumble over is anything from IndexError to MemoryError.
+    except Exception as error:
         raise UserError(
             f"{path} cannot be read as a checkpoint: it is damaged, or not a .pt or .safetensors file "
             f"({' '.join(str(error).split())[:200]})"
@@ -58,22 +58,39 @@ def read_checkpoint(path: Path) -> Checkpoint:
         UserError: See :func:`read_tensors`; or there is no module of this kind in it.
     """
     values = read_tensors(path)
-    modules: Checkpoint = {}
+    modules: dict = {}
     if path.suffix == ".safetensors":
         for name, tensor in values.items():
             module, _, rest = name.partition(".")
             modules.setdefault(module, {})[rest] = tensor
     elif isinstance(values, dict) and isinstance(values.get("model"), dict):
         modules = values["model"]
-    known = {key: value for key, value in modules.items() if key in MODULE_KEYS and isinstance(value, dict)}
+    known: Checkpoint = {key: value for key, value in modules.items() if key in MODULE_KEYS}
     if not known:
-        found = ", ".join(list(values)[:_NAMED]) if isinstance(values, dict) else type(values).__name__
+        found = ", ".join(str(key) for key in list(values)[:_NAMED]) if isinstance(values, dict) else "none"
         raise UserError(
             f"{path} is not a checkpoint of Cobra: expected the modules {', '.join(MODULE_KEYS)}, found {found}"
         )
+    for key, tensors in known.items():
+        _check_tensors(tensors, f"the {key} in {path}")
     if "llm_backbone" in known and _HEAD not in known["llm_backbone"] and _EMBEDDING in known["llm_backbone"]:
         known["llm_backbone"][_HEAD] = known["llm_backbone"][_EMBEDDING]
     return known
+
+
+def _check_tensors(values: object, where: str) -> None:
+    """Raise a UserError unless `values` is a state dict: ordinary tensors of floating-point numbers by name."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where} is a {type(values).__name__} where tensors by name were expected")
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
+            raise UserError(f"{where} holds {name!r}, which is not an ordinary tensor but {_kind(value)}")
+        if not isinstance(name, str) or not value.is_floating_point():
+            raise UserError(f"{where} holds {name!r} of {value.dtype} where weights by name were expected")
+
+
+def _kind(value: object) -> str:
+    return f"one of {value.layout} on {value.device}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def read_llm_weights(path: Path) -> dict[str, Tensor]:
@@ -82,10 +99,12 @@ def read_llm_weights(path: Path) -> dict[str, Tensor]:
     A file of a whole vision-language model serves as well: its `llm_backbone` is taken.
     """
     values = read_tensors(path)
+    _check_tensors(values, str(path))
     prefix = "llm_backbone.llm."
     values = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)} or values
     renamed = {name.replace("backbone.embeddings.", "backbone.embedding."): value for name, value in values.items()}
-    renamed.setdefault("lm_head.weight", renamed.get("backbone.embedding.weight"))
+    if "backbone.embedding.weight" in renamed:
+        renamed.setdefault("lm_head.weight", renamed["backbone.embedding.weight"])
     return renamed
 
 
@@ -102,7 +121,7 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], name: str, wher
         Whether any value differs from what the module held before.
 
     Raises:
-        UserError: Names or shapes differ; the first few are listed.
+        UserError: Names or shapes differ; the first few are listed. Or names of one tied weight differ in value.
     """
     own = module.state_dict()
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
@@ -121,6 +140,16 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], name: str, wher
             f"the {name} in {where} is of another architecture than the model that was asked for; {'; '.join(problems)}"
             ". Choose the --model.type (or the fields under --model) that the checkpoint was made with"
         )
+    _check_ties(own, tensors, f"the {name} in {where}")
     changed = any(not torch.equal(own[key].cpu(), tensors[key].to(own[key].dtype).cpu()) for key in own)
     module.load_state_dict(tensors)
     return changed
+
+
+def _check_ties(own: dict[str, Tensor], tensors: dict[str, Tensor], where: str) -> None:
+    """Raise a UserError where names that are one weight in the model have different values in the checkpoint."""
+    first: dict[int, str] = {}
+    for key, value in own.items():
+        twin = first.setdefault(value.data_ptr(), key)
+        if twin != key and not torch.equal(tensors[twin], tensors[key].to(tensors[twin].dtype)):
+            raise UserError(f"{where} has different values of {twin} and {key}, which are one weight in this model")

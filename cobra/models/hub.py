@@ -12,17 +12,21 @@ def fetch(repo_id: str, filename: str, token: str | None = None, cache_dir: str 
         UserError: The hub cannot be reached, or the repository or file is not there or not open to the token.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         return Path(hf_hub_download(repo_id, filename, token=token, cache_dir=cache_dir))
-    except (EntryNotFoundError, RepositoryNotFoundError, GatedRepoError) as error:
+    except (EntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
+        # A file that is not in the cache and cannot be asked for is an EntryNotFoundError too; a repository that is
+        # closed (GatedRepoError) is one that is not found.
+        absent = isinstance(error, (EntryNotFoundError, RepositoryNotFoundError))
+        if not absent or isinstance(error, LocalEntryNotFoundError):
+            raise UserError(
+                f"{filename} of {repo_id} is not in the cache and the hub cannot be reached ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]}): check the network, or fill the cache (HF_HOME) where there "
+                "is one"
+            ) from error
         raise UserError(
             f"the hub has no file {filename} in {repo_id} that this token may read ({type(error).__name__}): check the "
             "name, and give a token with --hf_token where the repository is closed"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{filename} of {repo_id} is not in the cache and the hub cannot be reached ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}): check the network, or fill the cache (HF_HOME) where there is one"
         ) from error

@@ -1,5 +1,6 @@
 """Loading a trained model from a run directory, a checkpoint file, or by name."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,13 @@ def find_checkpoint(
         UserError: It is none of these, or a file is missing.
     """
     path = Path(model_id_or_path)
-    if path.is_dir():
+    # Not Path.is_dir, which raises for what is too long to be a path.
+    if os.path.isdir(path):
         return _from_run(path, path / LATEST)
-    if path.is_file():
-        folder = next((parent for parent in list(path.parents)[:2] if (parent / "config.json").is_file()), None)
+    if os.path.isfile(path):
+        folder = next(
+            (parent for parent in list(path.absolute().parents)[:2] if (parent / "config.json").is_file()), None
+        )
         if folder is None:
             raise UserError(
                 f"{path} has no config.json beside it or in the folder above: put the run's config.json there, or give "
@@ -93,6 +97,10 @@ def _model_fields(config: Path) -> dict[str, Any]:
     missing = [name for name in _FIELDS if not isinstance(model, dict) or name not in model]
     if not isinstance(model, dict) or missing:
         raise UserError(f"{config} lacks the entries {', '.join(f'model.{name}' for name in missing)}")
+    for name in _FIELDS:
+        expected = int if name == "llm_max_length" else str
+        if type(model[name]) is not expected:
+            raise UserError(f"{config} has model.{name} {model[name]!r}, which is not of the type {expected.__name__}")
     return {name: model[name] for name in _FIELDS}
 
 

@@ -1,0 +1,30 @@
+"""A small model at random initial values, for tests that need a model but no particular one."""
+
+import torch
+from PIL import Image
+
+from cobra.conf import ModelConfig
+from cobra.models.load import build_vlm
+from cobra.models.vlms import CobraVLM
+
+# The ids that leave cobra-tiny's parts at random values.
+SCRATCH_IDS = {"vision_backbone_id": "dinosiglip-vit-tiny-48px-init", "llm_backbone_id": "mamba-0.5m-init-zephyr"}
+
+
+def scratch_fields(**changes: object) -> dict:
+    """The entries of a run's configuration that build the small model."""
+    return vars(ModelConfig.get_choice_class("cobra-tiny")()) | SCRATCH_IDS | changes
+
+
+def scratch_vlm(seed: int = 0, **changes: object) -> CobraVLM:
+    """Build the small model, in evaluation mode and the same for the same seed."""
+    torch.manual_seed(seed)
+    vlm = build_vlm(scratch_fields(**changes), {})
+    return vlm.eval()
+
+
+def picture(seed: int, size: tuple[int, int] = (48, 48)) -> Image.Image:
+    """A picture of coarse noise."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (6, 6, 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy()).resize(size, Image.Resampling.NEAREST)
