@@ -28,3 +28,16 @@ def picture(seed: int, size: tuple[int, int] = (48, 48)) -> Image.Image:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (6, 6, 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(pixels.numpy()).resize(size, Image.Resampling.NEAREST)
+
+
+@torch.no_grad()
+def enliven(vlm: CobraVLM) -> CobraVLM:
+    """Make the model's answers varied and dependent on its images; at initial values it repeats a single token."""
+    llm = vlm.llm_backbone.llm
+    generator = torch.Generator().manual_seed(0)
+    llm.backbone.norm_f.weight.copy_(torch.randn(llm.config.d_model, generator=generator))
+    llm.backbone.embedding.weight *= 5
+    for block in llm.backbone.layers:
+        block.mixer.out_proj.weight *= 8
+    list(vlm.projector.parameters())[-2].mul_(20)
+    return vlm

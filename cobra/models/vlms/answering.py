@@ -61,11 +61,17 @@ class Answering:
 
         Returns:
             The state after each prompt, and the scores (batch, vocabulary) of each first new token in fp32.
+
+        Raises:
+            UserError: The number of images is not that of prompts, or a prompt without an image is empty.
         """
         if pixel_values is not None:
             count = len(next(iter(pixel_values.values())) if isinstance(pixel_values, dict) else pixel_values)
             if count != len(prompts):
                 raise UserError(f"there are {count} images for {len(prompts)} prompts: give an image for every prompt")
+        empty = [str(index) for index, prompt in enumerate(prompts) if not prompt]
+        if empty and pixel_values is None:
+            raise UserError(f"prompt {', '.join(empty)} is empty: without an image there is nothing to go on from")
         llm = self.llm_backbone.llm
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         ids = nn.utils.rnn.pad_sequence([torch.tensor(prompt, dtype=torch.long) for prompt in prompts], True)
@@ -135,20 +141,22 @@ class Answering:
             The answers; with `return_string_probabilities` a pair of them and a list of probabilities for each.
 
         Raises:
-            UserError: The number of images is not that of prompts, or an answer is not a single token.
+            UserError: The number of images is not that of prompts, a prompt without an image is empty, an answer is
+                not a single token, or an argument is unknown or out of its range.
         """
         return_strings = list(return_string_probabilities or [])
         unknown = [answer for answer in return_strings if answer not in self.string2idx]
         if unknown:
             raise UserError(f"{', '.join(unknown)}: not a single-token answer; known: {', '.join(self.string2idx)}")
-        prompts = [self.tokenize(text) for text in texts]
         options = GenerationOptions.from_kwargs(kwargs)
+        if not texts:
+            return ([], []) if return_strings else []
+        prompts = [self.tokenize(text) for text in texts]
         state, scores = self.prefill(pixel_values, prompts)
-        chosen = scores.softmax(-1)[:, [self.string2idx[answer] for answer in return_strings]]
+        # Normalised among the answers alone: among all tokens they may be too unlikely for fp32.
+        chosen = scores[:, [self.string2idx[answer] for answer in return_strings]].softmax(-1)
         answers = [self._decode(ids).strip() for ids in self._collect(state, scores, prompts, options)]
-        if not return_strings:
-            return answers
-        return answers, (chosen / chosen.sum(-1, keepdim=True)).tolist()
+        return (answers, chosen.tolist()) if return_strings else answers
 
     def generate_batch_ids(
         self, pixel_values: PixelValues | None, prompts: Sequence[Sequence[int]], options: GenerationOptions

@@ -4,12 +4,12 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from cobra.models.backbones.vision.specs import TowerSpec, VisionSpec
 from cobra.models.backbones.vision.transforms import FusedTransform, ImageTransform, PixelValues, build_transform
+from cobra.models.checkpoint import load_strictly, read_tensors
 from cobra.util.errors import UserError
 
 
@@ -62,9 +62,9 @@ class VisionBackbone(nn.Module):
         if not path.is_file():
             raise UserError(f"the weights of the vision backbone {self.identifier!r} do not exist: {path}")
         prefix = "vision_backbone."
-        tensors = load_file(path)
+        tensors = read_tensors(path)
         prefixed = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        self.load_state_dict(prefixed or tensors)
+        load_strictly(self, prefixed or tensors, f"vision backbone {self.identifier!r}", path)
 
     def tower(self, name: str) -> Any:
         """Return the ViT of that name; a single tower's name is empty."""
