@@ -164,14 +164,15 @@ def write_question_rows(folder: Path | str, n_rows: int, seed: int) -> tuple[Pat
         seed: Seed of scenes and questions.
 
     Returns:
-        The LLaVA rows `rows.json`, whose further key `kind` names the kind of the question, and the folder `images`.
+        The LLaVA rows `rows.json`, with the further keys `kind` and `options` (see :class:`Exchange`), and the folder
+        `images`.
     """
     folder = Path(folder)
     rng = random.Random(f"questions {seed}")
     rows = []
     for index in _progress(n_rows, "held-out questions"):
         scene, exchange = _draw_question(rng, "held-out", tuple(KINDS)[index % len(KINDS)])
-        row = _row(index, f"{index:06d}.png", [exchange]) | {"kind": exchange.kind}
+        row = _row(index, f"{index:06d}.png", [exchange]) | {"kind": exchange.kind, "options": list(exchange.options)}
         _save(folder / "images" / row["image"], scene)
         rows.append(row)
     write_json(folder / "rows.json", rows, indent=None)

@@ -7,6 +7,7 @@ stage grounds the answer in the image, the REASONING leads from it to the CONCLU
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cobra.demo.captions import COLUMNS, COUNT_WORDS, ROWS, canonical_caption, groups, listing, plural
 from cobra.demo.scenes import SHAPES, Scene, SceneObject
@@ -37,6 +38,8 @@ class Exchange:
     reasoning: str
     conclusion: str
     """The exact answer."""
+    options: tuple[str, ...] = ()
+    """The answers among which the question itself leaves the choice; empty where it names none."""
 
     @property
     def answer(self) -> str:
@@ -65,12 +68,25 @@ def ask(rng: random.Random, scene: Scene, kind: str) -> Exchange | None:
     parts = KINDS[kind](rng, scene)
     if parts is None:
         return None
-    question, summary, reasoning, conclusion = parts
-    return Exchange(kind, question, summary, canonical_caption(scene), reasoning, conclusion)
+    return Exchange(
+        kind=kind,
+        question=parts.question,
+        summary=parts.summary,
+        caption=canonical_caption(scene),
+        reasoning=parts.reasoning,
+        conclusion=parts.conclusion,
+        options=parts.options,
+    )
 
 
-# Question, summary, reasoning, conclusion.
-_Parts = tuple[str, str, str, str]
+class _Parts(NamedTuple):
+    """What the kinds of questions differ in."""
+
+    question: str
+    summary: str
+    reasoning: str
+    conclusion: str
+    options: tuple[str, ...] = ()
 
 
 def _describe(rng: random.Random, scene: Scene) -> _Parts:
@@ -82,7 +98,7 @@ def _describe(rng: random.Random, scene: Scene) -> _Parts:
         reasoning = f"I see {COUNT_WORDS[len(objects)]} shape{'' if len(objects) == 1 else 's'}."
     # The benchmark's prompt is half of all, since it is what the captions are scored with.
     question = CAPTION_PROMPTS[0] if rng.random() < 0.5 else rng.choice(CAPTION_PROMPTS[1:])
-    return question, "I describe the image.", reasoning, canonical_caption(scene)
+    return _Parts(question, "I describe the image.", reasoning, canonical_caption(scene))
 
 
 def _count(rng: random.Random, scene: Scene) -> _Parts:
@@ -96,7 +112,7 @@ def _count(rng: random.Random, scene: Scene) -> _Parts:
         counted = [item for item in scene.objects if item.shape == one]
     question = rng.choice((f"How many {many} are there?", f"How many {many} are in the image?"))
     reasoning = f"I see {listing(counted)}." if counted else f"I see no {one}."
-    return question, f"I count the {many}.", reasoning, str(len(counted))
+    return _Parts(question, f"I count the {many}.", reasoning, str(len(counted)))
 
 
 def _colour(rng: random.Random, scene: Scene) -> _Parts | None:
@@ -106,7 +122,7 @@ def _colour(rng: random.Random, scene: Scene) -> _Parts | None:
         return None
     item = rng.choice(single)
     question = rng.choice((f"What colour is the {item.shape}?", f"Which colour does the {item.shape} have?"))
-    return question, f"I look for the {item.shape}.", f"The {item.shape} is {item.colour}.", item.colour
+    return _Parts(question, f"I look for the {item.shape}.", f"The {item.shape} is {item.colour}.", item.colour)
 
 
 def _shape(rng: random.Random, scene: Scene) -> _Parts | None:
@@ -117,7 +133,7 @@ def _shape(rng: random.Random, scene: Scene) -> _Parts | None:
     item = rng.choice(single)
     question = rng.choice((f"What shape is {item.colour}?", f"Which shape is {item.colour}?"))
     summary = f"I look for the {item.colour} shape."
-    return question, summary, f"The {item.colour} shape is a {item.shape}.", item.shape
+    return _Parts(question, summary, f"The {item.colour} shape is a {item.shape}.", item.shape)
 
 
 def _horizontal(rng: random.Random, scene: Scene) -> _Parts | None:
@@ -128,7 +144,7 @@ def _horizontal(rng: random.Random, scene: Scene) -> _Parts | None:
     side = rng.choice(("left", "right"))
     question = f"Is the {first.kind} {side} of the {second.kind}?"
     true = (first.column < second.column) == (side == "left")
-    return question, "I compare two columns.", _columns(first, second), "Yes" if true else "No"
+    return _Parts(question, "I compare two columns.", _columns(first, second), "Yes" if true else "No")
 
 
 def _vertical(rng: random.Random, scene: Scene) -> _Parts | None:
@@ -139,7 +155,7 @@ def _vertical(rng: random.Random, scene: Scene) -> _Parts | None:
     side = rng.choice(("above", "below"))
     question = f"Is the {first.kind} {side} the {second.kind}?"
     true = (first.row < second.row) == (side == "above")
-    return question, "I compare two rows.", _rows(first, second), "Yes" if true else "No"
+    return _Parts(question, "I compare two rows.", _rows(first, second), "Yes" if true else "No")
 
 
 def _which(rng: random.Random, scene: Scene) -> _Parts | None:
@@ -149,7 +165,8 @@ def _which(rng: random.Random, scene: Scene) -> _Parts | None:
     side = rng.choice(("above", "below"))
     question = f"Which is {side}, the {pair[0].kind} or the {pair[1].kind}?"
     chosen = sorted(pair, key=lambda item: item.row)[0 if side == "above" else 1]
-    return question, "I compare two rows.", _rows(*pair), f"The {chosen.kind}"
+    options = (f"The {pair[0].kind}", f"The {pair[1].kind}")
+    return _Parts(question, "I compare two rows.", _rows(*pair), f"The {chosen.kind}", options)
 
 
 def _pair(
