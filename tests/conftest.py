@@ -1,59 +1,26 @@
 """Fixtures shared by all tests."""
 
-import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
+from golden_set import GoldenSet
+
+GOLDEN_DIR = Path(os.environ.get("COBRA_GOLDEN_DIR") or Path(__file__).parent / "golden")
 
 
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
     """The folder of golden fixtures; COBRA_GOLDEN_DIR points the golden tests at another set of the same form."""
-    return Path(os.environ.get("COBRA_GOLDEN_DIR", Path(__file__).parent / "golden"))
+    return GOLDEN_DIR
 
 
-class GoldenSet:
-    """Reads the files of the golden set; a file that the set does not hold skips the test."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.meta = self.json("meta.json")
-
-    def path(self, name: str) -> Path:
-        path = self.folder / name
-        if not path.exists():
-            pytest.skip(f"the golden set {self.folder} has no {name}")
-        return path
-
-    def json(self, name: str):
-        return json.loads(self.path(name).read_text(encoding="utf-8"))
-
-    def npz(self, name: str) -> dict:
-        import torch
-
-        with np.load(self.path(name)) as arrays:
-            return {key: torch.from_numpy(np.array(arrays[key])) for key in arrays.files}
-
-    def state_dict(self) -> dict:
-        """The towers' weights."""
-        return self.npz("vision_state_dict.npz")
-
-    @property
-    def towers(self) -> dict[str, dict]:
-        """The towers' settings by name, in the order in which their features are joined."""
-        found = {name: value for name, value in self.meta.items() if isinstance(value, dict) and "timm" in value}
-        prefixes = [name.split(".")[0].removesuffix("_featurizer") for name in self.state_dict()]
-        if "featurizer" in prefixes:
-            return {"": next(iter(found.values()))}
-        return {name: found[name] for name in dict.fromkeys(prefixes)}
-
-    def pixels(self, arrays: dict):
-        """The pixels that a fixture holds, by tower."""
-        values = {name.removeprefix("pixel_"): value for name, value in arrays.items() if name.startswith("pixel_")}
-        return values if "" not in self.towers else next(iter(values.values()))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for `golden_projector` or `golden_prompts` once for each of the set's."""
+    for fixture, name in (("golden_projector", "projectors.json"), ("golden_prompts", "prompts.json")):
+        if fixture in metafunc.fixturenames:
+            metafunc.parametrize(fixture, GoldenSet(GOLDEN_DIR).json(name))
 
 
 @pytest.fixture(scope="session")
@@ -71,14 +38,13 @@ def golden_registered(golden: GoldenSet, tmp_path_factory: pytest.TempPathFactor
 
     weights = tmp_path_factory.mktemp("golden") / "vision.safetensors"
     save_file(golden.state_dict(), weights)
-    towers = {
-        name: TowerSpec(
-            tower["timm"],
-            golden.meta["image_size"],
-            {key: value for key, value in tower.items() if key != "timm"},
-        )
-        for name, tower in golden.towers.items()
-    }
+    towers = {}
+    for name, tower in golden.towers.items():
+        kwargs = {key: value for key, value in tower.items() if key != "timm"}
+        if tower["timm"].endswith(".openai"):
+            # As in the registered CLIP towers.
+            kwargs["act_layer"] = "quick_gelu"
+        towers[name] = TowerSpec(tower["timm"], golden.meta["image_size"], kwargs)
     register_vision_backbone(golden.meta["vision_backbone_id"], VisionSpec(towers, weights=weights))
     register_llm_backbone(golden.meta["llm_backbone_id"], LLMSpec(golden.path("hf_llm")))
     return golden
