@@ -141,7 +141,7 @@ def test_golden_run_directory_generates_from_the_image_file(golden, golden_vlm, 
             actual = by_tower(golden_vlm.preprocess([picture]))
             if all(torch.allclose(actual[name], expected[name], **PIXELS) for name in expected):
                 found.append(path)
-    assert len(found) == 1
+    assert found, "no picture of the set has these pixels"
     with Image.open(found[0]) as picture:
         for use_cache in ({}, {"use_cache": True}, {"use_cache": False}):
             text = golden_vlm.generate(picture, case["prompt"], **case["kwargs"], **use_cache)
