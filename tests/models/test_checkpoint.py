@@ -108,6 +108,7 @@ FORMS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 @pytest.mark.parametrize("case", FORMS)
 def test_what_is_no_state_dict_is_named(tmp_path, case):
     value, expected = FORMS[case]
