@@ -88,7 +88,8 @@ def reference_captions(rng: random.Random, scene: Scene) -> list[str]:
         ]
     if len(objects) == 2 and len(groups(objects)) == 2:
         pool += _relations(*objects)
-    return rng.sample(pool, REFERENCES_PER_SCENE)
+    # A relation may be worded as in the canonical caption.
+    return rng.sample(list(dict.fromkeys(pool)), REFERENCES_PER_SCENE)
 
 
 def _relations(first: SceneObject, second: SceneObject) -> list[str]:

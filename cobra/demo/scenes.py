@@ -24,9 +24,9 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (146, 48, 186),
     "cyan": (40, 204, 214),
 }
-# All lighter than the colours: on dark ones too, shapes would be bright or dark by turns, which costs a tiny tower most
-# of its training (a linear readout of patches then tells 2 of 5 shapes, against all).
-BACKGROUNDS: dict[str, tuple[int, int, int]] = {"white": (240, 240, 240), "grey": (212, 212, 212)}
+# Near the middle grey that pixels are normalised around, so that an empty patch is near zero: on white, or on light and
+# dark by turns, the background drowns the shapes, and a tiny tower needs three to six times as many steps.
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {"light": (140, 140, 140), "dark": (116, 116, 116)}
 
 GRID = 3
 CELL_PX = 16
@@ -35,7 +35,7 @@ MAX_OBJECTS = 3
 
 # Objects are drawn at this many times the size and averaged down: smooth edges from PIL's hard-edged drawing.
 _SUPERSAMPLING = 4
-# Radii and shifts in px of the final image; 7.2 + 0.6 stays within the cell's half width of 8.
+# Radii and shifts in px of the final image; 6.4 x 1.05 (the widest outline) + 1.2 stays within a cell's half of 8.
 _RADIUS_PX = (6.0, 7.2)
 _SHIFT_PX = 0.6
 # Backgrounds and colours vary a little, so that no two renderings are alike in every pixel.
@@ -173,5 +173,5 @@ _OUTLINES: dict[str, list[tuple[float, float]]] = {
         (-1.0, -0.34),
         (-0.34, -0.34),
     ],
-    "star": _spokes((1.15, 0.46), 10),
+    "star": _spokes((1.05, 0.44), 10),
 }

@@ -1,8 +1,10 @@
-"""How the baseline weights of `cobra-tiny` are made: a chain of full-finetune runs on captions of rendered scenes.
+"""How the baseline weights of `cobra-tiny` are made: a chain of runs on plain captions of rendered scenes.
 
 Every run is the project's own `scripts/pretrain.py`. A tiny model given long answers first learns the text and never
 looks at the image, so the chain starts from one-object scenes, whose short captions leave little but the image to
-learn, and goes on to scenes of up to three.
+learn, and goes on to scenes of up to three. Its first run leaves the random towers frozen: at the learning rate that
+the language model needs, Adam moves all 768 weights of a patch's channel alike and the image is lost before anything
+reads it (after 600 steps of 32 the loss was 0.45, against 0.04 with frozen towers).
 """
 
 import json
@@ -39,23 +41,29 @@ class TrainingRun:
     """One link of the chain; a link starts from the weights of the one before."""
 
     name: str
+    stage: str
+    """`finetune` leaves the towers as they are, `full-finetune` trains them too."""
     max_objects: int
     """Objects a scene of its data holds at most."""
     rows: int
     """Rows of its data."""
+    data_seed: int
+    """Seed of its data."""
     steps: int
     batch_size: int
     learning_rate: float
     """Peak; warm-up and cosine decay to 0 as in every run."""
-    seed: int
-    """Of the data and of the run."""
 
 
 RUNS = (
-    TrainingRun("one-object", max_objects=1, rows=8_000, steps=300, batch_size=64, learning_rate=2e-3, seed=7),
-    TrainingRun("three-objects", max_objects=3, rows=40_000, steps=2_000, batch_size=64, learning_rate=2e-3, seed=8),
-    TrainingRun("polish", max_objects=3, rows=40_000, steps=500, batch_size=64, learning_rate=5e-4, seed=9),
+    TrainingRun("one-object", "finetune", 1, rows=8_000, data_seed=1, steps=800, batch_size=32, learning_rate=2e-3),
+    TrainingRun(
+        "three-objects", "full-finetune", 3, rows=40_000, data_seed=2, steps=3_000, batch_size=32, learning_rate=1e-3
+    ),
+    TrainingRun("polish", "full-finetune", 3, rows=40_000, data_seed=3, steps=1_000, batch_size=32, learning_rate=3e-4),
 )
+# One seed for all runs: the frozen towers of the first must be the random ones that the second starts from.
+_SEED = 7
 STEPS = ("all", "tokenizer", "train", "package")
 
 
@@ -86,13 +94,13 @@ def command(index: int, work_dir: Path) -> list[str]:
     """Return the command line of one run of `RUNS`, without the interpreter."""
     run = RUNS[index]
     start = ["--pretrained_checkpoint", str(work_dir / RUNS[index - 1].name)] if index else []
-    # The first run has no tokens that know an image and towers at random.
-    towers = ["--model.vision_backbone_id", "dinosiglip-vit-tiny-48px-init"] if not index else []
     return [
         "scripts/pretrain.py",
         *("--model.type", "cobra-tiny"),
-        *towers,
-        *("--stage", "full-finetune"),
+        # Nothing packaged goes into the chain: what a run's start does not bring is random.
+        *("--model.vision_backbone_id", "dinosiglip-vit-tiny-48px-init"),
+        *("--model.llm_backbone_id", "mamba-0.5m-init-zephyr"),
+        *("--stage", run.stage),
         *("--dataset.type", "custom"),
         *("--dataset.dataset_root_dir", str(_data_dir(run, work_dir))),
         *("--model.finetune_max_steps", str(run.steps)),
@@ -100,7 +108,7 @@ def command(index: int, work_dir: Path) -> list[str]:
         *("--model.finetune_per_device_batch_size", str(run.batch_size)),
         *("--model.finetune_learning_rate", str(run.learning_rate)),
         *start,
-        *("--seed", str(run.seed)),
+        *("--seed", str(_SEED)),
         *("--run_id", run.name),
         *("--run_root_dir", str(work_dir)),
     ]
@@ -120,7 +128,7 @@ def train(index: int, work_dir: Path) -> None:
     if marker.is_file() and read_json(marker, "the record of a complete run") == recipe:
         _CONSOLE.print(f"{run.name}: complete, skipped ({marker.parent})")
         return
-    write_caption_rows(_data_dir(run, work_dir), run.rows, run.seed, run.max_objects)
+    write_caption_rows(_data_dir(run, work_dir), run.rows, run.data_seed, run.max_objects)
     _CONSOLE.print(f"$ python {' '.join(arguments)}")
     code = subprocess.run([sys.executable, *arguments], cwd=_REPOSITORY, check=False).returncode
     if code:

@@ -1,0 +1,268 @@
+"""The demonstration from end to end: make the data, run the three commands of a real fine-tuning, measure answers."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from cobra.demo.accuracy import AnswerScore, KindScore, answer_rows, score_answers
+from cobra.demo.datasets import LlavaCotSummary, write_coco_captions, write_llava_cot, write_question_rows
+from cobra.models.load import load
+from cobra.util.errors import UserError
+from cobra.util.files import read_json, write_json
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RUN_ID = "cobra-tiny-cot"
+PROCESSES = 2
+
+# In every folder that the demonstration made, and which it may therefore empty.
+_MARKER = "made-by-the-demo.json"
+_SAMPLES = 3
+
+
+@dataclass
+class DemoConfig:
+    """Sizes of the demonstration; the defaults take about six minutes on two cores."""
+
+    output_dir: Path = Path("runs/demo")
+    """Everything is written here; what an earlier demonstration left there is removed first."""
+    rows: int = 12_000
+    """Training rows in the form of LLaVA-CoT-100k."""
+    steps: int = 800
+    """Optimiser steps of the fine-tuning."""
+    learning_rate: float = 2e-3
+    """Its peak learning rate."""
+    batch_size: int = 32
+    """Rows of one step, over both processes."""
+    caption_images: int = 60
+    """Held-out images whose captions are scored."""
+    questions: int = 350
+    """Held-out questions, seven kinds in equal shares."""
+    seed: int = 7
+    """Of the data and the training."""
+
+
+@dataclass
+class _Demo:
+    """The paths of one demonstration and the seconds that its parts took."""
+
+    config: DemoConfig
+    console: Console
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def data(self) -> Path:
+        return self.config.output_dir / "data"
+
+    @property
+    def cot(self) -> Path:
+        return self.data / "download" / "llava-cot-100k"
+
+    @property
+    def captions(self) -> Path:
+        return self.data / "captions"
+
+    @property
+    def questions(self) -> Path:
+        return self.data / "questions"
+
+    @property
+    def run_dir(self) -> Path:
+        return self.config.output_dir / RUN_ID
+
+    @property
+    def benchmark(self) -> Path:
+        return self.config.output_dir / "benchmark"
+
+
+def run_demo(config: DemoConfig) -> dict[str, Any]:
+    """Run the demonstration and print what each part does.
+
+    Args:
+        config: Sizes and the folder of everything written.
+
+    Returns:
+        What `summary.json` holds: sizes, seconds by part, scores of captions and of answers.
+
+    Raises:
+        UserError: A command failed, or the folder holds something that is not the demonstration's.
+    """
+    if Path.cwd() != REPOSITORY:
+        # The commands run in the repository's root.
+        config = replace(config, output_dir=config.output_dir.resolve())
+    demo = _Demo(config, Console(highlight=False, soft_wrap=True))
+    _empty_folder(config)
+    cot = _write_data(demo)
+    _command(demo, "prepare", "Unpack the images, convert and check the rows, report what is wrong with them", _prepare)
+    _command(demo, "train", "Fine-tune the shipped baseline on four-stage answers, in two processes", _pretrain)
+    _command(demo, "benchmark", "Score captions of the held-out images: four variants, one protocol", _benchmark)
+    score, samples = _measure(demo)
+    summary = _summarise(demo, cot, score)
+    write_json(config.output_dir / "summary.json", summary)
+    _report(demo, score, samples)
+    return summary
+
+
+def _empty_folder(config: DemoConfig) -> None:
+    """Remove what an earlier demonstration left, and nothing else."""
+    folder = config.output_dir
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / _MARKER).is_file():
+            raise UserError(
+                f"{folder} holds files that the demonstration did not write and will not touch: choose another "
+                "--output_dir, or move them away"
+            )
+        shutil.rmtree(folder)
+    write_json(folder / _MARKER, {"note": "make demo empties this folder when it starts"})
+
+
+def _write_data(demo: _Demo) -> LlavaCotSummary:
+    config, start = demo.config, _start(demo, "data", "Render scenes: training rows as LLaVA-CoT-100k publishes them")
+    cot = write_llava_cot(demo.cot, config.rows, config.seed)
+    write_coco_captions(demo.captions, config.caption_images, config.seed)
+    write_question_rows(demo.questions, config.questions, config.seed)
+    defects = ", ".join(f"{count} x {kind}" for kind, count in cot.defects.items())
+    demo.console.print(
+        f"{cot.rows:,} rows in {demo.cot / 'train.jsonl'}, {cot.images:,} images in {len(cot.parts)} pieces of a zip\n"
+        f"with the defects that the original is known for: {escape(defects)}\n"
+        f"held out: {config.caption_images} images with five captions each in {demo.captions}, {config.questions} "
+        f"questions in {demo.questions}; no training scene shows the same"
+    )
+    demo.seconds["data"] = time.monotonic() - start
+    return cot
+
+
+def _prepare(demo: _Demo) -> list[str]:
+    return ["python", "fine_tune/prepare_llava_cot.py", "--dataset_root", str(demo.data)]
+
+
+def _pretrain(demo: _Demo) -> list[str]:
+    config = demo.config
+    return [
+        *("torchrun", "--standalone", "--nnodes", "1", "--nproc-per-node", str(PROCESSES), "scripts/pretrain.py"),
+        *("--dataset.type", "llava-cot-100k"),
+        *("--dataset.dataset_root_dir", str(demo.data)),
+        *("--model.type", "cobra-tiny"),
+        *("--stage", "finetune"),
+        *("--pretrained_checkpoint", "cobra-tiny"),
+        *("--model.finetune_max_steps", str(config.steps)),
+        *("--model.finetune_learning_rate", str(config.learning_rate)),
+        *("--model.finetune_global_batch_size", str(config.batch_size)),
+        *("--model.finetune_per_device_batch_size", str(config.batch_size // PROCESSES)),
+        *("--seed", str(config.seed)),
+        *("--run_root_dir", str(config.output_dir)),
+        *("--run_id", RUN_ID),
+    ]
+
+
+def _benchmark(demo: _Demo) -> list[str]:
+    return [
+        *("python", "benchmark.py"),
+        *("--checkpoint", str(demo.run_dir)),
+        *("--baseline_checkpoint", "cobra-tiny"),
+        *("--coco_annotations", str(demo.captions / "captions_val.json")),
+        *("--image_dir", str(demo.captions / "images")),
+        *("--output_dir", str(demo.benchmark)),
+        *("--batch_size", "32"),
+    ]
+
+
+def _start(demo: _Demo, name: str, purpose: str) -> float:
+    demo.console.print()
+    demo.console.rule(f"[bold]{name}", align="left")
+    demo.console.print(purpose)
+    return time.monotonic()
+
+
+def _command(demo: _Demo, name: str, purpose: str, build: Callable[[_Demo], list[str]]) -> None:
+    """Run one of the user's commands, shown as the user would type it.
+
+    Raises:
+        UserError: Its exit code is not 0.
+    """
+    start = _start(demo, name, purpose)
+    words = build(demo)
+    demo.console.print(f"[bold]$ {escape(' '.join(words))}")
+    # The programs of this very environment, whatever the PATH says.
+    program = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "torch.distributed.run"]
+    # Processes share the cores; torchrun would give each one thread, with a warning.
+    threads = str(max(1, (os.cpu_count() or 1) // PROCESSES))
+    environment = os.environ | ({"OMP_NUM_THREADS": threads} if words[0] == "torchrun" else {})
+    code = subprocess.run([*program, *words[1:]], cwd=REPOSITORY, env=environment, check=False).returncode
+    if code:
+        raise UserError(f"the part {name!r} of the demonstration ended with code {code}; its messages are above")
+    demo.seconds[name] = time.monotonic() - start
+
+
+def _measure(demo: _Demo) -> tuple[AnswerScore, list[tuple[str, str]]]:
+    """Let the fine-tuned model answer the held-out questions."""
+    start = _start(demo, "answers", "Ask the fine-tuned model about held-out images; judge structure and conclusion")
+    rows = read_json(demo.questions / "rows.json", "the held-out questions")
+    with torch.inference_mode():
+        answers = answer_rows(load(demo.run_dir, device="cpu"), rows, demo.questions / "images")
+    write_json(
+        demo.config.output_dir / "answers.json",
+        [row | {"answer": answer} for row, answer in zip(rows, answers, strict=True)],
+    )
+    demo.seconds["answers"] = time.monotonic() - start
+    # One sample each of different kinds: rows go through the kinds in turn.
+    samples = [(rows[index]["conversations"][0]["value"], answers[index]) for index in range(min(_SAMPLES, len(rows)))]
+    return score_answers(rows, answers), samples
+
+
+def _summarise(demo: _Demo, cot: LlavaCotSummary, score: AnswerScore) -> dict[str, Any]:
+    metrics = read_json(demo.benchmark / "metrics.json", "the benchmark's result")
+    return {
+        "rows": cot.rows,
+        "steps": demo.config.steps,
+        "seconds": {name: round(value, 1) for name, value in demo.seconds.items()},
+        "captions": {"n": metrics["n"], "variants": metrics["variants"]},
+        "answers": score.to_dict(),
+    }
+
+
+def _report(demo: _Demo, score: AnswerScore, samples: list[tuple[str, str]]) -> None:
+    """Print the table of answers, samples, and where the files are."""
+    say = demo.console.print
+    table = Table(title="Conclusions on held-out images", title_justify="left")
+    table.add_column("question")
+    for name in ("n", "right", "commonest answer", "p"):
+        table.add_column(name, justify="right")
+    for kind, numbers in {**score.kinds, "all": score.overall}.items():
+        table.add_row(kind, *_cells(numbers))
+    say(table)
+    say(
+        f"{score.valid} of {score.overall.n} answers have all four stages. p: exact binomial test of the right ones\n"
+        "against always giving the commonest answer of the kind."
+    )
+    for question, answer in samples:
+        say(Panel(escape(answer), title=escape(question), title_align="left"))
+    for what, path in (
+        ("fine-tuned model", demo.run_dir),
+        ("captions and scores", demo.benchmark),
+        ("all answers", demo.config.output_dir / "answers.json"),
+        ("summary", demo.config.output_dir / "summary.json"),
+    ):
+        say(f"{what:<20} {path}")
+    parts = ", ".join(f"{name} {value:.0f} s" for name, value in demo.seconds.items())
+    say(f"{'time':<20} {sum(demo.seconds.values()):.0f} s: {parts}")
+
+
+def _cells(score: KindScore) -> list[str]:
+    return [
+        str(score.n),
+        f"{score.accuracy:.1%}",
+        f"{score.majority / score.n:.1%}",
+        f"{score.p_value:.1g}",
+    ]
