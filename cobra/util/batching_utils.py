@@ -3,7 +3,6 @@
 import heapq
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -139,5 +138,3 @@ class SplitModalitySampler(Sampler[int]):
             if len(parts[part]) < share:
                 heapq.heappush(heap, (total + self._lengths[row], part))
         return [row for part in parts for row in part]
-
-
