@@ -88,8 +88,9 @@ def reference_captions(rng: random.Random, scene: Scene) -> list[str]:
         ]
     if len(objects) == 2 and len(groups(objects)) == 2:
         pool += _relations(*objects)
-    # A relation may be worded as in the canonical caption.
-    return rng.sample(list(dict.fromkeys(pool)), REFERENCES_PER_SCENE)
+    # A relation may be worded as in the canonical caption: then the next caption of the pool steps in.
+    drawn = rng.sample(pool, REFERENCES_PER_SCENE)
+    return list(dict.fromkeys(drawn + pool))[:REFERENCES_PER_SCENE]
 
 
 def _relations(first: SceneObject, second: SceneObject) -> list[str]:

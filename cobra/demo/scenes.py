@@ -35,7 +35,7 @@ MAX_OBJECTS = 3
 
 # Objects are drawn at this many times the size and averaged down: smooth edges from PIL's hard-edged drawing.
 _SUPERSAMPLING = 4
-# Radii and shifts in px of the final image; 6.4 x 1.05 (the widest outline) + 1.2 stays within a cell's half of 8.
+# Radii and shifts in px of the final image; 7.2 x 1.02 (the widest outline) + 0.6 stays within a cell's half of 8.
 _RADIUS_PX = (6.0, 7.2)
 _SHIFT_PX = 0.6
 # Backgrounds and colours vary a little, so that no two renderings are alike in every pixel.
@@ -158,7 +158,7 @@ def _spokes(radii: tuple[float, ...], corners: int) -> list[tuple[float, float]]
 _OUTLINES: dict[str, list[tuple[float, float]]] = {
     "circle": _spokes((1.0,), 48),
     "square": [(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)],
-    "triangle": [(0.0, -1.0), (1.05, 0.85), (-1.05, 0.85)],
+    "triangle": [(0.0, -1.0), (1.02, 0.85), (-1.02, 0.85)],
     "cross": [
         (-0.34, -1.0),
         (0.34, -1.0),
@@ -173,5 +173,5 @@ _OUTLINES: dict[str, list[tuple[float, float]]] = {
         (-1.0, -0.34),
         (-0.34, -0.34),
     ],
-    "star": _spokes((1.05, 0.44), 10),
+    "star": _spokes((1.02, 0.43), 10),
 }

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cobra.demo import scenes
 from cobra.demo.scenes import (
     BACKGROUNDS,
     CELL_PX,
@@ -43,7 +44,7 @@ def test_the_split_depends_on_content_alone_and_holds_out_a_tenth():
     held_out = {random_scene(rng, "held-out").content for _ in range(500)}
     assert not scenes & held_out
     kinds = [
-        Scene((SceneObject(column, row, shape, colour),), "white", 0).split
+        Scene((SceneObject(column, row, shape, colour),), "light", 0).split
         for column in range(GRID)
         for row in range(GRID)
         for shape in SHAPES
@@ -55,7 +56,7 @@ def test_the_split_depends_on_content_alone_and_holds_out_a_tenth():
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("variation", range(5))
 def test_an_object_lies_within_its_cell_and_has_its_colour(shape, variation):
-    scene = Scene((SceneObject(column=2, row=1, shape=shape, colour="blue"),), "white", variation)
+    scene = Scene((SceneObject(column=2, row=1, shape=shape, colour="blue"),), "light", variation)
     image = render(scene)
     assert image.size == (IMAGE_PX, IMAGE_PX) and image.mode == "RGB"
     pixels = np.asarray(image, dtype=int)
@@ -73,11 +74,16 @@ def test_an_object_lies_within_its_cell_and_has_its_colour(shape, variation):
 
 def test_shapes_differ_by_more_than_their_jitter():
     def mean_image(shape):
-        scenes = [Scene((SceneObject(1, 1, shape, "red"),), "white", seed) for seed in range(20)]
+        scenes = [Scene((SceneObject(1, 1, shape, "red"),), "light", seed) for seed in range(20)]
         return np.mean([np.asarray(render(scene), dtype=float) for scene in scenes], axis=0)
 
     means = {shape: mean_image(shape) for shape in SHAPES}
     for shape in SHAPES:
-        single = np.asarray(render(Scene((SceneObject(1, 1, shape, "red"),), "white", 99)), dtype=float)
+        single = np.asarray(render(Scene((SceneObject(1, 1, shape, "red"),), "light", 99)), dtype=float)
         distances = {other: np.linalg.norm(single - mean) for other, mean in means.items()}
         assert min(distances, key=distances.__getitem__) == shape
+
+
+def test_the_widest_object_cannot_leave_its_cell():
+    widest = max(max(abs(x), abs(y)) for outline in scenes._OUTLINES.values() for x, y in outline)
+    assert widest * scenes._RADIUS_PX[1] + scenes._SHIFT_PX <= CELL_PX / 2

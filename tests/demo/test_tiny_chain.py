@@ -66,13 +66,13 @@ def test_packaging_refuses_a_run_without_towers_and_one_too_large(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_runs_form_a_chain_that_trains_the_towers_at_last(tmp_path):
+def test_runs_form_a_chain_that_trains_the_towers(tmp_path):
     lines = [tiny.command(index, tmp_path) for index in range(len(tiny.RUNS))]
     assert "--pretrained_checkpoint" not in lines[0]
     for index in range(1, len(lines)):
         line = lines[index]
         assert line[line.index("--pretrained_checkpoint") + 1] == str(tmp_path / tiny.RUNS[index - 1].name)
-    assert tiny.RUNS[-1].stage == "full-finetune"
+        assert line[line.index("--stage") + 1] == "full-finetune"
     assert tiny.RUNS[0].max_objects == 1 and tiny.RUNS[-1].max_objects == 3
 
 
@@ -87,7 +87,7 @@ def test_every_command_parses_as_a_configuration_of_pretraining(tmp_path):
 
 def test_a_complete_run_is_skipped_until_its_recipe_changes(tmp_path, monkeypatch):
     calls = []
-    run = tiny.TrainingRun("r", "finetune", 1, rows=2, data_seed=1, steps=1, batch_size=2, learning_rate=1e-3)
+    run = tiny.TrainingRun("r", 1, rows=2, data_seed=1, steps=1, batch_size=2, learning_rate=1e-3)
     monkeypatch.setattr(tiny, "RUNS", (run,))
 
     class Done:
@@ -98,15 +98,13 @@ def test_a_complete_run_is_skipped_until_its_recipe_changes(tmp_path, monkeypatc
     tiny.train(0, tmp_path)
     assert len(calls) == 1
     assert (tmp_path / "data" / "r" / "rows.json").is_file()
-    monkeypatch.setattr(
-        tiny, "RUNS", (tiny.TrainingRun("r", "finetune", 1, 2, 1, steps=2, batch_size=2, learning_rate=1e-3),)
-    )
+    monkeypatch.setattr(tiny, "RUNS", (tiny.TrainingRun("r", 1, 2, 1, steps=2, batch_size=2, learning_rate=1e-3),))
     tiny.train(0, tmp_path)
     assert len(calls) == 2
 
 
 def test_a_failed_run_and_an_unknown_step_are_user_errors(tmp_path, monkeypatch):
-    run = tiny.TrainingRun("r", "finetune", 1, rows=2, data_seed=1, steps=1, batch_size=2, learning_rate=1e-3)
+    run = tiny.TrainingRun("r", 1, rows=2, data_seed=1, steps=1, batch_size=2, learning_rate=1e-3)
     monkeypatch.setattr(tiny, "RUNS", (run,))
 
     class Failed:
