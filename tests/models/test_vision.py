@@ -231,6 +231,16 @@ def test_every_strategy_gives_squares(strategy, size):
     assert pixels.isfinite().all()
 
 
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+def test_a_strip_does_not_fill_the_memory(size):
+    """A file of a few hundred bytes would be padded to 11 GB, or resized to 26 GB."""
+    strip = Image.new("RGB", size)
+    for strategy in ("letterbox", "resize-crop"):
+        with pytest.raises(UserError, match=f"{size[0]} x {size[1]} pixels is too thin for {strategy}.*resize-naive"):
+            build_transform(strategy, 384, *HALF)(strip)
+    assert build_transform("resize-naive", 24, *HALF)(strip).shape == (3, 24, 24)
+
+
 def halves(size):
     """A picture whose left half is black and whose right half is white."""
     image = Image.new("RGB", size, "white")

@@ -293,3 +293,12 @@ def test_a_fault_of_the_transform_is_not_blamed_on_the_image(folder, tokenizer):
     with pytest.raises(ValueError, match="a bug in the transform") as error:
         finetune(folder, tokenizer, [{"image": "a.png", "conversations": PAIR}], transform=faulty)[0]
     assert not isinstance(error.value, UserError)
+
+
+def test_an_image_that_the_transform_refuses_is_named_with_its_row(folder, tokenizer):
+    def strict(image):
+        raise UserError("too thin")
+
+    rows = [{"id": 7, "image": "a.png", "conversations": PAIR}]
+    with pytest.raises(UserError, match=r"row 0 \(id 7\) of .*a.png: too thin"):
+        finetune(folder, tokenizer, rows, transform=strict)[0]

@@ -59,7 +59,10 @@ class _RowDataset(Dataset[dict[str, Any]]):
             raise UserError(
                 f"{where} names an image that cannot be read: {path} ({error}); replace the file or take the row out"
             ) from error
-        return self.image_transform(image)
+        try:
+            return self.image_transform(image)
+        except UserError as error:
+            raise UserError(f"{where}: {path}: {error}") from error
 
     def _truncated(self, input_ids: list[int], labels: list[int], index: int) -> dict[str, Any]:
         limit = self.tokenizer.model_max_length

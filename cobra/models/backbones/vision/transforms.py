@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
+import torchvision.transforms
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, ToTensor
 
 from cobra.util.errors import UserError
 
@@ -16,6 +17,39 @@ ImageTransform: TypeAlias = Callable[[Image.Image], PixelValues]
 
 RESIZE_STRATEGIES = ("resize-naive", "resize-crop", "letterbox")
 
+# Pixels that a picture may grow to on its way to a square, as many as Pillow opens at most: a strip of 1 x 60,000
+# pixels would be padded to 11 GB.
+_MOST_PIXELS = 180_000_000
+
+
+def _check_growth(image: Image.Image, pixels: int, strategy: str) -> None:
+    """Raise a UserError where a strategy would blow a picture up beyond all measure."""
+    if pixels > _MOST_PIXELS:
+        raise UserError(
+            f"a picture of {image.width} x {image.height} pixels is too thin for {strategy}, which would make "
+            f"{pixels:,} pixels of it: take it out, or use the image resize strategy resize-naive"
+        )
+
+
+class Resize(torchvision.transforms.Resize):
+    """torchvision's Resize, bicubic and antialiased, for pictures of any shape.
+
+    A size that is a number is the length of the shorter side; a pair is (height, width).
+    """
+
+    def __init__(self, size: int | tuple[int, int]) -> None:
+        super().__init__(size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        """Return the resized picture.
+
+        Raises:
+            UserError: It is so thin that its longer side would fill the memory.
+        """
+        if isinstance(self.size, int):
+            _check_growth(image, self.size**2 * max(image.size) // min(image.size), "resize-crop")
+        return super().forward(image)
+
 
 class LetterboxPad:
     """Pad an image to a square with a colour, evenly on both sides."""
@@ -24,9 +58,14 @@ class LetterboxPad:
         self.fill = fill
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Return the RGB image padded to a square (of one pixel less where the margin is odd)."""
+        """Return the RGB image padded to a square (of one pixel less where the margin is odd).
+
+        Raises:
+            UserError: It is so thin that the square would fill the memory.
+        """
         width, height = image.size
         side = max(width, height)
+        _check_growth(image, side * side, "letterbox")
         left, top = (side - width) // 2, (side - height) // 2
         padded = Image.new(image.mode, (width + 2 * left, height + 2 * top), self.fill)
         padded.paste(image, (left, top))
@@ -51,8 +90,7 @@ def build_transform(
         raise UserError(
             f"the image resize strategy {strategy!r} is unknown; the known ones are: {', '.join(RESIZE_STRATEGIES)}"
         )
-    size: int | tuple[int, int] = (image_size, image_size) if strategy == "resize-naive" else image_size
-    steps: list[Callable] = [Resize(size, interpolation=InterpolationMode.BICUBIC, antialias=True)]
+    steps: list[Callable] = [Resize((image_size, image_size) if strategy == "resize-naive" else image_size)]
     if strategy == "letterbox":
         steps.insert(0, LetterboxPad(tuple(int(channel * 255) for channel in mean)))
     return Compose([*steps, CenterCrop((image_size, image_size)), ToTensor(), Normalize(mean, std)])
