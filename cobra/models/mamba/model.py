@@ -53,6 +53,7 @@ class MambaMixer(nn.Module):
         low, high = math.log(config.dt_min), math.log(config.dt_max)
         dt = torch.exp(torch.rand(config.d_inner) * (high - low) + low).clamp(min=config.dt_init_floor)
         with torch.no_grad():
+            self.x_proj.weight *= config.x_proj_gain
             # The inverse of softplus.
             self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 

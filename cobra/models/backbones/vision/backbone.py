@@ -12,6 +12,9 @@ from cobra.models.backbones.vision.transforms import FusedTransform, ImageTransf
 from cobra.models.checkpoint import load_strictly, read_tensors
 from cobra.util.errors import UserError
 
+# Towers trained from scratch start with positions as strong as their patches; timm's 0.02 is 30 times weaker.
+_SCRATCH_POSITION_STD = 0.5
+
 
 class VisionBackbone(nn.Module):
     """One or several ViTs.
@@ -44,6 +47,8 @@ class VisionBackbone(nn.Module):
         transforms: dict[str, Any] = {}
         for name, tower in spec.towers.items():
             vit = _create_tower(tower, from_hub)
+            if not spec.pretrained:
+                nn.init.normal_(vit.pos_embed, std=_SCRATCH_POSITION_STD)
             self.add_module(_attribute(name), vit)
             data = resolve_model_data_config(vit)
             transforms[name] = build_transform(image_resize_strategy, tower.image_size, data["mean"], data["std"])

@@ -44,7 +44,8 @@ def _tiny(**options: Any) -> VisionSpec:
     sizes = {"patch_size": 16, "embed_dim": 64, "depth": 4, "num_heads": 4}
     return VisionSpec(
         {
-            "dino": TowerSpec(DINO, 48, sizes),
+            # DINOv2's layer scale starts at 1e-5, which holds a tower still for as long as this one is trained.
+            "dino": TowerSpec(DINO, 48, {**sizes, "init_values": 0.5}),
             "siglip": TowerSpec("vit_base_patch16_siglip_256", 48, sizes),
         },
         **options,
