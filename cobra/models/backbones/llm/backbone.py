@@ -68,10 +68,15 @@ def build_llm_backbone(
         load_weights: False leaves random values, for a checkpoint that brings the language model with it.
 
     Raises:
-        UserError: A file is missing, or is not of a Mamba-1 model.
+        UserError: A file is missing or damaged, is not of a Mamba-1 model, or model and tokenizer do not fit.
     """
     config = MambaConfig.from_file(_file(spec.source, ["config.json"], token))
     tokenizer = load_tokenizer(spec.tokenizer or spec.source, max_length, token)
+    if len(tokenizer) > config.padded_vocab_size:
+        raise UserError(
+            f"the tokenizer of {spec.source} has {len(tokenizer)} tokens and the language model "
+            f"{config.padded_vocab_size}: they do not belong together"
+        )
     backbone = MambaLLMBackbone(identifier, config, tokenizer)
     if load_weights and spec.pretrained:
         path = _file(spec.source, ["model.safetensors", "pytorch_model.bin"], token)
@@ -88,7 +93,7 @@ def load_tokenizer(source: str | Path, max_length: int, token: str | None = None
         token: For the hub.
 
     Raises:
-        UserError: There is no tokenizer.
+        UserError: There is no tokenizer, or it is damaged or has no end token.
     """
     if isinstance(source, Path):
         _file(source, ["tokenizer.json"], None)
@@ -102,8 +107,11 @@ def load_tokenizer(source: str | Path, max_length: int, token: str | None = None
             truncation_side="right",
             clean_up_tokenization_spaces=False,
         )
-    except OSError as error:
+    # The tokenizers library raises plain Exceptions on files that are not its own.
+    except Exception as error:
         raise UserError(f"the tokenizer {source} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    if tokenizer.eos_token is None:
+        raise UserError(f"the tokenizer {source} has no end token (eos_token), so that no answer would end")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = _PADDING if _PADDING in tokenizer.get_vocab() else tokenizer.eos_token
     return tokenizer
