@@ -166,7 +166,7 @@ class TrainStrategy:
             values.global_batch_size,
             values.per_device_batch_size,
             self.world.size,
-            len(sampler.global_batches(0)),
+            sampler.batches_per_epoch,
             values.epochs,
             values.max_steps,
         )

@@ -302,3 +302,12 @@ def test_an_image_that_the_transform_refuses_is_named_with_its_row(folder, token
     rows = [{"id": 7, "image": "a.png", "conversations": PAIR}]
     with pytest.raises(UserError, match=r"row 0 \(id 7\) of .*a.png: too thin"):
         finetune(folder, tokenizer, rows, transform=strict)[0]
+
+
+def test_a_link_inside_the_image_folder_is_the_users_own(folder, tokenizer):
+    """A common layout: one folder a source, each a link to the disk that holds it."""
+    os.rename(folder / "images", folder / "disk")
+    (folder / "images").mkdir()
+    os.symlink(folder / "disk", folder / "images" / "coco")
+    rows = [{"image": "coco/a.png", "conversations": PAIR}]
+    assert finetune(folder, tokenizer, rows)[0]["pixel_values"].tolist() == [10, 20, 30]

@@ -1,5 +1,6 @@
 """Rows in LLaVA's format (`{"id", "image", "conversations": [{"from", "value"}, ...]}`) as token ids and pixels."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,8 @@ def _read_rgb(path: Path, image_dir: Path) -> Image.Image:
         ValueError: The path leads out of the folder, or cannot be a path.
         Exception: Whatever the decoder raises on a file that is not a whole image.
     """
-    if not path.resolve().is_relative_to(image_dir.resolve()):
+    # By the path's text: a link that the user has made in the folder, to another disk say, is the user's own.
+    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(image_dir)):
         raise ValueError(f"it lies outside the image folder {image_dir}")
     with Image.open(path) as image:
         return image.convert("RGB")
