@@ -6,6 +6,7 @@ learn, and goes on to scenes of up to three.
 """
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -52,11 +53,12 @@ class TrainingRun:
 
 
 RUNS = (
-    TrainingRun("one-object", 1, rows=8_000, data_seed=1, steps=600, batch_size=64, learning_rate=1e-3),
-    TrainingRun("three-objects", 3, rows=40_000, data_seed=2, steps=3_000, batch_size=64, learning_rate=1e-3),
-    TrainingRun("polish", 3, rows=40_000, data_seed=3, steps=1_000, batch_size=64, learning_rate=3e-4),
+    TrainingRun("one-object", 1, rows=8_000, data_seed=7, steps=300, batch_size=64, learning_rate=1e-3),
+    TrainingRun("three-objects", 3, rows=40_000, data_seed=8, steps=1_800, batch_size=64, learning_rate=1e-3),
 )
 _SEED = 7
+PROCESSES = 2
+TORCHRUN_FLAGS = ("--standalone", "--nnodes", "1", "--nproc-per-node", str(PROCESSES))
 STEPS = ("all", "tokenizer", "train", "package")
 
 
@@ -84,7 +86,7 @@ def make_tiny(work_dir: Path, step: str = "all") -> None:
 
 
 def command(index: int, work_dir: Path) -> list[str]:
-    """Return the command line of one run of `RUNS`, without the interpreter."""
+    """Return the command line of one run of `RUNS`, without torchrun and its flags."""
     run = RUNS[index]
     start = ["--pretrained_checkpoint", str(work_dir / RUNS[index - 1].name)] if index else []
     return [
@@ -98,7 +100,7 @@ def command(index: int, work_dir: Path) -> list[str]:
         *("--dataset.dataset_root_dir", str(_data_dir(run, work_dir))),
         *("--model.finetune_max_steps", str(run.steps)),
         *("--model.finetune_global_batch_size", str(run.batch_size)),
-        *("--model.finetune_per_device_batch_size", str(run.batch_size)),
+        *("--model.finetune_per_device_batch_size", str(run.batch_size // PROCESSES)),
         *("--model.finetune_learning_rate", str(run.learning_rate)),
         *start,
         *("--seed", str(_SEED)),
@@ -122,8 +124,11 @@ def train(index: int, work_dir: Path) -> None:
         _CONSOLE.print(f"{run.name}: complete, skipped ({marker.parent})")
         return
     write_caption_rows(_data_dir(run, work_dir), run.rows, run.data_seed, run.max_objects)
-    _CONSOLE.print(f"$ python {' '.join(arguments)}")
-    code = subprocess.run([sys.executable, *arguments], cwd=_REPOSITORY, check=False).returncode
+    _CONSOLE.print(f"$ torchrun {' '.join([*TORCHRUN_FLAGS, *arguments])}")
+    program = [sys.executable, "-m", "torch.distributed.run", *TORCHRUN_FLAGS, *arguments]
+    # One thread a process: on two cores more of them only wait for each other.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    code = subprocess.run(program, cwd=_REPOSITORY, env=environment, check=False).returncode
     if code:
         raise UserError(f"the run {run.name} ended with code {code}; its messages are above. Run the command again")
     write_json(marker, recipe)
