@@ -99,7 +99,7 @@ def converse(vlm: Any, config: GenerateConfig, console: Console) -> None:
 def main(config: GenerateConfig) -> None:
     """Load the model and answer."""
     import cobra
-    from cobra.training.pretrain import read_hf_token
+    from cobra.util.tokens import read_hf_token
 
     console = Console()
     image = None if config.image is None else open_image(config.image)

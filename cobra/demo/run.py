@@ -161,6 +161,8 @@ def _pretrain(demo: _Demo) -> list[str]:
         *("--model.finetune_global_batch_size", str(config.batch_size)),
         *("--model.finetune_per_device_batch_size", str(config.batch_size // PROCESSES)),
         *("--seed", str(config.seed)),
+        # On a machine with one GPU two processes could not share it, and the model is too small to gain by one.
+        *("--device", "cpu"),
         *("--run_root_dir", str(config.output_dir)),
         *("--run_id", RUN_ID),
     ]

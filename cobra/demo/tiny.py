@@ -104,6 +104,8 @@ def command(index: int, work_dir: Path) -> list[str]:
         *("--model.finetune_learning_rate", str(run.learning_rate)),
         *start,
         *("--seed", str(_SEED)),
+        # On a machine with one GPU two processes could not share it, and the model is too small to gain by one.
+        *("--device", "cpu"),
         *("--run_id", run.name),
         *("--run_root_dir", str(work_dir)),
     ]

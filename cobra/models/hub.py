@@ -12,11 +12,11 @@ def fetch(repo_id: str, filename: str, token: str | None = None, cache_dir: str 
         UserError: The hub cannot be reached, or the repository or file is not there or not open to the token.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         return Path(hf_hub_download(repo_id, filename, token=token, cache_dir=cache_dir))
-    except (EntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
+    except (EntryNotFoundError, RepositoryNotFoundError, HTTPError, OSError, ValueError) as error:
         # A file that is not in the cache and cannot be asked for is an EntryNotFoundError too; a repository that is
         # closed (GatedRepoError) is one that is not found.
         absent = isinstance(error, (EntryNotFoundError, RepositoryNotFoundError))

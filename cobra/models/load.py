@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cobra.models.backbones.llm.specs import TINY_FOLDER
+from cobra.models.backbones.llm.specs import TINY_FOLDER, llm_spec
+from cobra.models.backbones.vision.specs import vision_spec
 from cobra.models.checkpoint import Checkpoint, read_checkpoint
 from cobra.models.hub import fetch
 from cobra.models.materialize import get_llm_backbone_and_tokenizer, get_vision_backbone_and_transform, get_vlm
@@ -119,7 +120,13 @@ def build_vlm(fields: dict[str, Any], checkpoint: Checkpoint, hf_token: str | No
     llm_backbone, _ = get_llm_backbone_and_tokenizer(
         fields["llm_backbone_id"], fields["llm_max_length"], hf_token, inference_mode="llm_backbone" in checkpoint
     )
-    return get_vlm(fields["model_id"], fields["arch_specifier"], vision_backbone, llm_backbone)
+    vlm = get_vlm(fields["model_id"], fields["arch_specifier"], vision_backbone, llm_backbone)
+    # Random values are nowhere but in this process: a checkpoint must hold them even where they stay frozen.
+    if not vision_spec(fields["vision_backbone_id"]).pretrained:
+        vlm.altered_module_keys.add("vision_backbone")
+    if not llm_spec(fields["llm_backbone_id"]).pretrained:
+        vlm.altered_module_keys.add("llm_backbone")
+    return vlm
 
 
 def load(

@@ -42,19 +42,32 @@ def get_dataset_and_collator(
     collator = PaddedCollatorForLanguageModeling(
         tokenizer.model_max_length, int(tokenizer.pad_token_id), default_image_resolution, padding_side
     )
-    components = dataset_cfg.align_stage_components if stage == "align" else dataset_cfg.finetune_stage_components
-    annotation_file, image_dir = (Path(dataset_cfg.dataset_root_dir) / component for component in components)
-    if not annotation_file.is_file() or not image_dir.is_dir():
-        missing = annotation_file if not annotation_file.is_file() else image_dir
-        kind = "annotation file" if missing == annotation_file else "image folder"
-        raise UserError(
-            f"the {kind} of {dataset_cfg.dataset_id} for the stage {stage} does not exist: {missing}. "
-            f"{_remedy(dataset_cfg, stage)}"
-        )
+    annotation_file, image_dir = find_components(stage, dataset_cfg)
     if stage == "align":
         return AlignDataset(annotation_file, image_dir, image_transform, tokenizer), collator
     dataset = FinetuneDataset(annotation_file, image_dir, image_transform, tokenizer, prompt_builder_fn)
     return dataset, collator
+
+
+def find_components(stage: str, dataset_cfg: DatasetConfig) -> tuple[Path, Path]:
+    """Return the annotation file and the image folder of a stage.
+
+    Raises:
+        UserError: The stage is unknown, or one of them does not exist (with the command that makes it).
+    """
+    check_stage(stage)
+    components = dataset_cfg.align_stage_components if stage == "align" else dataset_cfg.finetune_stage_components
+    annotation_file, image_dir = (Path(dataset_cfg.dataset_root_dir) / component for component in components)
+    for kind, path, exists in (
+        ("annotation file", annotation_file, annotation_file.is_file()),
+        ("image folder", image_dir, image_dir.is_dir()),
+    ):
+        if not exists:
+            raise UserError(
+                f"the {kind} of {dataset_cfg.dataset_id} for the stage {stage} does not exist: {path}. "
+                f"{_remedy(dataset_cfg, stage)}"
+            )
+    return annotation_file, image_dir
 
 
 def _remedy(config: DatasetConfig, stage: str) -> str:

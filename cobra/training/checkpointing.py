@@ -54,8 +54,11 @@ def _point_latest(path: Path) -> None:
     temporary = path.with_name(f".{LATEST_NAME}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     try:
-        os.link(path, temporary)
-    except OSError:
-        # A file system without hard links.
-        shutil.copyfile(path, temporary)
-    temporary.replace(latest)
+        try:
+            os.link(path, temporary)
+        except OSError:
+            # A file system without hard links.
+            shutil.copyfile(path, temporary)
+        temporary.replace(latest)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Metrics of a run: a line per step to every tracker that was asked for."""
 
+import importlib.util
 import json
 import time
 from collections import deque
@@ -89,10 +90,13 @@ TRACKERS: dict[str, Any] = {"jsonl": JSONLinesTracker, "wandb": WandbTracker, "t
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
-    """Raise a UserError where a tracker is unknown."""
+    """Raise a UserError where a tracker is unknown, or its package is not installed."""
     unknown = [name for name in names if name not in TRACKERS]
     if unknown:
         raise UserError(f"the tracker {', '.join(unknown)} is unknown; the known ones are: {', '.join(TRACKERS)}")
+    for name in names:
+        if name != "jsonl" and importlib.util.find_spec(name) is None:
+            raise missing_extra(name, "tracking", f"The tracker {name}")
 
 
 class Metrics:

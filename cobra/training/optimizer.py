@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 # Not matrices of a linear map, though they have two or more dimensions: decay rates, tokens and positions.
-_NEVER_DECAYED = ("A_log", "cls_token", "reg_token", "pos_embed")
+_NEVER_DECAYED = ("A_log", "cls_token", "reg_token", "pos_embed", "latent")
 
 
 def is_decayed(name: str, parameter: Tensor) -> bool:

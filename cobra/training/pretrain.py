@@ -10,17 +10,23 @@ import draccus
 from rich.console import Console
 
 from cobra.conf import DatasetConfig, DatasetRegistry, ModelConfig, ModelRegistry
+from cobra.models.backbones.vision.specs import vision_spec
 from cobra.models.checkpoint import Checkpoint, read_checkpoint
 from cobra.models.load import LATEST, PROVENANCE, build_vlm, find_checkpoint
 from cobra.models.vlms import CobraVLM, check_stage
 from cobra.preprocessing import get_dataset_and_collator
 from cobra.preprocessing.datasets import AlignDataset
+from cobra.preprocessing.materialize import find_components
 from cobra.training.materialize import get_train_strategy, stage_hyperparameters, stage_prefix
 from cobra.training.metrics import Metrics, check_trackers
 from cobra.training.provenance import describe_run
+from cobra.training.schedule import check_batches
+from cobra.training.sharding import check_strategy
+from cobra.training.strategy import check_hyperparameters
 from cobra.util.distributed import World, join_world
 from cobra.util.errors import UserError
 from cobra.util.files import write_json, write_text
+from cobra.util.tokens import read_hf_token
 from cobra.util.torch_utils import set_global_seed
 
 
@@ -63,14 +69,6 @@ def default_run_id(config: PretrainConfig) -> str:
     return name if dataset_id == DatasetRegistry.LLAVA_V15.dataset_id else f"{dataset_id}+{name}"
 
 
-def read_hf_token(name_or_path: str) -> str | None:
-    """Return the token in an environment variable or file of that name, or None where there is neither."""
-    if name_or_path in os.environ:
-        return os.environ[name_or_path]
-    path = Path(name_or_path)
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
-
-
 def pretrain(config: PretrainConfig) -> Path:
     """Run one stage of training.
 
@@ -88,27 +86,20 @@ def pretrain(config: PretrainConfig) -> Path:
     check_stage(config.stage)
     check_trackers(config.trackers)
     world = join_world(config.device)
+    try:
+        return _pretrain(config, world)
+    finally:
+        world.close()
+
+
+def _pretrain(config: PretrainConfig, world: World) -> Path:
     say = Console(quiet=not world.is_main, soft_wrap=True, highlight=False).print
     run_id = config.run_id or default_run_id(config)
     run_dir = config.run_root_dir / run_id
-    if (run_dir / LATEST).exists():
-        raise UserError(
-            f"the run {run_dir} has a checkpoint already and would be overwritten: choose another --run_id or "
-            "--run_root_dir, or move that folder away"
-        )
+    annotation_file = _check(config, world, run_dir)
     set_global_seed(config.seed)
     vlm, loaded, source = _build(config, run_dir, say)
     vlm.freeze_backbones(config.stage)
-    strategy = get_train_strategy(
-        getattr(config.model, f"{stage_prefix(config.stage)}_train_strategy"),
-        vlm,
-        world,
-        stage_hyperparameters(config.model, config.stage),
-        config.model.enable_gradient_checkpointing,
-        config.model.enable_mixed_precision_training,
-        config.model.reduce_in_full_precision,
-        stage_prefix(config.stage),
-    )
     dataset, collator = get_dataset_and_collator(
         config.stage,
         config.dataset,
@@ -121,23 +112,55 @@ def pretrain(config: PretrainConfig) -> Path:
         lengths = dataset.get_modality_lengths(vlm.vision_backbone.num_patches)
     else:
         lengths = dataset.get_modality_lengths()
+    strategy = get_train_strategy(
+        getattr(config.model, f"{stage_prefix(config.stage)}_train_strategy"),
+        vlm,
+        world,
+        stage_hyperparameters(config.model, config.stage),
+        config.model.enable_gradient_checkpointing,
+        config.model.enable_mixed_precision_training,
+        config.model.reduce_in_full_precision,
+        stage_prefix(config.stage),
+    )
     strategy.run_setup()
     _announce(config, world, vlm, len(dataset), say)
     metrics = None
     if world.is_main:
         hparams = write_run_dir(config, run_id, run_dir)
-        annotation = config.dataset.dataset_root_dir / _components(config)[0]
-        write_json(run_dir / PROVENANCE, describe_run(world, annotation, len(dataset), source, loaded))
+        write_json(run_dir / PROVENANCE, describe_run(world, annotation_file, len(dataset), source, loaded))
         metrics = Metrics(
             config.trackers, run_id, run_dir, hparams, config.stage, config.wandb_project, config.wandb_entity
         )
     world.barrier()
-    result = strategy.run_training(dataset, collator, lengths, run_dir, metrics, config.seed, _workers(config, world))
-    if metrics is not None:
-        metrics.finalize()
+    try:
+        workers = _workers(config, world)
+        result = strategy.run_training(dataset, collator, lengths, run_dir, metrics, config.seed, workers)
+    finally:
+        if metrics is not None:
+            metrics.finalize()
     say(f"done: {strategy.global_step} steps, last loss {result.loss:.4f}; checkpoint: {run_dir / LATEST}")
-    world.close()
     return run_dir
+
+
+def _check(config: PretrainConfig, world: World, run_dir: Path) -> Path:
+    """Check what costs nothing to check before a model is built; return the annotation file."""
+    if run_dir.parent != config.run_root_dir or run_dir.name in ("", ".", ".."):
+        raise UserError(f"--run_id {config.run_id!r} must be the name of a folder, without slashes")
+    if (run_dir / LATEST).exists():
+        raise UserError(
+            f"the run {run_dir} has a checkpoint already and would be overwritten: choose another --run_id or "
+            "--run_root_dir, or move that folder away"
+        )
+    if config.num_workers is not None and config.num_workers < 0:
+        raise UserError(f"--num_workers is {config.num_workers} and must be at least 0")
+    if config.model.llm_max_length < 1:
+        raise UserError(f"--model.llm_max_length is {config.model.llm_max_length} and must be at least 1")
+    prefix = stage_prefix(config.stage)
+    values = stage_hyperparameters(config.model, config.stage)
+    check_hyperparameters(values, prefix)
+    check_strategy(getattr(config.model, f"{prefix}_train_strategy"))
+    check_batches(values.global_batch_size, values.per_device_batch_size, world.size, prefix)
+    return find_components(config.stage, config.dataset)[0]
 
 
 def _build(config: PretrainConfig, run_dir: Path, say: Any) -> tuple[CobraVLM, list[str], Path | None]:
@@ -146,18 +169,23 @@ def _build(config: PretrainConfig, run_dir: Path, say: Any) -> tuple[CobraVLM, l
     checkpoint: Checkpoint = {}
     token = read_hf_token(config.hf_token)
     if config.pretrained_checkpoint is not None:
-        given = Path(config.pretrained_checkpoint)
-        path = given if given.is_file() else find_checkpoint(config.pretrained_checkpoint, token).path
+        path = Path(config.pretrained_checkpoint)
+        if not path.is_file():
+            path = find_checkpoint(config.pretrained_checkpoint, token).path
         checkpoint = read_checkpoint(path)
     vlm = build_vlm(vars(config.model), checkpoint, token)
-    if path is not None:
-        loaded = vlm.load_modules(checkpoint, path)
-    else:
-        loaded = vlm.load_from_checkpoint(config.stage, run_dir)
-    if loaded:
-        say(f"loaded from {path or config.run_root_dir}: {', '.join(loaded)}")
-    else:
+    if path is None:
+        path = vlm.find_align_checkpoint(config.stage, run_dir)
+        checkpoint = {} if path is None else read_checkpoint(path)
+    if path is None:
         say("no --pretrained_checkpoint: training starts from the bare backbones and a new projector")
+        loaded = []
+    else:
+        loaded = vlm.load_modules(checkpoint, path)
+        say(f"loaded from {path}: {', '.join(loaded)}")
+    if path is not None and path == vision_spec(config.model.vision_backbone_id).weights:
+        # The towers of the packaged model are the backbone's own, which load() has without this run's checkpoint.
+        vlm.altered_module_keys.discard("vision_backbone")
     if config.stage == "align" and config.model.arch_specifier.startswith("no-align"):
         say(f"warning: the architecture {config.model.arch_specifier!r} needs no align stage; it is run all the same")
     return vlm, loaded, path
@@ -187,12 +215,6 @@ def write_run_dir(config: PretrainConfig, run_id: str, run_dir: Path) -> dict[st
     hparams = json.loads(json.dumps(values, default=str))
     write_json(run_dir / "config.json", hparams)
     return hparams
-
-
-def _components(config: PretrainConfig) -> tuple[Path, Path]:
-    if config.stage == "align":
-        return config.dataset.align_stage_components
-    return config.dataset.finetune_stage_components
 
 
 def _workers(config: PretrainConfig, world: World) -> int:

@@ -54,6 +54,22 @@ class Hyperparameters:
     warmup_ratio: float
 
 
+def check_hyperparameters(values: Hyperparameters, prefix: str) -> None:
+    """Raise a UserError, naming the flag, where a setting makes no sense; `prefix` is `align` or `finetune`."""
+    check_schedule(values.lr_scheduler_type)
+    checks = {
+        "epochs": (values.epochs, values.epochs >= 1, "at least 1"),
+        "max_steps": (values.max_steps, values.max_steps is None or values.max_steps >= 1, "at least 1, or null"),
+        "learning_rate": (values.learning_rate, values.learning_rate > 0, "above 0"),
+        "weight_decay": (values.weight_decay, values.weight_decay >= 0, "at least 0"),
+        "max_grad_norm": (values.max_grad_norm, values.max_grad_norm > 0, "above 0"),
+        "warmup_ratio": (values.warmup_ratio, 0 <= values.warmup_ratio <= 1, "in [0, 1]"),
+    }
+    for name, (value, good, expected) in checks.items():
+        if not good:
+            raise UserError(f"--model.{prefix}_{name} is {value} and must be {expected}")
+
+
 class TrainStrategy:
     """Trains a model on the processes of a :class:`World`, sharded or whole.
 
@@ -88,7 +104,7 @@ class TrainStrategy:
             flag_prefix: `align` or `finetune`, to name flags in errors.
         """
         check_strategy(train_strategy)
-        check_schedule(hyperparameters.lr_scheduler_type)
+        check_hyperparameters(hyperparameters, flag_prefix)
         check_batches(hyperparameters.global_batch_size, hyperparameters.per_device_batch_size, world.size, flag_prefix)
         self.vlm = vlm
         self.world = world
@@ -96,7 +112,10 @@ class TrainStrategy:
         self.train_strategy = train_strategy
         self.enable_gradient_checkpointing = enable_gradient_checkpointing
         self.mixed_precision = enable_mixed_precision_training and world.device.type == "cuda"
-        self.reduce_dtype = torch.bfloat16 if self.mixed_precision and not reduce_in_full_precision else None
+        # FSDP2 would also add up the gradients of several passes in the dtype in which it reduces them.
+        single_pass = hyperparameters.global_batch_size == hyperparameters.per_device_batch_size * world.size
+        rounded = self.mixed_precision and not reduce_in_full_precision and single_pass
+        self.reduce_dtype = torch.bfloat16 if rounded else None
         self.rate: Callable[[int, int], float] = self._scheduled_rate
         self.optimizer: torch.optim.Optimizer
         self.global_step = 0
@@ -110,8 +129,9 @@ class TrainStrategy:
         What trains is held in fp32, also on CUDA, where it is computed in bf16; what is frozen is held in bf16 there.
         """
         for key, module in self.vlm.named_children():
-            trains = key in self.vlm.trainable_module_keys
-            cast(module, torch.bfloat16 if self.mixed_precision and not trains else torch.float32)
+            # What a checkpoint will hold stays in fp32 too, so that saving does not round it.
+            kept = key in self.vlm.checkpoint_modules
+            cast(module, torch.bfloat16 if self.mixed_precision and not kept else torch.float32)
         self.vlm.llm_backbone.llm.gradient_checkpointing = self.enable_gradient_checkpointing
         self.vlm.to(self.world.device)
         shard(self.vlm, self.train_strategy, self.world, self.reduce_dtype)
@@ -140,7 +160,9 @@ class TrainStrategy:
         for index, batch in enumerate(batches):
             if self.world.size > 1:
                 self.vlm.set_requires_gradient_sync(index == len(batches) - 1)  # type: ignore[operator]
-            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.mixed_precision):
+            # Without autocast's cache: it would keep a bf16 copy of every block until the pass ends.
+            kind = self.world.device.type
+            with torch.autocast(kind, torch.bfloat16, enabled=self.mixed_precision, cache_enabled=False):
                 loss = self.vlm(**batch, loss_reduction="sum", return_logits=False).loss / tokens.clamp(min=1)
             # FSDP averages over processes, and the loss is a sum over them.
             (loss * self.world.size).backward()
@@ -148,6 +170,7 @@ class TrainStrategy:
         grad_norm = clip_gradients(self.vlm.parameters(), self.hyperparameters.max_grad_norm)
         mean = self.world.sum(total)
         if not bool(torch.isfinite(mean + grad_norm.to(mean.device))):
+            self.optimizer.zero_grad(set_to_none=True)
             raise UserError(
                 f"the loss ({mean.item()}) or the gradient ({grad_norm.item()}) of step {self.global_step + 1} is not "
                 "a finite number; nothing was updated. Use a lower learning rate, or look for broken rows in the data"
@@ -201,12 +224,13 @@ class TrainStrategy:
         )
         plan = self.plan(sampler)
         loader = DataLoader(
-            dataset,
+            _ErrorsAsValues(dataset),
             batch_size=values.per_device_batch_size,
             sampler=sampler,
-            collate_fn=collator,
+            collate_fn=_CollateOrPass(collator),
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
+            pin_memory=self.world.device.type == "cuda",
         )
         with StepProgress(plan.total_steps, enabled=self.world.is_main) as progress:
             for epoch in range(plan.epochs):
@@ -241,10 +265,38 @@ def _grouped(loader: DataLoader, size: int) -> Iterator[list[Batch]]:
     """Yield lists of `size` successive batches; the sampler pads every global batch, so none is left over."""
     group: list[Batch] = []
     for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
         group.append(batch)
         if len(group) == size:
             yield group
             group = []
+
+
+class _ErrorsAsValues(Dataset[Any]):
+    """Rows, with a UserError in place of a bad one: raised in a worker it would come out as a traceback in a string."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except UserError as error:
+            return error
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+
+class _CollateOrPass:
+    """A collator that passes on the first UserError among its rows."""
+
+    def __init__(self, collator: Callable[[Any], Batch]) -> None:
+        self.collator = collator
+
+    def __call__(self, rows: list[Any]) -> Batch | UserError:
+        return next((row for row in rows if isinstance(row, UserError)), None) or self.collator(rows)
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:

@@ -52,9 +52,9 @@ def run(main: Callable[[Config], int | None], config_class: type[Config], args: 
         config = parse(config_class, args)
         code = main(config)
     except UserError as error:
-        # Under torchrun every rank fails alike: one paragraph is enough.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+        # Of several processes each says what it met: a bad row lies in the share of one of them.
+        rank = os.environ.get("RANK", "0")
+        print(f"error{'' if rank == '0' else f' (process {rank})'}: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -57,7 +57,8 @@ def join_world(device: str | None = None) -> World:
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     target = resolve_device(device)
     if target.type == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", "0"))
+        # Alone, the GPU that was asked for; of several processes, each the one of its local rank.
+        local = target.index if size == 1 and target.index is not None else int(os.environ.get("LOCAL_RANK", "0"))
         if local >= torch.cuda.device_count():
             raise UserError(
                 f"there are {torch.cuda.device_count()} GPUs for {os.environ.get('LOCAL_WORLD_SIZE', '1')} processes "

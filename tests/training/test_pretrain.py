@@ -116,7 +116,8 @@ def test_run_directory_has_cobras_files(runs, rows_dir):
 
 def test_checkpoints_of_one_and_two_processes_agree(runs):
     one, two = (read_checkpoint(runs / name / "checkpoints" / "latest-checkpoint.pt") for name in ("one", "two"))
-    assert list(one) == list(two) == ["llm_backbone", "projector"]
+    # The towers are frozen, and random ones that no other file holds.
+    assert list(one) == list(two) == ["vision_backbone", "llm_backbone", "projector"]
     for module, tensors in one.items():
         assert tensors.keys() == two[module].keys()
         for name, tensor in tensors.items():
@@ -145,7 +146,7 @@ def test_training_goes_on_from_a_run_directory(runs, rows_dir, tmp_path):
     output, _ = process.communicate()
     assert process.returncode == 0, output
     assert "loaded from" in output
-    assert "llm_backbone, projector" in output
+    assert "vision_backbone, llm_backbone, projector" in output
     # The weights of step 10, not of a new model.
     assert losses(tmp_path / "next")[0] < losses(runs / "one")[0] - 0.5
 
@@ -170,6 +171,8 @@ BAD_INPUT = {
     "flag": (["--learning_rate", "1"], "--learning_rate"),
     "tracker": (["--trackers", "[mlflow]"], "jsonl, wandb"),
     "schedule": (["--model.finetune_lr_scheduler_type", "step"], "linear-warmup+cosine-decay"),
+    "rate": (["--model.finetune_learning_rate", "-1"], "--model.finetune_learning_rate"),
+    "warm-up": (["--model.finetune_warmup_ratio", "3"], "in [0, 1]"),
     "strategy": (["--model.finetune_train_strategy", "ddp3"], "fsdp-full-shard"),
     "architecture": (["--model.arch_specifier", "no-align+conv"], "fused-gelu-mlp"),
 }

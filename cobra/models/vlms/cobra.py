@@ -181,19 +181,29 @@ class CobraVLM(Answering, nn.Module):
         """
         if pretrained_checkpoint is not None:
             return self.load_modules(read_checkpoint(pretrained_checkpoint), pretrained_checkpoint)
+        path = self.find_align_checkpoint(stage, run_dir)
+        return [] if path is None else self.load_modules(read_checkpoint(path), path)
+
+    def find_align_checkpoint(self, stage: str, run_dir: Path) -> Path | None:
+        """Return the checkpoint of the model's own align run, or None where the stage needs none.
+
+        Raises:
+            UserError: It is needed and there is none, or there are several (of other datasets) to choose from.
+        """
         if stage == "align" or self.arch_specifier.startswith("no-align"):
-            return []
+            return None
         # Runs end in their seed; one with a name of the user's own may start from any.
         seed = re.search(r"x\d+$", run_dir.name)
         pattern = f"*{glob.escape(self.model_id)}+stage-align+{seed.group() if seed else 'x*'}"
         found = sorted(run_dir.parent.glob(f"{pattern}/checkpoints/latest-checkpoint.pt"))
-        if not found:
-            raise UserError(
-                f"the architecture {self.arch_specifier!r} needs a projector from its align stage, and there is no run "
-                f"{pattern} with a checkpoint in {run_dir.parent}: run "
-                "scripts/pretrain.py with --stage align first, or give --pretrained_checkpoint"
-            )
-        return self.load_modules(read_checkpoint(found[-1]), found[-1])
+        if len(found) == 1:
+            return found[0]
+        many = f"there are {len(found)}: {', '.join(str(path) for path in found)}. Choose one with"
+        none = "there is none with a checkpoint: run scripts/pretrain.py with --stage align first, or give"
+        raise UserError(
+            f"the architecture {self.arch_specifier!r} needs a projector from its align stage, a run {pattern} in "
+            f"{run_dir.parent}, and {many if found else none} --pretrained_checkpoint"
+        )
 
     def get_prompt_builder(self, system_prompt: str | None = None) -> PromptBuilder:
         """Return a new conversation in the language model's format."""
@@ -302,8 +312,14 @@ class CobraVLM(Answering, nn.Module):
         if len(chosen) == 0:
             # Nothing to learn: a zero that is still connected to the parameters, so that every rank synchronises.
             return hidden.float().sum() * 0.0
-        weight = self.llm_backbone.llm.lm_head.weight
-        return F.linear_cross_entropy(chosen, weight.to(chosen.dtype), targets[labelled], reduction=reduction)
+        # The function is not on autocast's list; with options it works in chunks and never holds all logits at once.
+        kind = chosen.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else chosen.dtype
+        weight = self.llm_backbone.llm.lm_head.weight.to(dtype)
+        loss = F.linear_cross_entropy(
+            chosen.to(dtype), weight, targets[labelled], reduction=reduction, options=nn.LinearCrossEntropyOptions()
+        )
+        return loss.float()
 
 
 def check_stage(stage: str) -> None:

@@ -97,11 +97,14 @@ class AlignDataset(_RowDataset):
         """
         super().__init__(chat_json, image_dir, image_transform, tokenizer)
         for index, row in enumerate(self.examples):
+            where = f"row {index} (id {row.get('id')!r}) of {chat_json}"
             if len(row["conversations"]) != 2:
                 raise UserError(
-                    f"row {index} (id {row.get('id')!r}) of {chat_json} has {len(row['conversations'])} turns; the "
-                    "align stage takes rows of one question and one caption"
+                    f"{where} has {len(row['conversations'])} turns; the align stage takes rows of one question and "
+                    "one caption"
                 )
+            if "image" not in row:
+                raise UserError(f"{where} has no image; the align stage trains the projector, which only images reach")
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return `pixel_values`, `input_ids` and `labels` (text,) int64 of a row."""

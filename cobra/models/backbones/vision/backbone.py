@@ -104,7 +104,7 @@ def _create_tower(tower: TowerSpec, from_hub: bool) -> Any:
 def _patches(vit: Any, pixels: Tensor) -> Tensor:
     """Return the second-to-last block's output without the final norm and without class and register tokens."""
     features = vit.forward_intermediates(
-        pixels.to(vit.patch_embed.proj.weight.dtype),
+        pixels.to(vit.patch_embed.proj.weight),
         indices=[len(vit.blocks) - 2],
         norm=False,
         stop_early=True,

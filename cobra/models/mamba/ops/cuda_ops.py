@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Kernels:
@@ -46,9 +46,23 @@ def failure(device_index: int) -> str | None:
         states = torch.zeros(8, 4, device=device)
         y = causal_conv(x, weight, None, None)
         selective_scan(y, x, states, y[..., :4], y[..., :4], states[:, 0], x, states[:, 0], None, None)
+        one, last = y[:, 0], y.new_zeros(1, 8, 4)
+        selective_scan_step(one, one, states, one[:, :4], one[:, :4], states[:, 0], one, states[:, 0], last)
+        inner(torch.zeros(1, 4, 16, device=device), _probe_mixer(device), -torch.ones(8, 4, device=device))
     except Exception as error:  # noqa: BLE001 - whatever a foreign binary raises means that it is of no use
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def _probe_mixer(device: torch.device) -> Any:
+    """Return the smallest mixer's worth of weights: width 8, state 4, rank 2."""
+    mixer = nn.Module()
+    mixer.conv1d = nn.Conv1d(8, 8, 4, groups=8)
+    mixer.x_proj = nn.Linear(8, 2 + 2 * 4, bias=False)
+    mixer.dt_proj = nn.Linear(2, 8)
+    mixer.out_proj = nn.Linear(8, 4, bias=False)
+    mixer.D = nn.Parameter(torch.ones(8))
+    return mixer.to(device)
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor | None) -> Tensor:

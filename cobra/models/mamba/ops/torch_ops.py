@@ -93,7 +93,9 @@ def selective_scan(
     if valid is not None:
         delta = delta * valid.unsqueeze(-1)
     inputs = wide(u)
-    y, last = _ChunkedScan.apply(inputs, delta, wide(A), wide(B), wide(C), state)
+    # Autocast would round the products inside to bf16.
+    with torch.autocast(u.device.type, enabled=False):
+        y, last = _ChunkedScan.apply(inputs, delta, wide(A), wide(B), wide(C), state)
     y = torch.addcmul(y, inputs, wide(D))
     return (y * F.silu(wide(z))).to(u.dtype), last
 
