@@ -17,6 +17,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 import cobra
+from cobra.demo.tiny import RUNS
 from cobra.evaluation.protocol import ANALYSIS_PROMPT, DEFAULT_PROMPT, SCRATCHPAD_PROMPT
 from cobra.preprocessing.datasets.datasets import read_rows
 from cobra.util.cli import parse
@@ -189,6 +190,12 @@ def test_quoted_prompts_are_the_benchmarks():
     quoted = blocks("FINETUNING_GUIDE.md", "text")
     for prompt in (DEFAULT_PROMPT, ANALYSIS_PROMPT, SCRATCHPAD_PROMPT):
         assert f"{prompt}\n" in quoted
+
+
+def test_the_making_of_cobra_tiny_is_told_as_it_is():
+    told = " ".join(read("FINETUNING_IMPLEMENTATION.md").partition("## How cobra-tiny was made")[2].split())
+    assert all(f" {run.steps:,} steps" in told for run in RUNS)
+    assert f"batches of {RUNS[0].batch_size} " in told and len({run.batch_size for run in RUNS}) == 1
 
 
 def test_extras_are_the_packages():
