@@ -74,9 +74,8 @@ def answer(vlm: Any, builder: Any, image: Any, question: str, config: GenerateCo
     builder.add_turn("gpt", "".join(pieces))
 
 
-def converse(vlm: Any, config: GenerateConfig, console: Console) -> None:
+def converse(vlm: Any, image: Any, config: GenerateConfig, console: Console) -> None:
     """Read images and questions from the keyboard until the user quits; a new image starts a new conversation."""
-    image = None if config.image is None else open_image(config.image)
     builder = vlm.get_prompt_builder()
     while True:
         try:
@@ -99,16 +98,19 @@ def converse(vlm: Any, config: GenerateConfig, console: Console) -> None:
 def main(config: GenerateConfig) -> None:
     """Load the model and answer."""
     import cobra
+    from cobra.models.vlms import GenerationOptions
     from cobra.util.tokens import read_hf_token
 
     console = Console()
+    # Wrong options and images are told before a model is loaded.
+    GenerationOptions(config.max_new_tokens, temperature=config.temperature)
     image = None if config.image is None else open_image(config.image)
     token = read_hf_token(config.hf_token)
     vlm = cobra.load(config.model_path, hf_token=token, device=config.device, dtype=config.dtype)
     if config.prompt is not None:
         answer(vlm, vlm.get_prompt_builder(), image, config.prompt, config, console)
     else:
-        converse(vlm, config, console)
+        converse(vlm, image, config, console)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ Nothing is written outside the destination, links and special files are never ma
 an absurd size is refused. Every file appears under its name only when it is whole, so a rerun skips by size.
 """
 
+import hashlib
 import lzma
+import os
 import re
 import shutil
 import stat
@@ -150,7 +152,8 @@ def write_member(source: IO[bytes], target: Path, size: int, advance: Callable[[
         EOFError: The member ended early.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name[-200:]}.part")
+    # The member's own name may fill the 255 bytes that a file system takes.
+    temporary = target.with_name(f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.part")
     written = 0
     try:
         with temporary.open("wb") as file:

@@ -80,4 +80,7 @@ def _remedy(config: DatasetConfig, stage: str) -> str:
         return f"Fetch it: python scripts/preprocess.py --dataset_id llava-laion-cc-sbu-558k --root_dir {root}"
     if config.dataset_id == DatasetRegistry.LLAVA_COT_100K.dataset_id:
         return f"Make it: python fine_tune/prepare_llava_cot.py --dataset_root {root}"
-    return f"Fetch it: python scripts/preprocess.py --dataset_id llava-v1.5-instruct --root_dir {root}"
+    fetch = f"python scripts/preprocess.py --dataset_id llava-v1.5-instruct --root_dir {root}"
+    if config.dataset_id == DatasetRegistry.LLAVA_V15.dataset_id:
+        return f"Fetch it: {fetch}"
+    return f"The images come with {fetch}; the merged annotation file is none that is published: put yours there"

@@ -147,12 +147,6 @@ def test_align_learns_the_whole_caption_and_drops_the_question(folder, tokenizer
     assert dataset.get_modality_lengths(16) == [(True, 20)]
 
 
-def test_align_lengths_of_a_text_row_have_no_patches(folder, tokenizer):
-    dataset = align(folder, tokenizer, [{"conversations": PAIR}])
-    assert dataset.get_modality_lengths(16) == [(False, 3)]
-    assert dataset[0]["pixel_values"] is None
-
-
 def test_reasoning_traces_of_a_row(folder, tokenizer):
     turns = [
         PAIR[0],
@@ -311,3 +305,10 @@ def test_a_link_inside_the_image_folder_is_the_users_own(folder, tokenizer):
     os.symlink(folder / "disk", folder / "images" / "coco")
     rows = [{"image": "coco/a.png", "conversations": PAIR}]
     assert finetune(folder, tokenizer, rows)[0]["pixel_values"].tolist() == [10, 20, 30]
+
+
+def test_an_align_row_without_an_image_is_refused(folder, tokenizer):
+    """Only images reach the projector, the one module that the align stage trains."""
+    (folder / "rows.json").write_text(json.dumps([{"id": "t", "conversations": PAIR}]))
+    with pytest.raises(UserError, match=r"row 0 \(id 't'\).*no image"):
+        AlignDataset(folder / "rows.json", folder / "images", lambda image: image, tokenizer)

@@ -8,7 +8,14 @@ from scratch import scratch_vlm
 
 from cobra.models.load import cast
 from cobra.training.optimizer import is_decayed
-from cobra.training.strategy import Hyperparameters, TrainStrategy, count_targets
+from cobra.training.strategy import (
+    Hyperparameters,
+    TrainStrategy,
+    _CollateOrPass,
+    _ErrorsAsValues,
+    _grouped,
+    count_targets,
+)
 from cobra.util.data_utils import IGNORE_INDEX, PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World
 from cobra.util.errors import UserError
@@ -278,3 +285,22 @@ def test_the_loss_sums_over_exactly_the_counted_targets(model, data):
                 counted += 1
     assert counted == count
     assert total == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+class _BadRow(torch.utils.data.Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        raise UserError("row 1 names an image that cannot be read")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_row_is_the_same_error_with_and_without_workers(workers):
+    """Raised in a DataLoader's worker, the error would come out as a traceback in a string."""
+    loader = torch.utils.data.DataLoader(
+        _ErrorsAsValues(_BadRow()), batch_size=2, collate_fn=_CollateOrPass(list), num_workers=workers
+    )
+    with pytest.raises(UserError) as error:
+        list(_grouped(loader, 1))
+    assert str(error.value) == "row 1 names an image that cannot be read"

@@ -221,15 +221,17 @@ def test_user_errors_exit_with_2(capsys):
     assert capsys.readouterr().err == "error: the file is gone: fetch it\n"
 
 
-def test_of_several_ranks_the_first_reports(capsys, monkeypatch):
+def test_of_several_processes_each_reports(capsys, monkeypatch):
+    """An unreadable image lies in the share of one process, which need not be the first."""
+
     def main(config):
         raise UserError("wrong")
 
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit) as stop:
         run(main, Config, [])
     assert stop.value.code == 2
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "error (process 1): wrong\n"
 
 
 def test_interrupt_exits_with_130(capsys):

@@ -262,3 +262,13 @@ def test_transformers_mamba_is_an_oracle():
     ids = torch.randint(0, 48, (2, 17))
     with torch.no_grad():
         torch.testing.assert_close(ours.logits(ours(ours.embed(ids))), theirs(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_scan_stays_in_fp32_under_autocast():
+    """What trains on a CUDA device without the vendor kernels; there autocast would round the products inside."""
+    inputs = scan_inputs(steps=20)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, last = torch_ops.selective_scan(**inputs, state=None, valid=None)
+    expected_y, expected_last = reference(**inputs)
+    assert_close(y, expected_y)
+    assert_close(last, expected_last)

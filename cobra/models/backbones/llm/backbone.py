@@ -44,16 +44,6 @@ class MambaLLMBackbone(nn.Module):
             "start with 'mamba'"
         )
 
-    @property
-    def pad_token_id(self) -> int:
-        """Id that fills short rows."""
-        return int(self.tokenizer.pad_token_id)
-
-    @property
-    def transformer_layer_cls(self) -> type[nn.Module]:
-        """Class of the blocks, the unit of sharding and of activation checkpointing."""
-        return type(self.llm.backbone.layers[0])
-
 
 def build_llm_backbone(
     identifier: str, spec: LLMSpec, max_length: int, token: str | None, load_weights: bool
