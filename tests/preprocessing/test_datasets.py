@@ -212,7 +212,7 @@ def test_what_is_no_list_of_rows_is_refused(folder, tokenizer, text, expected):
 @pytest.mark.parametrize("turns", [PAIR[:1], PAIR + PAIR])
 def test_align_takes_one_question_and_one_caption(folder, tokenizer, turns):
     with pytest.raises(UserError, match=rf"row 1 .*{len(turns)} turns"):
-        align(folder, tokenizer, [GOOD, {"conversations": turns}])
+        align(folder, tokenizer, [GOOD | {"image": "a.png"}, {"conversations": turns}])
 
 
 def test_missing_files_are_named(folder, tokenizer):
