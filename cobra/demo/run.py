@@ -39,7 +39,7 @@ class DemoConfig:
     """Everything is written here; what an earlier demonstration left there is removed first."""
     rows: int = 12_000
     """Training rows in the form of LLaVA-CoT-100k."""
-    steps: int = 800
+    steps: int = 600
     """Optimiser steps of the fine-tuning."""
     learning_rate: float = 2e-3
     """Its peak learning rate."""
