@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 import time
 from collections import deque
 from pathlib import Path
@@ -95,7 +96,7 @@ def check_trackers(names: tuple[str, ...]) -> None:
     if unknown:
         raise UserError(f"the tracker {', '.join(unknown)} is unknown; the known ones are: {', '.join(TRACKERS)}")
     for name in names:
-        if name != "jsonl" and importlib.util.find_spec(name) is None:
+        if name != "jsonl" and name not in sys.modules and importlib.util.find_spec(name) is None:
             raise missing_extra(name, "tracking", f"The tracker {name}")
 
 

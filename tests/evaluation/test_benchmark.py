@@ -246,8 +246,8 @@ def test_bad_input_is_named_and_nothing_is_written(main, captions, models, harm)
 
 
 def test_an_unknown_checkpoint_is_found_before_the_other_one_answers(main, captions, models):
-    code, out, printed = main("--checkpoint", "none", "--baseline_checkpoint", "stock", *data(captions))
-    assert code == 2 and "'none' is neither" in printed
+    code, out, printed = main("--checkpoint", "nowhere", "--baseline_checkpoint", "stock", *data(captions))
+    assert code == 2 and "'nowhere' is neither" in printed
     assert not out.exists() and models["stock"].calls == []
 
 

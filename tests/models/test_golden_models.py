@@ -18,7 +18,7 @@ def test_golden_set_up_is_the_loaded_models(golden, golden_vlm):
     for key in ("d_state", "d_conv", "expand"):
         assert getattr(config, key) == meta["llm"]["ssm_cfg"].get(key, getattr(type(config), key))
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (meta["pad_token_id"], meta["eos_token_id"])
-    assert vlm.llm_backbone.pad_token_id == meta["pad_token_id"]
+    assert vlm.llm_backbone.tokenizer.pad_token_id == meta["pad_token_id"]
     assert tokenizer.model_max_length == meta["llm_max_length"]
     assert vlm.vision_backbone.num_patches == meta["num_patches"]
     assert (vlm.model_id, vlm.arch_specifier) == (meta["model_id"], meta["arch_specifier"])

@@ -12,7 +12,7 @@ from scratch import picture, scratch_fields, scratch_vlm
 
 import cobra
 from cobra.models.checkpoint import read_checkpoint
-from cobra.models.load import LATEST, PROVENANCE, find_checkpoint
+from cobra.models.load import LATEST, PROVENANCE, build_vlm, find_checkpoint
 from cobra.models.registry import MODELS
 from cobra.models.vlms import CobraVLM
 from cobra.training.checkpointing import save_checkpoint
@@ -75,10 +75,19 @@ def test_a_run_directory(full_run, trained):
     assert (vlm.device.type, vlm.dtype) == ("cpu", torch.float32)
 
 
-def test_a_finetuned_run_holds_no_towers(trained, tmp_path):
-    run = write_run(tmp_path, trained, "finetune")
+def test_a_finetuned_run_holds_no_towers(tmp_path):
+    """Frozen towers that the package has are not written again; the next test has the others."""
+    packaged = build_vlm(scratch_fields(vision_backbone_id="dinosiglip-vit-tiny-48px"), {})
+    run = write_run(tmp_path, packaged, "finetune", vision_backbone_id="dinosiglip-vit-tiny-48px")
     assert list(read_checkpoint(run / LATEST)) == [LLM, "projector"]
-    assert_same_weights(cobra.load(str(run), device="cpu"), trained, "projector", LLM)
+    assert_same_weights(cobra.load(str(run), device="cpu"), packaged, "projector", LLM, TOWERS)
+
+
+def test_frozen_random_towers_are_kept(trained, tmp_path):
+    """No other file holds them."""
+    run = write_run(tmp_path, trained, "finetune")
+    assert list(read_checkpoint(run / LATEST)) == [TOWERS, LLM, "projector"]
+    assert_same_weights(cobra.load(str(run), device="cpu"), trained, "projector", LLM, TOWERS)
 
 
 def test_any_checkpoint_file_of_a_run(full_run, trained):
@@ -247,9 +256,9 @@ def test_altered_modules_stay_in_the_checkpoints_of_later_stages(full_run, train
     assert_same_weights(cobra.load(aligned, device="cpu"), trained, TOWERS, LLM, "projector")
 
 
-def test_modules_that_a_checkpoint_did_not_change_stay_out(trained, tmp_path):
-    vlm = scratch_vlm(1)
-    torch.save({"model": {TOWERS: trained.vision_backbone.state_dict()}}, tmp_path / "same.pt")
+def test_modules_that_a_checkpoint_did_not_change_stay_out(tmp_path):
+    vlm = build_vlm(scratch_fields(vision_backbone_id="dinosiglip-vit-tiny-48px"), {})
+    torch.save({"model": {TOWERS: vlm.vision_backbone.state_dict()}}, tmp_path / "same.pt")
     assert vlm.load_from_checkpoint("finetune", tmp_path / "run", tmp_path / "same.pt") == [TOWERS]
     vlm.freeze_backbones("finetune")
     assert vlm.checkpoint_modules == [LLM, "projector"]
@@ -263,7 +272,7 @@ def test_an_aligned_architecture_takes_the_projector_of_its_own_align_run(tmp_pa
     # Of another seed: not to be taken.
     write_run(tmp_path / "custom+cobra-tiny+stage-align+x8", scratch_vlm(4, arch_specifier="fused-gelu-mlp"), "align")
     vlm = scratch_vlm(5, arch_specifier="fused-gelu-mlp")
-    assert vlm.load_from_checkpoint("finetune", tmp_path / "custom+cobra-tiny+stage-finetune+x7") == ["projector"]
+    assert vlm.load_from_checkpoint("finetune", tmp_path / "custom+cobra-tiny+stage-finetune+x7")[-1] == "projector"
     assert_same_weights(vlm, aligned, "projector")
     assert vlm.load_from_checkpoint("align", tmp_path / "custom+cobra-tiny+stage-align+x9") == []
     with pytest.raises(UserError, match=r"stage-align\+x9.*--stage align.*--pretrained_checkpoint"):

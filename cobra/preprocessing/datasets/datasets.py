@@ -203,7 +203,7 @@ def _read_rgb(path: Path, image_dir: Path) -> Image.Image:
         Exception: Whatever the decoder raises on a file that is not a whole image.
     """
     # By the path's text: a link that the user has made in the folder, to another disk say, is the user's own.
-    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(image_dir)):
+    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(image_dir)):
         raise ValueError(f"it lies outside the image folder {image_dir}")
     with Image.open(path) as image:
         return image.convert("RGB")
