@@ -76,3 +76,5 @@ def test_training_is_deterministic_and_writes_what_it_trained(tmp_path):
     loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     text = "<SUMMARY> I see two cyan stars. </SUMMARY>\n\n<image> caf\u00e9"
     assert loaded(text)["input_ids"] == written.encode(text).ids
+    # The shipped weights belong to the shipped ids: whoever changes the demo's words must train again (`make tiny`).
+    assert (tmp_path / "tokenizer.json").read_text() == (TINY_FOLDER / "tokenizer.json").read_text()
