@@ -29,6 +29,8 @@ PROCESSES = 2
 # In every folder that the demonstration made, and which it may therefore empty.
 _MARKER = "made-by-the-demo.json"
 _SAMPLES = 3
+# Kinds of questions above this p-value are named as not learned.
+_SIGNIFICANT = 0.05
 
 
 @dataclass
@@ -248,6 +250,12 @@ def _report(demo: _Demo, score: AnswerScore, samples: list[tuple[str, str]]) -> 
         f"{score.valid} of {score.overall.n} answers have all four stages. p: exact binomial test of the right ones\n"
         "against always giving the commonest answer of the kind."
     )
+    chance = [kind for kind, numbers in score.kinds.items() if numbers.p_value > _SIGNIFICANT]
+    if chance:
+        say(
+            f"Not better than the commonest answer (p > {_SIGNIFICANT}): {', '.join(chance)}. So short a training of so\n"
+            f"small a model has not learned {'this' if len(chance) == 1 else 'these'}; the rest is no evidence for it."
+        )
     for question, answer in samples:
         say(Panel(escape(answer), title=escape(question), title_align="left"))
     for what, path in (
