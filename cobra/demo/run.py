@@ -253,8 +253,8 @@ def _report(demo: _Demo, score: AnswerScore, samples: list[tuple[str, str]]) -> 
     chance = [kind for kind, numbers in score.kinds.items() if numbers.p_value > _SIGNIFICANT]
     if chance:
         say(
-            f"Not better than the commonest answer (p > {_SIGNIFICANT}): {', '.join(chance)}. So short a training of so\n"
-            f"small a model has not learned {'this' if len(chance) == 1 else 'these'}; the rest is no evidence for it."
+            f"Not better than the commonest answer (p > {_SIGNIFICANT}): {', '.join(chance)}.\n"
+            "So short a training of so small a model has not learned what these ask for."
         )
     for question, answer in samples:
         say(Panel(escape(answer), title=escape(question), title_align="left"))
