@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cobra.demo.datasets import write_caption_rows
 from cobra.demo.tokenizer import write_tokenizer
-from cobra.models.checkpoint import MODULE_KEYS, Checkpoint, read_checkpoint
+from cobra.models.checkpoint import MODULE_KEYS, TIED_HEAD, Checkpoint, read_checkpoint
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path, read_json, write_json
 
@@ -30,7 +30,7 @@ TINY_FOLDER = _REPOSITORY / "cobra" / "models" / "tiny"
 # What goes into the wheel stays small.
 _MAX_BYTES = 4_000_000
 # The tied copy of the embedding; readers restore it.
-_TIED = ("llm_backbone", "llm.lm_head.weight")
+_TIED = ("llm_backbone", TIED_HEAD)
 # The recurrence amplifies rounding of its rates, so these few stay in fp32.
 _FULL_PRECISION = ("A_log", "mixer.D", "dt_proj.bias")
 

@@ -14,7 +14,7 @@ MODULE_KEYS = ("vision_backbone", "llm_backbone", "projector")
 # Tensors by module, then by name within it.
 Checkpoint = dict[str, dict[str, Tensor]]
 
-_HEAD, _EMBEDDING = "llm.lm_head.weight", "llm.backbone.embedding.weight"
+TIED_HEAD, EMBEDDING = "llm.lm_head.weight", "llm.backbone.embedding.weight"
 # Names in a message before it is cut short.
 _NAMED = 6
 
@@ -73,8 +73,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     for key, tensors in known.items():
         _check_tensors(tensors, f"the {key} in {path}")
-    if "llm_backbone" in known and _HEAD not in known["llm_backbone"] and _EMBEDDING in known["llm_backbone"]:
-        known["llm_backbone"][_HEAD] = known["llm_backbone"][_EMBEDDING]
+    if "llm_backbone" in known and TIED_HEAD not in known["llm_backbone"] and EMBEDDING in known["llm_backbone"]:
+        known["llm_backbone"][TIED_HEAD] = known["llm_backbone"][EMBEDDING]
     return known
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from cobra.models.checkpoint import EMBEDDING, TIED_HEAD
 from cobra.models.vlms import CobraVLM
 from cobra.util.distributed import World
 from cobra.util.files import atomic_path
@@ -41,6 +42,9 @@ def save_checkpoint(vlm: CobraVLM, run_dir: Path, world: World, step: int, epoch
             modules[key] = {
                 name.removeprefix(prefix): value for name, value in states.items() if name.startswith(prefix)
             }
+        if "llm_backbone" in modules:
+            # Gathered from shards the tied head is a copy of its own; torch.save writes one tensor once.
+            modules["llm_backbone"][TIED_HEAD] = modules["llm_backbone"][EMBEDDING]
         with atomic_path(path) as temporary:
             torch.save({"model": modules}, temporary)
         _point_latest(path)

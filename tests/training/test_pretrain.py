@@ -116,6 +116,9 @@ def test_run_directory_has_cobras_files(runs, rows_dir):
 
 def test_checkpoints_of_one_and_two_processes_agree(runs):
     one, two = (read_checkpoint(runs / name / "checkpoints" / "latest-checkpoint.pt") for name in ("one", "two"))
+    # The tied head is written once, gathered from shards or not.
+    sizes = [(runs / name / "checkpoints" / "latest-checkpoint.pt").stat().st_size for name in ("one", "two")]
+    assert abs(sizes[0] - sizes[1]) < 10_000
     # The towers are frozen, and random ones that no other file holds.
     assert list(one) == list(two) == ["vision_backbone", "llm_backbone", "projector"]
     for module, tensors in one.items():
