@@ -28,7 +28,7 @@ check: $(INSTALLED)  ## Lint, format and type checks.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-tiny: $(INSTALLED)  ## Train again the cobra-tiny that ships in the package (about an hour on 2 cores).
+tiny: $(INSTALLED)  ## Train again the cobra-tiny that ships in the package (about 15 minutes on 2 cores).
 	$(BIN)/python scripts/make_tiny.py
 
 clean:  ## Remove caches and build products; runs/, data/ and .venv stay.
