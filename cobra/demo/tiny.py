@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cobra.demo.datasets import write_caption_rows
 from cobra.demo.tokenizer import write_tokenizer
-from cobra.models.checkpoint import MODULE_KEYS, TIED_HEAD, Checkpoint, read_checkpoint
+from cobra.models.checkpoint import LATEST, MODULE_KEYS, TIED_HEAD, Checkpoint, read_checkpoint
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path, read_json, write_json
 
@@ -152,7 +152,7 @@ def package(run_dir: Path, path: Path) -> Path:
     Raises:
         UserError: The run has no checkpoint, a module is missing in it, or the file would be over 4 MB.
     """
-    tensors = _flatten(read_checkpoint(run_dir / "checkpoints" / "latest-checkpoint.pt"), run_dir)
+    tensors = _flatten(read_checkpoint(run_dir / LATEST), run_dir)
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if size > _MAX_BYTES:
         raise UserError(f"the weights of {run_dir} take {size:,} bytes; the package has room for {_MAX_BYTES:,}")

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from cobra.util.errors import UserError
 
+# The newest checkpoint of a run, relative to its directory.
+LATEST = Path("checkpoints") / "latest-checkpoint.pt"
+
 MODULE_KEYS = ("vision_backbone", "llm_backbone", "projector")
 
 # Tensors by module, then by name within it.
@@ -91,6 +94,18 @@ def _check_tensors(values: object, where: str) -> None:
 
 def _kind(value: object) -> str:
     return f"one of {value.layout} on {value.device}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def read_whole_model(path: Path) -> Checkpoint:
+    """Read a checkpoint that must hold at least a projector; see :func:`read_checkpoint`.
+
+    Raises:
+        UserError: See :func:`read_checkpoint`; or there is no projector in it.
+    """
+    checkpoint = read_checkpoint(path)
+    if "projector" not in checkpoint:
+        raise UserError(f"{path} holds {', '.join(checkpoint)} and no projector: it is not a whole model")
+    return checkpoint
 
 
 def read_llm_weights(path: Path) -> dict[str, Tensor]:

@@ -10,16 +10,15 @@ from torch import nn
 
 from cobra.models.backbones.llm.specs import TINY_FOLDER, llm_spec
 from cobra.models.backbones.vision.specs import vision_spec
-from cobra.models.checkpoint import Checkpoint, read_checkpoint
+from cobra.models.checkpoint import LATEST, Checkpoint, read_whole_model
 from cobra.models.hub import fetch
 from cobra.models.materialize import get_llm_backbone_and_tokenizer, get_vision_backbone_and_transform, get_vlm
 from cobra.models.registry import HUB_REPOSITORY, MODELS, find_model
 from cobra.models.vlms import CobraVLM
 from cobra.util.errors import UserError
-from cobra.util.files import read_json, sha256_file
+from cobra.util.files import read_json
 from cobra.util.torch_utils import resolve_device, resolve_dtype
 
-LATEST = Path("checkpoints") / "latest-checkpoint.pt"
 PROVENANCE = "provenance.json"
 
 # What load() needs of a run's configuration.
@@ -152,13 +151,11 @@ def load(
     """
     target = resolve_device(device)
     source = find_checkpoint(model_id_or_path, hf_token, cache_dir)
-    checkpoint = read_checkpoint(source.path)
-    if "projector" not in checkpoint:
-        raise UserError(f"{source.path} holds {', '.join(checkpoint)} and no projector: it is not a whole model")
+    checkpoint = read_whole_model(source.path)
     vlm = build_vlm(source.fields, checkpoint, hf_token)
     vlm.load_modules(checkpoint, source.path)
     vlm.is_stock = source.is_stock
-    vlm.checkpoint_sha256 = sha256_file(source.path)
+    vlm.checkpoint_path = source.path
     vlm.requires_grad_(False)
     vlm.eval()
     cast(vlm, resolve_dtype(dtype, target))

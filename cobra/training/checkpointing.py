@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from cobra.models.checkpoint import EMBEDDING, TIED_HEAD
+from cobra.models.checkpoint import EMBEDDING, LATEST, TIED_HEAD
 from cobra.models.vlms import CobraVLM
 from cobra.util.distributed import World
 from cobra.util.files import atomic_path
-
-LATEST_NAME = "latest-checkpoint.pt"
 
 
 def save_checkpoint(vlm: CobraVLM, run_dir: Path, world: World, step: int, epoch: int, loss: float) -> Path:
@@ -32,7 +30,7 @@ def save_checkpoint(vlm: CobraVLM, run_dir: Path, world: World, step: int, epoch
     Returns:
         The path of the file with the step in its name.
     """
-    path = run_dir / "checkpoints" / f"step-{step:06d}-epoch-{epoch:02d}-loss={loss:.4f}.pt"
+    path = run_dir / LATEST.parent / f"step-{step:06d}-epoch-{epoch:02d}-loss={loss:.4f}.pt"
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     states: dict[str, Any] = get_model_state_dict(vlm, options=options)
     if world.is_main:
@@ -54,8 +52,8 @@ def save_checkpoint(vlm: CobraVLM, run_dir: Path, world: World, step: int, epoch
 
 def _point_latest(path: Path) -> None:
     """Make the latest checkpoint the same file as `path`, without ever leaving a half one."""
-    latest = path.with_name(LATEST_NAME)
-    temporary = path.with_name(f".{LATEST_NAME}.{os.getpid()}.tmp")
+    latest = path.with_name(LATEST.name)
+    temporary = path.with_name(f".{LATEST.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     try:
         try:

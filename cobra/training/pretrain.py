@@ -11,8 +11,8 @@ from rich.console import Console
 
 from cobra.conf import DatasetConfig, DatasetRegistry, ModelConfig, ModelRegistry
 from cobra.models.backbones.vision.specs import vision_spec
-from cobra.models.checkpoint import Checkpoint, read_checkpoint
-from cobra.models.load import LATEST, PROVENANCE, build_vlm, find_checkpoint
+from cobra.models.checkpoint import LATEST, Checkpoint, read_checkpoint
+from cobra.models.load import PROVENANCE, build_vlm, find_checkpoint
 from cobra.models.vlms import CobraVLM, check_stage
 from cobra.preprocessing import get_dataset_and_collator
 from cobra.preprocessing.datasets import AlignDataset

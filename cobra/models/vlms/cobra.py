@@ -3,6 +3,7 @@
 import glob
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,11 +14,19 @@ from cobra.models.backbones.llm import MambaLLMBackbone
 from cobra.models.backbones.llm.prompting import PromptBuilder
 from cobra.models.backbones.vision import PixelValues, VisionBackbone
 from cobra.models.backbones.vision.transforms import map_pixels
-from cobra.models.checkpoint import MODULE_KEYS, Checkpoint, load_strictly, read_checkpoint
+from cobra.models.checkpoint import (
+    LATEST,
+    MODULE_KEYS,
+    Checkpoint,
+    load_strictly,
+    read_checkpoint,
+    read_whole_model,
+)
 from cobra.models.mamba import MambaState
 from cobra.models.vlms.answering import Answering, single_token_answers
 from cobra.util.data_utils import IGNORE_INDEX
 from cobra.util.errors import UserError
+from cobra.util.files import sha256_file
 from cobra.util.nn_utils import FusedLDPProjector, FusedMLPProjector, LinearProjector, MLPProjector
 
 STAGES = ("align", "finetune", "full-finetune")
@@ -81,7 +90,7 @@ class CobraVLM(Answering, nn.Module):
     Attributes:
         model_id: Name of the model.
         is_stock: Loaded as released; False for models trained by this project.
-        checkpoint_sha256: Hash of the file the weights were read from, or empty for a model built without one.
+        checkpoint_path: The file that :func:`cobra.load` read the weights from, or None.
         checkpoint_modules: Modules that a checkpoint must hold to give this model back: those that were trained, and
             those that were loaded with other values than their backbone's own.
         string2idx: Token id of each single-token answer.
@@ -105,7 +114,7 @@ class CobraVLM(Answering, nn.Module):
         self.trainable_module_keys: list[str] = []
         self.altered_module_keys: set[str] = set()
         self.is_stock = False
-        self.checkpoint_sha256 = ""
+        self.checkpoint_path: Path | None = None
         self.string2idx = single_token_answers(llm_backbone.tokenizer)
 
     @classmethod
@@ -134,16 +143,16 @@ class CobraVLM(Answering, nn.Module):
             UserError: The checkpoint cannot be read, holds no projector, or is of another architecture.
         """
         vlm = cls(model_id, vision_backbone, llm_backbone, arch_specifier, enable_mixed_precision_training)
-        checkpoint = read_checkpoint(Path(pretrained_checkpoint))
-        if "projector" not in checkpoint:
-            raise UserError(
-                f"{pretrained_checkpoint} holds {', '.join(checkpoint)} and no projector: it is not a whole model"
-            )
-        vlm.load_modules(checkpoint, pretrained_checkpoint)
+        vlm.load_modules(read_whole_model(Path(pretrained_checkpoint)), pretrained_checkpoint)
         if freeze_weights:
             vlm.requires_grad_(False)
             vlm.eval()
         return vlm
+
+    @cached_property
+    def checkpoint_sha256(self) -> str:
+        """Hash of the file the weights were read from, or empty without one; made when first asked for, once."""
+        return "" if self.checkpoint_path is None else sha256_file(self.checkpoint_path)
 
     @property
     def checkpoint_modules(self) -> list[str]:
@@ -195,7 +204,7 @@ class CobraVLM(Answering, nn.Module):
         # Runs end in their seed; one with a name of the user's own may start from any.
         seed = re.search(r"x\d+$", run_dir.name)
         pattern = f"*{glob.escape(self.model_id)}+stage-align+{seed.group() if seed else 'x*'}"
-        found = sorted(run_dir.parent.glob(f"{pattern}/checkpoints/latest-checkpoint.pt"))
+        found = sorted(run_dir.parent.glob(f"{pattern}/{LATEST.as_posix()}"))
         if len(found) == 1:
             return found[0]
         many = f"there are {len(found)}: {', '.join(str(path) for path in found)}. Choose one with"
