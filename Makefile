@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check tiny clean
+.PHONY: help demo test soak check bench tiny clean
 
 help:  ## Show this help.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,12 @@ demo: $(INSTALLED)  ## Fine-tune the tiny model on four-stage answers and score 
 
 test: $(INSTALLED)  ## Run the tests.
 	$(BIN)/python -m pytest
+
+soak: $(INSTALLED)  ## Run the long forms of the drills: many kills, large archives.
+	$(BIN)/python -m pytest -m slow
+
+bench: $(INSTALLED)  ## Measure speed, memory and disk against named peers.
+	for file in benchmarks/[!h]*.py; do $(BIN)/python $$file || exit 1; done
 
 check: $(INSTALLED)  ## Lint, format and type checks.
 	$(BIN)/ruff check .

@@ -27,6 +27,15 @@ class DatasetConfig(ChoiceRegistry):
     """(annotation file, image folder) of the finetune stages, relative to `dataset_root_dir`."""
     dataset_root_dir: Path = Path("data")
     """Folder that holds `download/`."""
+    holdout_components: tuple[Path, Path] | None = None
+    """(annotation file, image folder) of rows that are never trained on; the finetune stages report the loss on them
+    where the file is there."""
+    on_bad_image: str = "raise"
+    """What a row with a missing or unreadable image does: `raise` ends the run, `skip` lets the row stay in its place
+    without a label, so that the order of all others is kept; such rows are counted and named."""
+    truncation: str = "right"
+    """What a row longer than the model takes does: `right` cuts its end as Cobra does, `drop` leaves out the rows whose
+    last CONCLUSION would be cut."""
 
 
 @dataclass
@@ -81,6 +90,7 @@ class LLaVa_CoT_100k_Config(DatasetConfig):
     dataset_id: str = "llava-cot-100k"
     align_stage_components: tuple[Path, Path] = _ALIGN
     finetune_stage_components: tuple[Path, Path] = (_COT / "llava_cot_100k.json", _COT)
+    holdout_components: tuple[Path, Path] | None = (_COT / "llava_cot_100k_holdout.json", _COT)
 
 
 @dataclass

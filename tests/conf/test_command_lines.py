@@ -26,7 +26,10 @@ MODEL = (
     "finetune_warmup_ratio finetune_train_strategy "
     "enable_gradient_checkpointing enable_mixed_precision_training reduce_in_full_precision type"
 )
-DATASET = "dataset_id align_stage_components finetune_stage_components dataset_root_dir type"
+DATASET = (
+    "dataset_id align_stage_components finetune_stage_components dataset_root_dir holdout_components on_bad_image "
+    "truncation type"
+)
 FLAGS = {
     "scripts/pretrain.py": (
         "stage pretrained_checkpoint run_id run_root_dir seed hf_token trackers wandb_project wandb_entity device "
