@@ -44,12 +44,12 @@ def open_image(path: str) -> Any:
     Raises:
         UserError: There is no such file, or it is not a picture.
     """
-    from PIL import Image
+    from cobra.util.images import read_rgb
 
     try:
-        with Image.open(Path(path).expanduser()) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return read_rgb(Path(path).expanduser())
+    # Decoders answer damaged files with errors of almost any kind.
+    except Exception as error:
         raise UserError(f"{path!r} cannot be opened as a picture ({error}): give the path of an image file") from error
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from rich.progress import track
 
 from cobra.models.vlms import CobraVLM
 from cobra.preprocessing.datasets import extract_reasoning_trace
+from cobra.util.images import read_rgb
 
 # Answers of the demonstration end far below this.
 MAX_NEW_TOKENS = 128
@@ -99,8 +99,7 @@ def answer_rows(vlm: CobraVLM, rows: Sequence[dict[str, Any]], image_dir: Path, 
         batch = rows[start : start + batch_size]
         images, prompts = [], []
         for row in batch:
-            with Image.open(image_dir / row["image"]) as image:
-                images.append(image.convert("RGB"))
+            images.append(read_rgb(image_dir / row["image"]))
             builder = vlm.get_prompt_builder()
             builder.add_turn("human", row["conversations"][0]["value"])
             prompts.append(builder.get_prompt())

@@ -1,7 +1,6 @@
 """COCO's files: caption annotations with their images, and captions in its results format."""
 
 import random
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ from PIL import Image
 from rich.progress import track
 
 from cobra.preprocessing.archives import unsafe_name
-from cobra.preprocessing.llava_cot.images import FORMATS
 from cobra.util.errors import UserError
 from cobra.util.files import read_json
+from cobra.util.images import read_rgb
 
 ImageId = int | str
 
@@ -149,10 +148,7 @@ def load_image(path: Path) -> Image.Image:
         UserError: It cannot be decoded.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
-                return image.convert("RGB")
+        return read_rgb(path)
     # Pillow's decoders raise nearly anything on damaged files.
     except Exception as error:
         reason = str(error).replace(repr(str(path)), "the file")
