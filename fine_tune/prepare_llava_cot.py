@@ -1,42 +1,34 @@
-"""Make LLaVA-CoT-100k ready for training: unpack the images, convert and check the rows, report what is in them.
+"""Make LLaVA-CoT-100k ready for training: fetch, unpack, convert, check, report.
 
-Works on the files in `{dataset_root}/download/llava-cot-100k/`; `scripts/preprocess.py` fetches them.
+Works in `{dataset_root}/download/llava-cot-100k/` and goes on where an earlier run has stopped.
 """
-
-from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 
-from cobra.preprocessing.llava_cot import prepare
+from cobra.preprocessing.llava_cot import PrepareConfig, prepare
 from cobra.util import cli
 
 
-@dataclass
-class PrepareConfig:
-    """Flags of fine_tune/prepare_llava_cot.py."""
-
-    dataset_root: Path = Path("data")
-    """Folder that holds `download/`; training takes the same as `--dataset.dataset_root_dir`."""
-
-
 def main(config: PrepareConfig) -> int:
-    """Prepare and report; 1 where no usable row came out."""
-    report = prepare(config.dataset_root)
-    console = Console()
+    """Prepare and report; 1 where no usable row came out, or too many were rejected."""
+    report = prepare(config)
+    console = Console(soft_wrap=True, markup=False, highlight=False)
     report.show(console)
     folder = config.dataset_root / "download" / "llava-cot-100k"
     if not report.rows_written:
-        console.print(
-            f"no row is usable; the reasons are in {folder / 'rejected.jsonl'}",
-            style="red",
-            markup=False,
-            soft_wrap=True,
-        )
+        console.print(f"no row is usable; the reasons are in {folder / 'rejected.jsonl'}", style="red")
         return 1
     console.print(
-        f"{report.rows_written:,} rows are ready in {folder / 'llava_cot_100k.json'}", markup=False, soft_wrap=True
+        f"{report.rows_written:,} rows are ready in {folder / 'llava_cot_100k.json'}, {report.rows_held_out:,} more "
+        f"are held out in llava_cot_100k_holdout.json; what is in them: {folder / 'report.html'}"
     )
+    if report.rejected_share > config.max_rejected:
+        console.print(
+            f"{report.rejected_share:.1%} of the rows were rejected, more than --max_rejected {config.max_rejected:g} "
+            f"allows; the reasons are in {folder / 'rejected.jsonl'}",
+            style="red",
+        )
+        return 1
     return 0
 
 

@@ -106,6 +106,10 @@ def test_fields_keep_cobras_order():
         "align_stage_components",
         "finetune_stage_components",
         "dataset_root_dir",
+        # Ours, after Cobra's.
+        "holdout_components",
+        "on_bad_image",
+        "truncation",
     ]
 
 

@@ -12,7 +12,7 @@ from cobra.demo.datasets import write_caption_rows, write_coco_captions, write_l
 from cobra.demo.questions import CAPTION_PROMPTS, KINDS
 from cobra.evaluation.coco import read_captions
 from cobra.preprocessing.datasets import extract_reasoning_trace
-from cobra.preprocessing.llava_cot import prepare
+from cobra.preprocessing.llava_cot import PrepareConfig, prepare
 
 ROWS = 150
 
@@ -80,7 +80,7 @@ def test_rows_have_the_known_defects_as_often_as_the_summary_says(cot):
 
 def test_prepare_reads_the_published_form_and_reports_its_defects(cot):
     folder, summary = cot
-    report = prepare(folder.parents[1])
+    report = prepare(PrepareConfig(folder.parents[1], download=False))
     rows = json.loads((folder / "llava_cot_100k.json").read_text())
     assert len(rows) == report.rows_written
     rejected = summary.defects["missing image"] + summary.defects["unreadable image"]

@@ -16,10 +16,11 @@ from PIL import Image
 from rich.console import Console
 
 from cobra.conf.datasets import LLaVa_CoT_100k_Config
-from cobra.preprocessing.llava_cot import converting, images, prepare, rows, unpacking
+from cobra.preprocessing.llava_cot import PrepareConfig, converting, images, prepare, rows, unpacking
 from cobra.preprocessing.llava_cot.images import ImageChecker
 from cobra.preprocessing.llava_cot.joining import JoinedParts, find_archive
 from cobra.preprocessing.llava_cot.rows import Defect, RowError, check_row, parse_line, read_lines, sample_images
+from cobra.preprocessing.llava_cot.scanning import scan_rows
 from cobra.preprocessing.llava_cot.unpacking import find_prefix
 from cobra.util.errors import UserError
 
@@ -122,7 +123,7 @@ def rejected(folder: Path) -> dict[int, dict]:
 def test_parts_with_any_top_folder_become_rows_that_the_config_names(tmp_path, prefix):
     made = Publication()
     folder = made.write(tmp_path, prefix)
-    report = prepare(tmp_path)
+    report = prepare(PrepareConfig(tmp_path, download=False))
     assert report.rows_written == report.rows_read == 12
     assert report.archive.prefix == prefix.removeprefix("./")
     json_path, image_dir = (tmp_path / path for path in LLaVa_CoT_100k_Config().finetune_stage_components)
@@ -140,14 +141,14 @@ def test_whole_zip_without_parts(tmp_path):
     made = Publication()
     folder = made.write_rows(tmp_path)
     (folder / "image.zip").write_bytes(made.zip_bytes("images/"))
-    assert prepare(tmp_path).rows_written == 12
+    assert prepare(PrepareConfig(tmp_path, download=False)).rows_written == 12
 
 
 @pytest.mark.parametrize("below", ["", "images", "image_files", "images/images"])
 def test_images_that_are_unpacked_already_are_used_where_they_lie(tmp_path, below):
     made = Publication()
     folder = made.write_unpacked(tmp_path, below)
-    report = prepare(tmp_path)
+    report = prepare(PrepareConfig(tmp_path, download=False))
     assert report.rows_written == 12 and report.archive is None
     assert all((folder / row["image"]).is_file() for row in annotation(folder))
     assert set(report.written_by_source) == {"sqa", "chartqa", "coco", "geoqa+"}
@@ -160,7 +161,7 @@ def test_archive_beside_unpacked_images_completes_them_in_their_folder(tmp_path)
     lost.unlink()
     (folder / "images" / NAMES[1].format(1)).write_bytes(b"cut short")
     write_parts(folder, made.zip_bytes(), 3)
-    report = prepare(tmp_path)
+    report = prepare(PrepareConfig(tmp_path, download=False))
     assert report.rows_written == 12 and report.archive.new == 2
     assert lost.is_file() and not (folder / "sqa").exists()
 
@@ -198,7 +199,7 @@ def test_every_known_defect_is_counted_and_named(tmp_path):
     add(Defect.UNREADABLE_IMAGE, {"id": "text", "image": "sqa/train/901/image.png", "conversations": good})
     expected[made.add(None, made.lines[2])] = Defect.DUPLICATE
     folder = made.write(tmp_path, "images/")
-    report = prepare(tmp_path)
+    report = prepare(PrepareConfig(tmp_path, download=False))
     found = rejected(folder)
     assert {line: entry["reason"].split(":")[0] for line, entry in found.items()} == expected
     assert found[max(found)]["id"] == 2 and "of line 3" in found[max(found)]["reason"]
@@ -223,7 +224,7 @@ def test_rows_that_are_odd_but_usable_are_kept_as_they_are(tmp_path):
     made.add({"id": "text", "conversations": turns("no image?", "no")})
     made.lines.insert(0, b"\xef\xbb\xbf  ")
     folder = made.write(tmp_path)
-    report = prepare(tmp_path)
+    report = prepare(PrepareConfig(tmp_path, download=False))
     output = annotation(folder)
     assert rejected(folder).keys() == {1}
     assert report.rows_written == 8 and report.dropped_turns == 1
@@ -248,7 +249,7 @@ def test_report_counts_stages(tmp_path):
     ):
         made.add({"id": number, "image": image, "conversations": turns("Q?", answer)})
     folder = made.write(tmp_path)
-    report = prepare(tmp_path)
+    report = prepare(PrepareConfig(tmp_path, download=False))
     assert (report.answers, report.valid_answers, report.untagged_answers) == (8, 4, 1)
     assert report.missing_stages == {"summary": 1, "caption": 1, "reasoning": 1}
     assert report.form_problems == {"unclosed stage": 1, "stage out of order": 1}
@@ -267,11 +268,11 @@ def test_rerun_skips_what_is_done_and_gives_the_same(tmp_path, monkeypatch):
     made.images["sqa/bad.png"] = b"bad"
     made.add({"id": 1, "image": "sqa/bad.png", "conversations": turns("Q?", "A")})
     folder = made.write(tmp_path, "images/")
-    prepare(tmp_path)
+    prepare(PrepareConfig(tmp_path, download=False))
     outputs = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    monkeypatch.setattr(images, "_decode_problem", lambda path: pytest.fail("decoded again"))
+    monkeypatch.setattr(images, "_look_at", lambda path, mode: pytest.fail("decoded again"))
     monkeypatch.setattr(unpacking, "write_member", lambda *args: pytest.fail("unpacked again"))
-    report = prepare(tmp_path)
+    report = prepare(PrepareConfig(tmp_path, download=False))
     assert report.archive.new == 0
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == outputs
 
@@ -279,19 +280,19 @@ def test_rerun_skips_what_is_done_and_gives_the_same(tmp_path, monkeypatch):
 def test_changed_image_is_decoded_again(tmp_path):
     made = Publication()
     folder = made.write_unpacked(tmp_path, "")
-    prepare(tmp_path)
+    prepare(PrepareConfig(tmp_path, download=False))
     (folder / NAMES[0].format(0)).write_bytes(b"broken by now")
-    assert prepare(tmp_path).unreadable_images == 1
+    assert prepare(PrepareConfig(tmp_path, download=False)).unreadable_images == 1
 
 
 @pytest.mark.parametrize("stop", [1, 5, 9])
 def test_interrupts_lose_nothing_that_is_done(tmp_path, monkeypatch, stop):
     made = Publication()
     undisturbed = made.write(tmp_path / "other", "images/")
-    prepare(tmp_path / "other")
+    prepare(PrepareConfig(tmp_path / "other", download=False))
     folder = made.write(tmp_path, "images/")
     written, decoded = [], []
-    write_member, decode = unpacking.write_member, images._decode_problem
+    write_member, decode = unpacking.write_member, images._look_at
 
     def counted_write(source, target, size, advance):
         if len(written) == stop:
@@ -300,20 +301,21 @@ def test_interrupts_lose_nothing_that_is_done(tmp_path, monkeypatch, stop):
         write_member(source, target, size, advance)
         written.append(target)
 
-    def counted_decode(path):
+    def counted_decode(path, mode):
         if len(decoded) == stop:
             decoded.append(None)
             raise KeyboardInterrupt
         decoded.append(path)
-        return decode(path)
+        return decode(path, mode)
 
     monkeypatch.setattr(unpacking, "write_member", counted_write)
-    monkeypatch.setattr(images, "_decode_problem", counted_decode)
+    monkeypatch.setattr(images, "_look_at", counted_decode)
+    monkeypatch.setattr(images, "_CHUNK", 1)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            prepare(tmp_path)
+            prepare(PrepareConfig(tmp_path, download=False, num_workers=1))
         assert not (folder / "llava_cot_100k.json").exists()
-    prepare(tmp_path)
+    prepare(PrepareConfig(tmp_path, download=False, num_workers=1))
     assert len(written) == len(decoded) == len(made.images) + 1, "work was done twice"
     for name in ("llava_cot_100k.json", "rejected.jsonl", "report.json"):
         assert (folder / name).read_bytes() == (undisturbed / name).read_bytes()
@@ -322,14 +324,14 @@ def test_interrupts_lose_nothing_that_is_done(tmp_path, monkeypatch, stop):
 def test_torn_record_of_checked_images_costs_one_image(tmp_path, monkeypatch):
     made = Publication()
     folder = made.write_unpacked(tmp_path, "")
-    prepare(tmp_path)
+    prepare(PrepareConfig(tmp_path, download=False))
     record = folder / ".prepare" / "images.jsonl"
     record.write_bytes(record.read_bytes()[:-10])
-    decode, decoded = images._decode_problem, []
-    monkeypatch.setattr(images, "_decode_problem", lambda path: decoded.append(path) or decode(path))
-    prepare(tmp_path)
+    decode, decoded = images._look_at, []
+    monkeypatch.setattr(images, "_look_at", lambda path, mode: decoded.append(path) or decode(path, mode))
+    prepare(PrepareConfig(tmp_path, download=False))
     assert len(decoded) == 1
-    prepare(tmp_path)
+    prepare(PrepareConfig(tmp_path, download=False))
     assert len(decoded) == 1
 
 
@@ -345,7 +347,7 @@ def test_nothing_usable_writes_no_annotation_and_exits_with_1(tmp_path):
 
 
 def run_script(root: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(SCRIPT), "--dataset_root", str(root)]
+    command = [sys.executable, str(SCRIPT), "--dataset_root", str(root), "--download", "false"]
     return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
 
@@ -357,21 +359,21 @@ def test_script_prepares_and_prints_the_licence_once(tmp_path):
 
 
 def test_absent_files_are_named_with_the_command(tmp_path):
-    fetch = f"python scripts/preprocess.py --dataset_id llava-cot-100k --root_dir {tmp_path}"
+    fetch = f"python fine_tune/prepare_llava_cot.py --dataset_root {tmp_path}"
     done = run_script(tmp_path)
     assert done.returncode == 2 and "train.jsonl does not exist" in done.stderr and fetch in done.stderr
     made = Publication()
     folder = made.write_rows(tmp_path)
     with pytest.raises(UserError, match="image.zip.part-aa") as error:
-        prepare(tmp_path)
+        prepare(PrepareConfig(tmp_path, download=False))
     assert fetch in str(error.value)
     write_parts(folder, made.zip_bytes(), 5)
     (folder / "image.zip.part-ac").unlink()
     with pytest.raises(UserError, match="up to image.zip.part-ae, but image.zip.part-ac is missing"):
-        prepare(tmp_path)
+        prepare(PrepareConfig(tmp_path, download=False))
     (folder / "image.zip.part-ac.download").touch()
     with pytest.raises(UserError, match="image.zip.part-ac.download, which is no part"):
-        prepare(tmp_path)
+        prepare(PrepareConfig(tmp_path, download=False))
 
 
 def test_parts_that_are_cut_short_are_named(tmp_path):
@@ -380,14 +382,14 @@ def test_parts_that_are_cut_short_are_named(tmp_path):
     content = middle.read_bytes()
     middle.write_bytes(content[:-100])
     with pytest.raises(UserError, match=r"100 bytes are missing.*not image\.zip\.part-ac"):
-        prepare(tmp_path)
+        prepare(PrepareConfig(tmp_path, download=False))
     middle.write_bytes(content + b"x" * 7)
     with pytest.raises(UserError, match=r"7 bytes are too many.*not image\.zip\.part-ac"):
-        prepare(tmp_path)
+        prepare(PrepareConfig(tmp_path, download=False))
     middle.write_bytes(content)
     last.write_bytes(last.read_bytes()[:-1])
     with pytest.raises(UserError, match="the last part is cut short, or parts after it are missing"):
-        prepare(tmp_path)
+        prepare(PrepareConfig(tmp_path, download=False))
 
 
 def test_damaged_member_is_named_with_its_part_and_costs_its_row_only(tmp_path):
@@ -404,7 +406,7 @@ def test_damaged_member_is_named_with_its_part_and_costs_its_row_only(tmp_path):
     else:
         # The pictures hold noise, so deflate stores them; the victim may lie across two parts.
         pytest.fail("no part holds the victim")
-    report = prepare(tmp_path)
+    report = prepare(PrepareConfig(tmp_path, download=False))
     assert [refusal.member for refusal in report.archive.damaged] == ["images/" + NAMES[3].format(7)]
     assert path.name in report.archive.damaged[0].reason
     assert report.rows_written == 11 and report.rejected == {"missing image": 1}
@@ -421,7 +423,7 @@ def test_hostile_members_are_left_out_and_named(tmp_path):
         link.external_attr = 0o120777 << 16
         file.writestr(link, "/etc/passwd")
     (folder / "image.zip").write_bytes(buffer.getvalue())
-    report = prepare(tmp_path)
+    report = prepare(PrepareConfig(tmp_path, download=False))
     assert len(report.archive.refused) == 3 and report.rows_written == 12
     assert not list(tmp_path.rglob("evil*")) and not list(tmp_path.rglob("link.png"))
     stream = io.StringIO()
@@ -436,12 +438,12 @@ def test_archive_that_does_not_fit_the_rows_or_the_disk(tmp_path, monkeypatch):
     other.images["elsewhere/1.png"] = picture("1.png", "red")
     write_parts(folder, other.zip_bytes(), 2)
     with pytest.raises(UserError, match="none of the rows' images .* is in the archive"):
-        prepare(tmp_path)
+        prepare(PrepareConfig(tmp_path, download=False))
     write_parts(folder, made.zip_bytes(), 2)
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="GB more"):
-        prepare(tmp_path)
+        prepare(PrepareConfig(tmp_path, download=False))
     assert not (folder / "sqa").exists()
 
 
@@ -459,8 +461,8 @@ def test_file_that_is_not_json_lines_is_an_error_with_its_line(tmp_path, content
     folder.mkdir(parents=True)
     (folder / "train.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=f"is not JSON lines, .*{reason}"):
-        prepare(tmp_path)
-    assert sorted(path.name for path in folder.iterdir()) == ["train.jsonl"]
+        prepare(PrepareConfig(tmp_path, download=False))
+    assert sorted(path.name for path in folder.iterdir()) == [".prepare", "train.jsonl"]
 
 
 def test_overlong_lines_are_passed_over_in_constant_memory(tmp_path, monkeypatch):
@@ -535,9 +537,10 @@ def test_only_formats_with_a_decoder_in_pillow_are_opened(tmp_path):
     (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
     with ImageChecker(tmp_path, tmp_path / "record.jsonl") as checker:
         for _ in range(2):
+            checker.check(["x.png"])
             with pytest.raises(RowError, match="unreadable image: x.png: UnidentifiedImageError"):
-                checker.check("x.png")
-        assert checker.count(Defect.UNREADABLE_IMAGE) == 1
+                checker.require("x.png")
+        assert checker.counts() == {Defect.UNREADABLE_IMAGE: 1}
 
 
 cuts = st.lists(st.integers(0, 3000), max_size=8)
@@ -610,8 +613,11 @@ def test_memory_does_not_hold_the_rows(tmp_path):
     with ImageChecker(folder, folder / "record.jsonl") as checker:
         unpacking.unpack_images(find_archive(folder), folder, [image])
         report = converting.Report()
+        outputs = converting.Outputs(folder / "o.json", folder / "h.json", folder / "r.jsonl")
         tracemalloc.start()
-        converting.convert_rows(folder / "train.jsonl", folder / "o.json", folder / "r.jsonl", checker, "", report)
+        scan = scan_rows(folder / "train.jsonl", 7)
+        fates = converting.decide_fates(scan, checker, "", PrepareConfig(holdout=0))
+        converting.convert_rows(folder / "train.jsonl", outputs, scan, fates, checker, "", report)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert report.rows_written == 3001

@@ -24,8 +24,8 @@ class PrepareConfig:
     max_samples: int | None = None
     """Draw at most so many rows, every source in proportion."""
     holdout: int | None = None
-    """Rows kept apart from training, by image, in `llava_cot_100k_holdout.json`; by default 1,000, or 1 % of fewer than
-    20,000 rows."""
+    """Rows kept apart from training, by image, in `llava_cot_100k_holdout.json`; by default 1,000, or a hundredth of
+    fewer than 20,000 rows."""
     verify: str = "full"
     """How images are checked: `full` decodes every one, `fast` reads their headers, `none` only looks whether they are
     there."""

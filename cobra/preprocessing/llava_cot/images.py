@@ -1,35 +1,70 @@
-"""Every image decoded once, and the outcome kept for the next run."""
+"""Every image looked at once, and the outcome kept for the next run."""
 
+import hashlib
 import json
-import os
 import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from PIL import Image
+from rich.console import Console
+from rich.progress import track
 
 from cobra.preprocessing.llava_cot.rows import Defect, RowError
+from cobra.util.images import FORMATS, read_rgb
+from cobra.util.parallel import parallel_map
 
-# Only formats with a decoder inside Pillow: EPS, for one, would start Ghostscript.
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
+VERIFY_MODES = ("full", "fast", "none")
+
+# What a process is given at once: some tenths of a second of decoding, and what a kill can lose.
+_CHUNK = 32
+
+
+class Outcome(NamedTuple):
+    """What came of looking at one image file."""
+
+    size: int
+    """Bytes; -1 where there is no file."""
+    mtime_ns: int
+    mode: str
+    """How it was looked at: one of `VERIFY_MODES`."""
+    problem: str | None
+    """Why it cannot be read, in one line; None if it can."""
+    digest: str | None
+    """Of the file's bytes, 32 hex digits; only of mode `full`."""
+
+
+_MISSING = Outcome(-1, -1, "full", None, None)
 
 
 class ImageChecker:
-    """Decodes the images of a folder, each once, and remembers the outcome in a file by size and time of change.
+    """Checks images of a folder, each once, and remembers the outcomes in a file by size and time of change.
 
-    The file is JSON lines, appended to as images are decoded, so an interrupt loses nothing. Use it as a context
-    manager.
+    The file is JSON lines, appended to as images are checked, so an interrupt loses next to nothing. Use it as a
+    context manager.
     """
 
-    def __init__(self, folder: Path, record: Path) -> None:
+    def __init__(self, folder: Path, record: Path, mode: str = "full", workers: int = 1) -> None:
+        """Read the outcomes of earlier runs.
+
+        Args:
+            folder: The image root.
+            record: The file of outcomes.
+            mode: `full` decodes to RGB, `fast` reads the header, `none` only looks whether the file is there.
+            workers: Processes.
+        """
         self._folder = folder
-        self._known: dict[str, tuple[int, int, str | None]] = {}
-        self._checked: dict[str, tuple[Defect, str] | None] = {}
+        self._mode = mode
+        self._workers = workers
+        self._known: dict[str, Outcome] = {}
+        self._checked: dict[str, Outcome] = {}
         record.parent.mkdir(parents=True, exist_ok=True)
         if record.is_file():
             self._load(record)
-        self._record = record.open("a", encoding="utf-8", buffering=1)
+        self._record = record.open("a", encoding="utf-8")
 
     def __enter__(self) -> Self:
         return self
@@ -39,62 +74,121 @@ class ImageChecker:
     ) -> None:
         self._record.close()
 
-    def check(self, image: str) -> None:
-        """Check that an image is there and decodes to RGB.
+    def check(self, images: Iterable[str]) -> None:
+        """Look at images, as far as that has not been done.
 
         Args:
-            image: Safe path below the folder.
+            images: Safe paths below the folder.
+        """
+        todo = []
+        for image in dict.fromkeys(images):
+            if image not in self._checked and not self._is_known(image):
+                todo.append(image)
+        chunks = [(self._folder, todo[begin : begin + _CHUNK], self._mode) for begin in range(0, len(todo), _CHUNK)]
+        # Starting processes takes longer than a few hundred images.
+        workers = self._workers if len(chunks) > 4 * self._workers else 1
+        outcomes = parallel_map(_look_at_all, chunks, workers)
+        shown = track(outcomes, "checking images", len(chunks), console=Console(stderr=True), disable=not chunks)
+        for (_, names, _), found in zip(chunks, shown, strict=True):
+            self._remember(names, found)
+
+    def require(self, image: str) -> None:
+        """Raise where an image has been checked and cannot be used.
 
         Raises:
             RowError: It is missing or unreadable.
         """
-        if image not in self._checked:
-            self._checked[image] = self._outcome(image)
-        found = self._checked[image]
-        if found is not None:
-            raise RowError(*found)
+        outcome = self._checked.get(image)
+        if outcome is None:
+            return
+        if outcome.size < 0:
+            raise RowError(Defect.MISSING_IMAGE, image)
+        if outcome.problem is not None:
+            raise RowError(Defect.UNREADABLE_IMAGE, f"{image}: {outcome.problem}")
 
-    def count(self, defect: Defect) -> int:
-        """Return how many of the images checked so far have this defect."""
-        return sum(found is not None and found[0] == defect for found in self._checked.values())
+    def is_usable(self, image: str) -> bool:
+        """Whether an image that has been checked can be used."""
+        outcome = self._checked[image]
+        return outcome.size >= 0 and outcome.problem is None
 
-    def _outcome(self, image: str) -> tuple[Defect, str] | None:
+    def content(self, image: str) -> str:
+        """Return what files with the same bytes share, where they have been read in full; else the path."""
+        return self._checked[image].digest or image
+
+    def counts(self) -> Counter[Defect]:
+        """Return how many of the images checked so far are missing and how many unreadable."""
+        return Counter(
+            Defect.MISSING_IMAGE if outcome.size < 0 else Defect.UNREADABLE_IMAGE
+            for outcome in self._checked.values()
+            if outcome.size < 0 or outcome.problem is not None
+        )
+
+    def _is_known(self, image: str) -> bool:
+        """Take over an earlier outcome, of the same or a stricter mode, where the file has not changed since."""
         try:
             status = (self._folder / image).stat()
         except OSError:
-            return Defect.MISSING_IMAGE, image
-        size, changed, problem = self._known.get(image, (-1, -1, None))
-        if (size, changed) != (status.st_size, status.st_mtime_ns):
-            problem = _decode_problem(self._folder / image)
-            self._remember(image, status, problem)
-        return None if problem is None else (Defect.UNREADABLE_IMAGE, f"{image}: {problem}")
+            self._checked[image] = _MISSING
+            return True
+        if self._mode == "none":
+            self._checked[image] = Outcome(status.st_size, status.st_mtime_ns, "none", None, None)
+            return True
+        known = self._known.get(image)
+        if known is None or (known.size, known.mtime_ns) != (status.st_size, status.st_mtime_ns):
+            return False
+        if VERIFY_MODES.index(known.mode) > VERIFY_MODES.index(self._mode):
+            return False
+        self._checked[image] = known
+        return True
 
-    def _remember(self, image: str, status: os.stat_result, problem: str | None) -> None:
-        entry = {"image": image, "size": status.st_size, "mtime_ns": status.st_mtime_ns, "problem": problem}
-        self._record.write(json.dumps(entry) + "\n")
+    def _remember(self, images: Sequence[str], outcomes: Sequence[Outcome]) -> None:
+        self._checked.update(zip(images, outcomes, strict=True))
+        lines = [
+            json.dumps([image, *outcome]) + "\n"
+            for image, outcome in zip(images, outcomes, strict=True)
+            if outcome.size >= 0
+        ]
+        self._record.write("".join(lines))
+        self._record.flush()
 
     def _load(self, record: Path) -> None:
         """Read the outcomes of earlier runs; a line that a kill left torn is passed over."""
-        # A torn last line must not swallow the first one of this run.
         with record.open("rb+") as file:
+            line = b"\n"
             for line in file:
                 try:
-                    entry = json.loads(line)
-                    self._known[entry["image"]] = (entry["size"], entry["mtime_ns"], entry["problem"])
-                except (ValueError, KeyError, TypeError):
+                    image, size, mtime_ns, mode, problem, digest = json.loads(line)
+                    if mode in VERIFY_MODES:
+                        self._known[image] = Outcome(size, mtime_ns, mode, problem, digest)
+                except (ValueError, TypeError):
                     continue
-            if record.stat().st_size and not line.endswith(b"\n"):
+            # A torn last line must not swallow the first one of this run.
+            if not line.endswith(b"\n"):
                 file.write(b"\n")
 
 
-def _decode_problem(path: Path) -> str | None:
-    """Return why an image cannot be decoded to RGB, in one line; None if it can."""
+def _look_at_all(chunk: tuple[Path, list[str], str]) -> list[Outcome]:
+    folder, images, mode = chunk
+    return [_look_at(folder / image, mode) for image in images]
+
+
+def _look_at(path: Path, mode: str) -> Outcome:
+    """Check one image; it may vanish meanwhile."""
+    try:
+        status = path.stat()
+    except OSError:
+        return _MISSING
+    problem = digest = None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
-                image.convert("RGB")
+            if mode == "full":
+                read_rgb(path)
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            else:
+                Image.open(path, formats=FORMATS).close()
     # Pillow's decoders raise nearly anything on damaged files.
     except Exception as error:
-        return " ".join(f"{type(error).__name__}: {error}".replace(str(path), path.name).split())
-    return None
+        problem = " ".join(f"{type(error).__name__}: {error}".replace(str(path), path.name).split())
+    return Outcome(status.st_size, status.st_mtime_ns, mode, problem, digest)

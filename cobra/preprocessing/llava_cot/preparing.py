@@ -1,66 +1,127 @@
-"""LLaVA-CoT-100k made ready for training: unpack, convert, check, report."""
+"""LLaVA-CoT-100k made ready for training: fetch, unpack, convert, check, report."""
 
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from cobra.conf.datasets import LLaVa_CoT_100k_Config
-from cobra.preprocessing.llava_cot.converting import convert_rows
-from cobra.preprocessing.llava_cot.images import ImageChecker
-from cobra.preprocessing.llava_cot.joining import FETCH_COMMAND, find_archive
+from cobra.preprocessing.llava_cot.config import PrepareConfig
+from cobra.preprocessing.llava_cot.converting import Outputs, convert_rows, decide_fates
+from cobra.preprocessing.llava_cot.images import VERIFY_MODES, ImageChecker
+from cobra.preprocessing.llava_cot.joining import find_archive
 from cobra.preprocessing.llava_cot.report import Report
 from cobra.preprocessing.llava_cot.rows import sample_images
+from cobra.preprocessing.llava_cot.scanning import scan_rows
 from cobra.preprocessing.llava_cot.unpacking import Unpacked, find_root, unpack_images
 from cobra.util.errors import UserError
 from cobra.util.files import write_json
+from cobra.util.parallel import available_cores
 
 TRAIN = "train.jsonl"
 REJECTED = "rejected.jsonl"
 REPORT = "report.json"
 
-# Outcomes of decoding, so that a rerun need not decode again.
-_CHECKED_IMAGES = Path(".prepare/images.jsonl")
+# Records that make a rerun quick.
+_RECORDS = ".prepare"
+_CHECKED_IMAGES = "images.jsonl"
 
 
-def prepare(dataset_root: Path) -> Report:
-    """Make the published files in `{dataset_root}/download/llava-cot-100k/` into what `llava-cot-100k` trains on.
+def prepare(config: PrepareConfig) -> Report:
+    """Make LLaVA-CoT-100k in `{dataset_root}/download/llava-cot-100k/` into what `llava-cot-100k` trains on.
 
-    Reads `train.jsonl` and the images: the parts of `image.zip`, a whole `image.zip`, or images that are unpacked
-    already. Writes the images, `llava_cot_100k.json` (unless no row is usable), `rejected.jsonl` and `report.json`
-    there. A rerun skips what is done; an interrupt loses nothing that is done.
+    Takes `train.jsonl` and the images there: the parts of `image.zip`, a whole `image.zip`, or images that are
+    unpacked already; fetches what is not there. Writes the images, `llava_cot_100k.json` (unless no row is usable),
+    `llava_cot_100k_holdout.json`, `rejected.jsonl`, `report.json`, `report.html` and `coco_ids.json`. A rerun skips
+    what is done; an interrupt loses nothing that is done.
 
     Args:
-        dataset_root: The data folder, as `--dataset.dataset_root_dir` of the training.
+        config: The flags.
+
+    Returns:
+        What is in the rows.
 
     Raises:
-        UserError: Files are absent, the archive cannot be read, no row's image is found anywhere, or the disk is full.
+        UserError: A flag makes no sense, files are absent and cannot be fetched, the archive cannot be read, no row's
+            image is found anywhere, the disk is full, or another run is at work in the folder.
     """
-    annotation, folder = (Path(dataset_root) / path for path in LLaVa_CoT_100k_Config.finetune_stage_components)
-    train = folder / TRAIN
-    fetch_command = FETCH_COMMAND.format(root=dataset_root)
-    if not train.is_file():
-        raise UserError(f"{train} does not exist. Fetch LLaVA-CoT-100k: {fetch_command}")
+    check_config(config)
+    annotation, folder = (config.dataset_root / path for path in LLaVa_CoT_100k_Config.finetune_stage_components)
+    outputs = Outputs(annotation, annotation.with_stem(f"{annotation.stem}_holdout"), folder / REJECTED)
     try:
-        images = sample_images(train)
-        report = Report()
-        root = ""
-        if images:
-            root, report.archive = _provide_images(folder, images, fetch_command)
-        with ImageChecker(folder, folder / _CHECKED_IMAGES) as checker:
-            convert_rows(train, annotation, folder / REJECTED, checker, root, report)
-        write_json(folder / REPORT, report.to_json())
+        with _alone(folder):
+            return _prepare(config, folder, outputs)
     except OSError as error:
         raise UserError(
             f"{folder} cannot be prepared: {error}. Mend that and run again; what is done is kept."
         ) from error
+
+
+def _prepare(config: PrepareConfig, folder: Path, outputs: Outputs) -> Report:
+    train = folder / TRAIN
+    workers = config.num_workers or available_cores()
+    command = f"python fine_tune/prepare_llava_cot.py --dataset_root {shlex.quote(str(config.dataset_root))}"
+    if not train.is_file():
+        raise UserError(f"{train} does not exist. Fetch LLaVA-CoT-100k: {command}")
+    images = sample_images(train)
+    report = Report()
+    root = ""
+    if images:
+        root, report.archive = _provide_images(folder, images, config, workers, command)
+    scan = scan_rows(train, config.seed)
+    with ImageChecker(folder, folder / _RECORDS / _CHECKED_IMAGES, config.verify, workers) as checker:
+        fates = decide_fates(scan, checker, root, config)
+        convert_rows(train, outputs, scan, fates, checker, root, report)
+    write_json(folder / REPORT, report.to_json())
     return report
 
 
-def _provide_images(folder: Path, images: list[str], fetch_command: str) -> tuple[str, Unpacked | None]:
+def check_config(config: PrepareConfig) -> None:
+    """Raise a UserError, naming the flag, where a setting makes no sense."""
+    checks = {
+        "verify": (config.verify in VERIFY_MODES, f"one of {', '.join(VERIFY_MODES)}"),
+        "max_samples": (config.max_samples is None or config.max_samples >= 1, "at least 1, or null"),
+        "holdout": (config.holdout is None or config.holdout >= 0, "at least 0, or null"),
+        "max_rejected": (0 <= config.max_rejected <= 1, "a share, from 0 to 1"),
+        "llm_max_length": (config.llm_max_length >= 1, "at least 1"),
+        "num_workers": (config.num_workers is None or config.num_workers >= 1, "at least 1, or null"),
+    }
+    for name, (good, expected) in checks.items():
+        if not good:
+            raise UserError(f"--{name} is {getattr(config, name)} and must be {expected}")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other runs out of the folder, and clear what a killed one has left of files that it was writing.
+
+    Raises:
+        UserError: Another run is at work there.
+    """
+    records = folder / _RECORDS
+    records.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(records / "lock", timeout=0):
+            for leftover in [*folder.glob(".*.tmp"), *records.glob(".*.tmp")]:
+                leftover.unlink()
+            yield
+    except Timeout as error:
+        raise UserError(f"another run is preparing {folder}: wait until it has ended") from error
+
+
+def _provide_images(
+    folder: Path, images: list[str], config: PrepareConfig, workers: int, command: str
+) -> tuple[str, Unpacked | None]:
     """Unpack the archive, if there is one, where images lie already or else into `folder`.
 
     Args:
         folder: The dataset's folder.
         images: Image paths of rows.
-        fetch_command: Closes the error.
+        config: Says which images are wanted and whether the archive stays.
+        workers: Processes.
+        command: Fetches what is absent; closes the error.
 
     Returns:
         The folder that the rows' paths start from, relative to `folder` (see :func:`find_root`), and what came of
@@ -71,12 +132,12 @@ def _provide_images(folder: Path, images: list[str], fetch_command: str) -> tupl
     if not parts and root is None:
         raise UserError(
             f"{folder} holds neither the images (such as {images[0]}, in any subfolder) nor their archive "
-            f"(image.zip.part-aa and on, or image.zip). Fetch them: {fetch_command}"
+            f"(image.zip.part-aa and on, or image.zip). Fetch them: {command}"
         )
     unpacked = unpack_images(parts, folder / (root or ""), images) if parts else None
     if root is None and unpacked is None:
         raise UserError(
             f"none of the rows' images (such as {images[0]}) is in the archive {parts[0]}: it is not the archive that "
-            f"belongs to {folder / TRAIN}. Delete both and fetch them: {fetch_command}"
+            f"belongs to {folder / TRAIN}. Delete both and fetch them: {command}"
         )
     return root or "", unpacked

@@ -26,11 +26,17 @@ class Report:
 
     rows_read: int = 0
     rows_written: int = 0
+    """Training rows."""
+    rows_held_out: int = 0
     dropped_turns: int = 0
     """Rows whose last question had no answer and was dropped."""
     missing_images: int = 0
     """Distinct image files; rows are under `rejected`."""
     unreadable_images: int = 0
+    duplicate_ids: int = 0
+    """Kept rows whose id an earlier row has, with other content."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Rows that `sources` or `max_samples` left out, by source."""
     written_by_source: Counter[str] = field(default_factory=Counter)
     rejected_by_source: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
@@ -49,17 +55,28 @@ class Report:
     archive: Unpacked | None = None
     """What came of unpacking; None where no archive was there."""
 
-    def count_row(self, row: Row, source: str) -> None:
+    @property
+    def rejected_share(self) -> float:
+        """Share of the rows that was rejected; duplicates count neither as rows nor as rejected."""
+        duplicates = self.rejected[Defect.DUPLICATE.value]
+        return (self.rejected.total() - duplicates) / max(self.rows_read - duplicates, 1)
+
+    def count_left_out(self, source: str) -> None:
+        """Count a row that was not wanted."""
+        self.left_out[source] += 1
+
+    def count_row(self, row: Row, source: str, held_out: bool = False) -> None:
         """Count a row that was written."""
-        self.rows_written += 1
+        self.rows_written += not held_out
+        self.rows_held_out += held_out
         self.dropped_turns += row.dropped_turn
         self.written_by_source[source] += 1
         self.turns[len(row.answers)] += 1
         for answer in row.answers:
             self._count_answer(answer)
 
-    def count_rejected(self, defect: Defect, source: str) -> None:
-        """Count a row that was rejected."""
+    def count_rejected(self, defect: Defect, source: str, entry: dict[str, Any]) -> None:
+        """Count a row that was rejected; `entry` is its `{"line", "id", "reason"}`."""
         self.rejected[defect.value] += 1
         self.rejected_by_source[source] += 1
 

@@ -1,5 +1,6 @@
 """The rows of `train.jsonl`: read line by line, checked, and normalised only where they must be."""
 
+import hashlib
 import json
 import random
 from collections.abc import Iterator
@@ -178,11 +179,31 @@ def encode_row(row: Row, image: str | None) -> bytes:
     Raises:
         RowError: The row holds what neither JSON nor UTF-8 has: a lone surrogate or NaN.
     """
-    value = {"id": row.id, **({} if image is None else {"image": image}), "conversations": row.turns}
+    return _encode({"id": row.id, **({} if image is None else {"image": image}), "conversations": row.turns})
+
+
+def _encode(value: Any) -> bytes:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except ValueError as error:
         raise RowError(Defect.MALFORMED, f"not valid Unicode or JSON: {error}") from error
+
+
+def row_digests(row: Row, published_id: Any) -> tuple[bytes, bytes]:
+    """Return what tells rows apart without keeping them: 16 bytes of the whole row, and 8 bytes of its id.
+
+    Args:
+        row: The row.
+        published_id: Its id before a missing one was replaced.
+
+    Raises:
+        RowError: The row holds what neither JSON nor UTF-8 has, as :func:`encode_row`.
+    """
+    content = encode_row(Row(published_id, row.image, row.turns, False), row.image)
+    return (
+        hashlib.blake2b(content, digest_size=16).digest(),
+        hashlib.blake2b(_encode(row.id), digest_size=8).digest(),
+    )
 
 
 def sample_images(train: Path, count: int = 2000) -> list[str]:
