@@ -36,7 +36,8 @@ def get_dataset_and_collator(
         padding_side: `right`.
 
     Raises:
-        UserError: The stage is unknown, a file or folder is missing (with the command that makes it), or rows are bad.
+        UserError: The stage or an option is unknown, a file or folder is missing (with the command that makes it), or
+            rows are bad.
     """
     check_stage(stage)
     collator = PaddedCollatorForLanguageModeling(
@@ -44,8 +45,17 @@ def get_dataset_and_collator(
     )
     annotation_file, image_dir = find_components(stage, dataset_cfg)
     if stage == "align":
-        return AlignDataset(annotation_file, image_dir, image_transform, tokenizer), collator
-    dataset = FinetuneDataset(annotation_file, image_dir, image_transform, tokenizer, prompt_builder_fn)
+        # Captions have no CONCLUSION that truncation could cut.
+        return AlignDataset(annotation_file, image_dir, image_transform, tokenizer, dataset_cfg.on_bad_image), collator
+    dataset = FinetuneDataset(
+        annotation_file,
+        image_dir,
+        image_transform,
+        tokenizer,
+        prompt_builder_fn,
+        dataset_cfg.on_bad_image,
+        dataset_cfg.truncation,
+    )
     return dataset, collator
 
 

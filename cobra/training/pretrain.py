@@ -16,6 +16,7 @@ from cobra.models.load import PROVENANCE, build_vlm, find_checkpoint
 from cobra.models.vlms import CobraVLM, check_stage
 from cobra.preprocessing import get_dataset_and_collator
 from cobra.preprocessing.datasets import AlignDataset
+from cobra.preprocessing.datasets.datasets import check_row_options
 from cobra.preprocessing.materialize import find_components
 from cobra.training.materialize import get_train_strategy, stage_hyperparameters, stage_prefix
 from cobra.training.metrics import Metrics, check_trackers
@@ -112,6 +113,11 @@ def _pretrain(config: PretrainConfig, world: World) -> Path:
         lengths = dataset.get_modality_lengths(vlm.vision_backbone.num_patches)
     else:
         lengths = dataset.get_modality_lengths()
+        if dataset.left_out:
+            say(
+                f"{dataset.left_out:,} of {dataset.left_out + len(dataset):,} rows are left out: their last CONCLUSION "
+                f"ends beyond {config.model.llm_max_length:,} tokens (--dataset.truncation drop)"
+            )
     strategy = get_train_strategy(
         getattr(config.model, f"{stage_prefix(config.stage)}_train_strategy"),
         vlm,
@@ -138,6 +144,11 @@ def _pretrain(config: PretrainConfig, world: World) -> Path:
     finally:
         if metrics is not None:
             metrics.finalize()
+    if strategy.skipped_rows:
+        say(
+            f"warning: {strategy.skipped_rows:,} of {len(dataset):,} rows had a missing or unreadable image and taught "
+            "nothing; the lines 'a row is skipped' name them"
+        )
     say(f"done: {strategy.global_step} steps, last loss {result.loss:.4f}; checkpoint: {run_dir / LATEST}")
     return run_dir
 
@@ -160,6 +171,7 @@ def _check(config: PretrainConfig, world: World, run_dir: Path) -> Path:
     check_hyperparameters(values, prefix)
     check_strategy(getattr(config.model, f"{prefix}_train_strategy"))
     check_batches(values.global_batch_size, values.per_device_batch_size, world.size, prefix)
+    check_row_options(config.dataset.on_bad_image, config.dataset.truncation)
     return find_components(config.stage, config.dataset)[0]
 
 

@@ -18,7 +18,7 @@ from cobra.training.progress import StepProgress
 from cobra.training.schedule import StepPlan, check_batches, check_schedule, learning_rate, plan_steps
 from cobra.training.sharding import check_strategy, shard
 from cobra.util.batching_utils import SplitModalitySampler
-from cobra.util.data_utils import IGNORE_INDEX
+from cobra.util.data_utils import IGNORE_INDEX, SKIPPED_ROWS
 from cobra.util.distributed import World
 from cobra.util.errors import UserError
 
@@ -78,6 +78,7 @@ class TrainStrategy:
         rate: Learning rate by (step, total steps); a pure function that may be replaced before training.
         optimizer: Built by :meth:`run_setup`.
         global_step: Optimiser steps done.
+        skipped_rows: Rows that were met with a bad image, over all processes; known at the end of the training.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class TrainStrategy:
         self.rate: Callable[[int, int], float] = self._scheduled_rate
         self.optimizer: torch.optim.Optimizer
         self.global_step = 0
+        self.skipped_rows = 0
 
     def _scheduled_rate(self, step: int, total_steps: int) -> float:
         return learning_rate(step, total_steps, self.hyperparameters.learning_rate, self.hyperparameters.warmup_ratio)
@@ -232,10 +234,12 @@ class TrainStrategy:
             persistent_workers=num_workers > 0,
             pin_memory=self.world.device.type == "cuda",
         )
+        skipped = torch.zeros(len(modality_lengths), dtype=torch.int32)
         with StepProgress(plan.total_steps, enabled=self.world.is_main) as progress:
             for epoch in range(plan.epochs):
                 sampler.set_epoch(epoch)
                 for batches in _grouped(loader, plan.accumulation_steps):
+                    _mark_skipped(batches, skipped)
                     rate = self.rate(self.global_step, plan.total_steps)
                     result = self.train_step(batches, rate)
                     if metrics is not None:
@@ -244,6 +248,7 @@ class TrainStrategy:
                     if self.global_step == plan.total_steps:
                         break
                 save_checkpoint(self.vlm, run_dir, self.world, self.global_step, epoch + 1, result.loss)
+        self.skipped_rows = int(self.world.sum(skipped.to(self.world.device)).count_nonzero())
         return result
 
 
@@ -271,6 +276,14 @@ def _grouped(loader: DataLoader, size: int) -> Iterator[list[Batch]]:
         if len(group) == size:
             yield group
             group = []
+
+
+def _mark_skipped(batches: list[Batch], skipped: Tensor) -> None:
+    """Set `skipped` (rows,) to 1 at the rows of the batches that are skipped, and take their numbers out of these."""
+    for batch in batches:
+        rows = batch.pop(SKIPPED_ROWS, None)
+        if rows is not None:
+            skipped[rows] = 1
 
 
 class _ErrorsAsValues(Dataset[Any]):

@@ -13,6 +13,12 @@ from cobra.util.errors import UserError
 IGNORE_INDEX = -100
 """Label of tokens that no loss is taken of."""
 
+SKIPPED_ROW = "skipped_row"
+"""Key of a row's own number, in rows that are skipped for a bad image."""
+
+SKIPPED_ROWS = "skipped_rows"
+"""Key of those numbers in a batch."""
+
 
 @dataclass
 class PaddedCollatorForLanguageModeling:
@@ -44,25 +50,28 @@ class PaddedCollatorForLanguageModeling:
 
         Args:
             rows: Each with `input_ids` and `labels` (text,) int64, and `pixel_values`: a tensor, a dict of them by
-                tower, or None for a row of text only.
+                tower, or None for a row of text only; and `skipped_row`, a row's number, where it is skipped.
 
         Returns:
             `input_ids`, `labels` (batch, text) int64; `attention_mask` of the same shape, bool; `multimodal_indices`
             (n,) int64, the rows with an image; `pixel_values` (batch, 3, height, width), by tower where there are
-            several, with zeros in rows of text only. A batch of text only has one plain tensor of zeros.
+            several, with zeros in rows of text only. A batch of text only has one plain tensor of zeros. Where rows
+            are skipped, `skipped_rows` (n,) int64 are their numbers; else the key is absent.
         """
         ids = [row["input_ids"] for row in rows]
         input_ids = pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id)
         labels = pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=IGNORE_INDEX)
         input_ids, labels = input_ids[:, : self.model_max_length], labels[:, : self.model_max_length]
         with_image = [index for index, row in enumerate(rows) if row["pixel_values"] is not None]
-        return {
+        batch = {
             "pixel_values": self._stack([row["pixel_values"] for row in rows], with_image),
             "input_ids": input_ids,
             "attention_mask": input_ids.ne(self.pad_token_id),
             "labels": labels,
             "multimodal_indices": torch.tensor(with_image, dtype=torch.long),
         }
+        skipped = [row[SKIPPED_ROW] for row in rows if SKIPPED_ROW in row]
+        return {**batch, SKIPPED_ROWS: torch.tensor(skipped, dtype=torch.long)} if skipped else batch
 
     def _stack(self, pixels: list[Any], with_image: list[int]) -> Tensor | dict[str, Tensor]:
         if not with_image:

@@ -1,30 +1,38 @@
 """Rows in LLaVA's format (`{"id", "image", "conversations": [{"from", "value"}, ...]}`) as token ids and pixels."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from cobra.models.backbones.llm.prompting import PromptBuilder
 from cobra.models.backbones.vision import ImageTransform, PixelValues
+from cobra.models.backbones.vision.transforms import map_pixels
+from cobra.preprocessing.datasets.arrow_rows import read_rows
+from cobra.preprocessing.datasets.lengths import token_lengths
 from cobra.preprocessing.datasets.reasoning import ReasoningTrace, extract_reasoning_trace
-from cobra.util.data_utils import IGNORE_INDEX
+from cobra.preprocessing.datasets.rows import PLACEHOLDER
+from cobra.util.data_utils import IGNORE_INDEX, SKIPPED_ROW
 from cobra.util.errors import UserError
-from cobra.util.files import read_json
+from cobra.util.images import read_rgb
 
-_PLACEHOLDER = "<image>"
-_ROLES = ("human", "gpt")
+ON_BAD_IMAGE = ("raise", "skip")
+TRUNCATIONS = ("right", "drop")
 
-Row = dict[str, Any]
+# Side of the picture that shows what form the transform's pixels have.
+_PROBE = 64
 
 
 class _RowDataset(Dataset[dict[str, Any]]):
-    """Rows of a JSON list, checked once when they are read, and their images, opened when they are asked for."""
+    """Rows of an annotation file, checked when it is first opened, and their images, opened when they are asked for."""
 
     def __init__(
         self,
@@ -32,46 +40,76 @@ class _RowDataset(Dataset[dict[str, Any]]):
         image_dir: Path,
         image_transform: ImageTransform,
         tokenizer: PreTrainedTokenizerBase,
+        on_bad_image: str,
+        truncation: str = "right",
     ) -> None:
+        check_row_options(on_bad_image, truncation)
         self.annotation_file = Path(annotation_file)
         self.image_dir = Path(image_dir)
         self.image_transform = image_transform
         self.tokenizer = tokenizer
-        self.examples: list[Row] = read_rows(self.annotation_file)
+        self.on_bad_image = on_bad_image
+        self.examples = read_rows(self.annotation_file)
         if not self.image_dir.is_dir():
             raise UserError(f"the image folder does not exist: {self.image_dir}")
+        self._blank: PixelValues | None = None
+        self._named: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def _example(self, input_ids: list[int], labels: list[int], index: int) -> dict[str, Any]:
+        """Return a row as the collator takes it; without labels where its image is bad and such rows are skipped."""
+        limit = self.tokenizer.model_max_length
+        example: dict[str, Any] = {
+            "input_ids": torch.tensor(input_ids[:limit], dtype=torch.long),
+            "labels": torch.tensor(labels[:limit], dtype=torch.long),
+        }
+        try:
+            example["pixel_values"] = self._pixels(index)
+        except UserError as error:
+            if self.on_bad_image == "raise":
+                raise
+            self._name(index, error)
+            example["pixel_values"] = self._blank_pixels()
+            example["labels"].fill_(IGNORE_INDEX)
+            example[SKIPPED_ROW] = index
+        return example
 
     def _pixels(self, index: int) -> PixelValues | None:
         """Return the pixels of a row's image, or None for a row of text only."""
         row = self.examples[index]
         if "image" not in row:
             return None
-        where = f"row {index} (id {row.get('id')!r}) of {self.annotation_file}"
         path = self.image_dir / row["image"]
         try:
-            image = _read_rgb(path, self.image_dir)
+            # By the path's text: a link that the user has made in the folder, to another disk say, is the user's own.
+            if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.image_dir)):
+                raise ValueError(f"it lies outside the image folder {self.image_dir}")
+            image = read_rgb(path)
         except FileNotFoundError as error:
-            raise UserError(f"{where} names an image that does not exist: {path}") from error
-        # Decoders answer damaged files with errors of almost any kind, NotImplementedError and struct.error among them.
+            raise UserError(f"{self.examples.where(index)} names an image that does not exist: {path}") from error
+        # Decoders answer damaged files with errors of almost any kind.
         except Exception as error:
             raise UserError(
-                f"{where} names an image that cannot be read: {path} ({error}); replace the file or take the row out"
+                f"{self.examples.where(index)} names an image that cannot be read: {path} ({error}); replace the file "
+                "or take the row out"
             ) from error
         try:
             return self.image_transform(image)
         except UserError as error:
-            raise UserError(f"{where}: {path}: {error}") from error
+            raise UserError(f"{self.examples.where(index)}: {path}: {error}") from error
 
-    def _truncated(self, input_ids: list[int], labels: list[int], index: int) -> dict[str, Any]:
-        limit = self.tokenizer.model_max_length
-        return {
-            "pixel_values": self._pixels(index),
-            "input_ids": torch.tensor(input_ids[:limit], dtype=torch.long),
-            "labels": torch.tensor(labels[:limit], dtype=torch.long),
-        }
+    def _blank_pixels(self) -> PixelValues:
+        if self._blank is None:
+            self._blank = map_pixels(self.image_transform(Image.new("RGB", (_PROBE, _PROBE))), torch.zeros_like)
+        return self._blank
+
+    def _name(self, index: int, error: UserError) -> None:
+        """Tell of a skipped row, once."""
+        if index not in self._named:
+            self._named.add(index)
+            print(f"warning: a row is skipped: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
     def _encode(self, text: str) -> list[int]:
         """Return token ids; what is too long is cut when the whole row is joined."""
@@ -82,49 +120,56 @@ class AlignDataset(_RowDataset):
     """Captions for the align stage: the question is dropped, and every token of the caption is labelled."""
 
     def __init__(
-        self, chat_json: Path, image_dir: Path, image_transform: ImageTransform, tokenizer: PreTrainedTokenizerBase
+        self,
+        chat_json: Path,
+        image_dir: Path,
+        image_transform: ImageTransform,
+        tokenizer: PreTrainedTokenizerBase,
+        on_bad_image: str = "raise",
     ) -> None:
-        """Read the rows.
+        """Open the rows.
 
         Args:
-            chat_json: A JSON list of rows of one question and one answer.
+            chat_json: Rows of one question and one answer: a JSON list, or a row a line in `.jsonl`.
             image_dir: Folder that the rows' image paths are relative to.
             image_transform: From a picture to pixels.
             tokenizer: Its `model_max_length` is where captions are cut, on the right.
+            on_bad_image: `raise`, or `skip`: a row with a missing or unreadable image stays in its place with pixels
+                of zero and without a label.
 
         Raises:
             UserError: The file or folder is missing, is not JSON, or a row is not of the format.
         """
-        super().__init__(chat_json, image_dir, image_transform, tokenizer)
-        for index, row in enumerate(self.examples):
-            where = f"row {index} (id {row.get('id')!r}) of {chat_json}"
-            if len(row["conversations"]) != 2:
+        super().__init__(chat_json, image_dir, image_transform, tokenizer, on_bad_image)
+        rows = self.examples
+        for index in np.flatnonzero((rows.turns != 2) | ~rows.has_image)[:1].tolist():
+            where, turns = rows.where(index), rows.turns[index]
+            if turns != 2:
                 raise UserError(
-                    f"{where} has {len(row['conversations'])} turns; the align stage takes rows of one question and "
-                    "one caption"
+                    f"{where} has {turns} turns; the align stage takes rows of one question and one caption"
                 )
-            if "image" not in row:
-                raise UserError(f"{where} has no image; the align stage trains the projector, which only images reach")
+            raise UserError(f"{where} has no image; the align stage trains the projector, which only images reach")
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return `pixel_values`, `input_ids` and `labels` (text,) int64 of a row."""
+        """Return `pixel_values`, `input_ids` and `labels` (text,) int64 of a row; `skipped_row` where it is skipped."""
         turns = self.examples[index]["conversations"]
-        caption = turns[-1]["value"].replace(_PLACEHOLDER, "").strip()
+        caption = turns[-1]["value"].replace(PLACEHOLDER, "").strip()
         ids = self._encode(caption + str(self.tokenizer.eos_token))
-        return self._truncated(ids, list(ids), index)
+        return self._example(ids, list(ids), index)
 
     def get_modality_lengths(self, n_image_patches: int) -> list[tuple[bool, int]]:
         """Return (has an image, words of all turns and patches) of every row."""
-        lengths = []
-        for row in self.examples:
-            words = sum(len(turn["value"].replace(_PLACEHOLDER, "").split()) for turn in row["conversations"])
-            has_image = "image" in row
-            lengths.append((has_image, words + n_image_patches if has_image else words))
-        return lengths
+        rows = self.examples
+        lengths = rows.words_without_placeholder + n_image_patches * rows.has_image
+        return list(zip(rows.has_image.tolist(), lengths.tolist(), strict=True))
 
 
 class FinetuneDataset(_RowDataset):
-    """Conversations for the finetune stages: the answers, with the token that ends each, are labelled."""
+    """Conversations for the finetune stages: the answers, with the token that ends each, are labelled.
+
+    Attributes:
+        left_out: Rows of the file that `truncation="drop"` leaves out.
+    """
 
     def __init__(
         self,
@@ -133,24 +178,48 @@ class FinetuneDataset(_RowDataset):
         image_transform: ImageTransform,
         tokenizer: PreTrainedTokenizerBase,
         prompt_builder_fn: Callable[..., PromptBuilder],
+        on_bad_image: str = "raise",
+        truncation: str = "right",
     ) -> None:
-        """Read the rows.
+        """Open the rows.
 
         Args:
-            instruct_json: A JSON list of rows.
+            instruct_json: A JSON list of rows, or a row a line in `.jsonl`.
             image_dir: Folder that the rows' image paths are relative to.
             image_transform: From a picture to pixels.
             tokenizer: Its `model_max_length` is where rows are cut, on the right.
             prompt_builder_fn: Makes an empty conversation; called with `model_family`.
+            on_bad_image: `raise`, or `skip`: a row with a missing or unreadable image stays in its place with pixels
+                of zero and without a label.
+            truncation: `right`, or `drop`: rows whose last CONCLUSION would be cut are left out, by token counts that
+                are made once (:func:`cobra.preprocessing.datasets.lengths.token_lengths`).
 
         Raises:
-            UserError: The file or folder is missing, is not JSON, or a row is not of the format.
+            UserError: The file or folder is missing, is not JSON, a row is not of the format, or none is left.
         """
-        super().__init__(instruct_json, image_dir, image_transform, tokenizer)
+        super().__init__(instruct_json, image_dir, image_transform, tokenizer, on_bad_image, truncation)
         self.prompt_builder_fn = prompt_builder_fn
+        self.left_out = 0
+        if truncation == "drop":
+            self._leave_out(token_lengths(self.annotation_file, tokenizer, prompt_builder_fn).conclusion_end)
+
+    def _leave_out(self, conclusion_end: NDArray[np.int32]) -> None:
+        limit = self.tokenizer.model_max_length
+        whole = np.flatnonzero(conclusion_end <= limit)
+        if not len(whole):
+            raise UserError(
+                f"every row of {self.annotation_file} is longer than {limit} tokens before its last CONCLUSION ends, "
+                "and truncation 'drop' leaves such rows out: raise --model.llm_max_length, or use "
+                "--dataset.truncation right"
+            )
+        self.left_out = len(self.examples) - len(whole)
+        self.examples = self.examples.select(whole)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return `pixel_values` (None for text only), `input_ids` and `labels` (text,) int64 of a row."""
+        """Return `pixel_values` (None for text only), `input_ids` and `labels` (text,) int64 of a row.
+
+        A row that is skipped for its image has its number as `skipped_row`, too.
+        """
         builder = self.prompt_builder_fn(model_family="cobra")
         input_ids: list[int] = []
         labels: list[int] = []
@@ -158,13 +227,11 @@ class FinetuneDataset(_RowDataset):
             ids = self._encode(builder.add_turn(turn["from"], turn["value"]))
             input_ids += ids
             labels += ids if turn["from"] == "gpt" else [IGNORE_INDEX] * len(ids)
-        return self._truncated(input_ids, labels, index)
+        return self._example(input_ids, labels, index)
 
     def get_modality_lengths(self) -> list[tuple[bool, int]]:
         """Return (has an image, words of all turns) of every row; `<image>` counts as a word."""
-        return [
-            ("image" in row, sum(len(turn["value"].split()) for turn in row["conversations"])) for row in self.examples
-        ]
+        return list(zip(self.examples.has_image.tolist(), self.examples.words.tolist(), strict=True))
 
     def extract_reasoning_trace(self, index: int) -> list[ReasoningTrace]:
         """Return the stages of every answer of a row."""
@@ -172,66 +239,8 @@ class FinetuneDataset(_RowDataset):
         return [extract_reasoning_trace(turn["value"]) for turn in turns if turn["from"] == "gpt"]
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Read a JSON list of rows and check every row's form.
-
-    Raises:
-        UserError: The file is missing or not JSON (with the line), or a row has no conversation, an unknown or
-            misplaced role, or an image that is not a path (with the row's number, from 0, and id).
-    """
-    rows = read_json(path, "the annotation file")
-    if not isinstance(rows, list) or not rows:
-        raise UserError(
-            f"{path} must be a JSON list of rows and holds {'an empty list' if rows == [] else type(rows).__name__}"
-        )
-    for index, row in enumerate(rows):
-        problem = _row_problem(row)
-        if problem:
-            identity = f" (id {row.get('id')!r})" if isinstance(row, dict) else ""
-            raise UserError(
-                f'row {index}{identity} of {path} {problem}; expected {{"id": ..., "image": a path, '
-                '"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...]}'
-            )
-    return rows
-
-
-def _read_rgb(path: Path, image_dir: Path) -> Image.Image:
-    """Read an image as RGB.
-
-    Raises:
-        ValueError: The path leads out of the folder, or cannot be a path.
-        Exception: Whatever the decoder raises on a file that is not a whole image.
-    """
-    # By the path's text: a link that the user has made in the folder, to another disk say, is the user's own.
-    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(image_dir)):
-        raise ValueError(f"it lies outside the image folder {image_dir}")
-    with Image.open(path) as image:
-        return image.convert("RGB")
-
-
-def _row_problem(row: Any) -> str | None:
-    """Return what is wrong with a row, or None."""
-    if not isinstance(row, dict):
-        return f"is a {type(row).__name__}"
-    turns = row.get("conversations")
-    if not isinstance(turns, list) or not turns:
-        return "has no conversations"
-    for place, turn in enumerate(turns):
-        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-            return f"has a turn {place} without a text in 'value'"
-        if not _is_unicode(turn["value"]):
-            return f"has a turn {place} whose text holds half a surrogate pair, which no tokenizer can read"
-        if turn.get("from") != _ROLES[place % 2]:
-            return f"has a turn {place} from {turn.get('from')!r} where {_ROLES[place % 2]!r} was expected"
-    if "image" in row and not (isinstance(row["image"], str) and row["image"]):
-        return f"has the image {row['image']!r}, which is not a path"
-    return None
-
-
-def _is_unicode(text: str) -> bool:
-    """Return whether a text can be encoded; JSON's escapes can spell half a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def check_row_options(on_bad_image: str, truncation: str) -> None:
+    """Raise a UserError that lists the known values where one is unknown."""
+    for name, value, known in (("on_bad_image", on_bad_image, ON_BAD_IMAGE), ("truncation", truncation, TRUNCATIONS)):
+        if value not in known:
+            raise UserError(f"--dataset.{name} {value!r} is unknown; the known values are: {', '.join(known)}")

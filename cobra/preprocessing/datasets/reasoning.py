@@ -74,6 +74,27 @@ def extract_reasoning_trace(text: str) -> ReasoningTrace:
     return ReasoningTrace(**stages, problems=tuple(sorted(problems)))
 
 
+def find_conclusion_end(text: str) -> int | None:
+    """Return the place behind an answer's CONCLUSION: its closing tag, or its text where it is unclosed.
+
+    As in :func:`extract_reasoning_trace` the first CONCLUSION counts, and its text ends at the next tag of any kind.
+
+    Returns:
+        A number of characters; None where there is no CONCLUSION.
+    """
+    start: int | None = None
+    stop = len(text)
+    for tag in _TAG.finditer(text):
+        if start is not None:
+            if tag[1] and tag[2] == "CONCLUSION":
+                return tag.end()
+            stop = tag.start()
+            break
+        if not tag[1] and tag[2] == "CONCLUSION":
+            start = tag.end()
+    return None if start is None else start + len(text[start:stop].rstrip())
+
+
 def format_reasoning_trace(trace: ReasoningTrace) -> str:
     """Write the stages that are there in the published form and order; `problems` plays no part."""
     parts = []

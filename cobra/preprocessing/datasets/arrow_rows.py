@@ -1,0 +1,162 @@
+"""Rows mapped from an Arrow file, so that opening parses nothing and all processes share one copy.
+
+Of 100,000 rows of 2 KB, a list of dicts is parsed at every start and copied into each DataLoader worker page by page,
+as reference counts are written. pyarrow alone is used: `import datasets` takes ten times as long and adds nothing here.
+"""
+
+import json
+import operator
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from cobra.preprocessing.datasets.caching import cached, file_key
+from cobra.preprocessing.datasets.rows import PLACEHOLDER, CheckedRow, Row, check_rows, name_row
+from cobra.util.errors import UserError
+from cobra.util.files import atomic_path
+
+_ENDING = ".rows.arrow"
+# Changes with the columns and with what rows are checked for.
+_FORMAT = "1"
+# Rows of one record batch: a place in the file is found by division.
+_BATCH = 1024
+
+_COLUMNS = {
+    "json": pa.large_binary(),
+    "number": pa.int64(),
+    "has_image": pa.bool_(),
+    "turns": pa.int64(),
+    "words": pa.int64(),
+    "words_without_placeholder": pa.int64(),
+}
+
+
+class Rows(Sequence[Row]):
+    """Rows of an annotation file as a list that cannot be changed; each is parsed anew when it is asked for.
+
+    Pickled it is the file's name: another process maps the same file.
+
+    Attributes:
+        annotation_file: Where the rows come from.
+        key: Tells this state of the annotation file from another.
+        has_image: Whether a row has an image (rows,), bool.
+        turns: Turns of a row (rows,), int64.
+        words: Words of all turns, between white space (rows,), int64.
+        words_without_placeholder: The same without `<image>`.
+    """
+
+    def __init__(self, annotation_file: Path, cache: Path, key: str, kept: NDArray[np.int64] | None = None) -> None:
+        """Map a file; :func:`read_rows` is what makes and finds it.
+
+        Args:
+            annotation_file: Where the rows come from.
+            cache: The Arrow file.
+            key: Of the annotation file's state.
+            kept: Places of the rows that this list has; None for all.
+
+        Raises:
+            Exception: The file is damaged (errors of several kinds), or of another state of the annotation file.
+        """
+        self.annotation_file, self.key = annotation_file, key
+        self._cache, self._kept = cache, kept
+        with pyarrow.ipc.open_file(pa.memory_map(str(cache))) as reader:
+            if (reader.schema.metadata or {}).get(b"key") != key.encode():
+                raise ValueError(f"{cache} was made from another state of {annotation_file}")
+            batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+        table = pa.Table.from_batches(batches)
+        # Only numbers are looked at: where each row begins and ends.
+        table.validate(full=True)
+        if any(len(batch) != _BATCH for batch in batches[:-1]) or table.schema.names != list(_COLUMNS):
+            raise ValueError(f"{cache} is damaged")
+        self._json = [batch.column(0) for batch in batches]
+        numbers = {name: table.column(name).to_numpy() for name in table.schema.names[1:]}
+        if kept is not None:
+            numbers = {name: values[kept] for name, values in numbers.items()}
+        self._numbers = numbers["number"]
+        self.has_image: NDArray[np.bool_] = numbers["has_image"]
+        self.turns: NDArray[np.int64] = numbers["turns"]
+        self.words: NDArray[np.int64] = numbers["words"]
+        self.words_without_placeholder: NDArray[np.int64] = numbers["words_without_placeholder"]
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        """Return a row as `json.loads` gives it, or a list of rows."""
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[operator.index(index)]
+        batch, offset = divmod(place if self._kept is None else int(self._kept[place]), _BATCH)
+        try:
+            row: Row = json.loads(self._json[batch][offset].as_py())
+        except ValueError as error:
+            raise UserError(f"{self._cache} is damaged ({error}): delete it, and it is made again") from error
+        return row
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Rows, (self.annotation_file, self._cache, self.key, self._kept)
+
+    def where(self, index: int) -> str:
+        """Return what errors call a row: its number or line in the annotation file, and its id."""
+        return name_row(self.annotation_file, int(self._numbers[index]), self[index])
+
+    def select(self, places: NDArray[np.int64]) -> "Rows":
+        """Return the rows at some places of this list."""
+        kept = places if self._kept is None else self._kept[places]
+        return Rows(self.annotation_file, self._cache, self.key, kept)
+
+
+def read_rows(path: Path) -> Rows:
+    """Open an annotation file: a JSON list of rows, or a row a line where it is named `.jsonl`.
+
+    The first time every row is checked and an Arrow file is made (:func:`cobra.preprocessing.datasets.caching.cached`
+    says where); later it is mapped.
+
+    Raises:
+        UserError: The file is missing or not JSON (with the line), or a row has no conversation, an unknown or
+            misplaced role, or an image that is not a path (with the row's number, from 0, and id).
+    """
+    path = Path(path)
+    key = f"{_FORMAT}:{file_key(path)}"
+    return cached(path, _ENDING, lambda cache: Rows(path, cache, key), lambda cache: _build(path, cache, key))
+
+
+def _build(path: Path, cache: Path, key: str) -> None:
+    schema = pa.schema(_COLUMNS).with_metadata({"key": key})
+    rows = track(check_rows(path), f"Checking {path.name}", console=Console(stderr=True), transient=True)
+    with atomic_path(cache) as temporary, pyarrow.ipc.new_file(str(temporary), schema) as writer:
+        for columns in _batches(iter(rows)):
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def _batches(rows: Iterator[CheckedRow]) -> Iterator[dict[str, list[Any]]]:
+    """Yield the columns of `_BATCH` rows at a time."""
+    while batch := list(islice(rows, _BATCH)):
+        texts = [[turn["value"] for turn in checked.row["conversations"]] for checked in batch]
+        yield {
+            "json": [checked.json for checked in batch],
+            "number": [checked.number for checked in batch],
+            "has_image": ["image" in checked.row for checked in batch],
+            "turns": [len(turns) for turns in texts],
+            "words": [sum(len(text.split()) for text in turns) for turns in texts],
+            "words_without_placeholder": [
+                sum(len(text.replace(PLACEHOLDER, "").split()) for text in turns) for turns in texts
+            ],
+        }
