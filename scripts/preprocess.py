@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cobra.preprocessing.download import convert_to_jpg, download_extract
 from cobra.util import cli
+from cobra.util.tokens import read_hf_token
 
 
 @dataclass
@@ -15,11 +16,16 @@ class PreprocessConfig:
     """What to fetch: llava-laion-cc-sbu-558k, llava-v1.5-instruct, llava-cot-100k or coco-captions."""
     root_dir: Path = Path("data")
     """Folder to put `download/` in."""
+    revision: str = "main"
+    """Branch, tag or commit on the hub, for llava-cot-100k."""
+    hf_token: str = ".hf_token"
+    """Name of an environment variable or path of a file that holds the hub's token; not needed, but it raises the
+    hub's limits."""
 
 
 def main(config: PreprocessConfig) -> None:
     """Fetch, unpack and, where the annotations ask for it, convert."""
-    download_extract(config.dataset_id, config.root_dir)
+    download_extract(config.dataset_id, config.root_dir, config.revision, read_hf_token(config.hf_token))
     folder = config.root_dir / "download" / config.dataset_id
     print(f"{config.dataset_id} is in {folder}")
     if config.dataset_id == "llava-v1.5-instruct":

@@ -109,6 +109,18 @@ class HubServer:
         local = {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
         return {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_TELEMETRY": "1", **local}
 
+    def take_over(self, monkeypatch) -> None:
+        """Let huggingface_hub in this process take this server for the hub; it has read HF_ENDPOINT already."""
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(constants, "ENDPOINT", self.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        for name, value in self.environment.items():
+            monkeypatch.setenv(name, value)
+
     def publish(self, folder: Path, branch: str = "main") -> str:
         """Make the files in `folder` a new commit, which `branch` points to from now on, and return it."""
         commit = hashlib.sha1(f"{len(self._commits)} {folder}".encode()).hexdigest()

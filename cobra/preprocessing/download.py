@@ -10,7 +10,7 @@ from PIL import Image
 from rich.progress import track
 
 from cobra.preprocessing.archives import extract_archive
-from cobra.preprocessing.fetching import fetch
+from cobra.preprocessing.fetching import HubUnreachable, fetch
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path
 
@@ -46,6 +46,7 @@ def _folder(name: str, url: str, do_rename: bool = True) -> Component:
 
 
 _HUB = "https://huggingface.co/datasets"
+COT_ID = "llava-cot-100k"
 _COT = f"{_HUB}/Xkev/LLaVA-CoT-100k/resolve/main"
 _COCO = "http://images.cocodataset.org"
 _VG = "https://cs.stanford.edu/people/rak248/VG_100K_2"
@@ -65,7 +66,8 @@ DATASET_REGISTRY: dict[str, list[Component]] = {
         _folder("vg/VG_100K", f"{_VG}/images.zip"),
         _folder("vg/VG_100K_2", f"{_VG}/images2.zip"),
     ],
-    "llava-cot-100k": [
+    # What main holds; the files that are fetched are those that the hub lists.
+    COT_ID: [
         _file("train.jsonl", f"{_COT}/train.jsonl"),
         *(
             _file(f"image.zip.part-a{letter}", f"{_COT}/image.zip.part-a{letter}")
@@ -79,15 +81,18 @@ DATASET_REGISTRY: dict[str, list[Component]] = {
 }
 
 
-def download_extract(dataset_id: str, root_dir: Path) -> None:
+def download_extract(dataset_id: str, root_dir: Path, revision: str = "main", token: str | None = None) -> None:
     """Fetch every component of a dataset that is not there yet into `{root_dir}/download/{dataset_id}/`.
 
     Archives are unpacked and then removed. Each component appears under its name only when it is whole; what an
-    interrupted call has brought lies in the folder `.fetch` and the next call goes on with it.
+    interrupted call has brought lies in the folder `.fetch` and the next call goes on with it. Files of the Hugging
+    Face hub are checked by their hashes; HF_ENDPOINT is respected.
 
     Args:
         dataset_id: A key of `DATASET_REGISTRY`.
         root_dir: The data folder.
+        revision: Branch, tag or commit of llava-cot-100k; other datasets have none.
+        token: Of the hub; without one HF_TOKEN counts.
 
     Raises:
         UserError: The dataset is unknown, or a component cannot be fetched, is refused or does not fit on the disk.
@@ -95,16 +100,34 @@ def download_extract(dataset_id: str, root_dir: Path) -> None:
     if dataset_id not in DATASET_REGISTRY:
         raise UserError(f"{dataset_id!r} is not a known dataset; the known ones are: {', '.join(DATASET_REGISTRY)}")
     folder = Path(root_dir) / "download" / dataset_id
+    if dataset_id == COT_ID:
+        _download_cot(folder, revision, token)
+        return
+    if revision != "main":
+        raise UserError(f"--revision {revision} is of no use with {dataset_id}: only {COT_ID} has revisions. Drop it.")
     for component in DATASET_REGISTRY[dataset_id]:
         if not _is_there(component, folder):
             try:
-                _obtain(component, folder)
+                _obtain(component, folder, token)
+            except HubUnreachable as error:
+                raise UserError(
+                    f"{component['name']} of {dataset_id} cannot be fetched: {error}. Run the same command again where "
+                    "the hub can be reached; what is there already is kept."
+                ) from error
             except OSError as error:
                 raise UserError(
                     f"{component['name']} of {dataset_id} could not be written: {error}. Mend that and run the same "
                     "command again; what is there already is kept."
                 ) from error
     shutil.rmtree(folder / ".fetch", ignore_errors=True)
+
+
+def _download_cot(folder: Path, revision: str, token: str | None) -> None:
+    # Imported here: they read the registry.
+    from cobra.preprocessing.llava_cot.publication import download_publication
+    from cobra.preprocessing.llava_cot.unpacking import consumed_parts
+
+    download_publication(folder, revision, token, skip=consumed_parts(folder))
 
 
 def _is_there(component: Component, folder: Path) -> bool:
@@ -120,10 +143,10 @@ def _key(component: Component) -> str:
     return component["name"].replace("/", "__")
 
 
-def _obtain(component: Component, folder: Path) -> None:
+def _obtain(component: Component, folder: Path, token: str | None) -> None:
     # A folder of its own for each: gqa and vg both publish an images.zip.
     workspace = folder / ".fetch" / _key(component)
-    fetched = fetch(component["url"], workspace)
+    fetched = fetch(component["url"], workspace, token)
     target = folder / component["name"]
     target.parent.mkdir(parents=True, exist_ok=True)
     if not component["extract"]:

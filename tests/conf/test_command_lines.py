@@ -36,9 +36,12 @@ FLAGS = {
         "num_workers "
         + " ".join([f"model.{name}" for name in MODEL.split()] + [f"dataset.{name}" for name in DATASET.split()])
     ),
-    "scripts/preprocess.py": "dataset_id root_dir",
+    "scripts/preprocess.py": "dataset_id root_dir revision hf_token",
     "scripts/generate.py": "model_path hf_token image prompt do_sample temperature max_new_tokens seed device dtype",
-    "fine_tune/prepare_llava_cot.py": "dataset_root",
+    "fine_tune/prepare_llava_cot.py": (
+        "dataset_root download revision hf_token keep_parts sources max_samples holdout verify max_rejected "
+        "llm_backbone_id llm_max_length seed num_workers"
+    ),
     "benchmark.py": (
         "checkpoint baseline_checkpoint coco_annotations image_dir predictions output_dir prompt max_new_tokens "
         "max_images batch_size device dtype"

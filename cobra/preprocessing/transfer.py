@@ -1,0 +1,299 @@
+"""One file from the network: whole under its name, or a part that the next call goes on with.
+
+Plain HTTP with range requests (RFC 9110, section 14), for files of the Hugging Face hub too: huggingface_hub says which
+file, at which commit and with which hash, but its own download (1.23 and 2.4 read) begins a file anew after an
+interrupt, and one part of LLaVA-CoT-100k has 10 GB.
+"""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import requests
+
+from cobra.preprocessing.archives import check_free_space
+from cobra.preprocessing.progress import Bar, ByteBars
+from cobra.util.errors import UserError
+from cobra.util.files import write_json
+
+# Seconds to wait before each new attempt, seven minutes in all; attempts that brought bytes begin anew.
+RETRY_DELAYS = (1.0, 4.0, 16.0, 60.0, 120.0, 240.0)
+RETRIED_STATUSES = {408, 425, 429, 500, 502, 503, 504}
+
+_TIMEOUT_SECONDS = (10, 60)
+# What a dropped connection can lose.
+_BLOCK_BYTES = 2**15
+_HASHED_BYTES = 2**20
+_GIT_DIGITS = 40
+
+
+class Hasher(Protocol):
+    """What hashlib makes."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take in more bytes."""
+
+    def hexdigest(self) -> str:
+        """Return the hash of all bytes so far."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file on a server, and what is known of it beforehand."""
+
+    url: str
+    size: int | None = None
+    """Bytes."""
+    digest: str | None = None
+    """SHA-256 as 64 hex digits, or the 40 of git's hash of a blob; the file is checked against it."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """To send along; requests keeps a token from other hosts that the server redirects to."""
+    remedy: str = ""
+    """A closing sentence for the error where the server refuses."""
+
+    @property
+    def name(self) -> str:
+        """The last part of the URL."""
+        return self.url.rsplit("/", 1)[-1]
+
+    def hasher(self) -> Hasher | None:
+        """Return a hasher whose hash of the whole file is `digest`; None where that is not known."""
+        if self.digest is None:
+            return None
+        if len(self.digest) == _GIT_DIGITS:
+            return hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)
+        return hashlib.sha256()
+
+
+def hash_file(hasher: Hasher, path: Path, advance: Callable[[int], None]) -> str:
+    """Feed a file to `hasher` and return the hash; `advance` is told of every block."""
+    with path.open("rb") as file:
+        while block := file.read(_HASHED_BYTES):
+            hasher.update(block)
+            advance(len(block))
+    return hasher.hexdigest()
+
+
+def fetch_file(
+    remote: Remote, target: Path, workspace: Path, bars: ByteBars, moved: Callable[[int], None] = lambda count: None
+) -> None:
+    """Fetch a file to `target`, going on where an earlier call stopped, and rename it into place when it is whole.
+
+    What has come lies in `workspace`. It is only continued where the server still has the same file: by the digest,
+    or else by its validator (ETag or Last-Modified) and size. Size and digest are checked.
+
+    Args:
+        remote: The file.
+        target: Where it goes, on the file system of `workspace`.
+        workspace: A folder for what has come so far; made here.
+        bars: Gets a bar for the file.
+        moved: Told of the bytes as they come; negative where some are given up. What it raises ends the call.
+
+    Raises:
+        UserError: The server refuses, or fails time and again without a new byte, or the disk is too small, or the
+            content is wrong twice.
+        OSError: The disk cannot be written.
+    """
+    partial = _Partial(remote, target.name, workspace, bars)
+    with bars.bar(f"fetching {target.name}", partial.size, partial.have, stays=remote.digest is None) as bar:
+
+        def advance(count: int) -> None:
+            bar.advance(count)
+            moved(count)
+
+        _receive_all(partial, bar, advance)
+        if not partial.is_right():
+            partial.begin(None, remote.size, advance)
+            _receive_all(partial, bar, advance)
+    if not partial.is_right():
+        partial.drop()
+        raise UserError(
+            f"{remote.url} came twice with another content than its server states (hash {remote.digest}): a proxy, the "
+            "disk or the memory of this machine changes bytes. Run the same command again, best over another network."
+        )
+    partial.data.replace(target)
+    partial.drop()
+
+
+def bytes_there(remote: Remote, target: Path, workspace: Path) -> int:
+    """Return how many bytes of a file :func:`fetch_file` would not have to fetch again."""
+    data, state = _paths(target.name, workspace)
+    return data.stat().st_size if _known(remote, data, state) else 0
+
+
+class _Retry(Exception):
+    """The attempt failed in a way that another one may mend."""
+
+
+def _paths(name: str, workspace: Path) -> tuple[Path, Path]:
+    return workspace / f"{name}.part", workspace / f"{name}.part.json"
+
+
+def _known(remote: Remote, data: Path, state_path: Path) -> dict[str, Any] | None:
+    """Return {file, validator, size} of what has come, or None where there is nothing to go on with."""
+    try:
+        state = json.loads(state_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    same = isinstance(state, dict) and state.keys() == {"file", "validator", "size"}
+    same = same and state["file"] == (remote.digest or remote.url)
+    return state if same and data.is_file() else None
+
+
+class _Partial:
+    """The bytes of a file that have come so far, and which file of the server they belong to; both on the disk."""
+
+    def __init__(self, remote: Remote, name: str, workspace: Path, bars: ByteBars) -> None:
+        self.remote = remote
+        self.data, self._state = _paths(name, workspace)
+        workspace.mkdir(parents=True, exist_ok=True)
+        state = _known(remote, self.data, self._state)
+        if state is None:
+            self.have = 0
+            self.begin(None, remote.size, lambda count: None)
+            return
+        self.validator, self.size = state["validator"], state["size"]
+        self.have = self.data.stat().st_size
+        self._hasher = remote.hasher()
+        if self._hasher and self.have:
+            with bars.bar(f"checking what is there of {name}", self.have, stays=False) as bar:
+                hash_file(self._hasher, self.data, bar.advance)
+
+    def begin(self, validator: str | None, size: int | None, advance: Callable[[int], None]) -> None:
+        """Give up what has come and begin a file of the server's."""
+        advance(-self.have)
+        self.data.unlink(missing_ok=True)
+        self.validator, self.size, self.have = validator, size, 0
+        self._hasher = self.remote.hasher()
+        self._remember()
+        self.data.touch()
+
+    def _remember(self) -> None:
+        state = {"file": self.remote.digest or self.remote.url, "validator": self.validator, "size": self.size}
+        write_json(self._state, state)
+
+    def take(self, blocks: Iterator[bytes], advance: Callable[[int], None]) -> None:
+        """Append blocks; a body without a stated size is whole at its end."""
+        with self.data.open("r+b") as file:
+            file.seek(self.have)
+            for block in blocks:
+                file.write(block)
+                self.have += len(block)
+                if self._hasher:
+                    self._hasher.update(block)
+                advance(len(block))
+                if self.size is not None and self.have > self.size:
+                    break
+            file.flush()
+            os.fsync(file.fileno())
+        if self.size is None:
+            self.size = self.have
+            self._remember()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all bytes have come."""
+        return self.have == self.size
+
+    def is_right(self) -> bool:
+        """Whether the content is the one stated, as far as one is."""
+        return self._hasher is None or self._hasher.hexdigest() == self.remote.digest
+
+    def drop(self) -> None:
+        """Delete what is left."""
+        self.data.unlink(missing_ok=True)
+        self._state.unlink(missing_ok=True)
+
+
+def _receive_all(partial: _Partial, bar: Bar, advance: Callable[[int], None]) -> None:
+    """Make requests until the file is whole."""
+    url = partial.remote.url
+    failures = 0
+    most = partial.have
+    while not partial.is_whole:
+        try:
+            with _http_errors(url):
+                _attempt(partial, bar, advance)
+        except _Retry as error:
+            failures = 0 if partial.have > most else failures + 1
+            most = max(most, partial.have)
+            if failures > len(RETRY_DELAYS):
+                raise UserError(
+                    f"{url} could not be fetched: {error}, in {failures} attempts. {partial.have} bytes are kept in "
+                    f"{partial.data}: run the same command again to go on from there."
+                ) from error
+            time.sleep(RETRY_DELAYS[max(failures - 1, 0)])
+
+
+@contextmanager
+def _http_errors(url: str) -> Iterator[None]:
+    """Turn what requests raises into a retry where the connection failed, and into a user's error otherwise."""
+    try:
+        yield
+    except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+        raise _Retry(f"the connection failed ({error})") from error
+    except requests.RequestException as error:
+        raise UserError(f"{url} could not be fetched: {error}") from error
+
+
+def _attempt(partial: _Partial, bar: Bar, advance: Callable[[int], None]) -> None:
+    """Make one request and append to, or begin anew, the part.
+
+    Links that the hub redirects to expire after a while. As every attempt asks the hub again, it gets a new one.
+    """
+    remote = partial.remote
+    # Without identity the server may compress, and sizes and ranges would be those of the compressed bytes.
+    headers = {**remote.headers, "Accept-Encoding": "identity"}
+    if partial.have and partial.size is not None:
+        headers["Range"] = f"bytes={partial.have}-"
+        if partial.validator:
+            headers["If-Range"] = partial.validator
+    with requests.get(remote.url, headers=headers, stream=True, timeout=_TIMEOUT_SECONDS) as response:
+        answer = f"the server answers {response.status_code} {response.reason}"
+        if response.status_code == 200:
+            size = _content_length(response) if remote.size is None else remote.size
+            # The digest says better than an ETag, which may differ between the CDN's servers, what belongs together.
+            partial.begin(None if remote.digest else _validator(response), size, advance)
+            bar.expect(size)
+        elif response.status_code == 206 and _range(response) == (partial.have, partial.size):
+            pass
+        elif response.status_code in (206, 416):
+            partial.begin(None, remote.size, advance)
+            raise _Retry("the server has another file now")
+        elif response.status_code in RETRIED_STATUSES or response.history:
+            raise _Retry(answer)
+        else:
+            raise UserError(f"{remote.url} could not be fetched: {answer}. {remote.remedy}".rstrip())
+        if partial.size is not None:
+            check_free_space(partial.data.parent, partial.size - partial.have)
+        partial.take(response.iter_content(_BLOCK_BYTES), advance)
+    if partial.is_whole:
+        return
+    if partial.have > (partial.size or 0):
+        partial.begin(None, remote.size, advance)
+        raise _Retry("more bytes have come than the server stated")
+    raise _Retry(f"{partial.have} of {partial.size} bytes have come")
+
+
+def _content_length(response: requests.Response) -> int | None:
+    text = response.headers.get("Content-Length", "")
+    return int(text) if text.isdecimal() else None
+
+
+def _validator(response: requests.Response) -> str | None:
+    """Return what If-Range may name: a strong ETag, else the date of the last change."""
+    etag = response.headers.get("ETag", "")
+    return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+
+
+def _range(response: requests.Response) -> tuple[int, int] | None:
+    """Return (first byte, size of the whole file) of a Content-Range header."""
+    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+    return (int(match[1]), int(match[2])) if match else None
