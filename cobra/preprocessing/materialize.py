@@ -93,4 +93,12 @@ def _remedy(config: DatasetConfig, stage: str) -> str:
     fetch = f"python scripts/preprocess.py --dataset_id llava-v1.5-instruct --root_dir {root}"
     if config.dataset_id == DatasetRegistry.LLAVA_V15.dataset_id:
         return f"Fetch it: {fetch}"
-    return f"The images come with {fetch}; the merged annotation file is none that is published: put yours there"
+    scripts = {
+        DatasetRegistry.LLAVA_LVIS4V.dataset_id: ["lvis_instruct_4v.py"],
+        DatasetRegistry.LLAVA_LRV.dataset_id: ["lrv_instruct.py"],
+        DatasetRegistry.LLAVA_LVIS4V_LRV.dataset_id: ["lvis_instruct_4v.py", "lrv_instruct.py"],
+    }
+    if config.dataset_id not in scripts:
+        return f"The images come with {fetch}; the annotation file is none that is published: put yours there"
+    make = [f"python scripts/additional-datasets/{name} --root_dir {root}" for name in scripts[config.dataset_id]]
+    return f"Fetch LLaVA v1.5 ({fetch}), then make it: {' && '.join(make)}"

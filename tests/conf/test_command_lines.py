@@ -37,6 +37,8 @@ FLAGS = {
         + " ".join([f"model.{name}" for name in MODEL.split()] + [f"dataset.{name}" for name in DATASET.split()])
     ),
     "scripts/preprocess.py": "dataset_id root_dir revision hf_token",
+    "scripts/additional-datasets/lvis_instruct_4v.py": "root_dir",
+    "scripts/additional-datasets/lrv_instruct.py": "root_dir",
     "scripts/generate.py": "model_path hf_token image prompt do_sample temperature max_new_tokens seed device dtype",
     "fine_tune/prepare_llava_cot.py": (
         "dataset_root download revision hf_token keep_parts sources max_samples holdout verify max_rejected "
@@ -122,7 +124,15 @@ def test_help_shows_the_choices_of_models_and_datasets(helps):
         assert name in text
 
 
-@pytest.mark.parametrize("script", ["scripts/preprocess.py", "fine_tune/prepare_llava_cot.py"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "scripts/preprocess.py",
+        "fine_tune/prepare_llava_cot.py",
+        "scripts/additional-datasets/lvis_instruct_4v.py",
+        "scripts/additional-datasets/lrv_instruct.py",
+    ],
+)
 def test_help_of_the_data_tools_needs_no_torch(tmp_path, script):
     code, output, errors = run_help("torch,transformers,timm,datasets", [script], tmp_path)[script]
     assert (code, errors) == (0, "")
