@@ -6,6 +6,7 @@ as reference counts are written. pyarrow alone is used: `import datasets` takes 
 
 import json
 import operator
+import zlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -31,6 +32,7 @@ _BATCH = 1024
 
 _COLUMNS = {
     "json": pa.large_binary(),
+    "crc32": pa.uint32(),
     "number": pa.int64(),
     "has_image": pa.bool_(),
     "turns": pa.int64(),
@@ -77,7 +79,8 @@ class Rows(Sequence[Row]):
         if any(len(batch) != _BATCH for batch in batches[:-1]) or table.schema.names != list(_COLUMNS):
             raise ValueError(f"{cache} is damaged")
         self._json = [batch.column(0) for batch in batches]
-        numbers = {name: table.column(name).to_numpy() for name in table.schema.names[1:]}
+        self._crc32 = [batch.column(1) for batch in batches]
+        numbers = {name: table.column(name).to_numpy() for name in table.schema.names[2:]}
         if kept is not None:
             numbers = {name: values[kept] for name, values in numbers.items()}
         self._numbers = numbers["number"]
@@ -101,10 +104,10 @@ class Rows(Sequence[Row]):
             return [self[place] for place in range(*index.indices(len(self)))]
         place = range(len(self))[operator.index(index)]
         batch, offset = divmod(place if self._kept is None else int(self._kept[place]), _BATCH)
-        try:
-            row: Row = json.loads(self._json[batch][offset].as_py())
-        except ValueError as error:
-            raise UserError(f"{self._cache} is damaged ({error}): delete it, and it is made again") from error
+        text = self._json[batch][offset].as_py()
+        if zlib.crc32(text) != self._crc32[batch][offset].as_py():
+            raise UserError(f"{self._cache} is damaged at row {place}: delete it, and it is made again")
+        row: Row = json.loads(text)
         return row
 
     def __eq__(self, other: object) -> bool:
@@ -150,13 +153,20 @@ def _batches(rows: Iterator[CheckedRow]) -> Iterator[dict[str, list[Any]]]:
     """Yield the columns of `_BATCH` rows at a time."""
     while batch := list(islice(rows, _BATCH)):
         texts = [[turn["value"] for turn in checked.row["conversations"]] for checked in batch]
+        words = [sum(len(text.split()) for text in turns) for turns in texts]
         yield {
             "json": [checked.json for checked in batch],
+            "crc32": [zlib.crc32(checked.json) for checked in batch],
             "number": [checked.number for checked in batch],
             "has_image": ["image" in checked.row for checked in batch],
             "turns": [len(turns) for turns in texts],
-            "words": [sum(len(text.split()) for text in turns) for turns in texts],
+            "words": words,
             "words_without_placeholder": [
-                sum(len(text.replace(PLACEHOLDER, "").split()) for text in turns) for turns in texts
+                count - sum(_lost_words(text) for text in turns) for turns, count in zip(texts, words, strict=True)
             ],
         }
+
+
+def _lost_words(text: str) -> int:
+    """Return how many words fewer a text has without its placeholders; most have none."""
+    return len(text.split()) - len(text.replace(PLACEHOLDER, "").split()) if PLACEHOLDER in text else 0

@@ -10,6 +10,7 @@ from cobra.util.files import read_json
 
 PLACEHOLDER = "<image>"
 _ROLES = ("human", "gpt")
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 Row = dict[str, Any]
 
@@ -59,7 +60,7 @@ def _items(path: Path) -> Iterator[CheckedRow]:
         )
     for number, row in enumerate(rows):
         # An id may hold half a surrogate pair, which plain UTF-8 has no bytes for; json.loads reads these.
-        yield CheckedRow(number, row, json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        yield CheckedRow(number, row, _ENCODER.encode(row).encode("utf-8", "surrogatepass"))
 
 
 def _lines(path: Path) -> Iterator[CheckedRow]:
