@@ -6,7 +6,15 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 # Seconds between two lines of one bar where the error stream is no terminal.
 _LINE_SECONDS = 60.0
@@ -15,8 +23,8 @@ _LINE_SECONDS = 60.0
 class ByteBars:
     """Bars with rate and time left on the error stream, while the context is entered.
 
-    Where the error stream is no terminal, a line says as much when a bar's work ends, and now and then before. Any
-    thread may move a bar.
+    A bar whose work ends becomes a line of text. Where the error stream is no terminal there are only such lines, and
+    one a minute while work goes on. Any thread may move a bar.
     """
 
     def __init__(self) -> None:
@@ -42,20 +50,20 @@ class ByteBars:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def bar(self, description: str, total: int | None, done: int = 0, stays: bool = True) -> Iterator["Bar"]:
+    def bar(self, description: str, total: int | None, done: int = 0, quiet: bool = False) -> Iterator["Bar"]:
         """Show a bar.
 
         Args:
             description: What is being done; taken literally, no markup.
             total: Bytes in all; None where that is not known.
             done: Bytes that were there before.
-            stays: Whether the bar is left on the terminal when its work has ended.
+            quiet: Whether no line is left when its work has ended.
         """
         bar = Bar(self, description, total, done)
         try:
             yield bar
         finally:
-            bar._end(stays)
+            bar._end(quiet)
 
 
 class Bar:
@@ -63,7 +71,6 @@ class Bar:
 
     def __init__(self, bars: ByteBars, description: str, total: int | None, done: int) -> None:
         self._bars = bars
-        self._description = description
         self._task = bars.progress.add_task(description, total=total, completed=done)
         self._said = time.monotonic()
 
@@ -77,23 +84,26 @@ class Bar:
         """Set the bytes in all."""
         self._bars.progress.update(self._task, total=total)
 
-    def _end(self, stays: bool) -> None:
-        if not self._bars.console.is_terminal:
-            self._say()
-        if not stays:
-            self._bars.progress.remove_task(self._task)
+    def _end(self, quiet: bool) -> None:
+        task = self._task_now()
+        self._bars.progress.remove_task(self._task)
+        if not quiet:
+            self._bars.say(f"{_amount(task)} in {task.elapsed or 0:.0f} s")
 
     def _say(self) -> None:
         self._said = time.monotonic()
-        task = next(task for task in self._bars.progress.tasks if task.id == self._task)
-        text = f"{self._description}: {decimal(int(task.completed))}"
-        if task.total:
-            text += f" of {decimal(int(task.total))}"
-        if task.speed and not task.finished:
-            text += f", {decimal(int(task.speed))}/s"
-            if task.time_remaining:
-                text += f", {task.time_remaining / 60:.0f} min left"
-        self._bars.say(text)
+        task = self._task_now()
+        rate = f", {decimal(int(task.speed))}/s" if task.speed else ""
+        left = f", {task.time_remaining / 60:.0f} min left" if task.time_remaining else ""
+        self._bars.say(_amount(task) + rate + left)
+
+    def _task_now(self) -> Task:
+        return next(task for task in self._bars.progress.tasks if task.id == self._task)
+
+
+def _amount(task: Task) -> str:
+    total = f" of {decimal(int(task.total))}" if task.total else ""
+    return f"{task.description}: {decimal(int(task.completed))}{total}"
 
 
 @contextmanager

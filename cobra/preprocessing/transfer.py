@@ -102,7 +102,7 @@ def fetch_file(
         OSError: The disk cannot be written.
     """
     partial = _Partial(remote, target.name, workspace, bars)
-    with bars.bar(f"fetching {target.name}", partial.size, partial.have, stays=remote.digest is None) as bar:
+    with bars.bar(f"fetching {target.name}", partial.size, partial.have) as bar:
 
         def advance(count: int) -> None:
             bar.advance(count)
@@ -163,7 +163,7 @@ class _Partial:
         self.have = self.data.stat().st_size
         self._hasher = remote.hasher()
         if self._hasher and self.have:
-            with bars.bar(f"checking what is there of {name}", self.have, stays=False) as bar:
+            with bars.bar(f"checking what is there of {name}", self.have, quiet=True) as bar:
                 hash_file(self._hasher, self.data, bar.advance)
 
     def begin(self, validator: str | None, size: int | None, advance: Callable[[int], None]) -> None:

@@ -260,7 +260,7 @@ class _Publication:
         hasher = remote.hasher()
         if hasher is None:
             return None
-        with bars.bar(f"checking {path.name}", size, stays=False) as bar:
+        with bars.bar(f"checking {path.name}", size, quiet=True) as bar:
 
             def advance(count: int) -> None:
                 bar.advance(count)
