@@ -132,6 +132,7 @@ class Metrics:
         self._losses: deque[float] = deque(maxlen=_WINDOW)
         self._times: deque[float] = deque(maxlen=_WINDOW)
         self._last = time.perf_counter()
+        self._stopped: float | None = None
         self._trackers: list[Tracker] = [
             TRACKERS[name](
                 run_id=run_id,
@@ -142,7 +143,9 @@ class Metrics:
             for name in active_trackers
         ]
 
-    def commit(self, step: int, loss: float, rate: float, grad_norm: float, tokens: int) -> dict[str, float]:
+    def commit(
+        self, step: int, loss: float, rate: float, grad_norm: float, tokens: int, validation_loss: float | None = None
+    ) -> dict[str, float]:
         """Record a finished step and write it.
 
         Args:
@@ -151,13 +154,14 @@ class Metrics:
             rate: Learning rate of the step.
             grad_norm: Global norm before clipping.
             tokens: Labelled tokens of the step, over all processes.
+            validation_loss: Mean over all labelled tokens of the held-out rows, where it has been taken.
 
         Returns:
             What was written.
         """
         now = time.perf_counter()
-        self._times.append(now - self._last)
-        self._last = now
+        self._times.append((now if self._stopped is None else self._stopped) - self._last)
+        self._last, self._stopped = now, None
         self._losses.append(loss)
         seconds = sum(self._times) / len(self._times)
         values = {
@@ -169,10 +173,16 @@ class Metrics:
             "Gradient Norm": grad_norm,
             "Tokens": tokens,
         }
+        if validation_loss is not None:
+            values["Validation Loss"] = validation_loss
         named = {f"{self._prefix}/{name}": value for name, value in values.items()}
         for tracker in self._trackers:
             tracker.write(step, named)
         return named
+
+    def stop_clock(self) -> None:
+        """End the time of the step that is committed next: what follows is not training."""
+        self._stopped = time.perf_counter()
 
     def finalize(self) -> None:
         """Close the trackers."""

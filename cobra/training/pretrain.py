@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from cobra.models.checkpoint import LATEST, Checkpoint, read_checkpoint
 from cobra.models.load import PROVENANCE, build_vlm, find_checkpoint
 from cobra.models.vlms import CobraVLM, check_stage
 from cobra.preprocessing import get_dataset_and_collator
-from cobra.preprocessing.datasets import AlignDataset
+from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
 from cobra.preprocessing.datasets.datasets import check_row_options
 from cobra.preprocessing.materialize import find_components
 from cobra.training.materialize import get_train_strategy, stage_hyperparameters, stage_prefix
@@ -24,6 +24,8 @@ from cobra.training.provenance import describe_run
 from cobra.training.schedule import check_batches
 from cobra.training.sharding import check_strategy
 from cobra.training.strategy import check_hyperparameters
+from cobra.training.validation import Validation
+from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World, join_world
 from cobra.util.errors import UserError
 from cobra.util.files import write_json, write_text
@@ -101,14 +103,7 @@ def _pretrain(config: PretrainConfig, world: World) -> Path:
     set_global_seed(config.seed)
     vlm, loaded, source = _build(config, run_dir, say)
     vlm.freeze_backbones(config.stage)
-    dataset, collator = get_dataset_and_collator(
-        config.stage,
-        config.dataset,
-        vlm.vision_backbone.image_transform,
-        vlm.llm_backbone.tokenizer,
-        vlm.llm_backbone.prompt_builder_fn,
-        vlm.vision_backbone.default_image_resolution,
-    )
+    dataset, collator = _open_rows(config, config.dataset, vlm)
     if isinstance(dataset, AlignDataset):
         lengths = dataset.get_modality_lengths(vlm.vision_backbone.num_patches)
     else:
@@ -128,6 +123,7 @@ def _pretrain(config: PretrainConfig, world: World) -> Path:
         config.model.reduce_in_full_precision,
         stage_prefix(config.stage),
     )
+    validation = _open_holdout(config, vlm, say)
     strategy.run_setup()
     _announce(config, world, vlm, len(dataset), say)
     metrics = None
@@ -140,7 +136,7 @@ def _pretrain(config: PretrainConfig, world: World) -> Path:
     world.barrier()
     try:
         workers = _workers(config, world)
-        result = strategy.run_training(dataset, collator, lengths, run_dir, metrics, config.seed, workers)
+        result = strategy.run_training(dataset, collator, lengths, run_dir, metrics, config.seed, workers, validation)
     finally:
         if metrics is not None:
             metrics.finalize()
@@ -201,6 +197,36 @@ def _build(config: PretrainConfig, run_dir: Path, say: Any) -> tuple[CobraVLM, l
     if config.stage == "align" and config.model.arch_specifier.startswith("no-align"):
         say(f"warning: the architecture {config.model.arch_specifier!r} needs no align stage; it is run all the same")
     return vlm, loaded, path
+
+
+def _open_rows(
+    config: PretrainConfig, rows: DatasetConfig, vlm: CobraVLM
+) -> tuple[AlignDataset | FinetuneDataset, PaddedCollatorForLanguageModeling]:
+    return get_dataset_and_collator(
+        config.stage,
+        rows,
+        vlm.vision_backbone.image_transform,
+        vlm.llm_backbone.tokenizer,
+        vlm.llm_backbone.prompt_builder_fn,
+        vlm.vision_backbone.default_image_resolution,
+    )
+
+
+def _open_holdout(config: PretrainConfig, vlm: CobraVLM, say: Any) -> Validation | None:
+    """Open the rows that are never trained on, where the data set has some."""
+    components = config.dataset.holdout_components
+    if config.stage == "align" or components is None:
+        return None
+    file = config.dataset.dataset_root_dir / components[0]
+    if not file.is_file():
+        say(f"there are no held-out rows ({file} does not exist): no loss is reported on rows that are not trained on")
+        return None
+    # All of them, whatever is dropped of the training rows: one number for all runs.
+    rows = replace(config.dataset, finetune_stage_components=components, truncation="right")
+    dataset, collator = _open_rows(config, rows, vlm)
+    say(f"{len(dataset):,} held-out rows in {file}")
+    lengths = dataset.get_modality_lengths()  # type: ignore[call-arg]
+    return Validation(dataset, collator, lengths, config.model.finetune_per_device_batch_size)
 
 
 def _announce(config: PretrainConfig, world: World, vlm: CobraVLM, rows: int, say: Any) -> None:

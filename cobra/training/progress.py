@@ -40,6 +40,11 @@ class StepProgress:
     ) -> None:
         self._bar.stop()
 
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self._enabled:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def advance(self, step: int, loss: float, rate: float, grad_norm: float) -> None:
         """Show the numbers of a finished step, counted from 1."""
         numbers = f"loss {loss:.4f}  lr {rate:.2e}  norm {grad_norm:.2f}"

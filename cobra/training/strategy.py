@@ -1,28 +1,26 @@
 """The training engine: set-up, the token-weighted step, and the loop."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cobra.models.load import cast
 from cobra.models.vlms import CobraVLM
+from cobra.training.batches import Batch, CollateOrPass, ErrorsAsValues, count_targets, grouped, mark_skipped, to_device
 from cobra.training.checkpointing import save_checkpoint
 from cobra.training.metrics import Metrics
 from cobra.training.optimizer import build_optimizer, clip_gradients
 from cobra.training.progress import StepProgress
 from cobra.training.schedule import StepPlan, check_batches, check_schedule, learning_rate, plan_steps
 from cobra.training.sharding import check_strategy, shard
+from cobra.training.validation import Validation
 from cobra.util.batching_utils import SplitModalitySampler
-from cobra.util.data_utils import IGNORE_INDEX, SKIPPED_ROWS
 from cobra.util.distributed import World
 from cobra.util.errors import UserError
-
-Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ class TrainStrategy:
         Raises:
             UserError: The loss or the gradient is not finite.
         """
-        batches = [_to_device(batch, self.world.device) for batch in batches]
+        batches = [to_device(batch, self.world.device) for batch in batches]
         counts = torch.stack([count_targets(batch["labels"], batch["multimodal_indices"]) for batch in batches])
         tokens = self.world.sum(counts.sum())
         total = torch.zeros((), device=self.world.device)
@@ -205,6 +203,7 @@ class TrainStrategy:
         metrics: Metrics | None,
         seed: int = 7,
         num_workers: int = 0,
+        validation: Validation | None = None,
     ) -> StepResult:
         """Train over the planned steps; save at the end of every epoch and of the run.
 
@@ -216,6 +215,7 @@ class TrainStrategy:
             metrics: On the main process; None elsewhere.
             seed: Of the order of rows.
             num_workers: Processes that read rows, for each training process.
+            validation: Held-out rows; the loss on them is taken at the end of every epoch and of the run.
 
         Returns:
             The result of the last step.
@@ -226,10 +226,10 @@ class TrainStrategy:
         )
         plan = self.plan(sampler)
         loader = DataLoader(
-            _ErrorsAsValues(dataset),
+            ErrorsAsValues(dataset),
             batch_size=values.per_device_batch_size,
             sampler=sampler,
-            collate_fn=_CollateOrPass(collator),
+            collate_fn=CollateOrPass(collator),
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=self.world.device.type == "cuda",
@@ -238,12 +238,14 @@ class TrainStrategy:
         with StepProgress(plan.total_steps, enabled=self.world.is_main) as progress:
             for epoch in range(plan.epochs):
                 sampler.set_epoch(epoch)
-                for batches in _grouped(loader, plan.accumulation_steps):
-                    _mark_skipped(batches, skipped)
+                for batches in grouped(loader, plan.accumulation_steps):
+                    mark_skipped(batches, skipped)
                     rate = self.rate(self.global_step, plan.total_steps)
                     result = self.train_step(batches, rate)
+                    ends = self.global_step in (plan.total_steps, (epoch + 1) * plan.batches_per_epoch)
+                    held_out = self._validate(validation, metrics, progress) if ends else None
                     if metrics is not None:
-                        metrics.commit(self.global_step, result.loss, rate, result.grad_norm, result.tokens)
+                        metrics.commit(self.global_step, result.loss, rate, result.grad_norm, result.tokens, held_out)
                     progress.advance(self.global_step, result.loss, rate, result.grad_norm)
                     if self.global_step == plan.total_steps:
                         break
@@ -251,71 +253,12 @@ class TrainStrategy:
         self.skipped_rows = int(self.world.sum(skipped.to(self.world.device)).count_nonzero())
         return result
 
-
-def count_targets(labels: Tensor, multimodal_indices: Tensor) -> Tensor:
-    """Return how many labels enter the loss, a scalar int64.
-
-    Each token is predicted from the position before it. The first token of a text row has none; that of a row with an
-    image is predicted from the last patch.
-
-    Args:
-        labels: (batch, text) int64, -100 where no loss is wanted.
-        multimodal_indices: Rows that have an image (n,) int64.
-    """
-    labelled = labels != IGNORE_INDEX
-    return labelled[:, 1:].sum() + labelled[multimodal_indices, 0].sum()
-
-
-def _grouped(loader: DataLoader, size: int) -> Iterator[list[Batch]]:
-    """Yield lists of `size` successive batches; the sampler pads every global batch, so none is left over."""
-    group: list[Batch] = []
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        group.append(batch)
-        if len(group) == size:
-            yield group
-            group = []
-
-
-def _mark_skipped(batches: list[Batch], skipped: Tensor) -> None:
-    """Set `skipped` (rows,) to 1 at the rows of the batches that are skipped, and take their numbers out of these."""
-    for batch in batches:
-        rows = batch.pop(SKIPPED_ROWS, None)
-        if rows is not None:
-            skipped[rows] = 1
-
-
-class _ErrorsAsValues(Dataset[Any]):
-    """Rows, with a UserError in place of a bad one: raised in a worker it would come out as a traceback in a string."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return self.dataset[index]
-        except UserError as error:
-            return error
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-
-class _CollateOrPass:
-    """A collator that passes on the first UserError among its rows."""
-
-    def __init__(self, collator: Callable[[Any], Batch]) -> None:
-        self.collator = collator
-
-    def __call__(self, rows: list[Any]) -> Batch | UserError:
-        return next((row for row in rows if isinstance(row, UserError)), None) or self.collator(rows)
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    def move(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: move(item) for name, item in value.items()}
-        return value.to(device, non_blocking=True)
-
-    return move(batch)
+    def _validate(self, validation: Validation | None, metrics: Metrics | None, progress: StepProgress) -> float | None:
+        """Take the loss on the held-out rows, if there are any."""
+        if validation is None:
+            return None
+        if metrics is not None:
+            metrics.stop_clock()
+        loss = validation.loss(self.vlm, self.world, self.mixed_precision)
+        progress.say(f"step {self.global_step}: loss on held-out rows {loss:.4f}")
+        return loss

@@ -214,3 +214,38 @@ def test_an_aligned_architecture_without_its_align_run_says_so(rows_dir, tmp_pat
         run(pretrain, PretrainConfig, [*arguments, "--model.finetune_per_device_batch_size", "4"])
     assert stop.value.code == 2
     assert "--stage align" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def cot_root(rows_dir, tmp_path_factory) -> Path:
+    """A prepared LLaVA-CoT-100k of eleven rows, five of them held out."""
+    root = tmp_path_factory.mktemp("cot")
+    folder = root / "download" / "llava-cot-100k"
+    folder.mkdir(parents=True)
+    for image in (rows_dir / "images").iterdir():
+        (folder / image.name).write_bytes(image.read_bytes())
+    rows = json.loads((rows_dir / "rows.json").read_text())
+    (folder / "llava_cot_100k.json").write_text(json.dumps(rows[5:]))
+    (folder / "llava_cot_100k_holdout.json").write_text(json.dumps(rows[:5]))
+    return root
+
+
+def test_loss_on_held_out_rows_is_that_of_the_checkpoint_on_any_number_of_processes(cot_root, tmp_path):
+    held_out = {}
+    for processes in (1, 2):
+        arguments = [
+            *("--model.type", "cobra-tiny", *SCRATCH, "--device", "cpu", "--run_root_dir", str(tmp_path)),
+            *("--dataset.type", "llava-cot-100k", "--dataset.dataset_root_dir", str(cot_root)),
+            *("--model.finetune_global_batch_size", "2", "--model.finetune_per_device_batch_size", "1"),
+            *("--model.finetune_epochs", "2", "--run_id", f"of-{processes}"),
+        ]
+        process = launch(arguments, processes)
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+        assert "5 held-out rows in" in output and output.count("loss on held-out rows") == 2
+        lines = (tmp_path / f"of-{processes}" / f"of-{processes}.jsonl").read_text().splitlines()
+        values = [json.loads(line) for line in lines]
+        # Of three batches an epoch, the last one has the loss.
+        assert ["Finetune/Validation Loss" in line for line in values] == [False, False, True] * 2
+        held_out[processes] = [values[step]["Finetune/Validation Loss"] for step in (2, 5)]
+    assert held_out[2] == pytest.approx(held_out[1], rel=1e-5)

@@ -7,15 +7,9 @@ from hypothesis import strategies as st
 from scratch import scratch_vlm
 
 from cobra.models.load import cast
+from cobra.training.batches import CollateOrPass, ErrorsAsValues, count_targets, grouped
 from cobra.training.optimizer import is_decayed
-from cobra.training.strategy import (
-    Hyperparameters,
-    TrainStrategy,
-    _CollateOrPass,
-    _ErrorsAsValues,
-    _grouped,
-    count_targets,
-)
+from cobra.training.strategy import Hyperparameters, TrainStrategy
 from cobra.util.data_utils import IGNORE_INDEX, PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World
 from cobra.util.errors import UserError
@@ -299,8 +293,8 @@ class _BadRow(torch.utils.data.Dataset):
 def test_a_bad_row_is_the_same_error_with_and_without_workers(workers):
     """Raised in a DataLoader's worker, the error would come out as a traceback in a string."""
     loader = torch.utils.data.DataLoader(
-        _ErrorsAsValues(_BadRow()), batch_size=2, collate_fn=_CollateOrPass(list), num_workers=workers
+        ErrorsAsValues(_BadRow()), batch_size=2, collate_fn=CollateOrPass(list), num_workers=workers
     )
     with pytest.raises(UserError) as error:
-        list(_grouped(loader, 1))
+        list(grouped(loader, 1))
     assert str(error.value) == "row 1 names an image that cannot be read"

@@ -1,0 +1,94 @@
+"""The loss on held-out rows: the same number on any number of processes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.utils.data import Dataset
+
+from cobra.models.vlms import CobraVLM
+from cobra.training.batches import Batch, count_targets, to_device
+from cobra.util.data_utils import IGNORE_INDEX, SKIPPED_ROWS
+from cobra.util.distributed import World
+
+
+class Validation:
+    """Rows that are never trained on, and how to take the loss on them."""
+
+    def __init__(
+        self,
+        dataset: Dataset[dict[str, Any]],
+        collator: Callable[[Any], Batch],
+        modality_lengths: Sequence[tuple[bool, int]],
+        per_device_batch_size: int,
+    ) -> None:
+        """Plan the passes; rows of like length share one, those with an image and those of text only do not.
+
+        Args:
+            dataset: The held-out rows.
+            collator: From rows to a batch.
+            modality_lengths: (has an image, length) of every row.
+            per_device_batch_size: Rows of one forward pass on one process.
+        """
+        self._dataset = dataset
+        self._collator = collator
+        self._size = per_device_batch_size
+        # Longest first: memory runs out at once or not at all.
+        self._orders = [
+            sorted(
+                (row for row, (has_image, _) in enumerate(modality_lengths) if has_image == wanted),
+                key=lambda row: -modality_lengths[row][1],
+            )
+            for wanted in (True, False)
+        ]
+
+    @torch.no_grad()
+    def loss(self, vlm: CobraVLM, world: World, mixed_precision: bool) -> float:
+        """Return the mean cross-entropy over all labelled tokens of the rows; every process has to call it.
+
+        Args:
+            vlm: The model, sharded or not; its mode is kept.
+            world: The processes.
+            mixed_precision: Compute in bf16.
+
+        Raises:
+            UserError: A row cannot be read.
+        """
+        was_training = vlm.training
+        vlm.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=world.device)
+        for batch in map(self._batch, self._passes(world)):
+            batch = to_device(batch, world.device)
+            kind = world.device.type
+            with torch.autocast(kind, torch.bfloat16, enabled=mixed_precision, cache_enabled=False):
+                loss = vlm(**batch, loss_reduction="sum", return_logits=False).loss
+            sums += torch.stack([loss.double(), count_targets(batch["labels"], batch["multimodal_indices"]).double()])
+        vlm.train(was_training)
+        for module in vlm.modules():
+            # A forward pass without a backward one leaves the units of shard-grad-op whole.
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        total, tokens = world.sum(sums).tolist()
+        return total / max(tokens, 1.0)
+
+    def _passes(self, world: World) -> list[tuple[list[int], bool]]:
+        """Return (rows, whether they count) of every pass of this process; all processes have as many passes.
+
+        Sharded models need every process in every pass, so one that has no row left repeats another's, without labels.
+        """
+        passes = []
+        for order in self._orders:
+            for begin in range(0, len(order), self._size * world.size):
+                together = order[begin : begin + self._size * world.size]
+                own = together[world.rank :: world.size]
+                passes.append((own or together[:1], bool(own)))
+        return passes
+
+    def _batch(self, item: tuple[list[int], bool]) -> Batch:
+        rows, counts = item
+        batch = self._collator([self._dataset[row] for row in rows])
+        batch.pop(SKIPPED_ROWS, None)
+        if not counts:
+            batch["labels"] = torch.full_like(batch["labels"], IGNORE_INDEX)
+        return batch
