@@ -1,0 +1,23 @@
+"""Texts from the data as a person may be shown them: they neither hide nor move what stands around them."""
+
+import re
+
+# Control characters except tab and line end, characters that turn the direction of writing, the line ends of Unicode,
+# halves of surrogate pairs, and code points that are no characters and that HTML forbids.
+_UNSHOWN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff"
+    + "".join(rf"\U{plane:04x}fffe\U{plane:04x}ffff" for plane in range(1, 17))
+    + "]"
+)
+
+
+def shown(text: str, limit: int | None = None) -> str:
+    r"""Return a text with such characters written out, as `\u202e`.
+
+    Args:
+        text: Any text.
+        limit: Characters after which it is cut, and `...` added; None leaves it whole.
+    """
+    if limit is not None and len(text) > limit:
+        text = text[:limit] + "..."
+    return _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text.replace("\r\n", "\n"))
