@@ -5,20 +5,24 @@ an absurd size is refused. Every file appears under its name only when it is who
 """
 
 import hashlib
+import io
 import lzma
 import os
 import re
 import shutil
 import stat
 import tarfile
+import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from cobra.preprocessing.progress import byte_progress
+from cobra.preprocessing.zip_members import LOCAL_HEADER, MemberStream, open_member
 from cobra.util.errors import UserError
 
 # Deflate reaches 1032:1 on constant bytes; images and annotation files stay under 10:1. Small members are let be.
@@ -26,10 +30,11 @@ MAX_RATIO = 200
 RATIO_FLOOR_BYTES = 64 * 2**20
 
 # What zipfile and the decompressors raise on damaged data.
-DAMAGE_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
+DAMAGE_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, UnicodeDecodeError)
 
 _BLOCK_BYTES = 2**20
 _MAX_NAME_BYTES = 255
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.[0-9]+\.part")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
@@ -65,30 +70,74 @@ def member_path(name: str) -> str:
     return str(PurePosixPath(name))
 
 
-def sort_out_members(infos: Iterable[zipfile.ZipInfo]) -> tuple[list[zipfile.ZipInfo], list[Refusal]]:
+def sort_out_members(infos: Sequence[zipfile.ZipInfo], end: int) -> tuple[list[zipfile.ZipInfo], list[Refusal]]:
     """Divide the files of a zip's directory into those to unpack and those to refuse; folders are dropped.
 
-    The directory alone decides, nothing is read: zipfile never yields more bytes than the directory states.
+    The directory alone decides, nothing is read: no more bytes are ever written than the directory states.
+
+    Args:
+        infos: The members, with their true offsets.
+        end: Where the members end and the directory begins.
     """
     good: list[zipfile.ZipInfo] = []
     refused: list[Refusal] = []
-    files: set[str] = set()
-    folders: set[str] = set()
-    for info in infos:
+    overlaps = _overlaps(infos, end)
+    names = NameClaims()
+    for position, info in enumerate(infos):
         if info.is_dir():
             continue
-        name = member_path(info.filename)
-        parents = {str(parent) for parent in PurePosixPath(name).parents}
-        problem = unsafe_name(info.filename) or _zip_problem(info)
-        if problem is None and (name in files or name in folders or not parents.isdisjoint(files)):
-            problem = "is there twice, or is a file and a folder at once"
+        problem = unsafe_name(info.filename) or _zip_problem(info) or overlaps.get(position)
+        problem = problem or names.claim(member_path(info.filename))
         if problem is None:
-            files.add(name)
-            folders |= parents
             good.append(info)
         else:
             refused.append(Refusal(info.filename, problem))
     return good, refused
+
+
+class NameClaims:
+    """Names that files of an archive have taken, compared as file systems do that ignore case or normalise letters."""
+
+    def __init__(self) -> None:
+        # By the folded name: the name itself, or that of the first member inside the folder.
+        self._files: dict[str, str] = {}
+        self._folders: dict[str, str] = {}
+
+    def claim(self, name: str) -> str | None:
+        """Take `name`, as :func:`member_path` gives it; return why it collides with an earlier one, or None.
+
+        Folders that differ only in case are one folder on some systems and two on others; neither loses a file.
+        """
+        key = (
+            name.lower()
+            if name.isascii()
+            else unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+        )
+        parents = [key[: match.start()] for match in re.finditer("/", key)]
+        twin = self._files.get(key)
+        if twin is not None and twin != name:
+            return f"collides with {twin!r} where upper and lower case, or two forms of a letter, are the same"
+        other = twin or self._folders.get(key) or next(filter(None, map(self._files.get, parents)), None)
+        if other is not None:
+            return f"is there twice, or is a file and a folder at once (beside {other!r})"
+        self._files[key] = name
+        for parent in parents:
+            self._folders.setdefault(parent, name)
+        return None
+
+
+def _overlaps(infos: Sequence[zipfile.ZipInfo], end: int) -> dict[int, str]:
+    """Return by position in `infos` which members claim bytes that are not theirs."""
+    found: dict[int, str] = {}
+    next_start, next_name = end, "the directory"
+    for position in sorted(range(len(infos)), key=lambda at: infos[at].header_offset, reverse=True):
+        info = infos[position]
+        # The name has at least a byte a letter; what else lies between header and data is not known here.
+        least_end = info.header_offset + LOCAL_HEADER.size + len(info.orig_filename) + info.compress_size
+        if info.header_offset < 0 or least_end > next_start:
+            found[position] = f"claims bytes of the archive that belong to {next_name}"
+        next_start, next_name = info.header_offset, repr(info.filename)
+    return found
 
 
 def _zip_problem(info: zipfile.ZipInfo) -> str | None:
@@ -136,11 +185,27 @@ def is_whole(target: Path, size: int) -> bool:
     return target.is_file() and target.stat().st_size == size
 
 
-def write_member(source: IO[bytes], target: Path, size: int, advance: Callable[[int], None]) -> None:
+def link_problem(destination: Path, folder: str) -> str | None:
+    """Return why nothing may be written into `folder` (relative, may be empty) below `destination`; None if it may.
+
+    A link that the user made directly below `destination`, to another disk say, is followed: nothing here makes links.
+    A deeper one may come from an archive that another program unpacked, and must not lead anywhere else.
+    """
+    base = os.path.realpath(destination)
+    real = os.path.realpath(os.path.join(base, folder))
+    homes = (base, os.path.realpath(os.path.join(base, folder.partition("/")[0])))
+    if any(os.path.commonpath((home, real)) == home for home in homes):
+        return None
+    return f"lies below a link that leads out of {destination}, to {real}"
+
+
+def write_member(
+    source: IO[bytes] | io.BufferedIOBase, target: Path, size: int, advance: Callable[[int], None]
+) -> None:
     """Copy `source` to `target`, whole or not at all.
 
     Not flushed to disk each: 100,000 flushes would take longer than the copy. A file that a power cut leaves short is
-    found by its size.
+    found by its size. What a kill leaves, :func:`remove_temporaries` removes.
 
     Args:
         source: An opened member; its reader checks the CRC.
@@ -152,8 +217,10 @@ def write_member(source: IO[bytes], target: Path, size: int, advance: Callable[[
         EOFError: The member ended early.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    # The member's own name may fill the 255 bytes that a file system takes.
-    temporary = target.with_name(f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.part")
+    # The member's own name may fill the 255 bytes that a file system takes. The process is in the name because one of a
+    # killed run may still be writing.
+    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+    temporary = target.with_name(f".{digest}.{os.getpid()}.part")
     written = 0
     try:
         with temporary.open("wb") as file:
@@ -168,6 +235,28 @@ def write_member(source: IO[bytes], target: Path, size: int, advance: Callable[[
         temporary.unlink(missing_ok=True)
 
 
+def remove_temporaries(folders: Iterable[Path]) -> None:
+    """Remove what processes that were killed in :func:`write_member` left in these folders, which need not exist."""
+    for folder in folders:
+        if folder.is_dir():
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if _TEMPORARY.fullmatch(entry.name):
+                        os.unlink(entry.path)
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn what the operating system raises inside, a full disk first of all, into a UserError that names `folder`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"unpacking into {folder} stopped: {error}. Mend that (free some space where the disk is full) and run the "
+            "same command again; what is whole is kept"
+        ) from error
+
+
 def extract_archive(archive: Path, destination: Path) -> None:
     """Unpack a zip or tar archive (tar also as gz, bz2 or xz) below `destination`, skipping files that are whole.
 
@@ -175,6 +264,11 @@ def extract_archive(archive: Path, destination: Path) -> None:
         UserError: It is neither, is damaged, holds a member that is refused, or does not fit on the disk. Of a zip
             with a refused member nothing is written; of a tar, which has no directory, what comes before it.
     """
+    with disk_errors(destination):
+        _extract(archive, destination)
+
+
+def _extract(archive: Path, destination: Path) -> None:
     destination.mkdir(parents=True, exist_ok=True)
     try:
         if zipfile.is_zipfile(archive):
@@ -188,8 +282,13 @@ def extract_archive(archive: Path, destination: Path) -> None:
 
 
 def _extract_zip(archive: Path, destination: Path) -> None:
-    with zipfile.ZipFile(archive) as file:
-        members, refused = sort_out_members(file.infolist())
+    with MemberStream(archive.open("rb", buffering=0)) as stream:
+        directory = zipfile.ZipFile(stream)
+        members, refused = sort_out_members(directory.infolist(), directory.start_dir)
+        names = [member_path(info.filename) for info in members]
+        folders = {name.rpartition("/")[0] for name in names}
+        linked = {folder: problem for folder in folders if (problem := link_problem(destination, folder))}
+        refused += [Refusal(name, linked[folder]) for name in names if (folder := name.rpartition("/")[0]) in linked]
         if refused:
             raise _refusal(archive, refused)
         total = sum(info.file_size for info in members)
@@ -197,15 +296,18 @@ def _extract_zip(archive: Path, destination: Path) -> None:
         absent = [info for info in members if not is_whole(destination / info.filename, info.file_size)]
         left = sum(info.file_size for info in absent)
         check_free_space(destination, left)
+        remove_temporaries({(destination / info.filename).parent for info in absent})
         with byte_progress(f"unpacking {archive.name}", total, total - left) as advance:
             for info in absent:
-                with file.open(info) as source:
+                with open_member(stream, info) as source:
                     write_member(source, destination / info.filename, info.file_size, advance)
 
 
 def _extract_tar(archive: Path, destination: Path) -> None:
     packed = archive.stat().st_size
     total = 0
+    names = NameClaims()
+    cleaned: set[Path] = set()
     with tarfile.open(archive) as file, byte_progress(f"unpacking {archive.name}", None) as advance:
         for member in file:
             # The header counts too: tarfile keeps each in memory, and millions of empty files pack well.
@@ -213,15 +315,25 @@ def _extract_tar(archive: Path, destination: Path) -> None:
             check_total(str(archive), packed, total)
             if member.isdir():
                 continue
-            problem = unsafe_name(member.name)
-            source = file.extractfile(member) if member.isfile() and problem is None else None
+            problem = unsafe_name(member.name) or _tar_problem(member, names, destination)
+            source = file.extractfile(member) if problem is None else None
             if source is None:
-                reason = problem or "is a link, a device or another special file"
-                raise _refusal(archive, [Refusal(member.name, reason)])
+                raise _refusal(archive, [Refusal(member.name, problem or "cannot be read")])
             target = destination / member.name
             if not is_whole(target, member.size):
+                if target.parent not in cleaned:
+                    remove_temporaries([target.parent])
+                    cleaned.add(target.parent)
                 check_free_space(destination, member.size)
                 write_member(source, target, member.size, advance)
+
+
+def _tar_problem(member: tarfile.TarInfo, names: NameClaims, destination: Path) -> str | None:
+    """Return why a member with a safe name may not be unpacked; its name is claimed."""
+    if not member.isfile():
+        return "is a link, a device or another special file"
+    name = member_path(member.name)
+    return names.claim(name) or link_problem(destination, name.rpartition("/")[0])
 
 
 def _refusal(archive: Path, refused: Sequence[Refusal]) -> UserError:

@@ -16,7 +16,7 @@ from rich.console import Console
 from small_publication import ANSWER, NAMES, Publication, annotation, picture, rejected, turns, write_parts
 
 from cobra.conf.datasets import LLaVa_CoT_100k_Config
-from cobra.preprocessing.llava_cot import PrepareConfig, converting, images, prepare, rows, unpacking
+from cobra.preprocessing.llava_cot import PrepareConfig, converting, extracting, images, prepare, rows, unpacking
 from cobra.preprocessing.llava_cot.images import ImageChecker
 from cobra.preprocessing.llava_cot.joining import JoinedParts, find_archive
 from cobra.preprocessing.llava_cot.rows import Defect, RowError, check_row, parse_line, read_lines, sample_images
@@ -179,7 +179,7 @@ def test_rerun_skips_what_is_done_and_gives_the_same(tmp_path, monkeypatch):
     prepare(PrepareConfig(tmp_path, download=False))
     outputs = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     monkeypatch.setattr(images, "_look_at", lambda path, mode: pytest.fail("decoded again"))
-    monkeypatch.setattr(unpacking, "write_member", lambda *args: pytest.fail("unpacked again"))
+    monkeypatch.setattr(extracting, "write_member", lambda *args: pytest.fail("unpacked again"))
     report = prepare(PrepareConfig(tmp_path, download=False))
     assert report.archive.new == 0
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == outputs
@@ -200,7 +200,7 @@ def test_interrupts_lose_nothing_that_is_done(tmp_path, monkeypatch, stop):
     prepare(PrepareConfig(tmp_path / "other", download=False))
     folder = made.write(tmp_path, "images/")
     written, decoded = [], []
-    write_member, decode = unpacking.write_member, images._look_at
+    write_member, decode = extracting.write_member, images._look_at
 
     def counted_write(source, target, size, advance):
         if len(written) == stop:
@@ -216,7 +216,7 @@ def test_interrupts_lose_nothing_that_is_done(tmp_path, monkeypatch, stop):
         decoded.append(path)
         return decode(path, mode)
 
-    monkeypatch.setattr(unpacking, "write_member", counted_write)
+    monkeypatch.setattr(extracting, "write_member", counted_write)
     monkeypatch.setattr(images, "_look_at", counted_decode)
     monkeypatch.setattr(images, "_CHUNK", 1)
     for _ in range(2):
@@ -519,7 +519,7 @@ def test_memory_does_not_hold_the_rows(tmp_path):
         )
     folder = made.write(tmp_path, parts=1)
     with ImageChecker(folder, folder / "record.jsonl") as checker:
-        unpacking.unpack_images(find_archive(folder), folder, [image])
+        unpacking.unpack_images(folder, folder, [image])
         report = converting.Report()
         outputs = converting.Outputs(folder / "o.json", folder / "h.json", folder / "r.jsonl")
         tracemalloc.start()

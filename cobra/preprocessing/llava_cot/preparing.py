@@ -134,7 +134,14 @@ def _provide_images(
             f"{folder} holds neither the images (such as {images[0]}, in any subfolder) nor their archive "
             f"(image.zip.part-aa and on, or image.zip). Fetch them: {command}"
         )
-    unpacked = unpack_images(parts, folder / (root or ""), images) if parts else None
+    unpacked = unpack_images(
+        folder,
+        folder / (root or ""),
+        images,
+        keep_parts=config.keep_parts,
+        workers=workers,
+        sources=config.sources,
+    )
     if root is None and unpacked is None:
         raise UserError(
             f"none of the rows' images (such as {images[0]}) is in the archive {parts[0]}: it is not the archive that "
