@@ -7,11 +7,12 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from cobra.models.backbones.llm.prompting import MambaPromptBuilder, ZephyrChatPromptBuilder
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset, ReasoningTrace
-from cobra.util.data_utils import IGNORE_INDEX
+from cobra.util.data_utils import IGNORE_INDEX, PaddedCollatorForLanguageModeling
 from cobra.util.errors import UserError
 
 EOS = 0
@@ -131,6 +132,24 @@ def test_every_image_mode_becomes_rgb(folder, tokenizer, mode):
     assert modes == ["RGB"]
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_rows_come_from_lines_and_from_lists(folder, tokenizer, name):
+    rows = [{"id": index, "conversations": [PAIR[0], {"from": "gpt", "value": str(index)}]} for index in range(3)]
+    path = folder / name
+    path.write_text("\n".join(map(json.dumps, rows)) if name == "rows.jsonl" else json.dumps(rows))
+    dataset = FinetuneDataset(path, folder / "images", first_pixel, tokenizer, ZephyrChatPromptBuilder)
+    assert dataset.examples == rows
+    assert [text_of(tokenizer, dataset[index]["input_ids"])[-14:-13] for index in range(3)] == ["0", "1", "2"]
+
+
+def test_a_bad_image_is_named_with_its_line(folder, tokenizer):
+    path = folder / "rows.jsonl"
+    path.write_text(f"{json.dumps(GOOD)}\n\n{json.dumps(GOOD | {'image': 'absent.png'})}\n")
+    dataset = FinetuneDataset(path, folder / "images", first_pixel, tokenizer, ZephyrChatPromptBuilder)
+    with pytest.raises(UserError, match=r"line 3 \(id 'good'\) of .*rows.jsonl names.*absent.png"):
+        dataset[1]
+
+
 def test_fused_transforms_give_a_dict(folder, tokenizer):
     rows = [{"image": "a.png", "conversations": PAIR}]
     dataset = finetune(folder, tokenizer, rows, transform=lambda image: {"dino": first_pixel(image)})
@@ -243,6 +262,9 @@ def test_an_image_folder_that_is_a_link_is_fine(folder, tokenizer):
     assert finetune(folder, tokenizer, rows)[0]["pixel_values"].tolist() == [10, 20, 30]
 
 
+BAD_IMAGES = ["absent", "folder", "text", "empty", "cut", "link to itself", "unknown pixel format"]
+
+
 def _damage(path, kind):
     whole = path.read_bytes()
     if kind == "absent":
@@ -264,13 +286,98 @@ def _damage(path, kind):
         path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2]}[kind])
 
 
-@pytest.mark.parametrize("kind", ["absent", "folder", "text", "empty", "cut", "link to itself", "unknown pixel format"])
+@pytest.mark.parametrize("kind", BAD_IMAGES)
 def test_an_unreadable_image_is_named_with_its_row(folder, tokenizer, kind):
     dataset = finetune(folder, tokenizer, [{"id": 7, "image": "a.png", "conversations": PAIR}])
     _damage(folder / "images" / "a.png", kind)
     with pytest.raises(UserError, match=r"row 0 \(id 7\)") as error:
         dataset[0]
     assert "a.png" in str(error.value)
+
+
+def towers(image):
+    """Pixels of two towers of different sizes; a black picture's are not zero."""
+    return {"dino": torch.ones(3, 4, 4), "siglip": torch.full((3, 6, 6), float(image.width))}
+
+
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+def test_a_row_with_a_bad_image_can_stay_without_a_label(folder, tokenizer, kind, capsys):
+    Image.new("RGB", (4, 4)).save(folder / "images" / "b.png")
+    rows = [{"id": name, "image": f"{name}.png", "conversations": PAIR} for name in ("a", "b")]
+    dataset = FinetuneDataset(
+        write_rows(folder, rows), folder / "images", towers, tokenizer, ZephyrChatPromptBuilder, on_bad_image="skip"
+    )
+    whole = dataset[0]
+    _damage(folder / "images" / "a.png", kind)
+    example, good = dataset[0], dataset[1]
+    assert torch.equal(example["input_ids"], whole["input_ids"])
+    assert example["labels"].tolist() == [IGNORE_INDEX] * len(whole["labels"])
+    assert {name: (pixels.shape, pixels.abs().max().item()) for name, pixels in example["pixel_values"].items()} == {
+        "dino": ((3, 4, 4), 0),
+        "siglip": ((3, 6, 6), 0),
+    }
+    assert example["skipped_row"] == 0 and "skipped_row" not in good
+    assert torch.equal(good["labels"], whole["labels"])
+    assert len(dataset) == 2 and dataset.get_modality_lengths() == [(True, 4), (True, 4)]
+    dataset[0]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: a row is skipped: row 0 (id 'a') of") and "a.png" in line
+
+
+def test_blank_pixels_are_a_tensor_where_there_is_one_tower(folder, tokenizer):
+    turns = [PAIR[0], {"from": "gpt", "value": "a cat"}]
+    rows = [{"id": 1, "image": "absent.png", "conversations": turns}]
+    dataset = AlignDataset(write_rows(folder, rows), folder / "images", first_pixel, tokenizer, on_bad_image="skip")
+    assert dataset[0]["pixel_values"].tolist() == [0, 0, 0]
+    assert set(dataset[0]["labels"].tolist()) == {IGNORE_INDEX}
+
+
+def test_what_the_transform_refuses_is_skipped_and_its_faults_are_not(folder, tokenizer):
+    def strict(image):
+        if image.width == 4:
+            raise UserError("too thin")
+        return first_pixel(image)
+
+    def faulty(image):
+        raise ValueError("a bug in the transform")
+
+    rows = [{"image": "a.png", "conversations": PAIR}]
+    places = write_rows(folder, rows), folder / "images"
+    skipping = FinetuneDataset(*places, strict, tokenizer, ZephyrChatPromptBuilder, on_bad_image="skip")
+    assert skipping[0]["pixel_values"].tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match="a bug in the transform"):
+        FinetuneDataset(*places, faulty, tokenizer, ZephyrChatPromptBuilder, on_bad_image="skip")[0]
+
+
+def test_skipped_rows_are_carried_out_of_workers(folder, tokenizer, capfd):
+    rows = [
+        {"id": index, "image": "absent.png" if index in (1, 4, 5) else "a.png", "conversations": PAIR}
+        for index in range(6)
+    ]
+    dataset = FinetuneDataset(
+        write_rows(folder, rows), folder / "images", first_pixel, tokenizer, ZephyrChatPromptBuilder, "skip"
+    )
+    collator = PaddedCollatorForLanguageModeling(400, 1, (3, 4, 4))
+    batches = list(DataLoader(dataset, batch_size=2, collate_fn=collator, num_workers=2))
+    assert [batch.get("skipped_rows", torch.empty(0)).tolist() for batch in batches] == [[1], [], [4, 5]]
+    assert [(batch["labels"] != IGNORE_INDEX).any(1).tolist() for batch in batches] == [
+        [True, False],
+        [True, True],
+        [False, False],
+    ]
+    assert batches[0]["multimodal_indices"].tolist() == [0, 1]
+    assert capfd.readouterr().err.count("warning: a row is skipped") == 3
+
+
+@pytest.mark.parametrize(
+    ("option", "known"),
+    [({"on_bad_image": "ignore"}, "on_bad_image 'ignore'.*raise, skip"), ({"truncation": "left"}, "right, drop")],
+)
+def test_unknown_options_name_the_known_ones(folder, tokenizer, option, known):
+    with pytest.raises(UserError, match=known):
+        FinetuneDataset(
+            write_rows(folder, [GOOD]), folder / "images", first_pixel, tokenizer, ZephyrChatPromptBuilder, **option
+        )
 
 
 def test_an_image_too_large_to_be_honest_is_refused(folder, tokenizer, monkeypatch):

@@ -5,9 +5,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
+import cobra.models.tiny
 from cobra.conf import DatasetConfig
+from cobra.models.backbones.llm.backbone import load_tokenizer
 from cobra.models.backbones.llm.prompting import ZephyrChatPromptBuilder
 from cobra.preprocessing import convert_to_jpg, download_extract, get_dataset_and_collator
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
@@ -52,6 +55,28 @@ def test_every_dataset_and_stage_opens_its_own_files(tmp_path, dataset_id, stage
     assert dataset.examples == ROWS
     assert (collator.model_max_length, collator.pad_token_id) == (32, 1)
     assert collator.default_image_resolution == (3, 4, 4)
+
+
+@pytest.mark.parametrize("stage", ["align", "finetune"])
+def test_the_options_of_rows_reach_the_dataset(tmp_path, stage):
+    cfg = config("custom", tmp_path, on_bad_image="skip", truncation="drop")
+    make(tmp_path, cfg.finetune_stage_components)
+    (tmp_path / "images" / "a.png").unlink()
+    tokenizer = load_tokenizer(Path(cobra.models.tiny.__file__).parent, 15)
+    arguments = (stage, cfg, lambda image: torch.ones(3, 4, 4), tokenizer, ZephyrChatPromptBuilder, (3, 4, 4))
+    if stage == "align":
+        assert get_dataset_and_collator(*arguments)[0][0]["skipped_row"] == 0
+    else:
+        with pytest.raises(UserError, match="every row of .*15 tokens"):
+            get_dataset_and_collator(*arguments)
+
+
+@pytest.mark.parametrize("option", [{"on_bad_image": "ignore"}, {"truncation": "left"}])
+def test_unknown_options_of_rows_are_refused(tmp_path, option):
+    cfg = config("custom", tmp_path, **option)
+    make(tmp_path, cfg.finetune_stage_components)
+    with pytest.raises(UserError, match=f"--dataset.{next(iter(option))} .*known values"):
+        materialize(cfg)
 
 
 def test_an_unknown_stage_names_the_known_ones(tmp_path):

@@ -69,3 +69,9 @@ def test_further_keys_of_rows_are_left_out():
 def test_padding_on_the_left_is_refused_with_the_reason():
     with pytest.raises(UserError, match=r"'left'.*'right'.*padding on the left"):
         collator(padding_side="left")
+
+
+def test_numbers_of_skipped_rows_are_there_only_where_there_are_some():
+    batch = collator()([row([5], skipped_row=7), row([6]), row([8], skipped_row=3)])
+    assert batch["skipped_rows"].tolist() == [7, 3]
+    assert "skipped_rows" not in collator()([row([5])])

@@ -16,10 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
-from cobra.preprocessing.datasets.caching import cached, file_key
+from cobra.preprocessing.datasets.caching import cached, file_key, watch
 from cobra.preprocessing.datasets.rows import PLACEHOLDER, CheckedRow, Row, check_rows, name_row
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path
@@ -143,9 +141,9 @@ def read_rows(path: Path) -> Rows:
 
 def _build(path: Path, cache: Path, key: str) -> None:
     schema = pa.schema(_COLUMNS).with_metadata({"key": key})
-    rows = track(check_rows(path), f"Checking {path.name}", console=Console(stderr=True), transient=True)
+    rows = iter(watch(check_rows(path), f"Checking {path.name}"))
     with atomic_path(cache) as temporary, pyarrow.ipc.new_file(str(temporary), schema) as writer:
-        for columns in _batches(iter(rows)):
+        for columns in _batches(rows):
             writer.write_batch(pa.record_batch(columns, schema=schema))
 
 

@@ -2,11 +2,14 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
 from filelock import FileLock
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
 
 from cobra.util.errors import UserError
 
@@ -58,6 +61,12 @@ def cached(annotation_file: Path, ending: str, load: Callable[[Path], T], build:
             f"{f' ({error})' if str(error) else ''}: make room, or let XDG_CACHE_HOME name a folder that takes files"
         ) from error
     return load(place) if found is None else found
+
+
+def watch(items: Iterable[T], description: str) -> Iterable[T]:
+    """Return the items, with a bar on the error stream as they are gone through, where that is a terminal."""
+    console = Console(stderr=True)
+    return track(items, escape(description), console=console, transient=True, disable=not console.is_terminal)
 
 
 def _places(annotation_file: Path, ending: str) -> list[Path]:

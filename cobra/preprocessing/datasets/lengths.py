@@ -9,14 +9,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from tokenizers import Encoding
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from cobra.models.backbones.llm.prompting import PromptBuilder
 from cobra.preprocessing.datasets.arrow_rows import Rows, read_rows
-from cobra.preprocessing.datasets.caching import cached
+from cobra.preprocessing.datasets.caching import cached, watch
 from cobra.preprocessing.datasets.reasoning import find_conclusion_end
 from cobra.preprocessing.datasets.rows import Row
 from cobra.util.files import atomic_path
@@ -105,9 +103,7 @@ def _count(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, prompt_builder_fn: Callable[..., PromptBuilder]
 ) -> TokenLengths:
     tokens, ends = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.int32)
-    description = f"Counting tokens of {rows.annotation_file.name}"
-    starts = range(0, len(rows), _CHUNK)
-    for start in track(starts, description, console=Console(stderr=True), transient=True):
+    for start in watch(range(0, len(rows), _CHUNK), f"Counting tokens of {rows.annotation_file.name}"):
         chunk = [_write(row, prompt_builder_fn) for row in rows[start : start + _CHUNK]]
         batch = _encode(tokenizer, [text for conversation in chunk for text in conversation.turns])
         sizes = iter([len(ids) for ids in batch.input_ids])
