@@ -11,21 +11,24 @@ from cobra.conf.datasets import LLaVa_CoT_100k_Config
 from cobra.preprocessing.llava_cot.config import PrepareConfig
 from cobra.preprocessing.llava_cot.converting import Outputs, convert_rows, decide_fates
 from cobra.preprocessing.llava_cot.images import VERIFY_MODES, ImageChecker
-from cobra.preprocessing.llava_cot.joining import find_archive
+from cobra.preprocessing.llava_cot.joining import FETCH_COMMAND, find_archive
+from cobra.preprocessing.llava_cot.parts_record import RECORDS
+from cobra.preprocessing.llava_cot.providing import TRAIN, provide_files
 from cobra.preprocessing.llava_cot.report import Report
-from cobra.preprocessing.llava_cot.rows import sample_images
+from cobra.preprocessing.llava_cot.report_page import write_page
 from cobra.preprocessing.llava_cot.scanning import scan_rows
+from cobra.preprocessing.llava_cot.token_counts import count_tokens
 from cobra.preprocessing.llava_cot.unpacking import Unpacked, find_root, unpack_images
 from cobra.util.errors import UserError
 from cobra.util.files import write_json
 from cobra.util.parallel import available_cores
+from cobra.util.tokens import read_hf_token
 
-TRAIN = "train.jsonl"
 REJECTED = "rejected.jsonl"
 REPORT = "report.json"
+PAGE = "report.html"
+COCO_IDS = "coco_ids.json"
 
-# Records that make a rerun quick.
-_RECORDS = ".prepare"
 _CHECKED_IMAGES = "images.jsonl"
 
 
@@ -48,6 +51,8 @@ def prepare(config: PrepareConfig) -> Report:
             image is found anywhere, the disk is full, or another run is at work in the folder.
     """
     check_config(config)
+    if not (config.download or config.dataset_root.is_dir()):
+        raise UserError(f"--dataset_root {config.dataset_root} does not exist, and --download false fetches nothing")
     annotation, folder = (config.dataset_root / path for path in LLaVa_CoT_100k_Config.finetune_stage_components)
     outputs = Outputs(annotation, annotation.with_stem(f"{annotation.stem}_holdout"), folder / REJECTED)
     try:
@@ -62,19 +67,20 @@ def prepare(config: PrepareConfig) -> Report:
 def _prepare(config: PrepareConfig, folder: Path, outputs: Outputs) -> Report:
     train = folder / TRAIN
     workers = config.num_workers or available_cores()
-    command = f"python fine_tune/prepare_llava_cot.py --dataset_root {shlex.quote(str(config.dataset_root))}"
-    if not train.is_file():
-        raise UserError(f"{train} does not exist. Fetch LLaVA-CoT-100k: {command}")
-    images = sample_images(train)
+    token = read_hf_token(config.hf_token)
+    images = provide_files(config, folder, token)
     report = Report()
     root = ""
     if images:
-        root, report.archive = _provide_images(folder, images, config, workers, command)
+        root, report.archive = _provide_images(folder, images, config, workers)
     scan = scan_rows(train, config.seed)
-    with ImageChecker(folder, folder / _RECORDS / _CHECKED_IMAGES, config.verify, workers) as checker:
+    with ImageChecker(folder, folder / RECORDS / _CHECKED_IMAGES, config.verify, workers) as checker:
         fates = decide_fates(scan, checker, root, config)
         convert_rows(train, outputs, scan, fates, checker, root, report)
+    count_tokens(report, outputs.annotation, outputs.holdout, config.llm_backbone_id, config.llm_max_length, token)
+    report.coco.write(folder / COCO_IDS)
     write_json(folder / REPORT, report.to_json())
+    write_page(report, folder / PAGE, folder / root)
     return report
 
 
@@ -100,7 +106,7 @@ def _alone(folder: Path) -> Iterator[None]:
     Raises:
         UserError: Another run is at work there.
     """
-    records = folder / _RECORDS
+    records = folder / RECORDS
     records.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(records / "lock", timeout=0):
@@ -112,7 +118,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _provide_images(
-    folder: Path, images: list[str], config: PrepareConfig, workers: int, command: str
+    folder: Path, images: list[str], config: PrepareConfig, workers: int
 ) -> tuple[str, Unpacked | None]:
     """Unpack the archive, if there is one, where images lie already or else into `folder`.
 
@@ -121,19 +127,12 @@ def _provide_images(
         images: Image paths of rows.
         config: Says which images are wanted and whether the archive stays.
         workers: Processes.
-        command: Fetches what is absent; closes the error.
 
     Returns:
         The folder that the rows' paths start from, relative to `folder` (see :func:`find_root`), and what came of
         unpacking.
     """
     root = find_root(folder, images)
-    parts = find_archive(folder)
-    if not parts and root is None:
-        raise UserError(
-            f"{folder} holds neither the images (such as {images[0]}, in any subfolder) nor their archive "
-            f"(image.zip.part-aa and on, or image.zip). Fetch them: {command}"
-        )
     unpacked = unpack_images(
         folder,
         folder / (root or ""),
@@ -144,7 +143,8 @@ def _provide_images(
     )
     if root is None and unpacked is None:
         raise UserError(
-            f"none of the rows' images (such as {images[0]}) is in the archive {parts[0]}: it is not the archive that "
-            f"belongs to {folder / TRAIN}. Delete both and fetch them: {command}"
+            f"none of the rows' images (such as {images[0]}) is in the archive {find_archive(folder)[0]}: it is not "
+            f"the archive that belongs to {folder / TRAIN}. Delete both and fetch them: "
+            f"{FETCH_COMMAND.format(root=shlex.quote(str(config.dataset_root)))}"
         )
     return root or "", unpacked
