@@ -1,8 +1,8 @@
 """A stand-in for the Hugging Face hub and its CDN on loopback, which misbehaves on demand.
 
 It speaks what huggingface_hub 1 and 2 ask of a dataset: the list of files with sizes and hashes, and for each file a
-redirect from the hub to a signed link of the CDN, which answers ranges. Hub and CDN are two ports, as they are two
-hosts in truth: a token must reach the first and not the second.
+redirect from the hub to a signed link of the CDN, which answers ranges. Hub and CDN are two hosts (127.0.0.1 and
+localhost): a token must reach the first and not the second.
 
 In a test:
 
@@ -101,12 +101,20 @@ class HubServer:
         self._lock = threading.Lock()
         self.publish(folder)
         self._servers = [ThreadingHTTPServer(("127.0.0.1", number), _handler(self)) for number in (port, 0)]
-        self.url, self.cdn_url = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
+        hosts = ("127.0.0.1", "localhost")
+        self.url, self.cdn_url = (
+            f"http://{host}:{server.server_address[1]}" for host, server in zip(hosts, self._servers, strict=True)
+        )
 
     @property
     def environment(self) -> dict[str, str]:
         """What to add to a process' environment so that it takes this server for the hub."""
-        local = {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+        local = {
+            "no_proxy": "127.0.0.1,localhost",
+            "NO_PROXY": "127.0.0.1,localhost",
+            "HF_HUB_OFFLINE": "0",
+            "HF_TOKEN": "",
+        }
         return {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_TELEMETRY": "1", **local}
 
     def take_over(self, monkeypatch) -> None:

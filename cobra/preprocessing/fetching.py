@@ -83,6 +83,8 @@ def list_dataset(repo_id: str, revision: str = "main", token: str | None = None)
     files = {}
     for file in info.siblings or ():
         digest = file.lfs.sha256 if file.lfs else file.blob_id
+        if file.size is None or digest is None:
+            raise UserError(f"{_endpoint()} does not state size and hash of {file.rfilename}: unset HF_ENDPOINT")
         # The commit, not the branch: all files are of one state even if the branch moves on while they come.
         url = hf_hub_url(repo_id, file.rfilename, repo_type="dataset", revision=info.sha)
         files[file.rfilename] = Remote(url, file.size, digest, headers, _terms_remedy(repo_id))

@@ -29,7 +29,7 @@ RETRIED_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 
 _TIMEOUT_SECONDS = (10, 60)
 # What a dropped connection can lose.
-_BLOCK_BYTES = 2**15
+_BLOCK_BYTES = 2**16
 _HASHED_BYTES = 2**20
 _GIT_DIGITS = 40
 
@@ -255,7 +255,10 @@ def _attempt(partial: _Partial, bar: Bar, advance: Callable[[int], None]) -> Non
         headers["Range"] = f"bytes={partial.have}-"
         if partial.validator:
             headers["If-Range"] = partial.validator
-    with requests.get(remote.url, headers=headers, stream=True, timeout=_TIMEOUT_SECONDS) as response:
+    # `auth` keeps requests from putting what ~/.netrc says of the host in the place of the token.
+    with requests.get(
+        remote.url, headers=headers, auth=lambda request: request, stream=True, timeout=_TIMEOUT_SECONDS
+    ) as response:
         answer = f"the server answers {response.status_code} {response.reason}"
         if response.status_code == 200:
             size = _content_length(response) if remote.size is None else remote.size

@@ -6,13 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from archive_files import make_zip, tree
+from archive_files import make_tar, make_zip, tar_member, tree
 from file_server import FileServer
+from hub_server import Fault, HubServer
 from PIL import Image
 
+from cobra.evaluation import coco
 from cobra.preprocessing import archives, download, transfer
 from cobra.preprocessing.archives import unsafe_name
 from cobra.preprocessing.download import DATASET_REGISTRY, convert_to_jpg, download_extract
+from cobra.preprocessing.llava_cot import unpacking
 from cobra.util.errors import UserError
 
 BODY = os.urandom(1000)
@@ -114,6 +117,69 @@ def test_interrupted_unpacking_goes_on_without_fetching_again(server, dataset, t
     assert len(tree(tmp_path)) == 5
 
 
+def test_components_of_the_hub_and_tar_archives_are_resumed_and_checked(monkeypatch, tmp_path):
+    monkeypatch.setattr(transfer, "RETRY_DELAYS", (0.0, 0.0, 0.0))
+    source = tmp_path / "source"
+    source.mkdir()
+    make_tar(source / "images.tar.gz", [tar_member("images/1.jpg", size=3)])
+    (source / "rows.json").write_bytes(BODY * 300)
+    prefix = "https://huggingface.co/datasets/owner/name/resolve/main"
+    made = [part("rows.json", f"{prefix}/rows.json", extract=False), part("images", f"{prefix}/images.tar.gz")]
+    monkeypatch.setitem(DATASET_REGISTRY, "made", made)
+    with HubServer(source, "owner/name") as hub:
+        hub.take_over(monkeypatch)
+        hub.faults = [Fault("drop", after=200_000)] + [Fault("status", status=403)] * 4
+        with pytest.raises(UserError, match="403"):
+            download_extract("made", tmp_path)
+        hub.forget()
+        download_extract("made", tmp_path)
+        assert hub.requests[2].start > 100_000
+    assert tree(tmp_path / "download" / "made") == {"rows.json": BODY * 300, "images/1.jpg": b"xxx"}
+
+
+def test_component_is_named_where_the_hub_cannot_be_reached(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="chat.json of llava-laion-cc-sbu-558k cannot be fetched: HF_HUB_OFFLINE"):
+        download_extract("llava-laion-cc-sbu-558k", tmp_path)
+
+
+def test_coco_captions_land_where_the_benchmark_looks(server, tmp_path, monkeypatch):
+    server.files = {
+        "/annotations/annotations_trainval2017.zip": make_zip(
+            {f"annotations/{kind}_val2017.json": b"{}" for kind in ("captions", "instances")}
+        ),
+        "/zips/val2017.zip": make_zip({"val2017/000000000139.jpg": b"an image"}),
+    }
+    published = "http://images.cocodataset.org"
+    local = [{**c, "url": c["url"].replace(published, server.url)} for c in DATASET_REGISTRY["coco-captions"]]
+    monkeypatch.setitem(DATASET_REGISTRY, "coco-captions", local)
+    download_extract("coco-captions", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    assert coco.DEFAULT_ANNOTATIONS.read_bytes() == b"{}"
+    assert (coco.DEFAULT_IMAGE_DIR / "000000000139.jpg").read_bytes() == b"an image"
+
+
+def test_llava_cot_comes_at_a_revision_without_the_parts_that_are_unpacked(monkeypatch, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("train.jsonl", "image.zip.part-aa", "image.zip.part-ab"):
+        (source / name).write_bytes(BODY)
+    monkeypatch.setattr(unpacking, "consumed_parts", lambda folder: {"image.zip.part-aa"})
+    with HubServer(source) as hub:
+        hub.take_over(monkeypatch)
+        hub.branches = {"v1": hub.branches["main"]}
+        with pytest.raises(UserError, match="no revision 'main'"):
+            download_extract("llava-cot-100k", tmp_path)
+        download_extract("llava-cot-100k", tmp_path, "v1")
+    names = {path.name for path in (tmp_path / "download" / "llava-cot-100k").iterdir()}
+    assert names == {"train.jsonl", "image.zip.part-ab", ".prepare"}
+
+
+def test_revision_of_a_dataset_that_has_none_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--revision v1 is of no use with coco-captions"):
+        download_extract("coco-captions", tmp_path, "v1")
+
+
 def test_unknown_dataset_names_the_known_ones(tmp_path):
     with pytest.raises(UserError, match="'llava'.*llava-v1.5-instruct.*llava-cot-100k"):
         download_extract("llava", tmp_path)
@@ -173,3 +239,19 @@ def test_preprocess_script_tells_of_an_unknown_dataset(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
     assert "'nothing' is not a known dataset" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_preprocess_script_fetches_llava_cot_with_a_token_at_a_revision(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("train.jsonl", "image.zip.part-aa"):
+        (source / name).write_bytes(BODY)
+    script = Path(__file__).parents[2] / "scripts" / "preprocess.py"
+    with HubServer(source, token="hf_secret") as hub:
+        command = [sys.executable, str(script), "--dataset_id", "llava-cot-100k", "--root_dir", str(tmp_path)]
+        command += ["--revision", hub.branches["main"], "--hf_token", "MY_TOKEN"]
+        environment = {**os.environ, **hub.environment, "MY_TOKEN": "hf_secret"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "download" / "llava-cot-100k" / "image.zip.part-aa").read_bytes() == BODY
+    assert "fine_tune/prepare_llava_cot.py" in done.stdout

@@ -95,6 +95,13 @@ def test_token_reaches_the_hub_and_not_the_cdn(hub, tmp_path):
     }
 
 
+def test_netrc_does_not_replace_the_token(hub, tmp_path, monkeypatch):
+    hub.token = "hf_secret"
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login someone password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert fetch(URL, tmp_path / "to", "hf_secret").read_bytes() == BODY
+
+
 def test_token_of_the_environment_counts_where_none_is_given(hub, tmp_path, monkeypatch):
     hub.token = "hf_other"
     monkeypatch.setenv("HF_TOKEN", "hf_other")

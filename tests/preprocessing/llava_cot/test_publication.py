@@ -281,9 +281,9 @@ def start(hub, folder) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], env={**os.environ, **hub.environment})
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill", "interrupt"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_killed_download_requests_only_the_rest(hub, expected, folder, number):
-    hub.bytes_per_second = 100_000
+    hub.bytes_per_second = 200_000
     process = start(hub, folder)
     while hub.bytes_sent() < TOTAL / 2:
         time.sleep(0.01)
