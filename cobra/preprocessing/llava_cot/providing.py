@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cobra.preprocessing.llava_cot.config import PrepareConfig
-from cobra.preprocessing.llava_cot.joining import FETCH_COMMAND, find_archive
+from cobra.preprocessing.llava_cot.joining import FETCH_COMMAND, WHOLE, find_archive
 from cobra.preprocessing.llava_cot.parts_record import RECORDS
 from cobra.preprocessing.llava_cot.publication import bytes_to_come, download_publication
 from cobra.preprocessing.llava_cot.rows import sample_images
@@ -81,7 +81,7 @@ def _check_space(config: PrepareConfig, folder: Path, to_come: int) -> None:
     Raises:
         UserError: The disk is too small.
     """
-    parts = [path.stat().st_size for path in find_archive(folder)]
+    parts = [path.stat().st_size for path in folder.glob(f"{WHOLE}*")]
     # Images are packed as they are, so they take about as much as the archive; some may be there already.
     archive = 0 if (folder / RECORDS / "unpacked.jsonl").is_file() else sum(parts) + to_come
     beside = archive if config.keep_parts else archive * _PARTS_IN_WORK // 16
