@@ -1,4 +1,11 @@
-"""Opening pictures: the one place where files become pixels."""
+"""Opening pictures: the one place where files become pixels.
+
+Pillow does it, because nothing at hand is faster with the same pixels. On 120 photos of COCO, decoded and resized to
+384 pixels on one core (166 a second), its draft mode took 1.00 of its time, torchvision's decode_image 1.03 and
+simplejpeg 1.01, all with a largest difference of 0: they are the same libjpeg-turbo, and 60 % of the time is the
+resize. Draft mode would act on pictures of 768 pixels and more, and change them; simplejpeg differs by one level in
+CMYK and reads JPEG alone; torchvision reads 16-bit PNG to 16 bits. `benchmarks/dataset.py` measures it again.
+"""
 
 import warnings
 from pathlib import Path
