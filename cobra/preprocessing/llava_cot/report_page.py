@@ -4,10 +4,11 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from PIL import Image
 
 from cobra.preprocessing.llava_cot.report import (
@@ -51,9 +52,9 @@ class SourceBar(NamedTuple):
     """The rows of one source."""
 
     label: str
-    numbers: tuple[int, int, int, int]
+    numbers: tuple[int, ...]
     """Training, held out, rejected, left out."""
-    widths: tuple[float, float, float, float]
+    widths: tuple[float, ...]
     """The same as shares of the biggest source."""
 
 
@@ -88,18 +89,8 @@ def write_page(report: Report, path: Path, image_dir: Path) -> None:
 
 def render_page(report: Report, image_dir: Path) -> str:
     """Return the page's HTML; see :func:`write_page`."""
-    environment = Environment(
-        loader=PackageLoader("cobra.preprocessing.llava_cot"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # Markup, such as a macro's output, is a string of another type.
-        finalize=lambda value: shown(value) if type(value) is str else value,
-    )
-    environment.filters |= {"number": "{:,}".format, "percent": "{:.1%}".format, "css": _css}
     tokens = report.tokens
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         report=report,
         sources=_source_bars(report),
         all_sources=_totals(report),
@@ -116,6 +107,21 @@ def render_page(report: Report, image_dir: Path) -> str:
         count_tokens=COUNT_TOKENS,
         licence=LICENCE_NOTE,
     )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("cobra.preprocessing.llava_cot"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # Markup, such as a macro's output, is a string of another type.
+        finalize=lambda value: shown(value) if type(value) is str else value,
+    )
+    environment.filters |= {"number": "{:,}".format, "percent": "{:.1%}".format, "css": _css}
+    return environment.get_template("report.html.j2")
 
 
 def _css(share: float) -> str:
