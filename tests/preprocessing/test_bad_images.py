@@ -1,0 +1,183 @@
+"""Rows whose image is missing or unreadable: an error that names them, or a place without a label."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+import cobra.models.tiny
+from cobra.models.backbones.llm.backbone import load_tokenizer
+from cobra.models.backbones.llm.prompting import ZephyrChatPromptBuilder
+from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
+from cobra.util.data_utils import IGNORE_INDEX, PaddedCollatorForLanguageModeling
+from cobra.util.errors import UserError
+
+PAIR = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
+GOOD = {"id": "good", "conversations": PAIR}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(Path(cobra.models.tiny.__file__).parent, 400)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (4, 4), (10, 20, 30)).save(images / "a.png")
+    return tmp_path
+
+
+def first_pixel(image):
+    return torch.tensor(image.getpixel((0, 0)), dtype=torch.float)
+
+
+def write_rows(folder, rows):
+    path = folder / "rows.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def finetune(folder, tokenizer, rows, transform=first_pixel, **options):
+    path = write_rows(folder, rows)
+    return FinetuneDataset(path, folder / "images", transform, tokenizer, ZephyrChatPromptBuilder, **options)
+
+
+BAD_IMAGES = ["absent", "folder", "text", "empty", "cut", "link to itself", "unknown pixel format"]
+
+
+def _damage(path, kind):
+    whole = path.read_bytes()
+    if kind == "absent":
+        path.unlink()
+    elif kind == "folder":
+        path.unlink()
+        path.mkdir()
+    elif kind == "text":
+        path.write_text("not a picture")
+    elif kind == "link to itself":
+        path.unlink()
+        path.symlink_to(path)
+    elif kind == "unknown pixel format":
+        Image.new("RGB", (4, 4)).save(path, "DDS")
+        data = bytearray(path.read_bytes())
+        data[80:84] = (128).to_bytes(4, "little")
+        path.write_bytes(data)
+    else:
+        path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2]}[kind])
+
+
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+def test_an_unreadable_image_is_named_with_its_row(folder, tokenizer, kind):
+    dataset = finetune(folder, tokenizer, [{"id": 7, "image": "a.png", "conversations": PAIR}])
+    _damage(folder / "images" / "a.png", kind)
+    with pytest.raises(UserError, match=r"row 0 \(id 7\)") as error:
+        dataset[0]
+    assert "a.png" in str(error.value)
+
+
+def towers(image):
+    """Pixels of two towers of different sizes; a black picture's are not zero."""
+    return {"dino": torch.ones(3, 4, 4), "siglip": torch.full((3, 6, 6), float(image.width))}
+
+
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+def test_a_row_with_a_bad_image_can_stay_without_a_label(folder, tokenizer, kind, capsys):
+    Image.new("RGB", (4, 4)).save(folder / "images" / "b.png")
+    rows = [{"id": name, "image": f"{name}.png", "conversations": PAIR} for name in ("a", "b")]
+    dataset = finetune(folder, tokenizer, rows, towers, on_bad_image="skip")
+    whole = dataset[0]
+    _damage(folder / "images" / "a.png", kind)
+    example, good = dataset[0], dataset[1]
+    assert torch.equal(example["input_ids"], whole["input_ids"])
+    assert example["labels"].tolist() == [IGNORE_INDEX] * len(whole["labels"])
+    assert {name: (pixels.shape, pixels.abs().max().item()) for name, pixels in example["pixel_values"].items()} == {
+        "dino": ((3, 4, 4), 0),
+        "siglip": ((3, 6, 6), 0),
+    }
+    assert example["skipped_row"] == 0 and "skipped_row" not in good
+    assert torch.equal(good["labels"], whole["labels"])
+    assert len(dataset) == 2 and dataset.get_modality_lengths() == [(True, 4), (True, 4)]
+    dataset[0]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: a row is skipped: row 0 (id 'a') of") and "a.png" in line
+
+
+def test_blank_pixels_are_a_tensor_where_there_is_one_tower(folder, tokenizer):
+    turns = [PAIR[0], {"from": "gpt", "value": "a cat"}]
+    rows = [{"id": 1, "image": "absent.png", "conversations": turns}]
+    dataset = AlignDataset(write_rows(folder, rows), folder / "images", first_pixel, tokenizer, on_bad_image="skip")
+    assert dataset[0]["pixel_values"].tolist() == [0, 0, 0]
+    assert set(dataset[0]["labels"].tolist()) == {IGNORE_INDEX}
+
+
+def test_what_the_transform_refuses_is_skipped_and_its_faults_are_not(folder, tokenizer):
+    def strict(image):
+        if image.width == 4:
+            raise UserError("too thin")
+        return first_pixel(image)
+
+    def faulty(image):
+        raise ValueError("a bug in the transform")
+
+    rows = [{"image": "a.png", "conversations": PAIR}]
+    skipping = finetune(folder, tokenizer, rows, strict, on_bad_image="skip")
+    assert skipping[0]["pixel_values"].tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match="a bug in the transform"):
+        finetune(folder, tokenizer, rows, faulty, on_bad_image="skip")[0]
+
+
+def test_skipped_rows_are_carried_out_of_workers(folder, tokenizer, capfd):
+    rows = [
+        {"id": index, "image": "absent.png" if index in (1, 4, 5) else "a.png", "conversations": PAIR}
+        for index in range(6)
+    ]
+    dataset = finetune(folder, tokenizer, rows, on_bad_image="skip")
+    collator = PaddedCollatorForLanguageModeling(400, 1, (3, 4, 4))
+    batches = list(DataLoader(dataset, batch_size=2, collate_fn=collator, num_workers=2))
+    assert [batch.get("skipped_rows", torch.empty(0)).tolist() for batch in batches] == [[1], [], [4, 5]]
+    assert [(batch["labels"] != IGNORE_INDEX).any(1).tolist() for batch in batches] == [
+        [True, False],
+        [True, True],
+        [False, False],
+    ]
+    assert batches[0]["multimodal_indices"].tolist() == [0, 1]
+    assert capfd.readouterr().err.count("warning: a row is skipped") == 3
+
+
+@pytest.mark.parametrize(
+    ("option", "known"),
+    [({"on_bad_image": "ignore"}, "on_bad_image 'ignore'.*raise, skip"), ({"truncation": "left"}, "right, drop")],
+)
+def test_unknown_options_name_the_known_ones(folder, tokenizer, option, known):
+    with pytest.raises(UserError, match=known):
+        finetune(folder, tokenizer, [GOOD], **option)
+
+
+def test_an_image_too_large_to_be_honest_is_refused(folder, tokenizer, monkeypatch):
+    dataset = finetune(folder, tokenizer, [{"id": 7, "image": "a.png", "conversations": PAIR}])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+    with pytest.raises(UserError, match="a.png"):
+        dataset[0]
+
+
+def test_a_fault_of_the_transform_is_not_blamed_on_the_image(folder, tokenizer):
+    def faulty(image):
+        raise ValueError("a bug in the transform")
+
+    with pytest.raises(ValueError, match="a bug in the transform") as error:
+        finetune(folder, tokenizer, [{"image": "a.png", "conversations": PAIR}], transform=faulty)[0]
+    assert not isinstance(error.value, UserError)
+
+
+def test_an_image_that_the_transform_refuses_is_named_with_its_row(folder, tokenizer):
+    def strict(image):
+        raise UserError("too thin")
+
+    rows = [{"id": 7, "image": "a.png", "conversations": PAIR}]
+    with pytest.raises(UserError, match=r"row 0 \(id 7\) of .*a.png: too thin"):
+        finetune(folder, tokenizer, rows, transform=strict)[0]
