@@ -16,9 +16,9 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 from cobra.preprocessing.progress import byte_progress
@@ -33,6 +33,8 @@ RATIO_FLOOR_BYTES = 64 * 2**20
 DAMAGE_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, UnicodeDecodeError)
 
 _BLOCK_BYTES = 2**20
+_BUFFER_BYTES = 2**16
+_DISK_BLOCK_BYTES = 2**12
 _MAX_NAME_BYTES = 255
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.[0-9]+\.part")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -67,7 +69,7 @@ def unsafe_name(name: str) -> str | None:
 
 def member_path(name: str) -> str:
     """Return a safe member name without `./` and doubled slashes."""
-    return str(PurePosixPath(name))
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 def sort_out_members(infos: Sequence[zipfile.ZipInfo], end: int) -> tuple[list[zipfile.ZipInfo], list[Refusal]]:
@@ -180,6 +182,11 @@ def check_free_space(folder: Path, needed_bytes: int) -> None:
         )
 
 
+def disk_bytes(size: int) -> int:
+    """Return what a file of `size` bytes takes on a disk that gives files whole blocks, as most do."""
+    return -(-size // _DISK_BLOCK_BYTES) * _DISK_BLOCK_BYTES
+
+
 def is_whole(target: Path, size: int) -> bool:
     """Whether `target` is there with the size stated; :func:`write_member` never leaves a part under that name."""
     return target.is_file() and target.stat().st_size == size
@@ -192,7 +199,10 @@ def link_problem(destination: Path, folder: str) -> str | None:
     A deeper one may come from an archive that another program unpacked, and must not lead anywhere else.
     """
     base = os.path.realpath(destination)
-    real = os.path.realpath(os.path.join(base, folder))
+    plain = os.path.join(base, folder) if folder else base
+    real = os.path.realpath(plain)
+    if real == plain:
+        return None
     homes = (base, os.path.realpath(os.path.join(base, folder.partition("/")[0])))
     if any(os.path.commonpath((home, real)) == home for home in homes):
         return None
@@ -200,7 +210,7 @@ def link_problem(destination: Path, folder: str) -> str | None:
 
 
 def write_member(
-    source: IO[bytes] | io.BufferedIOBase, target: Path, size: int, advance: Callable[[int], None]
+    source: IO[bytes] | io.BufferedIOBase, target: Path | str, size: int, advance: Callable[[int], None]
 ) -> None:
     """Copy `source` to `target`, whole or not at all.
 
@@ -216,23 +226,33 @@ def write_member(
     Raises:
         EOFError: The member ended early.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    folder, name = os.path.split(target)
     # The member's own name may fill the 255 bytes that a file system takes. The process is in the name because one of a
     # killed run may still be writing.
-    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
-    temporary = target.with_name(f".{digest}.{os.getpid()}.part")
+    temporary = f"{folder}/.{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.{os.getpid()}.part"
     written = 0
     try:
-        with temporary.open("wb") as file:
+        with _create(temporary) as file:
             while block := source.read(_BLOCK_BYTES):
                 file.write(block)
                 written += len(block)
                 advance(len(block))
         if written != size:
             raise EOFError(f"{written} bytes instead of {size}")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def _create(path: str) -> IO[bytes]:
+    """Open a new file, and make its folder where it is not there: to look first would take longer than the copy."""
+    try:
+        return open(path, "wb", buffering=_BUFFER_BYTES)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return open(path, "wb", buffering=_BUFFER_BYTES)
 
 
 def remove_temporaries(folders: Iterable[Path]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 
+from cobra.preprocessing.archives import disk_bytes
 from cobra.preprocessing.llava_cot.inspecting import ImageArchive
 from cobra.preprocessing.llava_cot.joining import JoinedParts
 from cobra.preprocessing.llava_cot.parts_record import PartsRecord
@@ -56,7 +57,7 @@ class PartLedger:
             freed[place + 1] = freed[self._directory.start]
         written = worst = 0
         for info in absent:
-            written += info.file_size
+            written += disk_bytes(info.file_size)
             worst = max(worst, written - freed[self._archive.parts_of(info).start])
         return worst
 

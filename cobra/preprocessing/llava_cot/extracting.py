@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from cobra.preprocessing.archives import DAMAGE_ERRORS, check_free_space, write_member
+from cobra.preprocessing.archives import DAMAGE_ERRORS, check_free_space, disk_bytes, write_member
 from cobra.preprocessing.llava_cot.joining import JoinedParts, PartGone
 from cobra.preprocessing.llava_cot.manifest import Entry, Manifest
 from cobra.preprocessing.zip_members import MemberStream, open_member
@@ -85,13 +85,14 @@ class _Extractor:
     """A process's own view of the archive."""
 
     def __init__(self, paths: Sequence[Path], sizes: Sequence[int], destination: Path, lock: Path) -> None:
-        self._destination = destination
+        # Text, not paths: taking those apart takes longer than unpacking a small image.
+        self._destination = os.fspath(destination)
         self._lock: IO[str] = lock.open("w")
         fcntl.flock(self._lock, fcntl.LOCK_SH)
         self._stream = MemberStream(JoinedParts(paths, sizes), _READ_AHEAD_BYTES)
 
     def extract(self, task: Task) -> Outcome:
-        target = self._destination / task.path
+        target = f"{self._destination}/{task.path}"
         if task.is_there and _crc_of(target) == task.info.CRC:
             return self._whole(task, target, is_new=False)
         try:
@@ -102,21 +103,23 @@ class _Extractor:
         return self._whole(task, target, is_new=True)
 
     def check_space(self, tasks: Sequence[Task]) -> None:
-        check_free_space(self._destination, sum(task.info.file_size for task in tasks if not task.is_there))
+        check_free_space(
+            Path(self._destination), sum(disk_bytes(task.info.file_size) for task in tasks if not task.is_there)
+        )
 
     def close(self) -> None:
         self._stream.close()
         self._lock.close()
 
     @staticmethod
-    def _whole(task: Task, target: Path, is_new: bool) -> Outcome:
-        status = target.stat()
+    def _whole(task: Task, target: str, is_new: bool) -> Outcome:
+        status = os.stat(target)
         return Outcome(Entry(task.path, status.st_size, status.st_mtime_ns, task.info.CRC), is_new, None)
 
 
-def _crc_of(path: Path) -> int:
+def _crc_of(path: str) -> int:
     crc = 0
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         while block := file.read(_BLOCK_BYTES):
             crc = zlib.crc32(block, crc)
     return crc

@@ -23,6 +23,11 @@ from cobra.util.errors import UserError
 _PROBES = 8
 _PROBES_THAT_CONDEMN = 3
 
+# A directory's entry without what varies, its end, and what zip64 puts before that (APPNOTE 4.3.12 to 4.3.16).
+_ENTRY_BYTES = 46
+_END_BYTES = 22
+_ZIP64_END_BYTES = 76
+
 _FETCH_AGAIN = "Delete it and fetch it again."
 
 
@@ -135,8 +140,15 @@ def read_directory(paths: Sequence[Path]) -> tuple[list[zipfile.ZipInfo], int]:
     Raises:
         zipfile.BadZipFile: The parts do not end with a directory; other `DAMAGE_ERRORS` and ValueError too.
     """
-    with MemberStream(JoinedParts(paths)) as stream, zipfile.ZipFile(stream) as file:
-        return file.infolist(), file.start_dir
+    joined = JoinedParts(paths)
+    with MemberStream(joined) as stream, zipfile.ZipFile(stream) as file:
+        members = file.infolist()
+        entries = sum(_ENTRY_BYTES + len(_raw_name(info)) + len(info.extra) + len(info.comment) for info in members)
+        # zipfile takes up to 64 KiB of anything after the end for a comment.
+        surplus = joined.size - file.start_dir - entries - _END_BYTES - len(file.comment)
+        if surplus not in (0, _ZIP64_END_BYTES):
+            raise zipfile.BadZipFile("other bytes follow its directory")
+        return members, file.start_dir
 
 
 def _reads_well(paths: Sequence[Path]) -> bool:

@@ -1,6 +1,7 @@
 """Images out of the archive and into the folder, member by member, where the rows' paths find them."""
 
 import fcntl
+import os
 import tempfile
 import zipfile
 from collections import Counter
@@ -12,6 +13,7 @@ from cobra.preprocessing.archives import (
     Refusal,
     check_free_space,
     check_total,
+    disk_bytes,
     disk_errors,
     link_problem,
     member_path,
@@ -31,6 +33,9 @@ from cobra.util.parallel import parallel_map
 
 # Only images are unpacked: a member `train.jsonl` in an archive without a top folder would overwrite the rows.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
+
+# Halves of files that macOS puts into archives; they bear the names of images.
+_LITTER = "__MACOSX/"
 
 # Which images are whole, for reruns.
 _MANIFEST = "unpacked.jsonl"
@@ -168,7 +173,7 @@ def unpack_images(
         found = {
             name.removeprefix(prefix): info
             for name, info in names.items()
-            if name.startswith(prefix) and Path(name).suffix.lower() in IMAGE_SUFFIXES
+            if name.startswith(prefix) and not name.startswith(_LITTER) and _is_image(name)
         }
         found = _without_links(destination, found, refused)
         wanted = {path: info for path, info in found.items() if not sources or source_of({"image": path}) in sources}
@@ -180,6 +185,10 @@ def unpack_images(
         with Manifest(folder / RECORDS / _MANIFEST) as manifest:
             _Unpacking(folder, destination, archive, manifest, ledger, result).run(wanted, workers)
     return result
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def _wait_for_workers(folder: Path) -> None:
@@ -266,7 +275,7 @@ class _Unpacking:
         if self.ledger is not None and same_disk:
             check_free_space(self.destination, self.ledger.space_needed(absent))
         else:
-            check_free_space(self.destination, sum(info.file_size for info in absent))
+            check_free_space(self.destination, sum(disk_bytes(info.file_size) for info in absent))
 
     def _work(self, tasks: Sequence[Task], workers: int) -> Iterable[tuple[Sequence[Task], list[Outcome]]]:
         """Yield every chunk of the tasks with what came of it."""
