@@ -57,17 +57,17 @@ def test_rows_whose_conclusion_is_cut_are_counted_with_the_real_tokenizer(tmp_pa
 
 
 def test_numbers_of_known_lengths(tmp_path, monkeypatch):
-    report, *files = written(tmp_path, *"abcde")
-    tokens = np.array([1, 127, 128, 2049, 5000], np.int32)
-    ends = np.array([1, 120, 128, 2048, 4000], np.int32)
+    report, *files = written(tmp_path, *"abcdef")
+    tokens = np.array([1, 127, 128, 2048, 2049, 5000], np.int32)
+    ends = np.array([1, 120, 128, 2048, 2048, 4000], np.int32)
     monkeypatch.setattr(lengths, "token_lengths", lambda *_: TokenLengths(tokens, ends))
     count_tokens(report, *files, "mamba-0.5m-zephyr", 2048)
     found = report.tokens
-    assert (found.total, found.mean, found.median, found.p95, found.max) == (7305, 1461.0, 128, 5000, 5000)
+    assert (found.total, found.mean, found.median, found.p95, found.max) == (9353, 1558.8, 128, 5000, 5000)
     assert (found.longer, found.conclusion_cut) == (2, 1)
-    assert found.longer_by_source == {"coco": 1, "sqa": 1} and found.conclusion_cut_by_source == {"coco": 1}
+    assert found.longer_by_source == {"coco": 1, "sqa": 1} and found.conclusion_cut_by_source == {"sqa": 1}
     bins = dict(zip(found.bin_edges, found.bin_rows, strict=True))
-    assert {edge: rows for edge, rows in bins.items() if rows} == {0: 2, 128: 1, 2048: 1, 4096: 1}
+    assert {edge: rows for edge, rows in bins.items() if rows} == {0: 2, 128: 1, 2048: 2, 4096: 1}
 
 
 def test_without_rows_or_with_an_unknown_model_the_reason_stands_there(tmp_path):
