@@ -51,3 +51,7 @@ def unpacked(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file() and path.parent.name != ".prepare" and not path.name.startswith("image.zip")
     }
+
+
+def parts_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("image.zip*"))
