@@ -28,6 +28,8 @@ from cobra.util.images import FORMATS, read_rgb
 _SOURCES = 30
 _SAMPLED_SOURCES = 12
 _MEMBERS = 100
+# Of a name or reason from the archive.
+_CHARACTERS = 300
 
 # CSS pixels at most, in either direction, and decoded pixels above which a picture is not shown: it would take 100 MB.
 _THUMBNAIL = 280
@@ -120,13 +122,17 @@ def _template() -> Template:
         # Markup, such as a macro's output, is a string of another type.
         finalize=lambda value: shown(value) if type(value) is str else value,
     )
-    environment.filters |= {"number": "{:,}".format, "percent": "{:.1%}".format, "css": _css}
+    environment.filters |= {"number": "{:,}".format, "percent": "{:.1%}".format, "css": _css, "short": _short}
     return environment.get_template("report.html.j2")
 
 
 def _css(share: float) -> str:
     """Return a share as a length of CSS."""
     return f"{100 * share:.2f}%"
+
+
+def _short(text: str) -> str:
+    return shown(text, _CHARACTERS)
 
 
 def _counts(report: Report) -> tuple[Counter[str], ...]:
