@@ -97,6 +97,11 @@ def check_config(config: PrepareConfig) -> None:
     for name, (good, expected) in checks.items():
         if not good:
             raise UserError(f"--{name} is {getattr(config, name)} and must be {expected}")
+    if config.llm_backbone_id != PrepareConfig.llm_backbone_id:
+        # Imported here because it brings torch, which takes seconds.
+        from cobra.models.backbones.llm.specs import llm_spec
+
+        llm_spec(config.llm_backbone_id)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,7 +76,7 @@ def count_tokens(
         report.tokens_missing = "there are no rows"
         return
     # Imported here because they bring torch, which reading and checking the rows does without.
-    from cobra.models.backbones.llm import MambaLLMBackbone
+    from cobra.models.backbones.llm import prompt_builder_of
     from cobra.models.backbones.llm.specs import llm_spec
     from cobra.preprocessing.datasets.lengths import token_lengths
 
@@ -85,10 +84,7 @@ def count_tokens(
         spec = llm_spec(llm_backbone_id)
         source = spec.tokenizer or spec.source
         tokenizer = _tokenizer(source, llm_max_length, token)
-        # The prompt format is decided by the id alone; a model of that id is not needed.
-        builder = MambaLLMBackbone.prompt_builder_fn.fget(  # type: ignore[attr-defined]
-            SimpleNamespace(identifier=llm_backbone_id)
-        )
+        builder = prompt_builder_of(llm_backbone_id)
     except (UserError, _NoTokenizerError) as error:
         report.tokens_missing = str(error)
         return

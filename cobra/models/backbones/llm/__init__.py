@@ -1,6 +1,6 @@
 """Language models, their tokenizers and prompt formats."""
 
-from cobra.models.backbones.llm.backbone import MambaLLMBackbone, build_llm_backbone, load_tokenizer
+from cobra.models.backbones.llm.backbone import MambaLLMBackbone, build_llm_backbone, load_tokenizer, prompt_builder_of
 from cobra.models.backbones.llm.specs import LLM_BACKBONES, LLMSpec, register_llm_backbone
 
 __all__ = [
@@ -9,5 +9,6 @@ __all__ = [
     "MambaLLMBackbone",
     "build_llm_backbone",
     "load_tokenizer",
+    "prompt_builder_of",
     "register_llm_backbone",
 ]

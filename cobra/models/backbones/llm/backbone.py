@@ -35,14 +35,23 @@ class MambaLLMBackbone(nn.Module):
     @property
     def prompt_builder_fn(self) -> type[PromptBuilder]:
         """The prompt builder that belongs to this model."""
-        if self.identifier.endswith("zephyr"):
-            return ZephyrChatPromptBuilder
-        if self.identifier.startswith("mamba"):
-            return MambaPromptBuilder
-        raise UserError(
-            f"no prompt format is known for the language model {self.identifier!r}: its id must end in 'zephyr' or "
-            "start with 'mamba'"
-        )
+        return prompt_builder_of(self.identifier)
+
+
+def prompt_builder_of(identifier: str) -> type[PromptBuilder]:
+    """Return the prompt builder that belongs to a language model's id.
+
+    Raises:
+        UserError: The id has none of the known forms.
+    """
+    if identifier.endswith("zephyr"):
+        return ZephyrChatPromptBuilder
+    if identifier.startswith("mamba"):
+        return MambaPromptBuilder
+    raise UserError(
+        f"no prompt format is known for the language model {identifier!r}: its id must end in 'zephyr' or start with "
+        "'mamba'"
+    )
 
 
 def build_llm_backbone(
