@@ -54,16 +54,16 @@ class Shape:
 
 @dataclass
 class Expected:
-    """The numbers that a report without holdout must have, under its own names."""
+    """The numbers that a report must have, under its own names."""
 
     rows_read: int = 0
     usable: int = 0
-    """`rows_written` and `rows_held_out` together."""
+    """Rows for training and holdout together, as all that follow."""
     dropped_turns: int = 0
     missing_images: int = 0
     unreadable_images: int = 0
     duplicate_ids: int = 0
-    written_by_source: Counter = field(default_factory=Counter)
+    usable_by_source: Counter = field(default_factory=Counter)
     rejected_by_source: Counter = field(default_factory=Counter)
     rejected: Counter = field(default_factory=Counter)
     turns: Counter = field(default_factory=Counter)
@@ -72,14 +72,17 @@ class Expected:
     untagged_answers: int = 0
     missing_stages: Counter = field(default_factory=Counter)
     form_problems: Counter = field(default_factory=Counter)
+    long_rows: int = 0
+    """Rows of more tokens than any model takes."""
     cut_conclusions: int = 0
+    """Those of them that would lose their CONCLUSION."""
     coco_ids: dict = field(default_factory=lambda: {"train2017": set(), "val2017": set()})
     archive: dict = field(default_factory=dict)
 
     def counts(self) -> dict:
         """Those of the numbers that stand in report.json under the same names, as JSON has them."""
         found = {count.name: getattr(self, count.name) for count in fields(self)}
-        for name in ("usable", "cut_conclusions", "coco_ids", "archive"):
+        for name in ("usable", "usable_by_source", "long_rows", "cut_conclusions", "coco_ids", "archive"):
             del found[name]
         return {
             name: {str(key): value[key] for key in sorted(value)} if isinstance(value, Counter) else value
@@ -95,6 +98,7 @@ class Form:
     missing: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     untagged: bool = False
+    long: bool = False
     cut: bool = False
 
 
@@ -115,11 +119,11 @@ FORMS = {
     "duplicated": Form(lambda s: [s[0], *s], problems=("duplicated stage",)),
     "empty": Form(lambda s: [s[0], "<CAPTION>  </CAPTION>", *s[2:]], problems=("empty stage",)),
     "text before": Form(lambda s: ["Let me see.", *s], problems=("text outside the stages",)),
-    "long text after": Form(lambda s: [*s, _long("")], problems=("text outside the stages",)),
+    "long text after": Form(lambda s: [*s, _long("")], problems=("text outside the stages",), long=True),
     "stray closing": Form(lambda s: [*s, "</SUMMARY>"], problems=("stray closing tag",)),
     "no spaces": Form(lambda s: ["".join(s).replace("> ", ">").replace(" <", "<")]),
     "untagged": Form(lambda s: ["The answer is B."], untagged=True),
-    "conclusion cut": Form(lambda s: [*s[:2], _long("REASONING"), s[3]], cut=True),
+    "conclusion cut": Form(lambda s: [*s[:2], _long("REASONING"), s[3]], long=True, cut=True),
 }
 
 # Rows that are odd and usable; each changes a sound row in place.
@@ -241,13 +245,14 @@ class Rows:
         questions, dangling = divmod(len(row["conversations"]), 2)
         expected.usable += 1
         expected.dropped_turns += dangling
-        expected.written_by_source[_source(row)] += 1
+        expected.usable_by_source[_source(row)] += 1
         expected.turns[questions] += 1
         expected.answers += questions
         expected.untagged_answers += form.untagged
         expected.valid_answers += questions * (not (form.missing or form.problems or form.untagged))
         expected.missing_stages.update(form.missing)
         expected.form_problems.update(form.problems)
+        expected.long_rows += form.long
         expected.cut_conclusions += form.cut
         folder, _, name = row.get("image", "").removeprefix("./").rpartition("/")
         if folder.startswith("coco/"):
