@@ -4,7 +4,6 @@ Nothing is written outside the destination, links and special files are never ma
 an absurd size is refused. Every file appears under its name only when it is whole, so a rerun skips by size.
 """
 
-import hashlib
 import io
 import lzma
 import os
@@ -36,9 +35,9 @@ _BLOCK_BYTES = 2**20
 _BUFFER_BYTES = 2**16
 _DISK_BLOCK_BYTES = 2**12
 _MAX_NAME_BYTES = 255
-_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.[0-9]+\.part")
+_TEMPORARY = re.compile(r"\.unpacking\.[0-9]+\.part")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+_DEVICE = re.compile(r"(^|/)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.[^/]*)?(/|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def unsafe_name(name: str) -> str | None:
     parts = name.split("/")
     if ".." in parts:
         return "leads out of its folder"
-    if any(_DEVICE.fullmatch(part) for part in parts):
+    if _DEVICE.search(name):
         return "is the name of a device"
     try:
         too_long = any(len(part.encode()) > _MAX_NAME_BYTES for part in parts)
@@ -198,11 +197,11 @@ def link_problem(destination: Path, folder: str) -> str | None:
     A link that the user made directly below `destination`, to another disk say, is followed: nothing here makes links.
     A deeper one may come from an archive that another program unpacked, and must not lead anywhere else.
     """
-    base = os.path.realpath(destination)
-    plain = os.path.join(base, folder) if folder else base
-    real = os.path.realpath(plain)
-    if real == plain:
+    ends = (*(match.start() for match in re.finditer("/", folder)), len(folder))
+    if not any(os.path.islink(f"{destination}/{folder[:end]}") for end in ends):
         return None
+    base = os.path.realpath(destination)
+    real = os.path.realpath(os.path.join(base, folder))
     homes = (base, os.path.realpath(os.path.join(base, folder.partition("/")[0])))
     if any(os.path.commonpath((home, real)) == home for home in homes):
         return None
@@ -226,10 +225,8 @@ def write_member(
     Raises:
         EOFError: The member ended early.
     """
-    folder, name = os.path.split(target)
-    # The member's own name may fill the 255 bytes that a file system takes. The process is in the name because one of a
-    # killed run may still be writing.
-    temporary = f"{folder}/.{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.{os.getpid()}.part"
+    # The process is in the name because one of a killed run may still be writing.
+    temporary = f"{os.path.dirname(target)}/.unpacking.{os.getpid()}.part"
     written = 0
     try:
         with _create(temporary) as file:

@@ -288,7 +288,7 @@ def test_links_below_the_destination_are_not_followed_out_of_it(tmp_path, kind):
 def test_what_a_killed_process_left_is_removed(tmp_path):
     (tmp_path / "x.zip").write_bytes(make_zip({"a/b": b"x"}))
     make_tar(tmp_path / "x.tar", [tar_member("a/c", size=1), tar_member("a/d", size=1)])
-    stale = tmp_path / "out" / "a" / ".0123456789abcdef.77.part"
+    stale = tmp_path / "out" / "a" / ".unpacking.77.part"
     for archive in ("x.zip", "x.tar"):
         stale.parent.mkdir(parents=True, exist_ok=True)
         stale.write_bytes(b"half")

@@ -171,7 +171,7 @@ def test_a_full_disk_is_a_user_error_and_nothing_is_left_half(folder, monkeypatc
 def test_what_a_dead_process_left_is_removed_and_the_users_files_stay(folder):
     path = next(iter(IMAGES))
     (folder / path).parent.mkdir(parents=True)
-    stale = (folder / path).with_name(".0123456789abcdef.4242.part")
+    stale = (folder / path).with_name(".unpacking.4242.part")
     stale.write_bytes(b"half")
     mine = (folder / path).with_name(".mine.part")
     mine.write_bytes(b"mine")
