@@ -40,6 +40,9 @@ _LITTER = "__MACOSX/"
 # Which images are whole, for reruns.
 _MANIFEST = "unpacked.jsonl"
 
+# A process takes half a second to start.
+_CHUNKS_WORTH_A_PROCESS = 8
+
 # Rows that are looked up by their endings to find candidates for the prefix; all others only count.
 _PROBED = 50
 # Top folders of the archive that are tried besides.
@@ -269,7 +272,7 @@ class _Unpacking:
                 f"{self.destination} cannot be written to ({error}): nothing was unpacked. Make it writable and run "
                 "the same command again"
             ) from error
-        remove_temporaries({(self.destination / task.path).parent for task in tasks})
+        remove_temporaries(self.destination / name for name in {task.path.rpartition("/")[0] for task in tasks})
         absent = [task.info for task in tasks if not task.is_there]
         same_disk = self.folder.stat().st_dev == self.destination.stat().st_dev
         if self.ledger is not None and same_disk:
@@ -283,8 +286,7 @@ class _Unpacking:
         lock = self.folder / RECORDS / extracting.WORKERS_LOCK
         initargs = (self.archive.paths, self.archive.sizes, self.destination, lock)
         try:
-            # A process takes half a second to start.
-            workers = min(workers, len(batches))
+            workers = min(workers, 1 + len(batches) // _CHUNKS_WORTH_A_PROCESS)
             results = parallel_map(extracting.extract, batches, workers, extracting.begin, initargs)
             yield from zip(batches, results, strict=True)
         finally:
