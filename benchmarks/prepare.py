@@ -215,10 +215,11 @@ def conversion_memory(work: Path, config: BenchmarkConfig) -> list[Row]:
     probe = work / "probe.py"
     probe.write_text(MEMORY_PROBE)
     measured = {}
-    # Without a tokenizer first: counts of tokens are kept for later runs.
-    for name, llm_backbone_id in (("conversion", "none"), ("prepare, tokens counted too,", TOKENIZER)):
+    # No hub and an empty cache: there is no tokenizer for the first of the two, so no tokens are counted.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "hub")}
+    for name, llm_backbone_id in (("conversion", "mamba-2.8b"), ("prepare, tokens counted too,", TOKENIZER)):
         command = [sys.executable, str(probe), llm_backbone_id, *roots]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
         before, peak = map(int, done.stdout.splitlines()[-1].split())
         measured[name] = (peak - before) / 1e6
     return [
