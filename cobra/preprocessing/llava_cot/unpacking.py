@@ -145,8 +145,8 @@ def unpack_images(
     and returned. One call at a time for a folder.
 
     Without `keep_parts` a part is deleted once every image in it is whole and flushed to disk. Members that are never
-    unpacked (no images, refused, outside the images' folder) do not hold it back; damaged images, and images of
-    sources that are not asked for, do. What is needed to go on is kept in `.prepare`.
+    unpacked (no images, unsafe, outside the images' folder) do not hold it back; damaged images, those that a link of
+    the user keeps out, and images of sources that are not asked for, do. What is needed to go on is in `.prepare`.
 
     Args:
         folder: Where the parts are.
@@ -173,13 +173,9 @@ def unpack_images(
         prefix = find_prefix(names.keys(), images)
         if prefix is None:
             return None
-        found = {
-            name.removeprefix(prefix): info
-            for name, info in names.items()
-            if name.startswith(prefix) and not name.startswith(_LITTER) and _is_image(name)
-        }
-        found = _without_links(destination, found, refused)
-        wanted = {path: info for path, info in found.items() if not sources or source_of({"image": path}) in sources}
+        found = {name.removeprefix(prefix): info for name, info in names.items() if _is_image(name, prefix)}
+        safe = _without_links(destination, found, refused)
+        wanted = {path: info for path, info in safe.items() if not sources or source_of({"image": path}) in sources}
         result = Unpacked(prefix, len(wanted), 0, len(members) - len(wanted), refused)
         total = sum(info.file_size for info in wanted.values())
         check_total(f"the archive of images ({archive.paths[0]} ...)", archive.starts[-1], total)
@@ -190,8 +186,9 @@ def unpack_images(
     return result
 
 
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+def _is_image(name: str, prefix: str) -> bool:
+    suffix = os.path.splitext(name)[1].lower()
+    return name.startswith(prefix) and suffix in IMAGE_SUFFIXES and not name.startswith(_LITTER)
 
 
 def _wait_for_workers(folder: Path) -> None:

@@ -99,7 +99,8 @@ def test_a_user_may_link_the_top_folder_and_no_link_deeper_leads_out(folder, tmp
     (folder / "sqa" / "train").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
     (folder / "sqa" / "train" / "3").symlink_to(tmp_path / "elsewhere")
-    result = unpack(folder)
+    result = unpack(folder, keep_parts=False)
+    assert parts_in(folder)[0] == "image.zip.part-aa", "the part with an image that was kept out is gone"
     assert (tmp_path / "disk" / "train2017" / "50.jpg").read_bytes() == IMAGES["coco/train2017/50.jpg"]
     assert not list((tmp_path / "elsewhere").iterdir())
     assert [refusal.member for refusal in result.refused] == [f"{PREFIX}sqa/train/3/image.png"]
