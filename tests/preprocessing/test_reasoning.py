@@ -141,3 +141,11 @@ def test_hostile_text_takes_linear_time(start, unit):
     extract_reasoning_trace(text)
     # Quadratic time would be minutes; linear is some milliseconds.
     assert time.process_time() - begin < 2
+
+
+def test_texts_and_faults_of_an_answer():
+    trace = extract_reasoning_trace("<CAPTION> a cat </CAPTION> so <CONCLUSION> B")
+    assert trace.texts == [("caption", "a cat"), ("conclusion", "B")]
+    assert trace.faults == ["without SUMMARY", "without REASONING", "text outside the stages", "unclosed stage"]
+    plain = extract_reasoning_trace("a cat </CAPTION>")
+    assert (plain.texts, plain.faults) == ([], [])

@@ -40,6 +40,17 @@ class ReasoningTrace:
         return tuple(stage for stage in STAGES if getattr(self, stage) is None)
 
     @property
+    def texts(self) -> list[tuple[str, str]]:
+        """(stage, text) of those that are there, in the order of `STAGES`."""
+        found = [(stage, getattr(self, stage)) for stage in STAGES]
+        return [(stage, text) for stage, text in found if text is not None]
+
+    @property
+    def faults(self) -> list[str]:
+        """All that is wrong with the form, in words; empty for a valid answer, and for one without any stage."""
+        return [*(f"without {stage.upper()}" for stage in self.missing), *self.problems] if self.texts else []
+
+    @property
     def is_valid(self) -> bool:
         """Whether all four stages are there once, filled, closed, in order, and only white space is around them."""
         return not self.missing and not self.problems

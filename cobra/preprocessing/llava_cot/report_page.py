@@ -1,15 +1,12 @@
 """The report as one page, `report.html`: no network, no script, the pictures inside."""
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from PIL import Image
+from jinja2 import Template
 
 from cobra.preprocessing.llava_cot.report import (
     COCO_NOTE,
@@ -20,21 +17,17 @@ from cobra.preprocessing.llava_cot.report import (
     token_lines,
 )
 from cobra.preprocessing.llava_cot.samples import SampleRow
-from cobra.preprocessing.llava_cot.shown import shown
 from cobra.preprocessing.llava_cot.token_counts import TokenCounts
 from cobra.util.files import write_text
-from cobra.util.images import FORMATS, read_rgb
+from cobra.util.pages import page_templates
+from cobra.util.shown import shown
+from cobra.util.thumbnails import Thumbnail, thumbnail
 
 _SOURCES = 30
 _SAMPLED_SOURCES = 12
 _MEMBERS = 100
 # Of a name or reason from the archive.
 _CHARACTERS = 300
-
-# CSS pixels at most, in either direction, and decoded pixels above which a picture is not shown: it would take 100 MB.
-_THUMBNAIL = 280
-_MAX_PIXELS = 25_000_000
-_JPEG_QUALITY = 80
 
 # Questions a row has: each number to here by itself, then these spans.
 _SINGLE = 5
@@ -67,15 +60,6 @@ class Column(NamedTuple):
     rows: int
     height: float
     """Share of the fullest bin."""
-
-
-class Picture(NamedTuple):
-    """A thumbnail."""
-
-    data: str
-    """As a data URI."""
-    width: int
-    height: int
 
 
 def write_page(report: Report, path: Path, image_dir: Path) -> None:
@@ -113,16 +97,8 @@ def render_page(report: Report, image_dir: Path) -> str:
 
 @cache
 def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("cobra.preprocessing.llava_cot"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # Markup, such as a macro's output, is a string of another type.
-        finalize=lambda value: shown(value) if type(value) is str else value,
-    )
-    environment.filters |= {"number": "{:,}".format, "percent": "{:.1%}".format, "css": _css, "short": _short}
+    environment = page_templates("cobra.preprocessing.llava_cot")
+    environment.filters |= {"css": _css, "short": _short}
     return environment.get_template("report.html.j2")
 
 
@@ -192,27 +168,11 @@ def _place(tokens: TokenCounts) -> float:
     return 1.0 if limit > edges[-1] else limit / (edges[1] * len(edges))
 
 
-def _sampled(report: Report, image_dir: Path) -> list[tuple[str, list[tuple[SampleRow, Picture | str | None]]]]:
+def _sampled(report: Report, image_dir: Path) -> list[tuple[str, list[tuple[SampleRow, Thumbnail | str | None]]]]:
     """Return the samples of the biggest sources with their pictures: why there is none, or None for a row of text."""
     biggest = sorted(report.written_by_source.items(), key=lambda item: (-item[1], item[0]))[:_SAMPLED_SOURCES]
     return [
-        (name, [(row, None if row.image is None else _picture(image_dir / row.image)) for row in rows])
+        (name, [(row, None if row.image is None else thumbnail(image_dir / row.image)) for row in rows])
         for name, _ in biggest
         if (rows := report.samples.of_source(name))
     ]
-
-
-def _picture(path: Path) -> Picture | str:
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-        if width * height > _MAX_PIXELS:
-            return f"The picture has {width:,} x {height:,} pixels, too many to show here."
-        small = read_rgb(path)
-    # Pillow's decoders raise nearly anything on damaged files; rows may have been kept without looking at them.
-    except Exception:
-        return "The picture cannot be read."
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=_JPEG_QUALITY)
-    return Picture("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), *small.size)

@@ -5,7 +5,7 @@ from array import array
 import numpy as np
 from numpy.typing import NDArray
 
-from cobra.preprocessing.llava_cot.shown import shown
+from cobra.util.shown import shown
 
 # The published rows have about a dozen; a hostile file may not fill the memory with names.
 MAX_SOURCES = 1000

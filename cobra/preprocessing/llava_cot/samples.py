@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from cobra.preprocessing.datasets.reasoning import STAGES, ReasoningTrace
+from cobra.preprocessing.datasets.reasoning import ReasoningTrace
 from cobra.preprocessing.llava_cot.rows import Defect, Row
-from cobra.preprocessing.llava_cot.shown import shown
+from cobra.util.shown import shown
 
 # Together they bound the memory: some 10 MB on hostile rows, less than 1 MB on the published ones.
 _SOURCES = 50
@@ -110,9 +110,6 @@ def _sample(row: Row, traces: list[ReasoningTrace]) -> SampleRow:
 
 
 def _answer(question: str, answer: str, trace: ReasoningTrace) -> SampleAnswer:
-    asked = shown(question, _CHARACTERS)
-    if len(trace.missing) == len(STAGES):
-        return SampleAnswer(asked, [], shown(answer, _CHARACTERS), [])
-    texts = [(stage, getattr(trace, stage)) for stage in STAGES]
-    stages = [(stage, shown(text, _CHARACTERS)) for stage, text in texts if text is not None]
-    return SampleAnswer(asked, stages, "", [*(f"without {stage.upper()}" for stage in trace.missing), *trace.problems])
+    stages = [(stage, shown(text, _CHARACTERS)) for stage, text in trace.texts]
+    text = "" if stages else shown(answer, _CHARACTERS)
+    return SampleAnswer(shown(question, _CHARACTERS), stages, text, trace.faults)

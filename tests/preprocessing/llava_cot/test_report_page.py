@@ -14,11 +14,11 @@ from small_publication import ANSWER, picture, turns
 
 from cobra.preprocessing.archives import Refusal
 from cobra.preprocessing.llava_cot.report import Report
-from cobra.preprocessing.llava_cot.report_page import _MAX_PIXELS, render_page, write_page
+from cobra.preprocessing.llava_cot.report_page import render_page, write_page
 from cobra.preprocessing.llava_cot.rows import Defect, Row
-from cobra.preprocessing.llava_cot.shown import shown
 from cobra.preprocessing.llava_cot.token_counts import BIN_EDGES, TokenCounts
 from cobra.preprocessing.llava_cot.unpacking import Unpacked
+from cobra.util.shown import shown
 
 FULL = ANSWER.format("red", "because", "A")
 VOID = {"meta", "img"}
@@ -155,15 +155,6 @@ def test_any_text_leaves_the_page_whole(tmp_path_factory, text):
     assert {tag: found[tag] for tag in ("section", "article", "details", "img", "li")} == PARTS
 
 
-@given(st.text(st.characters()), st.integers(0, 50))
-def test_shown_text_is_short_and_can_be_written(text, limit):
-    cut = shown(text, limit)
-    cut.encode("utf-8")
-    assert shown(cut) == cut and len(cut) <= 10 * limit + 3
-    if text.isascii() and text.isprintable():
-        assert shown(text) == text
-
-
 def test_empty_report_has_a_page(tmp_path):
     words = Page(render_page(Report(), tmp_path)).words()
     assert "rows read 0" in words and "No row was rejected." in words and "There is no training row." in words
@@ -199,7 +190,7 @@ def test_pictures_that_cannot_be_shown_are_named(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "broken.png").write_bytes(picture("a.png", "red")[:200])
     (tmp_path / "a" / "text.png").write_text("%!PS")
-    side = int(_MAX_PIXELS**0.5) + 1
+    side = 5001
     Image.new("1", (side, side)).save(tmp_path / "a" / "big.png")
     for name in ("broken.png", "text.png", "absent.png"):
         assert "The picture cannot be read." in render_page(report_of(image=f"a/{name}"), tmp_path)

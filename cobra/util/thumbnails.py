@@ -1,0 +1,41 @@
+"""Small pictures inside a page, which then needs no file beside it."""
+
+import base64
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from cobra.util.images import FORMATS, read_rgb
+
+# CSS pixels at most, in either direction, and decoded pixels above which a picture is not shown: it would take 100 MB.
+_SIDE = 280
+_MAX_PIXELS = 25_000_000
+_JPEG_QUALITY = 80
+
+
+class Thumbnail(NamedTuple):
+    """A small picture."""
+
+    data: str
+    """As a data URI."""
+    width: int
+    height: int
+
+
+def thumbnail(path: Path) -> Thumbnail | str:
+    """Return a small copy of the picture in a file, or in one sentence why there is none."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+        if width * height > _MAX_PIXELS:
+            return f"The picture has {width:,} x {height:,} pixels, too many to show here."
+        small = read_rgb(path)
+    # Pillow's decoders raise nearly anything on damaged files; rows may have been kept without looking at them.
+    except Exception:
+        return "The picture cannot be read."
+    small.thumbnail((_SIDE, _SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    return Thumbnail("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), *small.size)
