@@ -4,13 +4,19 @@ import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from cobra.training.pretrain import PretrainConfig, pretrain
+from cobra.training.config import PretrainConfig
+from cobra.training.pretrain import pretrain
+from cobra.training.stopping import Stopped
 from cobra.util.cli import run
 
 
-def main(config: PretrainConfig) -> None:
-    """Run one stage of training."""
-    pretrain(config)
+def main(config: PretrainConfig) -> int:
+    """Run one stage of training; 75 (130 for the keyboard) where it was asked to stop and has saved its state."""
+    try:
+        pretrain(config)
+    except Stopped as stopped:
+        return stopped.exit_code
+    return 0
 
 
 if __name__ == "__main__":

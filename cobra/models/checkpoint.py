@@ -11,8 +11,12 @@ from cobra.util.errors import UserError
 
 # The newest checkpoint of a run, relative to its directory.
 LATEST = Path("checkpoints") / "latest-checkpoint.pt"
+# The one with the lowest loss on held-out rows.
+BEST = Path("checkpoints") / "best-checkpoint.pt"
 
 MODULE_KEYS = ("vision_backbone", "llm_backbone", "projector")
+# What the checkpoint of a run with adapters holds in place of the language model.
+ADAPTER = "lora"
 
 # Tensors by module, then by name within it.
 Checkpoint = dict[str, dict[str, Tensor]]
@@ -55,10 +59,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         path: Cobra's `.pt` (`{"model": {module: state dict}}`) or a `.safetensors` file with names `module.name`.
 
     Returns:
-        Tensors by module (`projector`, `llm_backbone`, `vision_backbone`), then by name.
+        Tensors by module (`projector`, `llm_backbone`, `vision_backbone`), then by name. Low-rank adapters come merged
+        into the language model that they were trained on.
 
     Raises:
-        UserError: See :func:`read_tensors`; or there is no module of this kind in it.
+        UserError: See :func:`read_tensors`; or there is no module of this kind in it; or it holds adapters, and the
+            weights that belong to them cannot be had (:func:`cobra.models.adapter.merge_into_base`).
     """
     values = read_tensors(path)
     modules: dict = {}
@@ -76,6 +82,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     for key, tensors in known.items():
         _check_tensors(tensors, f"the {key} in {path}")
+    if ADAPTER in modules:
+        # Imported here because it reads checkpoints itself: what the run started from.
+        from cobra.models.adapter import merge_into_base
+
+        _check_tensors(modules[ADAPTER], f"the {ADAPTER} in {path}")
+        known = merge_into_base(path, known, modules[ADAPTER])
     if "llm_backbone" in known and TIED_HEAD not in known["llm_backbone"] and EMBEDDING in known["llm_backbone"]:
         known["llm_backbone"][TIED_HEAD] = known["llm_backbone"][EMBEDDING]
     return known

@@ -8,13 +8,22 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from cobra.models.checkpoint import EMBEDDING, LATEST, TIED_HEAD
+from cobra.models.checkpoint import BEST, EMBEDDING, LATEST, TIED_HEAD
 from cobra.models.vlms import CobraVLM
 from cobra.util.distributed import World
 from cobra.util.files import atomic_path
 
 
-def save_checkpoint(vlm: CobraVLM, run_dir: Path, world: World, step: int, epoch: int, loss: float) -> Path:
+def save_checkpoint(
+    vlm: CobraVLM,
+    run_dir: Path,
+    world: World,
+    step: int,
+    epoch: int,
+    loss: float,
+    milestone: bool = True,
+    best: bool = False,
+) -> Path:
     """Write `checkpoints/step-NNNNNN-epoch-NN-loss=L.pt` and make `latest-checkpoint.pt` the same file.
 
     Every process takes part in gathering the shards; the main one writes.
@@ -26,9 +35,11 @@ def save_checkpoint(vlm: CobraVLM, run_dir: Path, world: World, step: int, epoch
         step: Optimiser steps done.
         epoch: Passes over the data begun.
         loss: Of the last step.
+        milestone: Whether the file with the step in its name is wanted.
+        best: Whether to make `best-checkpoint.pt` the same file.
 
     Returns:
-        The path of the file with the step in its name.
+        The path of the file with the step in its name, which without `milestone` is not there.
     """
     path = run_dir / LATEST.parent / f"step-{step:06d}-epoch-{epoch:02d}-loss={loss:.4f}.pt"
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -45,15 +56,18 @@ def save_checkpoint(vlm: CobraVLM, run_dir: Path, world: World, step: int, epoch
             modules["llm_backbone"][TIED_HEAD] = modules["llm_backbone"][EMBEDDING]
         with atomic_path(path) as temporary:
             torch.save({"model": modules}, temporary)
-        _point_latest(path)
+        _point(path.with_name(LATEST.name), path)
+        if best:
+            _point(path.with_name(BEST.name), path)
+        if not milestone:
+            path.unlink()
     world.barrier()
     return path
 
 
-def _point_latest(path: Path) -> None:
-    """Make the latest checkpoint the same file as `path`, without ever leaving a half one."""
-    latest = path.with_name(LATEST.name)
-    temporary = path.with_name(f".{LATEST.name}.{os.getpid()}.tmp")
+def _point(name: Path, path: Path) -> None:
+    """Make `name` the same file as `path`, without ever leaving a half one."""
+    temporary = path.with_name(f".{name.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     try:
         try:
@@ -61,6 +75,6 @@ def _point_latest(path: Path) -> None:
         except OSError:
             # A file system without hard links.
             shutil.copyfile(path, temporary)
-        temporary.replace(latest)
+        temporary.replace(name)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,5 +1,7 @@
 """The factory of train strategies."""
 
+from typing import Any
+
 from cobra.conf import ModelConfig
 from cobra.models.vlms import CobraVLM
 from cobra.training.strategy import Hyperparameters, TrainStrategy
@@ -20,27 +22,18 @@ def stage_hyperparameters(model: ModelConfig, stage: str) -> Hyperparameters:
 
 
 def get_train_strategy(
-    train_strategy: str,
-    vlm: CobraVLM,
-    world: World,
-    hyperparameters: Hyperparameters,
-    enable_gradient_checkpointing: bool = True,
-    enable_mixed_precision_training: bool = True,
-    reduce_in_full_precision: bool = False,
-    flag_prefix: str = "finetune",
+    train_strategy: str, vlm: CobraVLM, world: World, hyperparameters: Hyperparameters, **options: Any
 ) -> TrainStrategy:
-    """Build the strategy of that name; see :class:`TrainStrategy`.
+    """Build the strategy of that name.
+
+    Args:
+        train_strategy: A key of :data:`cobra.training.sharding.RESHARD`.
+        vlm: The model, with `freeze_backbones` called for its stage.
+        world: The processes.
+        hyperparameters: Of the stage.
+        **options: Further arguments of :class:`TrainStrategy`.
 
     Raises:
         UserError: The strategy or the schedule is unknown (the known ones are listed), or batches do not divide.
     """
-    return TrainStrategy(
-        vlm,
-        world,
-        hyperparameters,
-        train_strategy,
-        enable_gradient_checkpointing,
-        enable_mixed_precision_training,
-        reduce_in_full_precision,
-        flag_prefix,
-    )
+    return TrainStrategy(vlm, world, hyperparameters, train_strategy, **options)

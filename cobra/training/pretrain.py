@@ -2,14 +2,15 @@
 
 import json
 import os
-from dataclasses import dataclass, field, replace
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import draccus
 from rich.console import Console
 
-from cobra.conf import DatasetConfig, DatasetRegistry, ModelConfig, ModelRegistry
+from cobra.conf import DatasetConfig, DatasetRegistry
 from cobra.models.backbones.vision.specs import vision_spec
 from cobra.models.checkpoint import LATEST, Checkpoint, read_checkpoint
 from cobra.models.load import PROVENANCE, build_vlm, find_checkpoint
@@ -18,51 +19,25 @@ from cobra.preprocessing import get_dataset_and_collator
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
 from cobra.preprocessing.datasets.datasets import check_row_options
 from cobra.preprocessing.materialize import find_components
+from cobra.training.config import PretrainConfig, loop_options
 from cobra.training.materialize import get_train_strategy, stage_hyperparameters, stage_prefix
 from cobra.training.metrics import Metrics, check_trackers
 from cobra.training.provenance import describe_run
+from cobra.training.run_state import RESUME, clear_unfinished, states
 from cobra.training.schedule import check_batches
 from cobra.training.sharding import check_strategy
+from cobra.training.stopping import Stopped
 from cobra.training.strategy import check_hyperparameters
 from cobra.training.validation import Validation
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World, join_world
 from cobra.util.errors import UserError
-from cobra.util.files import write_json, write_text
+from cobra.util.files import sha256_file, write_json, write_text
 from cobra.util.tokens import read_hf_token
 from cobra.util.torch_utils import set_global_seed
 
-
-@dataclass
-class PretrainConfig:
-    """Train a vision-language model: one process as it is, several through torchrun."""
-
-    model: ModelConfig = field(default_factory=ModelConfig.get_choice_class(ModelRegistry.COBRA_3B.model_id))
-    """Model and its optimisation; `--model.type` picks one, `--model.<field>` overrides a field."""
-    dataset: DatasetConfig = field(default_factory=DatasetConfig.get_choice_class(DatasetRegistry.LLAVA_V15.dataset_id))
-    """Data; `--dataset.type` picks a set, `--dataset.<field>` overrides a field."""
-    stage: str = "finetune"
-    """`align` trains the projector, `finetune` also the language model, `full-finetune` also the vision towers."""
-    pretrained_checkpoint: str | None = None
-    """Weights to start from: a .pt, a .safetensors, a run directory or a model id. Every module it holds is loaded."""
-    run_id: str | None = None
-    """Name of the run; by default made of dataset, model, stage and seed."""
-    run_root_dir: Path = Path("runs")
-    """Folder of all runs."""
-    seed: int = 7
-    """Of the order of rows and of everything random."""
-    hf_token: str = ".hf_token"
-    """Name of an environment variable or path of a file that holds the hub's token; only for closed repositories."""
-    trackers: tuple[str, ...] = ("jsonl",)
-    """Out of jsonl, wandb, tensorboard."""
-    wandb_project: str = "cobra"
-    """For wandb."""
-    wandb_entity: str | None = None
-    """For wandb."""
-    device: str | None = None
-    """cuda, mps or cpu; by default the best at hand."""
-    num_workers: int | None = None
-    """Processes that read rows, for each training process; by default up to 4 where there are cores to spare."""
+# In the directory of a run that has done all its steps.
+FINISHED = "finished.json"
 
 
 def default_run_id(config: PretrainConfig) -> str:
@@ -84,7 +59,8 @@ def pretrain(config: PretrainConfig) -> Path:
         The run directory.
 
     Raises:
-        UserError: See each part; nothing has been written then.
+        UserError: See each part; where it is the configuration, nothing has been written then.
+        Stopped: The run was asked to stop; its state is saved.
     """
     check_stage(config.stage)
     check_trackers(config.trackers)
@@ -97,46 +73,50 @@ def pretrain(config: PretrainConfig) -> Path:
 
 def _pretrain(config: PretrainConfig, world: World) -> Path:
     say = Console(quiet=not world.is_main, soft_wrap=True, highlight=False).print
-    run_id = config.run_id or default_run_id(config)
-    run_dir = config.run_root_dir / run_id
-    annotation_file = _check(config, world, run_dir)
+    run_id, run_dir, state = find_run(config)
+    annotation_file = _check(config, world)
+    options = loop_options(config)
     set_global_seed(config.seed)
     vlm, loaded, source = _build(config, run_dir, say)
     vlm.freeze_backbones(config.stage)
     dataset, collator = _open_rows(config, config.dataset, vlm)
-    if isinstance(dataset, AlignDataset):
-        lengths = dataset.get_modality_lengths(vlm.vision_backbone.num_patches)
-    else:
-        lengths = dataset.get_modality_lengths()
-        if dataset.left_out:
-            say(
-                f"{dataset.left_out:,} of {dataset.left_out + len(dataset):,} rows are left out: their last CONCLUSION "
-                f"ends beyond {config.model.llm_max_length:,} tokens (--dataset.truncation drop)"
-            )
+    lengths = _lengths(config, dataset, vlm, say)
     strategy = get_train_strategy(
         getattr(config.model, f"{stage_prefix(config.stage)}_train_strategy"),
         vlm,
         world,
         stage_hyperparameters(config.model, config.stage),
-        config.model.enable_gradient_checkpointing,
-        config.model.enable_mixed_precision_training,
-        config.model.reduce_in_full_precision,
-        stage_prefix(config.stage),
+        enable_gradient_checkpointing=config.model.enable_gradient_checkpointing,
+        enable_mixed_precision_training=config.model.enable_mixed_precision_training,
+        reduce_in_full_precision=config.model.reduce_in_full_precision,
+        flag_prefix=stage_prefix(config.stage),
+        sharding_group_size=config.sharding_group_size,
     )
     validation = _open_holdout(config, vlm, say)
     strategy.run_setup()
     _announce(config, world, vlm, len(dataset), say)
     metrics = None
     if world.is_main:
+        (run_dir / RESUME).mkdir(parents=True, exist_ok=True)
+        clear_unfinished(run_dir / RESUME)
         hparams = write_run_dir(config, run_id, run_dir)
         write_json(run_dir / PROVENANCE, describe_run(world, annotation_file, len(dataset), source, loaded))
         metrics = Metrics(
             config.trackers, run_id, run_dir, hparams, config.stage, config.wandb_project, config.wandb_entity
         )
     world.barrier()
+    setting = _setting(config, annotation_file, len(dataset))
+    workers = _workers(config, world)
     try:
-        workers = _workers(config, world)
-        result = strategy.run_training(dataset, collator, lengths, run_dir, metrics, config.seed, workers, validation)
+        result = strategy.run_training(
+            dataset, collator, lengths, run_dir, metrics, config.seed, workers, validation, options, setting, state
+        )
+    except Stopped as stopped:
+        say(
+            f"stopped by {stopped.reason} after step {stopped.step}; the state is saved in {run_dir / RESUME}: run the "
+            "same command to go on"
+        )
+        raise
     finally:
         if metrics is not None:
             metrics.finalize()
@@ -145,19 +125,80 @@ def _pretrain(config: PretrainConfig, world: World) -> Path:
             f"warning: {strategy.skipped_rows:,} of {len(dataset):,} rows had a missing or unreadable image and taught "
             "nothing; the lines 'a row is skipped' name them"
         )
-    say(f"done: {strategy.global_step} steps, last loss {result.loss:.4f}; checkpoint: {run_dir / LATEST}")
+    loss = "" if result is None else f", last loss {result.loss:.4f}"
+    say(f"done: {strategy.global_step} steps{loss}; checkpoint: {run_dir / LATEST}")
+    if world.is_main:
+        write_json(run_dir / FINISHED, {"steps": strategy.global_step, "skipped": strategy.skipped_steps})
+        shutil.rmtree(run_dir / RESUME, ignore_errors=True)
     return run_dir
 
 
-def _check(config: PretrainConfig, world: World, run_dir: Path) -> Path:
-    """Check what costs nothing to check before a model is built; return the annotation file."""
-    if run_dir.parent != config.run_root_dir or run_dir.name in ("", ".", ".."):
-        raise UserError(f"--run_id {config.run_id!r} must be the name of a folder, without slashes")
-    if (run_dir / LATEST).exists():
+def find_run(config: PretrainConfig) -> tuple[str, Path, Path | None]:
+    """Return the run's name, its directory, and the saved state to go on from, if there is one.
+
+    Raises:
+        UserError: The name is no name of a folder; there is nothing to go on with in the directory that `resume`
+            names; or the run is finished, or has a checkpoint and shall not go on.
+    """
+    if config.resume not in ("auto", "none"):
+        run_dir = Path(config.resume)
+        if not (run_dir / "config.json").is_file():
+            raise UserError(
+                f"--resume {config.resume} is neither auto, none nor a run directory (it has no config.json)"
+            )
+        run_id = run_dir.name
+    else:
+        run_id = config.run_id or default_run_id(config)
+        run_dir = config.run_root_dir / run_id
+        if run_dir.parent != config.run_root_dir or run_dir.name in ("", ".", ".."):
+            raise UserError(f"--run_id {config.run_id!r} must be the name of a folder, without slashes")
+    if (run_dir / FINISHED).is_file():
+        raise UserError(f"the run {run_dir} is finished: choose another --run_id or --run_root_dir, or move it away")
+    found = states(run_dir / RESUME)
+    if config.resume != "none" and found:
+        return run_id, run_dir, found[-1]
+    if config.resume not in ("auto", "none"):
+        raise UserError(f"the run {run_dir} has saved no state to go on with: start it anew under another --run_id")
+    # A run of ours that was killed before its first state may begin anew; one of Cobra's has no such folder.
+    killed_early = config.resume == "auto" and (run_dir / RESUME).is_dir()
+    if found or ((run_dir / LATEST).exists() and not killed_early):
         raise UserError(
             f"the run {run_dir} has a checkpoint already and would be overwritten: choose another --run_id or "
             "--run_root_dir, or move that folder away"
         )
+    return run_id, run_dir, None
+
+
+def _setting(config: PretrainConfig, annotation_file: Path, rows: int) -> dict[str, Any]:
+    """Return what decides the sequence of rows and rates, and so must not change when a run goes on."""
+    values = asdict(stage_hyperparameters(config.model, config.stage))
+    # How rows are spread over passes may change.
+    del values["per_device_batch_size"]
+    return values | {
+        "model": config.model.model_id,
+        "stage": config.stage,
+        "seed": config.seed,
+        "rows": rows,
+        "data": sha256_file(annotation_file),
+    }
+
+
+def _lengths(
+    config: PretrainConfig, dataset: AlignDataset | FinetuneDataset, vlm: CobraVLM, say: Any
+) -> list[tuple[bool, int]]:
+    """Return (has an image, length) of every row; say how many rows are left out."""
+    if isinstance(dataset, AlignDataset):
+        return dataset.get_modality_lengths(vlm.vision_backbone.num_patches)
+    if dataset.left_out:
+        say(
+            f"{dataset.left_out:,} of {dataset.left_out + len(dataset):,} rows are left out: their last CONCLUSION "
+            f"ends beyond {config.model.llm_max_length:,} tokens (--dataset.truncation drop)"
+        )
+    return dataset.get_modality_lengths()
+
+
+def _check(config: PretrainConfig, world: World) -> Path:
+    """Check what costs nothing to check before a model is built; return the annotation file."""
     if config.num_workers is not None and config.num_workers < 0:
         raise UserError(f"--num_workers is {config.num_workers} and must be at least 0")
     if config.model.llm_max_length < 1:

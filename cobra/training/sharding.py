@@ -12,7 +12,7 @@ from cobra.util.distributed import World
 from cobra.util.errors import UserError
 
 # Strategy -> whether parameters are freed again after the forward pass of their unit.
-RESHARD = {"fsdp-shard-grad-op": False, "fsdp-full-shard": True}
+RESHARD = {"fsdp-shard-grad-op": False, "fsdp-full-shard": True, "ddp": False}
 
 
 def check_strategy(strategy: str) -> None:
@@ -21,7 +21,36 @@ def check_strategy(strategy: str) -> None:
         raise UserError(f"the train strategy {strategy!r} is unknown; the known ones are: {', '.join(RESHARD)}")
 
 
-def shard(vlm: CobraVLM, strategy: str, world: World, reduce_dtype: torch.dtype | None) -> None:
+def group_size(strategy: str, world_size: int, requested: int | None) -> int:
+    """Return over how many processes one copy of the model is sharded.
+
+    Args:
+        strategy: A key of :data:`RESHARD`.
+        world_size: All processes.
+        requested: `--sharding_group_size`; None is all of them, or one with `ddp`.
+
+    Raises:
+        UserError: The processes do not divide into groups of that size.
+    """
+    if strategy == "ddp":
+        if requested not in (None, 1):
+            raise UserError(
+                f"--sharding_group_size {requested} contradicts the train strategy ddp, which shards nothing"
+            )
+        return 1
+    size = world_size if requested is None else requested
+    if size < 1 or world_size % size:
+        fitting = ", ".join(str(number) for number in range(1, world_size + 1) if world_size % number == 0)
+        raise UserError(
+            f"--sharding_group_size {size} does not divide {world_size} processes into equal groups: use one of "
+            f"{fitting}"
+        )
+    return size
+
+
+def shard(
+    vlm: CobraVLM, strategy: str, world: World, reduce_dtype: torch.dtype | None, sharding_group_size: int | None = None
+) -> None:
     """Shard a model in place; a single process keeps its whole model.
 
     Units are each vision tower, the projector, each Mamba block, and the root with the embedding and the tied head.
@@ -30,16 +59,23 @@ def shard(vlm: CobraVLM, strategy: str, world: World, reduce_dtype: torch.dtype 
 
     Args:
         vlm: On the device of this process, with the frozen modules already frozen.
-        strategy: `fsdp-shard-grad-op` (ZeRO-2) or `fsdp-full-shard` (ZeRO-3).
+        strategy: `fsdp-shard-grad-op` (ZeRO-2), `fsdp-full-shard` (ZeRO-3), or `ddp`: a whole copy on each process.
         world: The processes.
         reduce_dtype: Dtype in which gradients are averaged; None is the parameters' own.
+        sharding_group_size: See :func:`group_size`. Groups hold copies of each other, so that the many messages of
+            sharding stay within a group, a machine say, and only gradients cross the slower links (HSDP).
     """
     check_strategy(strategy)
+    size = group_size(strategy, world.size, sharding_group_size)
     if world.size == 1:
         return
     # Blocks end in a linear layer, whose output is a view; nothing changes it in place, so the warning is void.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    mesh = init_device_mesh(world.device.type, (world.size,))
+    copies = world.size // size
+    if copies == 1:
+        mesh = init_device_mesh(world.device.type, (size,), mesh_dim_names=("shard",))
+    else:
+        mesh = init_device_mesh(world.device.type, (copies, size), mesh_dim_names=("replicate", "shard"))
     policy = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
     options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": RESHARD[strategy], "mp_policy": policy}
     for name in vlm.vision_backbone.tower_names:

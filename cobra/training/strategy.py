@@ -1,22 +1,22 @@
 """The training engine: set-up, the token-weighted step, and the loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.distributed.tensor import DTensor
+from torch.utils.data import Dataset
 
 from cobra.models.load import cast
 from cobra.models.vlms import CobraVLM
-from cobra.training.batches import Batch, CollateOrPass, ErrorsAsValues, count_targets, grouped, mark_skipped, to_device
-from cobra.training.checkpointing import save_checkpoint
+from cobra.training.batches import Batch, count_targets, to_device
+from cobra.training.loop import LoopOptions, TrainingLoop
 from cobra.training.metrics import Metrics
 from cobra.training.optimizer import build_optimizer, clip_gradients
-from cobra.training.progress import StepProgress
 from cobra.training.schedule import StepPlan, check_batches, check_schedule, learning_rate, plan_steps
-from cobra.training.sharding import check_strategy, shard
+from cobra.training.sharding import check_strategy, group_size, shard
 from cobra.training.validation import Validation
 from cobra.util.batching_utils import SplitModalitySampler
 from cobra.util.distributed import World
@@ -30,11 +30,13 @@ class StepResult:
     loss: Mean cross-entropy over all labelled tokens of the global batch.
     grad_norm: Global norm of the gradient before clipping.
     tokens: Labelled tokens of the global batch.
+    skipped: Whether nothing was changed, because the loss or the gradient was not finite.
     """
 
     loss: float
     grad_norm: float
     tokens: int
+    skipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ class TrainStrategy:
         vlm: The model, sharded in place by :meth:`run_setup`.
         rate: Learning rate by (step, total steps); a pure function that may be replaced before training.
         optimizer: Built by :meth:`run_setup`.
-        global_step: Optimiser steps done.
+        global_step: Steps done, skipped ones too.
+        tokens: Labelled tokens that have been trained on.
+        skipped_steps: Steps that changed nothing.
         skipped_rows: Rows that were met with a bad image, over all processes; known at the end of the training.
     """
 
@@ -89,6 +93,7 @@ class TrainStrategy:
         enable_mixed_precision_training: bool = True,
         reduce_in_full_precision: bool = False,
         flag_prefix: str = "finetune",
+        sharding_group_size: int | None = None,
     ) -> None:
         """Check the configuration; nothing is moved or sharded yet.
 
@@ -101,14 +106,17 @@ class TrainStrategy:
             enable_mixed_precision_training: Compute in bf16 on CUDA; other devices compute in fp32.
             reduce_in_full_precision: Average gradients in fp32 instead of bf16, with mixed precision.
             flag_prefix: `align` or `finetune`, to name flags in errors.
+            sharding_group_size: Processes that share one copy of the model; None is all of them.
         """
         check_strategy(train_strategy)
+        group_size(train_strategy, world.size, sharding_group_size)
         check_hyperparameters(hyperparameters, flag_prefix)
         check_batches(hyperparameters.global_batch_size, hyperparameters.per_device_batch_size, world.size, flag_prefix)
         self.vlm = vlm
         self.world = world
         self.hyperparameters = hyperparameters
         self.train_strategy = train_strategy
+        self.sharding_group_size = sharding_group_size
         self.enable_gradient_checkpointing = enable_gradient_checkpointing
         self.mixed_precision = enable_mixed_precision_training and world.device.type == "cuda"
         # FSDP2 would also add up the gradients of several passes in the dtype in which it reduces them.
@@ -118,6 +126,8 @@ class TrainStrategy:
         self.rate: Callable[[int, int], float] = self._scheduled_rate
         self.optimizer: torch.optim.Optimizer
         self.global_step = 0
+        self.tokens = 0
+        self.skipped_steps = 0
         self.skipped_rows = 0
 
     def _scheduled_rate(self, step: int, total_steps: int) -> float:
@@ -134,7 +144,7 @@ class TrainStrategy:
             cast(module, torch.bfloat16 if self.mixed_precision and not kept else torch.float32)
         self.vlm.llm_backbone.llm.gradient_checkpointing = self.enable_gradient_checkpointing
         self.vlm.to(self.world.device)
-        shard(self.vlm, self.train_strategy, self.world, self.reduce_dtype)
+        shard(self.vlm, self.train_strategy, self.world, self.reduce_dtype, self.sharding_group_size)
         hyperparameters = self.hyperparameters
         self.optimizer = build_optimizer(self.vlm, hyperparameters.learning_rate, hyperparameters.weight_decay)
         self.vlm.train()
@@ -146,12 +156,11 @@ class TrainStrategy:
         and forward passes first, and every pass then contributes the sum of its losses over that count. So the result
         does not depend on how the rows are spread.
 
+        Where the loss or the gradient is not finite, nothing is changed, and the result says so.
+
         Args:
             batches: Collated batches of this process, one a forward pass; moved to the device here.
             rate: Learning rate.
-
-        Raises:
-            UserError: The loss or the gradient is not finite.
         """
         batches = [to_device(batch, self.world.device) for batch in batches]
         counts = torch.stack([count_targets(batch["labels"], batch["multimodal_indices"]) for batch in batches])
@@ -169,18 +178,25 @@ class TrainStrategy:
             total += loss.detach().float()
         grad_norm = clip_gradients(self.vlm.parameters(), self.hyperparameters.max_grad_norm)
         mean = self.world.sum(total)
-        if not bool(torch.isfinite(mean + grad_norm.to(mean.device))):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise UserError(
-                f"the loss ({mean.item()}) or the gradient ({grad_norm.item()}) of step {self.global_step + 1} is not "
-                "a finite number; nothing was updated. Use a lower learning rate, or look for broken rows in the data"
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        finite = bool(torch.isfinite(mean + grad_norm.to(mean.device)))
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.global_step += 1
-        return StepResult(mean.item(), grad_norm.item(), int(tokens.item()))
+        self.tokens += int(tokens) if finite else 0
+        self.skipped_steps += not finite
+        return StepResult(mean.item(), grad_norm.item(), int(tokens.item()), not finite)
+
+    def is_finite(self) -> bool:
+        """Return whether every trained parameter is finite, on every process."""
+        broken = torch.zeros((), device=self.world.device)
+        for parameter in self.vlm.parameters():
+            if parameter.requires_grad:
+                local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+                broken += (~torch.isfinite(local.detach())).any()
+        return self.world.sum(broken).item() == 0
 
     def plan(self, sampler: SplitModalitySampler) -> StepPlan:
         """Plan the run from the sampler's real number of batches."""
@@ -198,14 +214,17 @@ class TrainStrategy:
         self,
         dataset: Dataset,
         collator: Callable[[Any], Batch],
-        modality_lengths: list[tuple[bool, int]],
+        modality_lengths: Sequence[tuple[bool, int]],
         run_dir: Path,
         metrics: Metrics | None,
         seed: int = 7,
         num_workers: int = 0,
         validation: Validation | None = None,
-    ) -> StepResult:
-        """Train over the planned steps; save at the end of every epoch and of the run.
+        options: LoopOptions | None = None,
+        setting: dict[str, Any] | None = None,
+        resume_from: Path | None = None,
+    ) -> StepResult | None:
+        """Train over the planned steps; see :class:`cobra.training.loop.TrainingLoop`.
 
         Args:
             dataset: Rows.
@@ -215,50 +234,21 @@ class TrainStrategy:
             metrics: On the main process; None elsewhere.
             seed: Of the order of rows.
             num_workers: Processes that read rows, for each training process.
-            validation: Held-out rows; the loss on them is taken at the end of every epoch and of the run.
+            validation: Held-out rows.
+            options: When to save, to validate and to give up.
+            setting: What has to be the same for the run to go on later.
+            resume_from: A saved state.
 
         Returns:
-            The result of the last step.
-        """
-        values = self.hyperparameters
-        sampler = SplitModalitySampler(
-            dataset, modality_lengths, values.global_batch_size, self.world.size, self.world.rank, seed
-        )
-        plan = self.plan(sampler)
-        loader = DataLoader(
-            ErrorsAsValues(dataset),
-            batch_size=values.per_device_batch_size,
-            sampler=sampler,
-            collate_fn=CollateOrPass(collator),
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=self.world.device.type == "cuda",
-        )
-        skipped = torch.zeros(len(modality_lengths), dtype=torch.int32)
-        with StepProgress(plan.total_steps, enabled=self.world.is_main) as progress:
-            for epoch in range(plan.epochs):
-                sampler.set_epoch(epoch)
-                for batches in grouped(loader, plan.accumulation_steps):
-                    mark_skipped(batches, skipped)
-                    rate = self.rate(self.global_step, plan.total_steps)
-                    result = self.train_step(batches, rate)
-                    ends = self.global_step in (plan.total_steps, (epoch + 1) * plan.batches_per_epoch)
-                    held_out = self._validate(validation, metrics, progress) if ends else None
-                    if metrics is not None:
-                        metrics.commit(self.global_step, result.loss, rate, result.grad_norm, result.tokens, held_out)
-                    progress.advance(self.global_step, result.loss, rate, result.grad_norm)
-                    if self.global_step == plan.total_steps:
-                        break
-                save_checkpoint(self.vlm, run_dir, self.world, self.global_step, epoch + 1, result.loss)
-        self.skipped_rows = int(self.world.sum(skipped.to(self.world.device)).count_nonzero())
-        return result
+            The result of the last step; None where the state had reached it.
 
-    def _validate(self, validation: Validation | None, metrics: Metrics | None, progress: StepProgress) -> float | None:
-        """Take the loss on the held-out rows, if there are any."""
-        if validation is None:
-            return None
-        if metrics is not None:
-            metrics.stop_clock()
-        loss = validation.loss(self.vlm, self.world, self.mixed_precision)
-        progress.say(f"step {self.global_step}: loss on held-out rows {loss:.4f}")
-        return loss
+        Raises:
+            Stopped: The run was asked to stop; its state is saved.
+            UserError: A row or the state cannot be read, or too many steps in a row were not finite.
+        """
+        loop = TrainingLoop(
+            self, dataset, collator, modality_lengths, run_dir, metrics, seed, num_workers, validation, options, setting
+        )
+        if resume_from is not None:
+            loop.restore(resume_from)
+        return loop.run()

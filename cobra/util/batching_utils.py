@@ -52,6 +52,7 @@ class SplitModalitySampler(Sampler[int]):
         self.global_batch_size = global_batch_size
         self.seed = seed
         self.epoch = 0
+        self.first_batch = 0
         self.drop_last = drop_last
         self._images = [index for index, (has_image, _) in enumerate(modality_lengths) if has_image]
         self._texts = [index for index, (has_image, _) in enumerate(modality_lengths) if not has_image]
@@ -72,9 +73,10 @@ class SplitModalitySampler(Sampler[int]):
                 f"{len(self._texts)} of text only: use a smaller global batch, or drop_last=False"
             )
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration yields."""
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Choose the epoch that the next iteration yields, and the global batch that it begins with."""
         self.epoch = epoch
+        self.first_batch = first_batch
 
     @property
     def batches_per_epoch(self) -> int:
@@ -83,11 +85,11 @@ class SplitModalitySampler(Sampler[int]):
         return sum(rounded(len(rows) / self.global_batch_size) for rows in (self._images, self._texts))
 
     def __len__(self) -> int:
-        return self.batches_per_epoch * self.global_batch_size // self.num_replicas
+        return (self.batches_per_epoch - self.first_batch) * self.global_batch_size // self.num_replicas
 
     def __iter__(self) -> Iterator[int]:
         share = self.global_batch_size // self.num_replicas
-        for batch in self.global_batches(self.epoch):
+        for batch in self.global_batches(self.epoch)[self.first_batch :]:
             yield from batch[self.rank * share : (self.rank + 1) * share]
 
     def global_batches(self, epoch: int) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,6 +33,20 @@ class World:
         if self.size > 1:
             dist.all_reduce(value)
         return value
+
+    def max(self, value: Tensor) -> Tensor:
+        """Return the largest of a tensor's values over all processes; `value` is changed in place."""
+        if self.size > 1:
+            dist.all_reduce(value, dist.ReduceOp.MAX)
+        return value
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every process's value, in the order of the processes; values go by pickle between own processes."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def barrier(self) -> None:
         """Wait until every process is here."""

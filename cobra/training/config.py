@@ -1,0 +1,80 @@
+"""Flags of `scripts/pretrain.py`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cobra.conf import DatasetConfig, DatasetRegistry, ModelConfig, ModelRegistry
+from cobra.training.loop import LoopOptions
+from cobra.util.errors import UserError
+
+
+@dataclass
+class PretrainConfig:
+    """Train a vision-language model: one process as it is, several through torchrun."""
+
+    model: ModelConfig = field(default_factory=ModelConfig.get_choice_class(ModelRegistry.COBRA_3B.model_id))
+    """Model and its optimisation; `--model.type` picks one, `--model.<field>` overrides a field."""
+    dataset: DatasetConfig = field(default_factory=DatasetConfig.get_choice_class(DatasetRegistry.LLAVA_V15.dataset_id))
+    """Data; `--dataset.type` picks a set, `--dataset.<field>` overrides a field."""
+    stage: str = "finetune"
+    """`align` trains the projector, `finetune` also the language model, `full-finetune` also the vision towers."""
+    pretrained_checkpoint: str | None = None
+    """Weights to start from: a .pt, a .safetensors, a run directory or a model id. Every module it holds is loaded."""
+    run_id: str | None = None
+    """Name of the run; by default made of dataset, model, stage and seed."""
+    run_root_dir: Path = Path("runs")
+    """Folder of all runs."""
+    seed: int = 7
+    """Of the order of rows and of everything random."""
+    hf_token: str = ".hf_token"
+    """Name of an environment variable or path of a file that holds the hub's token; only for closed repositories."""
+    trackers: tuple[str, ...] = ("jsonl",)
+    """Out of jsonl, wandb, tensorboard."""
+    wandb_project: str = "cobra"
+    """For wandb."""
+    wandb_entity: str | None = None
+    """For wandb."""
+    device: str | None = None
+    """cuda, mps or cpu; by default the best at hand."""
+    num_workers: int | None = None
+    """Processes that read rows, for each training process; by default up to 4 where there are cores to spare."""
+    resume: str = "auto"
+    """`auto` goes on with the run of this name where it has stopped; a run directory goes on with that one; `none`
+    begins anew."""
+    save_interval_steps: int | None = None
+    """Steps between two saves of the run's state; null saves by time alone."""
+    save_interval_minutes: float | None = 30.0
+    """Minutes between two saves of the run's state; null saves by steps alone."""
+    keep_checkpoints: int = 2
+    """States that are kept; the weights of every epoch's end and the best by validation loss stay anyway."""
+    time_limit: float | None = None
+    """Minutes after which the run saves its state and ends with exit code 75."""
+    max_skipped: int = 10
+    """Steps in a row whose loss or gradient is not finite before the run stops; such steps change nothing."""
+    eval_interval_steps: int | None = None
+    """Steps between two looks at the held-out rows; null looks at the end of every epoch and of the run."""
+    sharding_group_size: int | None = None
+    """Processes that share one copy of the model, those of a machine say; null is all of them."""
+
+
+def loop_options(config: PretrainConfig) -> LoopOptions:
+    """Return what the loop takes.
+
+    Raises:
+        UserError: A setting makes no sense; its flag is named.
+    """
+    at_least_one = ("save_interval_steps", "keep_checkpoints", "max_skipped", "eval_interval_steps")
+    above_zero = ("save_interval_minutes", "time_limit")
+    for name in (*at_least_one, *above_zero):
+        value = getattr(config, name)
+        good = value is None or (value >= 1 if name in at_least_one else value > 0)
+        if not good:
+            raise UserError(f"--{name} is {value} and must be {'at least 1' if name in at_least_one else 'above 0'}")
+    return LoopOptions(
+        config.save_interval_steps,
+        config.save_interval_minutes,
+        config.keep_checkpoints,
+        config.max_skipped,
+        config.eval_interval_steps,
+        config.time_limit,
+    )

@@ -1,0 +1,252 @@
+"""The training loop: steps in order, what follows each of them, and going on where an earlier start has stopped."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from cobra.training.batches import Batch, CollateOrPass, ErrorsAsValues, grouped, mark_skipped, to_device
+from cobra.training.checkpointing import save_checkpoint
+from cobra.training.metrics import Metrics
+from cobra.training.progress import StepProgress
+from cobra.training.run_state import RunSaver, RunState
+from cobra.training.stopping import Stopped, StopRequests
+from cobra.training.validation import Validation
+from cobra.util.batching_utils import SplitModalitySampler
+from cobra.util.errors import UserError
+
+if TYPE_CHECKING:
+    from cobra.training.strategy import StepResult, TrainStrategy
+
+_NAMED_ROWS = 20
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """When to save, to validate and to give up."""
+
+    save_interval_steps: int | None = None
+    """Steps between two saves of the run's state; None saves by time alone."""
+    save_interval_minutes: float | None = None
+    """Minutes between them."""
+    keep_checkpoints: int = 2
+    """States that are kept."""
+    max_skipped: int = 10
+    """Steps in a row whose loss or gradient is not finite before the run stops."""
+    eval_interval_steps: int | None = None
+    """Steps between two looks at the held-out rows; None looks at the end of every epoch and of the run."""
+    time_limit_minutes: float | None = None
+    """After which the run saves its state and stops."""
+
+
+class TrainingLoop:
+    """One start of a run, from the step that was reached to the last one or to a request to stop."""
+
+    def __init__(
+        self,
+        strategy: "TrainStrategy",
+        dataset: Dataset,
+        collator: Callable[[Any], Batch],
+        modality_lengths: Sequence[tuple[bool, int]],
+        run_dir: Path,
+        metrics: Metrics | None,
+        seed: int = 7,
+        num_workers: int = 0,
+        validation: Validation | None = None,
+        options: LoopOptions | None = None,
+        setting: dict[str, Any] | None = None,
+    ) -> None:
+        """Plan the steps; see :meth:`TrainStrategy.run_training` for the arguments."""
+        values = strategy.hyperparameters
+        self.strategy, self.world, self.dataset, self.collator = strategy, strategy.world, dataset, collator
+        self.run_dir, self.metrics, self.seed, self.validation = run_dir, metrics, seed, validation
+        self.options = options or LoopOptions()
+        self.setting = setting or {}
+        self.sampler = SplitModalitySampler(
+            dataset, modality_lengths, values.global_batch_size, self.world.size, self.world.rank, seed
+        )
+        self.plan = strategy.plan(self.sampler)
+        self.loader = DataLoader(
+            ErrorsAsValues(dataset),
+            batch_size=values.per_device_batch_size,
+            sampler=self.sampler,
+            collate_fn=CollateOrPass(collator),
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=self.world.device.type == "cuda",
+        )
+        self.saver = RunSaver(run_dir, self.world, strategy.vlm, strategy.optimizer, self.options.keep_checkpoints)
+        self.best: float | None = None
+        self._skipped_in_a_row = 0
+        self._bad_images = torch.zeros(len(modality_lengths), dtype=torch.int32)
+        self._last_save = time.monotonic()
+
+    def restore(self, path: Path) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            UserError: It cannot be read, or was made with another setting.
+        """
+        state = self.saver.restore(path)
+        differing = [
+            f"{name} {state.setting.get(name)!r} (now {value!r})"
+            for name, value in self.setting.items()
+            if state.setting.get(name) != value
+        ]
+        if differing:
+            raise UserError(
+                f"the run {self.run_dir} cannot go on with another setting; it was begun with {', '.join(differing)}. "
+                "Give the former values, or --resume none and another --run_id."
+            )
+        self.strategy.global_step, self.strategy.tokens = state.step, state.tokens
+        self.strategy.skipped_steps, self.best = state.skipped, state.best_validation_loss
+
+    def run(self) -> "StepResult | None":
+        """Train to the last step.
+
+        Returns:
+            The result of the last step; None where an earlier start had done them all.
+
+        Raises:
+            Stopped: The run was asked to stop; its state is saved.
+            UserError: A row cannot be read, or too many steps in a row were not finite.
+        """
+        strategy, plan, result = self.strategy, self.plan, None
+        began = strategy.global_step
+        with (
+            StopRequests(self.world, self.options.time_limit_minutes) as stop,
+            StepProgress(plan.total_steps, self.world.is_main) as progress,
+        ):
+            for epoch in range(began // plan.batches_per_epoch, plan.epochs):
+                self.sampler.set_epoch(epoch, strategy.global_step - epoch * plan.batches_per_epoch)
+                for batches in grouped(self.loader, plan.accumulation_steps):
+                    mark_skipped(batches, self._bad_images)
+                    _seed_step(self.seed, strategy.global_step, self.world.rank)
+                    rate = strategy.rate(strategy.global_step, plan.total_steps)
+                    result = strategy.train_step(batches, rate)
+                    self._give_up_if_broken(result, epoch, progress)
+                    self._report(result, rate, epoch, progress)
+                    self._save_or_stop(stop, progress)
+                    if strategy.global_step == plan.total_steps:
+                        break
+            self._tell(self.saver.finish(), progress)
+        strategy.skipped_rows = int(self.world.sum(self._bad_images.to(self.world.device)).count_nonzero())
+        return result
+
+    def _report(self, result: "StepResult", rate: float, epoch: int, progress: StepProgress) -> None:
+        """Validate and save the model where that is due, and log the step."""
+        step, interval = self.strategy.global_step, self.options.eval_interval_steps
+        ends = step in (self.plan.total_steps, (epoch + 1) * self.plan.batches_per_epoch)
+        due = ends or (interval is not None and step % interval == 0)
+        held_out = self._validate(progress) if due and self.validation is not None else None
+        if self.metrics is not None:
+            self.metrics.commit(step, result.loss, rate, result.grad_norm, result.tokens, held_out)
+        progress.advance(step, result.loss, rate, result.grad_norm)
+        better = held_out is not None and (self.best is None or held_out < self.best)
+        if ends or better:
+            self.best = held_out if better else self.best
+            # Before the state of this step: a run that goes on from it has its files.
+            save_checkpoint(self.strategy.vlm, self.run_dir, self.world, step, epoch + 1, result.loss, ends, better)
+
+    def _validate(self, progress: StepProgress) -> float:
+        assert self.validation is not None
+        if self.metrics is not None:
+            self.metrics.stop_clock()
+        loss = self.validation.loss(self.strategy.vlm, self.world, self.strategy.mixed_precision)
+        progress.say(f"step {self.strategy.global_step}: loss on held-out rows {loss:.4f}")
+        return loss
+
+    def _save_or_stop(self, stop: StopRequests, progress: StepProgress) -> None:
+        """Save the run's state where that is due, at the end of every epoch too, and leave where that is asked.
+
+        Raises:
+            Stopped: The run was asked to stop.
+        """
+        step, options = self.strategy.global_step, self.options
+        self._tell(self.saver.poll(), progress)
+        minutes = options.save_interval_minutes
+        late = minutes is not None and time.monotonic() - self._last_save >= 60 * minutes
+        reason, late = stop.agreed(late)
+        in_turn = options.save_interval_steps is not None and step % options.save_interval_steps == 0
+        in_turn = in_turn or step % self.plan.batches_per_epoch == 0
+        if step == self.plan.total_steps or not (reason or late or in_turn):
+            return
+        self._save(progress)
+        if reason:
+            self._tell(self.saver.finish(), progress)
+            raise Stopped(reason, step)
+
+    def _save(self, progress: StepProgress) -> None:
+        strategy = self.strategy
+        state = RunState(strategy.global_step, strategy.tokens, strategy.skipped_steps, self.best, self.setting)
+        self._tell(self.saver.begin(state), progress)
+        self._last_save = time.monotonic()
+
+    def _tell(self, problem: str | None, progress: StepProgress) -> None:
+        if problem:
+            progress.say(
+                f"warning: the state of the run could not be saved ({problem}); the run goes on, and the last whole "
+                f"state in {self.saver.folder} is kept"
+            )
+
+    def _give_up_if_broken(self, result: "StepResult", epoch: int, progress: StepProgress) -> None:
+        """Count a step that changed nothing; after too many in a row save the state and stop.
+
+        Raises:
+            UserError: With the ids of the rows whose loss is not finite.
+        """
+        if not result.skipped:
+            self._skipped_in_a_row = 0
+            return
+        self._skipped_in_a_row += 1
+        step = self.strategy.global_step
+        progress.say(
+            f"warning: step {step} changed nothing: its loss ({result.loss}) or gradient ({result.grad_norm}) is not a "
+            f"finite number ({self.strategy.skipped_steps} such steps, {self._skipped_in_a_row} in a row)"
+        )
+        if self._skipped_in_a_row < self.options.max_skipped:
+            return
+        rows = self._broken_rows(epoch)
+        if self.strategy.is_finite():
+            self._save(progress)
+            self._tell(self.saver.finish(), progress)
+            kept = f"the state before them is saved in {self.saver.folder}"
+        else:
+            kept = "the weights are not finite either, so their state was not saved"
+        raise UserError(
+            f"{self._skipped_in_a_row} steps in a row, up to step {step}, had a loss or gradient that is not a finite "
+            f"number, and changed nothing; {kept}. {rows}. Look at these rows and their images, use a lower learning "
+            "rate, or allow more with --max_skipped."
+        )
+
+    @torch.no_grad()
+    def _broken_rows(self, epoch: int) -> str:
+        """Name the rows of the last step whose loss alone is not finite; every process looks at its own."""
+        place = self.strategy.global_step - 1 - epoch * self.plan.batches_per_epoch
+        batch = self.sampler.global_batches(epoch)[place]
+        share = len(batch) // self.world.size
+        names = []
+        for row in batch[self.world.rank * share : (self.world.rank + 1) * share]:
+            collated = to_device(self.collator([self.dataset[row]]), self.world.device)
+            loss = self.strategy.vlm(**collated, loss_reduction="sum", return_logits=False).loss
+            if not bool(torch.isfinite(loss)):
+                names.append(_name(self.dataset, row))
+        broken = [name for names_of_one in self.world.gather(names) for name in names_of_one]
+        everyone = broken or [_name(self.dataset, row) for row in batch]
+        what = "Rows whose loss is not finite" if broken else "Each row's loss is finite by itself; the rows were"
+        more = f" and {len(everyone) - _NAMED_ROWS} more" if len(everyone) > _NAMED_ROWS else ""
+        return f"{what}: {', '.join(everyone[:_NAMED_ROWS])}{more}"
+
+
+def _name(dataset: Dataset, row: int) -> str:
+    examples = getattr(dataset, "examples", None)
+    return f"row {row}" if examples is None else f"row {row} (id {examples[row].get('id')!r})"
+
+
+def _seed_step(seed: int, step: int, rank: int) -> None:
+    """Make all random numbers of a step (of dropout, say) follow from seed, step and process; none is to be saved."""
+    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)

@@ -1,0 +1,202 @@
+"""Everything that a run needs to go on, saved while it trains and read back on any number of processes.
+
+`{run_dir}/resume/step-000123/` holds the trained parameters and the optimiser's state as torch.distributed.checkpoint
+writes them, and `state.json`. The sequence of rows, the learning rate and all random numbers follow from the step, so
+the step is all that is kept of them. A folder has its name only when it is whole.
+"""
+
+import json
+import os
+import shutil
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+
+from cobra.util.distributed import World
+from cobra.util.errors import UserError
+from cobra.util.files import write_json
+
+RESUME = "resume"
+
+_STATE = "state.json"
+_UNFINISHED = ".tmp"
+# Frozen parameters come from where the run started, as at its start.
+_OPTIONS = StateDictOptions(ignore_frozen_params=True)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What is kept beside the tensors."""
+
+    step: int
+    """Steps done, skipped ones too: global batches that have been seen."""
+    tokens: int
+    """Labelled tokens that have been trained on."""
+    skipped: int
+    """Steps that changed nothing, because the loss or the gradient was not finite."""
+    best_validation_loss: float | None = None
+    setting: dict[str, Any] = field(default_factory=dict)
+    """What has to be the same for the run to go on."""
+
+
+class RunSaver:
+    """Saves the state of a run in the background, one at a time, and keeps the newest few.
+
+    A save that fails (a full disk, say) costs nothing but itself: the run goes on and the last whole one stays.
+    """
+
+    def __init__(self, run_dir: Path, world: World, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int = 2):
+        """Prepare to save; nothing is written yet.
+
+        Args:
+            run_dir: Directory of the run.
+            world: The processes; each takes part in every call.
+            model: Sharded or not.
+            optimizer: Of its trained parameters.
+            keep: Whole states that stay.
+        """
+        self.folder = run_dir / RESUME
+        self._world = world
+        self._model = model
+        self._optimizer = optimizer
+        self._keep = keep
+        # A group of its own: its messages cross those of the training meanwhile.
+        self._group = cast("dist.ProcessGroup", dist.new_group(backend="gloo")) if world.size > 1 else None
+        self._pending: Future[Any] | None = None
+        self._name = ""
+
+    def begin(self, state: RunState) -> str | None:
+        """Copy the state to main memory and begin to write it; waits for an earlier save that is still being written.
+
+        Returns:
+            Why that earlier save failed, if it did.
+        """
+        problem = self.finish()
+        self._name = f"step-{state.step:06d}"
+        unfinished = self.folder / (self._name + _UNFINISHED)
+        error = None
+        if self._world.is_main:
+            try:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir(parents=True)
+                write_json(unfinished / _STATE, asdict(state))
+            except OSError as failure:
+                error = str(failure)
+        self._world.barrier()
+        tensors = _tensors(self._model, self._optimizer)
+        future = dcp.async_save(
+            tensors, checkpoint_id=unfinished, process_group=self._group, no_dist=self._world.size == 1
+        )
+        self._pending = cast("Future[Any]", future)
+        return problem or error
+
+    def poll(self) -> str | None:
+        """Complete a save that has been written; return why it failed, if it did. Returns at once."""
+        return self.finish() if self._pending is not None and self._pending.done() else None
+
+    def finish(self) -> str | None:
+        """Wait for the save that is being written, if any, and complete it; return why it failed, if it did."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return None
+        try:
+            pending.result()
+            if self._world.is_main:
+                self._complete()
+        # torch's CheckpointException is a BaseException; an interrupt must pass.
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            if self._world.is_main:
+                shutil.rmtree(self.folder / (self._name + _UNFINISHED), ignore_errors=True)
+            return _reason(error)
+        return None
+
+    def _complete(self) -> None:
+        target = self.folder / self._name
+        _delete(target)
+        (self.folder / (self._name + _UNFINISHED)).rename(target)
+        _flush(self.folder)
+        for old in states(self.folder)[: -self._keep]:
+            _delete(old)
+
+    def restore(self, path: Path) -> RunState:
+        """Read a state into model and optimiser, in place; every process has to call it.
+
+        Raises:
+            UserError: It cannot be read, or is of another model.
+        """
+        tensors = _tensors(self._model, self._optimizer)
+        try:
+            dcp.load(tensors, checkpoint_id=path, process_group=self._group, no_dist=self._world.size == 1)
+            values = json.loads((path / _STATE).read_text(encoding="utf-8"))
+            state = RunState(**values)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            raise UserError(
+                f"the state {path} cannot be read: {_reason(error)}. Delete that folder to go on "
+                "from the one before it, or give --resume none and another --run_id to begin anew."
+            ) from error
+        set_state_dict(
+            self._model,
+            self._optimizer,
+            model_state_dict=tensors["model"],
+            optim_state_dict=tensors["optimizer"],
+            options=StateDictOptions(ignore_frozen_params=True, strict=False),
+        )
+        return state
+
+
+def states(folder: Path) -> list[Path]:
+    """Return the whole states in a run's folder `resume`, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if path.name.startswith("step-") and not path.suffix]
+    return sorted((path for path in found if (path / _STATE).is_file()), key=lambda path: path.name)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Delete what a killed run has left of states that it was writing or deleting."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.suffix == _UNFINISHED:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    model_state, optimizer_state = get_state_dict(model, optimizer, options=_OPTIONS)
+    return {"model": model_state, "optimizer": optimizer_state}
+
+
+def _reason(error: BaseException) -> str:
+    """Return in one line what went wrong, on whichever process."""
+    if isinstance(error, CheckpointException) and error.failures:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        return f"process {rank}: {' '.join(str(cause).split())[:300]}"
+    return " ".join(str(error).split())[:300]
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder so that a kill meanwhile does not leave a half one under its name."""
+    if path.exists():
+        doomed = path.with_name(path.name + _UNFINISHED)
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _flush(folder: Path) -> None:
+    """Flush the names in a folder to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

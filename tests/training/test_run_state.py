@@ -1,0 +1,114 @@
+"""Saving what a run needs to go on: bitwise back, in the background, whole or not at all, the newest few."""
+
+import shutil
+
+import pytest
+import torch
+from test_step import CPU, ROWS, collate, make_strategy
+
+from cobra.training import run_state
+from cobra.training.run_state import RunSaver, RunState, clear_unfinished, states
+from cobra.util.errors import UserError
+
+
+def trained(steps=3):
+    strategy = make_strategy()
+    for _ in range(steps):
+        strategy.train_step([collate(*ROWS)], 1e-3)
+    return strategy
+
+
+def saver_of(strategy, folder, keep=2):
+    return RunSaver(folder, CPU, strategy.vlm, strategy.optimizer, keep)
+
+
+def everything(strategy):
+    tensors = {name: value.clone() for name, value in strategy.vlm.named_parameters()}
+    for number, state in enumerate(strategy.optimizer.state.values()):
+        tensors |= {f"{number} {name}": value.clone() for name, value in state.items()}
+    return tensors
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_state_comes_back_bitwise_and_training_goes_on_bitwise(tmp_path):
+    strategy = trained()
+    saver = saver_of(strategy, tmp_path)
+    expected = everything(strategy)
+    saver.begin(RunState(3, 100, 1, 2.5, {"seed": 7}))
+    # What happens meanwhile must not get into the state that is being written.
+    uninterrupted = [strategy.train_step([collate(*ROWS)], 1e-3) for _ in range(2)]
+    assert saver.finish() is None
+    (path,) = states(tmp_path / "resume")
+    fresh = make_strategy()
+    assert saver_of(fresh, tmp_path).restore(path) == RunState(3, 100, 1, 2.5, {"seed": 7})
+    assert_equal(everything(fresh), expected)
+    assert [fresh.train_step([collate(*ROWS)], 1e-3) for _ in range(2)] == uninterrupted
+    assert_equal(everything(fresh), everything(strategy))
+
+
+def test_the_newest_few_are_kept(tmp_path):
+    strategy = trained(1)
+    saver = saver_of(strategy, tmp_path)
+    for step in (1, 2, 3, 10):
+        saver.begin(RunState(step, 0, 0))
+    saver.finish()
+    assert [path.name for path in states(tmp_path / "resume")] == ["step-000003", "step-000010"]
+    assert len(list((tmp_path / "resume").iterdir())) == 2
+
+
+def test_poll_completes_what_has_been_written(tmp_path):
+    strategy = trained(1)
+    saver = saver_of(strategy, tmp_path)
+    assert saver.poll() is None
+    saver.begin(RunState(1, 0, 0))
+    while not states(tmp_path / "resume"):
+        assert saver.poll() is None
+
+
+def test_a_save_that_fails_keeps_the_last_whole_one(tmp_path, monkeypatch):
+    strategy = trained(1)
+    saver = saver_of(strategy, tmp_path)
+    saver.begin(RunState(1, 0, 0))
+    saver.finish()
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.distributed.checkpoint.FileSystemWriter, "write_data", fail)
+    saver.begin(RunState(2, 0, 0))
+    problem = saver.finish()
+    assert "No space left on device" in problem
+    assert [path.name for path in (tmp_path / "resume").iterdir()] == ["step-000001"]
+    monkeypatch.undo()
+    saver.begin(RunState(3, 0, 0))
+    assert saver.finish() is None
+
+
+def test_what_is_half_written_is_not_a_state_and_is_cleared(tmp_path):
+    strategy = trained(1)
+    saver = saver_of(strategy, tmp_path)
+    saver.begin(RunState(1, 0, 0))
+    saver.finish()
+    folder = tmp_path / "resume"
+    shutil.copytree(folder / "step-000001", folder / "step-000002.tmp")
+    (folder / "step-000003").mkdir()
+    assert [path.name for path in states(folder)] == ["step-000001"]
+    clear_unfinished(folder)
+    assert not (folder / "step-000002.tmp").exists()
+
+
+@pytest.mark.parametrize("name", [".metadata", "state.json", "__0_0.distcp"])
+def test_damaged_state_is_named(tmp_path, name):
+    strategy = trained(1)
+    saver = saver_of(strategy, tmp_path)
+    saver.begin(RunState(1, 0, 0))
+    saver.finish()
+    path = tmp_path / "resume" / "step-000001"
+    (path / name).write_bytes((path / name).read_bytes()[:20])
+    with pytest.raises(UserError, match=r"step-000001 cannot be read.*Delete that folder"):
+        saver.restore(path)
+    assert run_state.RESUME == "resume"
