@@ -3,14 +3,17 @@
 Works in `{dataset_root}/download/llava-cot-100k/` and goes on where an earlier run has stopped.
 """
 
-from rich.console import Console
-
-from cobra.preprocessing.llava_cot import PrepareConfig, prepare
+from cobra.preprocessing.llava_cot import PrepareConfig
 from cobra.util import cli
 
 
 def main(config: PrepareConfig) -> int:
     """Prepare and report; 1 where no usable row came out, or too many were rejected."""
+    # Imported here: the worker processes import this file too, and need neither.
+    from rich.console import Console
+
+    from cobra.preprocessing.llava_cot import prepare
+
     report = prepare(config)
     console = Console(soft_wrap=True, markup=False, highlight=False)
     report.show(console)

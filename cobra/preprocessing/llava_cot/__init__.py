@@ -1,7 +1,22 @@
 """LLaVA-CoT-100k (arXiv 2411.10440): from the published files to rows that training reads."""
 
-from cobra.preprocessing.llava_cot.config import PrepareConfig
-from cobra.preprocessing.llava_cot.preparing import prepare
-from cobra.preprocessing.llava_cot.report import Report
+from typing import TYPE_CHECKING
+
+from cobra.util.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from cobra.preprocessing.llava_cot.config import PrepareConfig
+    from cobra.preprocessing.llava_cot.preparing import prepare
+    from cobra.preprocessing.llava_cot.report import Report
 
 __all__ = ["PrepareConfig", "Report", "prepare"]
+
+# Worker processes import a single module of this package, and should not wait for the others.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "PrepareConfig": "cobra.preprocessing.llava_cot.config",
+        "Report": "cobra.preprocessing.llava_cot.report",
+        "prepare": "cobra.preprocessing.llava_cot.preparing",
+    },
+)
