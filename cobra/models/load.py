@@ -20,6 +20,8 @@ from cobra.util.files import read_json
 from cobra.util.torch_utils import resolve_device, resolve_dtype
 
 PROVENANCE = "provenance.json"
+# Where an export in that format has its weights (:mod:`cobra.models.export`).
+SAFETENSORS = "model.safetensors"
 
 # What load() needs of a run's configuration.
 _FIELDS = (
@@ -41,6 +43,8 @@ class CheckpointSource:
     """The entries of the model's configuration that are needed to build it."""
     is_stock: bool
     """As released, and not trained by this project."""
+    folder: Path | None = None
+    """The folder with the model's config.json; None for the packaged model, which has none."""
 
 
 def find_checkpoint(
@@ -59,17 +63,10 @@ def find_checkpoint(
     path = Path(model_id_or_path)
     # Not Path.is_dir, which raises for what is too long to be a path.
     if os.path.isdir(path):
-        return _from_run(path, path / LATEST)
+        exported = path / SAFETENSORS
+        return _from_run(path, exported if exported.is_file() else path / LATEST)
     if os.path.isfile(path):
-        folder = next(
-            (parent for parent in list(path.absolute().parents)[:2] if (parent / "config.json").is_file()), None
-        )
-        if folder is None:
-            raise UserError(
-                f"{path} has no config.json beside it or in the folder above: put the run's config.json there, or give "
-                "the run directory (config.json and checkpoints/latest-checkpoint.pt)"
-            )
-        return _from_run(folder, path)
+        return _from_run(run_folder(path), path)
     model = find_model(str(model_id_or_path))
     if model is None:
         raise UserError(
@@ -81,17 +78,37 @@ def find_checkpoint(
         return CheckpointSource(TINY_FOLDER / "model.safetensors", fields, is_stock=True)
     config = fetch(HUB_REPOSITORY, f"{model.model_id}/config.json", hf_token, cache_dir)
     checkpoint = fetch(HUB_REPOSITORY, f"{model.model_id}/{LATEST.as_posix()}", hf_token, cache_dir)
-    return CheckpointSource(checkpoint, _model_fields(config), is_stock=True)
+    return CheckpointSource(checkpoint, model_fields(config), is_stock=True, folder=config.parent)
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """Return the folder with the `config.json` that belongs to a checkpoint file: its own, or the one above.
+
+    Raises:
+        UserError: Neither has one.
+    """
+    for folder in list(checkpoint.absolute().parents)[:2]:
+        if (folder / "config.json").is_file():
+            return folder
+    raise UserError(
+        f"{checkpoint} has no config.json beside it or in the folder above: put the run's config.json there, or give "
+        "the run directory (config.json and checkpoints/latest-checkpoint.pt)"
+    )
 
 
 def _from_run(run_dir: Path, checkpoint: Path) -> CheckpointSource:
-    fields = _model_fields(run_dir / "config.json")
+    fields = model_fields(run_dir / "config.json")
     if not checkpoint.is_file():
         raise UserError(f"the run {run_dir} has no {LATEST}: its training has saved nothing yet")
-    return CheckpointSource(checkpoint, fields, is_stock=not (run_dir / PROVENANCE).is_file())
+    return CheckpointSource(checkpoint, fields, is_stock=not (run_dir / PROVENANCE).is_file(), folder=run_dir)
 
 
-def _model_fields(config: Path) -> dict[str, Any]:
+def model_fields(config: Path) -> dict[str, Any]:
+    """Return what builds the model out of a run's `config.json`.
+
+    Raises:
+        UserError: The file is absent, is not JSON, or lacks an entry or has one of another type.
+    """
     values = read_json(config, "the run's config.json", "Give a run directory that scripts/pretrain.py has written.")
     model = values.get("model") if isinstance(values, dict) else None
     missing = [name for name in _FIELDS if not isinstance(model, dict) or name not in model]
@@ -167,7 +184,8 @@ _KEPT_IN_FP32 = ("mixer.A_log", "mixer.D", "mixer.dt_proj.bias")
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Cast a model's parameters in place, but for those of Mamba's scan that must stay in fp32."""
+    """Cast a model's parameters in place, but for those that must stay in fp32: of Mamba's scan, and of adapters."""
     for name, parameter in module.named_parameters():
-        if not name.endswith(_KEPT_IN_FP32):
+        # An adapted layer lies in its adapter, as `base_layer`.
+        if not name.replace(".base_layer.", ".").endswith(_KEPT_IN_FP32) and ".lora_" not in name:
             parameter.data = parameter.data.to(dtype)

@@ -1,0 +1,143 @@
+"""Low-rank adapters on the language model (arXiv 2106.09685), through peft: training that fits a card of 24 GB."""
+
+import importlib.util
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from cobra.models.backbones.llm.specs import llm_spec
+from cobra.models.vlms import CobraVLM
+from cobra.util.errors import UserError, missing_extra
+
+# The linear maps of a mixer. Its convolution, A_log and D are no matrices of a linear map, and the embedding is tied to
+# the head: an adapter on one of these two would part them.
+TARGETS = ("in_proj", "x_proj", "dt_proj", "out_proj")
+
+# peft's name of the only adapter; it stands in parameter names and not in saved ones.
+_ADAPTER_NAME = "default"
+
+
+@dataclass
+class LoraConfig:
+    """Adapters in place of training the language model in full; the projector is trained in full all the same."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 trains the language model in full, without adapters."""
+    alpha: int = 32
+    """The adapters' product is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Share of the input features that an adapter leaves out in a pass."""
+    target_modules: tuple[str, ...] = TARGETS
+    """The linear maps of Mamba's mixer that get an adapter: in_proj, x_proj, dt_proj, out_proj."""
+
+
+def check_lora(config: LoraConfig, stage: str) -> None:
+    """Check what can be checked before a model is built.
+
+    Raises:
+        UserError: A value makes no sense, the stage does not train the language model, or peft is not installed.
+    """
+    if config.rank == 0:
+        return
+    checks = {
+        "rank": (config.rank, config.rank >= 1, "at least 1, or 0 for no adapters"),
+        "alpha": (config.alpha, config.alpha > 0, "above 0"),
+        "dropout": (config.dropout, 0 <= config.dropout < 1, "at least 0 and below 1"),
+    }
+    for name, (value, good, expected) in checks.items():
+        if not good:
+            raise UserError(f"--lora.{name} is {value} and must be {expected}")
+    unknown = [name for name in config.target_modules if name not in TARGETS]
+    if unknown or not config.target_modules:
+        raise UserError(
+            f"--lora.target_modules {', '.join(unknown) or '(none)'}: adapters can be put on {', '.join(TARGETS)}"
+        )
+    if stage == "align":
+        raise UserError(
+            "--lora.rank is for stages that train the language model, and align trains the projector only: use --stage "
+            "finetune, or --lora.rank 0"
+        )
+    if importlib.util.find_spec("peft") is None:
+        raise missing_extra("peft", "lora", "LoRA (--lora.rank)")
+
+
+def check_base(vlm: CobraVLM, loaded_modules: list[str]) -> None:
+    """Check that the weights under the adapters can be had again, since a checkpoint will not hold them.
+
+    Args:
+        vlm: The model.
+        loaded_modules: What was loaded from the checkpoint that the run starts from.
+
+    Raises:
+        UserError: The language model is at random values.
+    """
+    identifier = vlm.llm_backbone.identifier
+    if "llm_backbone" not in loaded_modules and not llm_spec(identifier).pretrained:
+        raise UserError(
+            f"the language model {identifier} starts from random values, which no file holds, and a run with adapters "
+            "saves only the adapters: give --pretrained_checkpoint a checkpoint with a language model, or train it in "
+            "full with --lora.rank 0"
+        )
+
+
+def apply_lora(vlm: CobraVLM, config: LoraConfig) -> None:
+    """Freeze the language model and put trainable adapters in fp32 on its mixers, in place.
+
+    Called after `freeze_backbones`, with the weights of the start loaded, and before the model is cast, sharded, or an
+    optimiser built. Adapters start as zero, so the model's answers do not change; every process draws the same values.
+    The language model is then no more among `checkpoint_modules`: :func:`adapter_state` is what is saved of it.
+
+    Args:
+        vlm: Changed in place.
+        config: With a rank above 0; see :func:`check_lora`.
+
+    Raises:
+        UserError: peft is not installed.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise missing_extra("peft", "lora", "LoRA (--lora.rank)") from error
+    from cobra.training.lora_layer import AdaptedLinear
+
+    llm = vlm.llm_backbone.llm
+    llm.requires_grad_(False)
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=list(config.target_modules),
+        bias="none",
+    )
+    settings._register_custom_module({torch.nn.Linear: AdaptedLinear})
+    # As the projector's: outside the run's random numbers.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.rank)
+        peft.inject_adapter_in_model(settings, llm, _ADAPTER_NAME)
+    for name, parameter in llm.named_parameters():
+        if is_adapter(name):
+            parameter.data = parameter.data.float()
+    vlm.trainable_module_keys.remove("llm_backbone")
+    vlm.altered_module_keys.discard("llm_backbone")
+
+
+def is_adapter(name: str) -> bool:
+    """Return whether a parameter of that name belongs to an adapter."""
+    return ".lora_" in name
+
+
+def adapter_state(vlm: CobraVLM) -> dict[str, Tensor]:
+    """Return the adapters' weights on the CPU; every process has to call it where the model is sharded.
+
+    Returns:
+        By name: that of the adapted layer within `llm_backbone`, then `lora_A.weight` (rank, in) or `lora_B.weight`
+        (out, rank). Empty where the model has no adapters.
+    """
+    state = {}
+    for name, parameter in vlm.llm_backbone.named_parameters():
+        if is_adapter(name):
+            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            state[name.replace(f".{_ADAPTER_NAME}.", ".")] = whole.detach().cpu()
+    return state
