@@ -1,0 +1,200 @@
+"""Bytes that a forward pass keeps for the backward pass, and that both need for a moment.
+
+Counted from the model's sizes, operation by operation: what autograd saves of each, in the dtype that autocast gives
+it. `mamba_inner_fn` of mamba-ssm saves its input, the outputs of `x_proj` and of the scan, and one state every 2,048
+positions, and recomputes the rest; PyTorch's operations keep all of that in fp32.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from cobra.models.mamba import MambaConfig
+from cobra.models.mamba.model import MambaMixer
+from cobra.models.mamba.ops.torch_ops import chunk_steps
+from cobra.models.vlms import CobraVLM
+
+_FP32 = 4
+# Positions between two states that the kernel of mamba-ssm keeps.
+_KERNEL_CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward pass of one process, at the longest rows.
+
+    rows: Rows, all of one length.
+    image_tokens: Positions that an image takes; 0 for rows of text only.
+    text_tokens: Tokens of a row.
+    element: Bytes of a number in the dtype of matrix products: 2 under mixed precision, else 4.
+    kernels: Computed by the kernels of mamba-ssm, else by PyTorch's operations.
+    checkpointing: Each Mamba block is recomputed in the backward pass.
+    """
+
+    rows: int
+    image_tokens: int
+    text_tokens: int
+    element: int
+    kernels: bool
+    checkpointing: bool
+
+    @property
+    def positions(self) -> int:
+        """Positions of a row that the language model reads."""
+        return self.image_tokens + self.text_tokens
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes on one device.
+
+    kept: From the forward to the backward pass, in proportion to rows and their length.
+    copies: Of weights in the dtype of matrix products, from the forward to the backward pass, whatever the rows.
+    loss: For the loss over the vocabulary.
+    block: For the backward pass of one Mamba block, recomputed activations included; not at the time of the loss.
+    """
+
+    kept: int
+    copies: int
+    loss: int
+    block: int
+
+    @property
+    def peak(self) -> int:
+        """Largest sum of what is there at one time."""
+        return self.kept + self.copies + max(self.loss, self.block)
+
+
+def count_activations(vlm: CobraVLM, size: Pass) -> Activations:
+    """Count the activations of a model in its stage's dtypes, on any device; `requires_grad` says what is trained."""
+    llm = vlm.llm_backbone.llm
+    blocks = list(llm.backbone.layers)
+    one = _block_kept(llm.config, size, _is_trained(blocks[0])) * size.rows
+    copies = sum(_copies(block, size) for block in blocks)
+    kept = _stream(llm.config, size, _is_trained(llm.backbone.norm_f)) * size.rows
+    if not size.checkpointing:
+        kept += one * len(blocks)
+    images = size.rows if size.image_tokens else 0
+    if images:
+        kept += images * (_projector_kept(vlm, size) + _towers_kept(vlm, size))
+    fixed = (_copies(vlm.projector, size) + _copies(vlm.vision_backbone, size)) if images else 0
+    recomputed = one + _copies(blocks[0], size) if size.checkpointing else 0
+    return Activations(
+        kept=kept,
+        copies=fixed + (0 if size.checkpointing else copies),
+        loss=_loss(llm, size),
+        block=recomputed + _block_work(llm.config, size) * size.rows,
+    )
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _copies(module: nn.Module, size: Pass) -> int:
+    """Return the bytes of a module's matrices in another dtype than their own; each is saved with its product.
+
+    A weight that is read through an adapter is a sum, and so new as well.
+    """
+    total = 0
+    for layer in module.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.weight.element_size() != size.element:
+            if layer.weight.requires_grad or layer.weight.element_size() == _FP32:
+                total += layer.weight.numel() * size.element
+        # exp(A_log), once as computed and, by PyTorch's operations, once as the scan takes it.
+        if isinstance(layer, MambaMixer):
+            total += layer.A_log.numel() * _FP32 * (1 if size.kernels else 2)
+    return total
+
+
+def _stream(config: MambaConfig, size: Pass, trained: bool) -> int:
+    """Return the bytes of a row's residual stream between blocks, its end and the final norm.
+
+    Without checkpointing what a block reads is counted with the block: its norm keeps it.
+    """
+    final = 2 if trained and not size.kernels else 1
+    between = 0
+    if size.checkpointing:
+        # The first block reads the embeddings, the second their sum with nothing: one tensor.
+        between = _FP32 + (config.n_layer - 1) * size.element + max(config.n_layer - 2, 0) * _FP32
+    return size.positions * (config.d_model * (between + final * _FP32) + _FP32)
+
+
+def _block_kept(config: MambaConfig, size: Pass, trained: bool) -> int:
+    """Return the bytes that one block keeps of a row: the norm's input, that of `in_proj`, and the mixer's."""
+    width, states, element = config.d_inner, config.d_state, size.element
+    projected = element * (config.rank + 2 * states) if trained or size.kernels else 0
+    norm = config.d_model * _FP32 + _FP32
+    if size.kernels:
+        chunks = -(-size.positions // _KERNEL_CHUNK)
+        mixer = 3 * width * element + projected + 2 * states * element
+        entry = element * config.d_model if trained else 0
+        return size.positions * (norm + entry + mixer) + chunks * width * 2 * states * _FP32
+    # PyTorch's operations keep in fp32: the convolution's output and its SiLU (for D), the steps before and after their
+    # softplus, the scan's input, y, the gate's SiLU, and the gate, which in fp32 is half of in_proj's whole output.
+    wide = 6 + trained + (1 if element < _FP32 else 2)
+    # Inputs of the convolution and of the linear layers; that of x_proj is the SiLU above where that is in fp32.
+    narrow = (3 if element < _FP32 else 2) if trained else 0
+    chunks = -(-size.positions // chunk_steps(size.rows, width, states, size.positions))
+    mixer = width * (wide * _FP32 + narrow * element) + 2 * states * _FP32 + projected
+    entry = config.d_model * (_FP32 + element) if trained else 0
+    return size.positions * (norm + entry + mixer) + chunks * width * states * _FP32
+
+
+def _block_work(config: MambaConfig, size: Pass) -> int:
+    """Return the bytes of a row that the backward pass of a block holds beside what was kept.
+
+    By the kernels: convolution, steps and gated output again, and the gradients of these, of y and of `in_proj`'s
+    output (twice the width). In both: gradients of the stream and of the norm's two sides.
+    """
+    stream = config.d_model * (2 * size.element + 3 * _FP32)
+    mixer = config.d_inner * (8 * size.element if size.kernels else 8 * _FP32)
+    return size.positions * (stream + mixer)
+
+
+def _loss(llm: Any, size: Pass) -> int:
+    """Return the bytes of the loss over the vocabulary, as if every token of text were labelled.
+
+    The chunked operation computes the gradients with the loss and keeps them to the backward pass.
+    """
+    weight, labels = llm.lm_head.weight, size.rows * size.text_tokens
+    vocabulary, width = weight.shape
+    # torch's rule: as many rows as make the scores about as large as the inputs, rounded up to a power of two.
+    chunk = min(labels, 1 << (-(-labels // -(-vocabulary // width)) - 1).bit_length())
+    matrices = (weight.element_size() != size.element) + weight.requires_grad
+    scores = chunk * vocabulary * (_FP32 if size.element == _FP32 else _FP32 + size.element)
+    return matrices * vocabulary * width * size.element + scores + 2 * labels * width * size.element
+
+
+def _projector_kept(vlm: CobraVLM, size: Pass) -> int:
+    """Return the bytes of an image: the input of every layer, linear or not."""
+    patches, total, width = vlm.vision_backbone.num_patches, 0, 0
+    for layer in vlm.projector.modules():
+        if isinstance(layer, nn.Linear):
+            total += layer.in_features * patches
+            width = layer.out_features
+        elif isinstance(layer, nn.GELU):
+            total += width * patches
+        elif isinstance(layer, nn.Conv2d):
+            # Before and after pooling.
+            total += layer.in_channels * (patches + size.image_tokens)
+    return total * size.element
+
+
+def _towers_kept(vlm: CobraVLM, size: Pass) -> int:
+    """Return the bytes of an image in the towers; frozen ones keep nothing."""
+    total = 0
+    for name in vlm.vision_backbone.tower_names:
+        vit = vlm.vision_backbone.tower(name)
+        if not _is_trained(vit):
+            continue
+        tokens, patch = vit.patch_embed.num_patches + vit.num_prefix_tokens, vit.patch_embed.proj.weight[0].numel()
+        total += vit.patch_embed.num_patches * patch * size.element
+        for block in vit.blocks[:-1]:
+            hidden = block.mlp.fc1.out_features
+            scaled = 0 if isinstance(block.ls1, nn.Identity) else 2
+            # Inputs of both norms; of qkv and fc1; q, k, v and what attention makes of them; GELU's and fc2's inputs.
+            wide = 2 * vit.embed_dim * _FP32 + 4 * _FP32 + block.attn.num_heads * _FP32
+            total += tokens * (wide + size.element * ((6 + scaled) * vit.embed_dim + 2 * hidden))
+    return total

@@ -1,0 +1,85 @@
+"""The model of a run without its weights: every size is real, and no file is fetched."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from cobra.conf import ModelConfig
+from cobra.models.backbones.llm import MambaLLMBackbone
+from cobra.models.backbones.llm.specs import llm_spec
+from cobra.models.backbones.vision import VisionBackbone
+from cobra.models.backbones.vision.specs import vision_spec
+from cobra.models.hub import fetch
+from cobra.models.load import cast
+from cobra.models.mamba import MambaConfig
+from cobra.models.vlms import CobraVLM
+from cobra.training.lora import LoraConfig, apply_lora, is_adapter
+
+_MAMBA_3B = MambaConfig(d_model=2560, n_layer=64, vocab_size=50277)
+
+# As in the config.json of the registered repositories, so that a plan needs no network.
+PUBLISHED_SIZES = {
+    "state-spaces/mamba-2.8b-slimpj": _MAMBA_3B,
+    "state-spaces/mamba-2.8b": _MAMBA_3B,
+    "state-spaces/mamba-1.4b": MambaConfig(d_model=2048, n_layer=48, vocab_size=50277),
+    "xiuyul/mamba-2.8b-zephyr": _MAMBA_3B,
+}
+
+
+def build_blueprint(
+    model: ModelConfig, stage: str, lora: LoraConfig, brings_towers: bool = False, mixed_precision: bool = True
+) -> CobraVLM:
+    """Build a model on the meta device, frozen and in the dtypes in which its stage trains it.
+
+    Args:
+        model: The configuration.
+        stage: `align`, `finetune` or `full-finetune`.
+        lora: Adapters in place of the whole language model, where its rank is above 0.
+        brings_towers: Whether the run starts from a checkpoint with vision towers of its own, which every later one
+            must hold again.
+        mixed_precision: Compute in bf16; what is frozen and not saved is held in it then.
+
+    Raises:
+        UserError: An id or the architecture is unknown, or the sizes of a language model that is not among the
+            published ones cannot be read.
+    """
+    vision, llm = vision_spec(model.vision_backbone_id), llm_spec(model.llm_backbone_id)
+    config = _llm_config(llm.source)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    with torch.device("meta"):
+        towers = VisionBackbone(model.vision_backbone_id, vision, model.image_resize_strategy, load_weights=False)
+        language = MambaLLMBackbone(model.llm_backbone_id, config, tokenizer)
+        vlm = CobraVLM(model.model_id, towers, language, model.arch_specifier)
+    if brings_towers or not vision.pretrained:
+        vlm.altered_module_keys.add("vision_backbone")
+    if not llm.pretrained:
+        vlm.altered_module_keys.add("llm_backbone")
+    vlm.freeze_backbones(stage)
+    if lora.rank:
+        with torch.device("meta"):
+            apply_lora(vlm, lora)
+    for key, module in vlm.named_children():
+        kept = key in vlm.checkpoint_modules
+        cast(module, torch.bfloat16 if mixed_precision and not kept else torch.float32)
+    for name, parameter in vlm.named_parameters():
+        if is_adapter(name):
+            parameter.data = parameter.data.float()
+    return vlm
+
+
+def image_tokens(vlm: CobraVLM) -> int:
+    """Return how many positions of the language model an image takes."""
+    weight = next(vlm.projector.parameters())
+    backbone = vlm.vision_backbone
+    patches = torch.empty(1, backbone.num_patches, backbone.embed_dim, device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        return int(vlm.projector(patches).shape[1])
+
+
+def _llm_config(source: str | Path) -> MambaConfig:
+    """Return a language model's sizes: the published ones, else those in its folder or repository."""
+    if isinstance(source, Path):
+        return MambaConfig.from_file(source / "config.json")
+    return PUBLISHED_SIZES.get(source) or MambaConfig.from_file(fetch(source, "config.json"))

@@ -1,0 +1,153 @@
+"""Memory of one device in training, part by part, and what a run needs of main memory and disk."""
+
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from cobra.models.vlms import CobraVLM
+from cobra.training.lora import is_adapter
+from cobra.training.planning.activations import Activations, Pass, count_activations
+
+GIB = 2**30
+_FP32 = 4
+# Of CUDA's context, its libraries' work areas and NCCL's buffers; and the share of what is allocated and freed within a
+# step that the allocator cannot use. Allowances, not counts.
+_CONTEXT = 1.5 * GIB
+_FRAGMENTED = 0.05
+# Blocks whose whole parameters are there at one time where they are freed after use: the one that is computed, the one
+# that is gathered ahead, and the buffer of that gathering. And gradients: as computed, and as they are sent.
+_BLOCKS_GATHERED = 3
+_GRADIENTS_SENT = 2
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How a model lies on several devices.
+
+    world_size: Devices.
+    shards: Devices that share one copy of parameters, gradients and optimiser states.
+    freed: Gathered parameters are freed after each block's forward pass.
+    accumulation: Forward passes in one step; only after the last one are gradients sent and sharded.
+    """
+
+    world_size: int
+    shards: int
+    freed: bool
+    accumulation: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    parameters: This device's share, trained and frozen.
+    gathered: Whole parameters and gradients while they are used, where the model is spread over devices.
+    gradients: Of what is trained; whole between the passes of a step.
+    optimizer: Adam's two moments.
+    activations: See :class:`Activations`.
+    allowance: Of CUDA, its libraries and the allocator: a guess.
+    """
+
+    parameters: int
+    gathered: int
+    gradients: int
+    optimizer: int
+    activations: Activations
+    allowance: int
+
+    @property
+    def states(self) -> int:
+        """Parameters, gradients and optimiser states."""
+        return self.parameters + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> int:
+        """All of it at the worst moment."""
+        return self.states + self.gathered + self.activations.peak + self.allowance
+
+
+def count_memory(vlm: CobraVLM, sharding: Sharding, size: Pass, on_cuda: bool, offloaded: bool = False) -> Memory:
+    """Count the memory of one device.
+
+    Args:
+        vlm: In its stage's dtypes, on any device.
+        sharding: Over devices.
+        size: One forward and backward pass.
+        on_cuda: Whether to allow for CUDA.
+        offloaded: The optimiser's states lie in main memory.
+    """
+    trained = trained_bytes(vlm)
+    whole = sharding.shards == 1 or sharding.accumulation > 1
+    activations = count_activations(vlm, size)
+    gathered = _gathered(vlm, sharding) if sharding.world_size > 1 else 0
+    return Memory(
+        parameters=_divided(_bytes(vlm), sharding.shards),
+        gathered=gathered,
+        gradients=trained if whole else _divided(trained, sharding.shards),
+        optimizer=0 if offloaded else _divided(2 * trained, sharding.shards),
+        activations=activations,
+        allowance=int(_CONTEXT + _FRAGMENTED * (activations.peak + gathered)) if on_cuda else 0,
+    )
+
+
+def largest_rows(
+    vlm: CobraVLM, sharding: Sharding, size: Pass, global_batch_size: int, limit: float, offloaded: bool = False
+) -> int | None:
+    """Return the most rows of one forward pass that fit a GPU and divide the global batch, or None where none do.
+
+    Args:
+        vlm: In its stage's dtypes.
+        sharding: Over devices; the number of passes follows from the rows.
+        size: One pass, at the longest rows; its number of rows is replaced.
+        global_batch_size: Rows of one step.
+        limit: Memory of a GPU in bytes.
+        offloaded: The optimiser's states lie in main memory.
+    """
+    share = global_batch_size // sharding.world_size
+    for rows in range(share, 0, -1):
+        if share % rows == 0:
+            passes = replace(sharding, accumulation=share // rows)
+            if count_memory(vlm, passes, replace(size, rows=rows), True, offloaded).total <= limit:
+                return rows
+    return None
+
+
+def trained_bytes(vlm: nn.Module) -> int:
+    """Return the bytes of the trained parameters; gradients and each of Adam's moments take as much."""
+    return sum(value.numel() * value.element_size() for value in vlm.parameters() if value.requires_grad)
+
+
+def start_bytes(vlm: CobraVLM) -> int:
+    """Return the main memory of a process that builds the model, in fp32, before it is cast and moved."""
+    return sum(value.numel() for value in vlm.parameters()) * _FP32
+
+
+def weights_file_bytes(vlm: CobraVLM) -> int:
+    """Return the size of a checkpoint's file: the modules that it must hold, the tied head once, and adapters."""
+    adapters = (value for name, value in vlm.llm_backbone.named_parameters() if is_adapter(name))
+    modules = sum(_bytes(getattr(vlm, key)) for key in vlm.checkpoint_modules)
+    return modules + sum(value.numel() * value.element_size() for value in adapters)
+
+
+def resume_state_bytes(vlm: CobraVLM) -> int:
+    """Return the size of a state to resume from: trained weights and Adam's two moments."""
+    return 3 * trained_bytes(vlm)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(value.numel() * value.element_size() for value in module.parameters())
+
+
+def _divided(size: int, shards: int) -> int:
+    return -(-size // shards)
+
+
+def _gathered(vlm: CobraVLM, sharding: Sharding) -> int:
+    """Return the bytes of whole parameters and gradients at the time of a block's backward pass."""
+    block = _bytes(vlm.llm_backbone.llm.backbone.layers[0])
+    root = _bytes(vlm.llm_backbone.llm.lm_head)
+    parameters = root + _BLOCKS_GATHERED * block if sharding.freed else _bytes(vlm)
+    sent = _GRADIENTS_SENT * trained_bytes(vlm.llm_backbone.llm.backbone.layers[0])
+    # The root's gradient is complete, and so sent, at the very end.
+    waiting = trained_bytes(vlm.llm_backbone.llm.lm_head) if sharding.accumulation == 1 else 0
+    return parameters + sent + waiting

@@ -1,0 +1,249 @@
+"""A run's plan: everything that can be known of it before a GPU is paid for."""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from cobra.conf import ModelConfig
+from cobra.models.backbones.vision.specs import vision_spec
+from cobra.models.checkpoint import read_checkpoint
+from cobra.models.load import find_checkpoint
+from cobra.models.registry import find_model
+from cobra.models.vlms import CobraVLM, check_stage
+from cobra.preprocessing.datasets.datasets import check_row_options
+from cobra.training.config import PretrainConfig, loop_options
+from cobra.training.flops import count_flops, flops_per_step, peak_tflops
+from cobra.training.lora import LoraConfig, check_lora
+from cobra.training.materialize import stage_hyperparameters, stage_prefix
+from cobra.training.planning.activations import Pass
+from cobra.training.planning.blueprint import build_blueprint, image_tokens
+from cobra.training.planning.cautions import find_cautions
+from cobra.training.planning.config import PlanConfig, check_plan
+from cobra.training.planning.figures import Disk, PartSize, Plan, Variant, Work
+from cobra.training.planning.memory import (
+    GIB,
+    Sharding,
+    count_memory,
+    largest_rows,
+    resume_state_bytes,
+    start_bytes,
+    weights_file_bytes,
+)
+from cobra.training.planning.rows import Epoch, plan_epoch, read_facts
+from cobra.training.planning.show import as_json, print_plan
+from cobra.training.schedule import StepPlan, check_batches, plan_steps
+from cobra.training.sharding import RESHARD, check_strategy, group_size
+from cobra.training.strategy import check_hyperparameters
+from cobra.util.errors import UserError
+from cobra.util.files import write_json
+
+_A100_TFLOPS = 312.0
+
+
+def show_plan(
+    config: PretrainConfig,
+    options: PlanConfig,
+    lora: LoraConfig,
+    run_dir: Path,
+    console: Console,
+    offloaded: bool = False,
+) -> Plan:
+    """Plan a run, print the plan, and write it as JSON where that is asked for.
+
+    Neither GPU nor network is needed, no process group is made, and nothing is written but that JSON and what every
+    run keeps beside the rows that it has read.
+
+    Args:
+        config: Of the run.
+        options: The machine.
+        lora: Adapters.
+        run_dir: Where the run will lie.
+        console: To print to.
+        offloaded: The optimiser's states lie in main memory.
+
+    Raises:
+        UserError: What would stop the run itself, in the same words; or the options make no sense.
+    """
+    plan = make_plan(config, options, lora, run_dir, offloaded)
+    print_plan(plan, console)
+    if options.json_file is not None:
+        write_json(options.json_file, as_json(plan))
+        console.print(f"The plan is in {options.json_file}, too.")
+    return plan
+
+
+def make_plan(
+    config: PretrainConfig, options: PlanConfig, lora: LoraConfig, run_dir: Path, offloaded: bool = False
+) -> Plan:
+    """Plan a run; see :func:`show_plan`."""
+    world_size = options.world_size or int(os.environ.get("WORLD_SIZE", "1"))
+    _check(config, options, lora, world_size)
+    model, prefix = config.model, stage_prefix(config.stage)
+    values, device = stage_hyperparameters(model, config.stage), _device(config)
+    mixed = model.enable_mixed_precision_training and device == "cuda"
+    vlm = build_blueprint(model, config.stage, lora, _brings_towers(config), mixed)
+    if config.pretrained_checkpoint is None:
+        vlm.find_align_checkpoint(config.stage, run_dir)
+    tokens = image_tokens(vlm)
+    facts = read_facts(config.stage, config.dataset, model, vlm.vision_backbone.num_patches)
+    epoch = plan_epoch(facts, values.global_batch_size, values.per_device_batch_size, world_size, tokens, config.seed)
+    steps = plan_steps(
+        values.global_batch_size,
+        values.per_device_batch_size,
+        world_size,
+        epoch.batches,
+        values.epochs,
+        values.max_steps,
+    )
+    strategy = getattr(model, f"{prefix}_train_strategy")
+    sharding = Sharding(
+        world_size,
+        group_size(strategy, world_size, config.sharding_group_size),
+        RESHARD[strategy],
+        steps.accumulation_steps,
+    )
+    longest = Pass(
+        rows=values.per_device_batch_size,
+        image_tokens=tokens if facts.has_image.any() else 0,
+        text_tokens=int(facts.tokens.max()),
+        element=2 if mixed else 4,
+        kernels=device == "cuda",
+        checkpointing=model.enable_gradient_checkpointing,
+    )
+    plan = Plan(
+        model_id=model.model_id,
+        stage=config.stage,
+        device=device,
+        strategy=strategy,
+        parts=_parts(vlm),
+        rows=facts,
+        image_tokens=tokens,
+        longest=longest.positions,
+        epoch=epoch,
+        steps=steps,
+        options=options,
+        variants=_variants(vlm, sharding, longest, options, device, offloaded),
+        start=start_bytes(vlm),
+        disk=_disk(vlm, config, steps, run_dir),
+        work=_work(vlm, epoch, steps, options, device, model),
+        warnings=[],
+    )
+    return replace(plan, warnings=find_cautions(plan, config, values, run_dir))
+
+
+def _check(config: PretrainConfig, options: PlanConfig, lora: LoraConfig, world_size: int) -> None:
+    """Make the run's own checks, for the planned number of processes."""
+    check_plan(options)
+    check_stage(config.stage)
+    check_lora(lora, config.stage)
+    loop_options(config)
+    if config.model.llm_max_length < 1:
+        raise UserError(f"--model.llm_max_length is {config.model.llm_max_length} and must be at least 1")
+    prefix = stage_prefix(config.stage)
+    values = stage_hyperparameters(config.model, config.stage)
+    check_hyperparameters(values, prefix)
+    strategy = getattr(config.model, f"{prefix}_train_strategy")
+    check_strategy(strategy)
+    group_size(strategy, world_size, config.sharding_group_size)
+    check_batches(values.global_batch_size, values.per_device_batch_size, world_size, prefix)
+    check_row_options(config.dataset.on_bad_image, config.dataset.truncation)
+
+
+def _device(config: PretrainConfig) -> str:
+    """Return the kind of device that is planned for: a GPU, unless another one was asked for."""
+    return "cuda" if config.device is None else config.device.partition(":")[0]
+
+
+def _brings_towers(config: PretrainConfig) -> bool:
+    """Return whether the start's checkpoint holds vision towers other than the backbone's own; nothing is fetched.
+
+    Raises:
+        UserError: It does not exist, or is no checkpoint.
+    """
+    if config.pretrained_checkpoint is None:
+        return False
+    path = Path(config.pretrained_checkpoint)
+    if not path.is_file():
+        known = find_model(config.pretrained_checkpoint)
+        if known is not None and not path.is_dir():
+            # The released models hold a projector and a language model.
+            return False
+        path = find_checkpoint(config.pretrained_checkpoint).path
+    return "vision_backbone" in read_checkpoint(path) and path != vision_spec(config.model.vision_backbone_id).weights
+
+
+def _parts(vlm: CobraVLM) -> list[PartSize]:
+    """Return the parts of a model; adapters are counted with the blocks."""
+    towers = vlm.vision_backbone
+    llm: Any = vlm.llm_backbone.llm
+    parts: dict[str, nn.Module] = {f"vision tower {name}".strip(): towers.tower(name) for name in towers.tower_names}
+    parts["projector"] = vlm.projector
+    parts["embedding and head (tied)"] = llm.backbone.embedding
+    parts[f"{len(llm.backbone.layers)} Mamba blocks"] = llm.backbone.layers
+    parts["final norm"] = llm.backbone.norm_f
+    return [_part(name, module) for name, module in parts.items()]
+
+
+def _part(name: str, module: nn.Module) -> PartSize:
+    sizes: dict[str, int] = {}
+    for value in module.parameters():
+        kind = str(value.dtype).removeprefix("torch.").replace("bfloat", "bf").replace("float", "fp")
+        sizes[kind] = sizes.get(kind, 0) + value.numel() * value.element_size()
+    return PartSize(
+        name=name,
+        parameters=sum(value.numel() for value in module.parameters()),
+        trained=sum(value.numel() for value in module.parameters() if value.requires_grad),
+        dtype=max(sizes, key=lambda kind: sizes[kind]),
+        bytes=sum(sizes.values()),
+    )
+
+
+def _variants(
+    vlm: CobraVLM, sharding: Sharding, size: Pass, options: PlanConfig, device: str, offloaded: bool
+) -> list[Variant]:
+    found, batch, limit = [], size.rows * sharding.accumulation * sharding.world_size, options.gpu_memory * GIB
+    for checkpointing in (size.checkpointing, not size.checkpointing):
+        other = replace(size, checkpointing=checkpointing)
+        memory = count_memory(vlm, sharding, other, device == "cuda", offloaded)
+        found.append(Variant(checkpointing, memory, largest_rows(vlm, sharding, other, batch, limit, offloaded)))
+    return found
+
+
+def _disk(vlm: CobraVLM, config: PretrainConfig, steps: StepPlan, run_dir: Path) -> Disk:
+    weights, state = weights_file_bytes(vlm), resume_state_bytes(vlm)
+    saved = config.save_interval_steps is not None or config.save_interval_minutes is not None
+    states = config.keep_checkpoints + 1 if saved else 0
+    folder = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.is_dir())
+    return Disk(weights, state, weights * (steps.epochs + 1) + state * states, shutil.disk_usage(folder).free)
+
+
+def _work(vlm: CobraVLM, epoch: Epoch, steps: StepPlan, options: PlanConfig, device: str, model: ModelConfig) -> Work:
+    flops = count_flops(vlm)
+    # Every token of text is counted as labelled: the head is a twentieth of the whole.
+    once = flops_per_step(flops, epoch.images, epoch.positions, epoch.tokens) / epoch.batches
+    twice = flops_per_step(flops, epoch.images, epoch.positions, epoch.tokens, recomputed=True) / epoch.batches
+    recomputed = twice - once if model.enable_gradient_checkpointing else 0.0
+    peak, source = _peak(options, device)
+    hours = None
+    if peak is not None:
+        hours = (once + recomputed) * steps.total_steps / (steps.world_size * peak * 1e12 * options.utilisation) / 3600
+    return Work(once, recomputed, peak, source, hours)
+
+
+def _peak(options: PlanConfig, device: str) -> tuple[float | None, str]:
+    if options.peak_tflops is not None:
+        return options.peak_tflops, "--plan.peak_tflops"
+    if device != "cuda":
+        return None, f"not known of {device}: give --plan.peak_tflops"
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        found = peak_tflops(name)
+        if found is not None:
+            return found, name
+    return _A100_TFLOPS, "an A100; --plan.peak_tflops names another"
