@@ -1,0 +1,147 @@
+"""What follows a step: steps that are not finite, saves, looks at held-out rows, and files of a run."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from scratch import scratch_vlm
+from test_matrix import Recorder, make_rows
+
+from cobra.training.loop import LoopOptions
+from cobra.training.run_state import states
+from cobra.training.strategy import Hyperparameters, TrainStrategy
+from cobra.training.validation import Validation
+from cobra.util.data_utils import PaddedCollatorForLanguageModeling
+from cobra.util.distributed import World
+from cobra.util.errors import UserError
+
+CPU = World(0, 1, torch.device("cpu"))
+COLLATOR = PaddedCollatorForLanguageModeling(512, 1, (3, 48, 48))
+
+
+class Rows(list):
+    """Rows that know their ids, as a dataset does."""
+
+    @property
+    def examples(self):
+        return [{"id": f"id-{number}"} for number in range(len(self))]
+
+
+def rows_with_nan(*numbers: int) -> Rows:
+    rows = Rows(make_rows()[:16])
+    for number in numbers:
+        rows[number]["pixel_values"]["dino"][0, 5, 5] = float("nan")
+    return rows
+
+
+def trainer(world: World = CPU, steps: int = 8) -> TrainStrategy:
+    vlm = scratch_vlm()
+    vlm.freeze_backbones("finetune")
+    values = Hyperparameters(1, steps, 4, 4 // world.size, 1e-3, 0.1, 1.0, "linear-warmup+cosine-decay", 0.0)
+    strategy = TrainStrategy(vlm, world, values, enable_gradient_checkpointing=False)
+    strategy.run_setup()
+    return strategy
+
+
+def train(strategy, rows, folder: Path, recorder=None, validation=None, **options):
+    lengths = [(True, len(row["input_ids"])) for row in rows]
+    return strategy.run_training(
+        rows, COLLATOR, lengths, folder, recorder, seed=5, validation=validation, options=LoopOptions(**options)
+    )
+
+
+def test_step_with_a_broken_image_changes_nothing_and_the_run_goes_on(tmp_path, capsys):
+    strategy, recorder = trainer(), Recorder()
+    train(strategy, rows_with_nan(6), tmp_path, recorder)
+    # Two passes over sixteen rows: the row comes twice.
+    assert (strategy.global_step, strategy.skipped_steps) == (8, 2)
+    assert sum(loss != loss for loss, _ in recorder.steps) == 2
+    assert strategy.is_finite()
+    assert capsys.readouterr().out.count("changed nothing") == 2
+
+
+def test_too_many_in_a_row_stop_with_a_state_and_the_rows(tmp_path):
+    strategy = trainer()
+    with pytest.raises(UserError, match=r"2 steps in a row, up to step 2, .* is saved in .*--max_skipped") as error:
+        train(strategy, rows_with_nan(*range(16)), tmp_path, max_skipped=2)
+    assert str(error.value).count("(id 'id-") == 4
+    assert [path.name for path in states(tmp_path / "resume")] == ["step-000002"]
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    strategy = trainer()
+    train(strategy, rows_with_nan(), tmp_path, save_interval_steps=3)
+    before = [path.name for path in states(tmp_path / "resume")]
+    assert before
+    broken = trainer()
+    with torch.no_grad():
+        next(parameter for parameter in broken.vlm.projector.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match="the weights are not finite either"):
+        train(broken, rows_with_nan(), tmp_path, max_skipped=3, save_interval_steps=100)
+    assert [path.name for path in states(tmp_path / "resume")] == before
+
+
+def test_gradient_alone_that_is_not_finite_names_the_rows_of_the_step(tmp_path):
+    strategy = trainer()
+    strategy.vlm.projector.projector[0].bias.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(UserError, match=r"Each row's loss is finite by itself; the rows were: row \d+ \(id 'id-"):
+        train(strategy, rows_with_nan(), tmp_path, max_skipped=1)
+
+
+def work(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(GLOO_SOCKET_IFNAME="lo")
+    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
+    strategy = trainer(World(rank, 2, torch.device("cpu")))
+    calls = []
+
+    def poison(gradient):
+        calls.append(0)
+        return gradient * float("nan") if rank == 1 and len(calls) == 3 else gradient
+
+    strategy.vlm.llm_backbone.llm.backbone.embedding.register_forward_hook(
+        lambda module, inputs, output: output.register_hook(poison) and None
+    )
+    train(strategy, rows_with_nan(6), folder)
+    torch.save((strategy.global_step, strategy.skipped_steps, strategy.is_finite()), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_all_processes_skip_what_one_of_them_meets(tmp_path):
+    mp.spawn(work, (tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first == second
+    steps, skipped, finite = first
+    # Twice the image, and once the gradient of the second process, unless that step had the image too.
+    assert steps == 8 and skipped in (2, 3) and finite
+
+
+class Falling:
+    """A loss on held-out rows that falls, then rises."""
+
+    def __init__(self):
+        self.losses = iter([3.0, 2.0, 2.5, 4.0])
+
+    def loss(self, *args):
+        return next(self.losses)
+
+
+def test_best_by_validation_loss_is_kept(tmp_path):
+    strategy = trainer()
+    train(strategy, rows_with_nan(), tmp_path, validation=Falling(), eval_interval_steps=2)
+    files = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert [name[:11] for name in files] == ["best-checkp", "latest-chec", "step-000004", "step-000008"]
+    best, latest = (tmp_path / "checkpoints" / f"{name}-checkpoint.pt" for name in ("best", "latest"))
+    # The second look, at step 4, was the best.
+    assert best.samefile(tmp_path / "checkpoints" / files[2]) and latest.samefile(tmp_path / "checkpoints" / files[3])
+
+
+def test_validation_uses_held_out_rows(tmp_path):
+    rows = make_rows()[:4]
+    held_out = Validation(rows, COLLATOR, [(True, len(row["input_ids"])) for row in rows], 4)
+    recorder = Recorder()
+    train(trainer(), rows_with_nan(), tmp_path, recorder, validation=held_out, eval_interval_steps=3)
+    assert len(recorder.steps) == 8
