@@ -40,6 +40,7 @@ FLAGS = {
     "scripts/additional-datasets/lvis_instruct_4v.py": "root_dir",
     "scripts/additional-datasets/lrv_instruct.py": "root_dir",
     "scripts/generate.py": "model_path hf_token image prompt do_sample temperature max_new_tokens seed device dtype",
+    "scripts/export.py": "checkpoint output format push_to private hf_token",
     "fine_tune/prepare_llava_cot.py": (
         "dataset_root download revision hf_token keep_parts sources max_samples holdout verify max_rejected "
         "llm_backbone_id llm_max_length seed num_workers"
@@ -100,7 +101,7 @@ def run_help(blocked: str, scripts: list[str], folder: Path) -> dict[str, list]:
 
 @pytest.fixture(scope="module")
 def helps(tmp_path_factory) -> dict[str, list]:
-    return run_help("mamba_ssm,causal_conv1d,triton,wandb,tensorboard", SCRIPTS, tmp_path_factory.mktemp("help"))
+    return run_help("mamba_ssm,causal_conv1d,triton,wandb,tensorboard,peft", SCRIPTS, tmp_path_factory.mktemp("help"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

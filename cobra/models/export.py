@@ -1,0 +1,190 @@
+"""Exporting a model: one folder with weights, configuration, record and model card, whole or absent; and to the hub."""
+
+import errno
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cobra.models.checkpoint import ADAPTER, EMBEDDING, LATEST, TIED_HEAD, Checkpoint, read_tensors, read_whole_model
+from cobra.models.load import PROVENANCE, SAFETENSORS, CheckpointSource, find_checkpoint
+from cobra.models.model_card import model_card
+from cobra.util.errors import UserError
+from cobra.util.files import atomic_path, read_json, sha256_file, write_json, write_text
+from cobra.util.tokens import read_hf_token
+
+FORMATS = ("pt", "safetensors")
+
+# Of a run's configuration; the rest names folders and accounts of the machine that trained.
+_PUBLIC = ("run_id", "stage", "seed")
+
+
+@dataclass
+class ExportConfig:
+    """Write a model as one folder that `cobra.load` and `--pretrained_checkpoint` take, with adapters merged."""
+
+    checkpoint: str
+    """What to export: a run directory, a checkpoint file in one, or a model id."""
+    output: Path
+    """The folder to write; it must not exist yet."""
+    format: str = "pt"
+    """`pt`, Cobra's layout (checkpoints/latest-checkpoint.pt), or `safetensors` (model.safetensors)."""
+    push_to: str | None = None
+    """A repository of the hub, user/name, that the folder is uploaded to; it is made where there is none."""
+    private: bool = True
+    """Whether that repository must be private."""
+    hf_token: str = ".hf_token"
+    """Name of an environment variable or path of a file that holds the hub's token."""
+
+
+def export(config: ExportConfig) -> Path:
+    """Export a model.
+
+    Everything that can be wrong is checked first; the folder then appears under its name when it is whole.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: A flag makes no sense, the model cannot be found or read, the folder exists or cannot be written, or
+            the hub refuses the upload.
+    """
+    _check(config)
+    say = Console(soft_wrap=True, highlight=False).print
+    token = read_hf_token(config.hf_token)
+    source = find_checkpoint(config.checkpoint, token)
+    checkpoint = read_whole_model(source.path)
+    say(f"read {source.path}: {', '.join(checkpoint)}", markup=False)
+    output = config.output.absolute()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent) as name:
+            folder = Path(name) / output.name
+            _write(folder, source, checkpoint, config)
+            folder.rename(output)
+    except (OSError, SafetensorError) as error:
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        reason = "the disk is full" if full else " ".join(str(error).split())
+        raise UserError(
+            f"{output} cannot be written ({reason}); nothing is left of it. Choose another --output"
+        ) from error
+    size = sum(path.stat().st_size for path in output.rglob("*"))
+    say(f"wrote {config.output}: {size / 1e6:,.1f} MB", markup=False)
+    if config.push_to is not None:
+        say(f"uploaded: {push(output, config.push_to, config.private, token)}", markup=False)
+    return config.output
+
+
+def _check(config: ExportConfig) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if config.format not in FORMATS:
+        raise UserError(f"--format {config.format!r} is unknown; the known ones are: {', '.join(FORMATS)}")
+    if config.output.exists():
+        raise UserError(f"--output {config.output} exists already: choose another folder, or move that one away")
+    if config.push_to is None:
+        return
+    try:
+        validate_repo_id(config.push_to)
+    except HFValidationError as error:
+        raise UserError(f"--push_to {config.push_to!r} is not the name of a repository: {error}") from error
+    if config.push_to.count("/") != 1:
+        raise UserError(f"--push_to {config.push_to!r} must be of the form user/name")
+
+
+def _write(folder: Path, source: CheckpointSource, checkpoint: Checkpoint, config: ExportConfig) -> None:
+    """Write every file of an export into a new folder."""
+    path = folder / (LATEST if config.format == "pt" else SAFETENSORS)
+    with atomic_path(path) as temporary:
+        if config.format == "pt":
+            torch.save({"model": checkpoint}, temporary)
+        else:
+            save_file(_flatten(checkpoint), temporary)
+    values = _configuration(source)
+    write_json(folder / "config.json", values)
+    record = None
+    if source.folder is not None and (source.folder / PROVENANCE).is_file():
+        record = _public_record(read_json(source.folder / PROVENANCE, "the run's provenance"), source.path)
+        write_json(folder / PROVENANCE, record)
+    write_text(folder / "README.md", model_card(values, checkpoint, record, path.relative_to(folder), config.push_to))
+
+
+def _flatten(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return tensors by `module.name`; the tied head, which readers restore, is left out."""
+    tensors = {}
+    for module, values in checkpoint.items():
+        tied = TIED_HEAD in values and EMBEDDING in values and torch.equal(values[TIED_HEAD], values[EMBEDDING])
+        for name, value in values.items():
+            if not (tied and name == TIED_HEAD):
+                tensors[f"{module}.{name}"] = value.contiguous()
+    return tensors
+
+
+def _configuration(source: CheckpointSource) -> dict[str, Any]:
+    """Return what the exported `config.json` holds."""
+    if source.folder is None:
+        return {"model": source.fields}
+    values = read_json(source.folder / "config.json", "the run's config.json")
+    public = {name: values[name] for name in _PUBLIC if name in values}
+    dataset = values.get("dataset")
+    if isinstance(dataset, dict) and "dataset_id" in dataset:
+        public["dataset"] = {"dataset_id": dataset["dataset_id"]}
+    public |= {"model": values["model"]}
+    if ADAPTER in read_tensors(source.path).get("model", {}):
+        # Of what was merged; readers go by the checkpoint, which holds no adapters any more.
+        public["merged_lora"] = values[ADAPTER]
+    return public
+
+
+def _public_record(provenance: Any, path: Path) -> dict[str, Any]:
+    """Return a run's provenance without its command line and folders, and with the exported file's hash."""
+    record = {name: value for name, value in dict(provenance).items() if name != "command"}
+    for name in ("code", "data", "weights"):
+        entry = record.get(name)
+        record[name] = dict(entry) if isinstance(entry, dict) else {}
+        if record[name].get("path") is not None:
+            record[name]["path"] = Path(str(record[name]["path"])).name
+    return record | {"exported_from": {"path": path.name, "sha256": sha256_file(path)}}
+
+
+def push(folder: Path, repo_id: str, private: bool, token: str | None) -> str:
+    """Upload a folder to the hub; `HF_ENDPOINT` names another hub.
+
+    Args:
+        folder: What to upload.
+        repo_id: `user/name`; made where there is none.
+        private: Refuse to upload to a repository that is open to everybody.
+        token: With the right to write; None is that of the hub's own login.
+
+    Returns:
+        The address of the upload.
+
+    Raises:
+        UserError: The hub cannot be reached or refuses, or the repository is not private.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    again = f"the folder is whole; to try again: hf upload {repo_id} {folder}"
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        is_open = private and not api.model_info(repo_id).private
+        if not is_open:
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload the model"))
+    except (HTTPError, OSError, ValueError) as error:
+        raise UserError(
+            f"{repo_id} cannot be uploaded to ({type(error).__name__}: {' '.join(str(error).split())[:200]}): check "
+            f"the network and that the token (--hf_token, or hf auth login) may write there; {again}"
+        ) from error
+    raise UserError(
+        f"the repository {repo_id} is there already and is open to everybody, so nothing was uploaded: give --private "
+        f"false if that is wanted, or another --push_to; {again}"
+    )
