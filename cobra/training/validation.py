@@ -1,6 +1,7 @@
 """The loss on held-out rows: the same number on any number of processes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,21 @@ from cobra.models.vlms import CobraVLM
 from cobra.training.batches import Batch, count_targets, to_device
 from cobra.util.data_utils import IGNORE_INDEX, SKIPPED_ROWS
 from cobra.util.distributed import World
+
+
+@contextmanager
+def evaluation_mode(vlm: CobraVLM) -> Iterator[None]:
+    """Put a model into evaluation mode for a while; afterwards every module is as it was, and sharded again."""
+    modes = [(module, module.training) for module in vlm.modules()]
+    vlm.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+            # A forward pass without a backward one leaves the units of shard-grad-op whole.
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 class Validation:
@@ -55,8 +71,12 @@ class Validation:
         Raises:
             UserError: A row cannot be read.
         """
-        was_training = vlm.training
-        vlm.eval()
+        with evaluation_mode(vlm):
+            return self.loss_of_passes(vlm, world, mixed_precision)
+
+    @torch.no_grad()
+    def loss_of_passes(self, vlm: CobraVLM, world: World, mixed_precision: bool) -> float:
+        """Like :meth:`loss`, inside :func:`evaluation_mode`: units are left as their forward passes leave them."""
         sums = torch.zeros(2, dtype=torch.float64, device=world.device)
         for batch in map(self._batch, self._passes(world)):
             batch = to_device(batch, world.device)
@@ -64,11 +84,6 @@ class Validation:
             with torch.autocast(kind, torch.bfloat16, enabled=mixed_precision, cache_enabled=False):
                 loss = vlm(**batch, loss_reduction="sum", return_logits=False).loss
             sums += torch.stack([loss.double(), count_targets(batch["labels"], batch["multimodal_indices"]).double()])
-        vlm.train(was_training)
-        for module in vlm.modules():
-            # A forward pass without a backward one leaves the units of shard-grad-op whole.
-            if isinstance(module, FSDPModule):
-                module.reshard()
         total, tokens = world.sum(sums).tolist()
         return total / max(tokens, 1.0)
 

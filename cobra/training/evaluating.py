@@ -1,0 +1,207 @@
+"""Looking at a model while it trains: the loss on held-out rows, and answers about a few of them."""
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from cobra.models.backbones.vision import PixelValues
+from cobra.models.backbones.vision.transforms import map_pixels, stack_pixels
+from cobra.models.vlms import CobraVLM
+from cobra.preprocessing.datasets import FinetuneDataset
+from cobra.preprocessing.datasets.rows import PLACEHOLDER
+from cobra.training.batches import Batch
+from cobra.training.samples import SampledRow, SampleLog, structure
+from cobra.training.validation import Validation, evaluation_mode
+from cobra.util.data_utils import SKIPPED_ROW
+from cobra.util.distributed import World
+
+TEXT_ONLY = "(text only)"
+
+
+class Evaluator:
+    """Held-out rows, and what is asked about some of them, the same at every evaluation.
+
+    Attributes:
+        rows: The rows that are asked about.
+    """
+
+    def __init__(
+        self,
+        dataset: FinetuneDataset,
+        collator: Callable[[Any], Batch],
+        modality_lengths: Sequence[tuple[bool, int]],
+        per_device_batch_size: int,
+        samples: int = 4,
+        max_new_tokens: int = 256,
+    ) -> None:
+        """Choose the rows and read them.
+
+        Args:
+            dataset: The held-out rows.
+            collator: From rows to a batch.
+            modality_lengths: (has an image, length) of every row.
+            per_device_batch_size: Rows of one forward pass on one process.
+            samples: Rows that are asked about, spread over the sources; 0 takes the loss alone.
+            max_new_tokens: Of an answer.
+
+        Raises:
+            UserError: A chosen row's image cannot be read, and such rows are not skipped.
+        """
+        self._validation = Validation(dataset, collator, modality_lengths, per_device_batch_size)
+        self._size = per_device_batch_size
+        self._max_new_tokens = max_new_tokens
+        self.rows: list[SampledRow] = []
+        self._pixels: list[PixelValues | None] = []
+        for row in spread([source(dataset.examples[index].get("image")) for index in range(len(dataset))]):
+            if len(self.rows) == samples:
+                break
+            self._take(dataset, row)
+        self._log = SampleLog(self.rows, dataset.image_dir)
+
+    def _take(self, dataset: FinetuneDataset, row: int) -> None:
+        """Take a row to ask about, unless it has no answer to compare with, or is skipped for its image."""
+        values = dataset.examples[row]
+        turns = values["conversations"]
+        if len(turns) < 2:
+            return
+        example = dataset[row]
+        if SKIPPED_ROW in example:
+            return
+        question = turns[0]["value"].replace(PLACEHOLDER, "").strip()
+        self.rows.append(SampledRow(row, values.get("id"), values.get("image"), question, turns[1]["value"]))
+        self._pixels.append(example["pixel_values"])
+
+    def cut_back(self, run_dir: Path, last_step: int) -> None:
+        """Forget the answers after a step that a run goes on from; 0 forgets all. For the main process alone."""
+        self._log.cut_back(run_dir, last_step)
+
+    def evaluate(
+        self, vlm: CobraVLM, world: World, mixed_precision: bool, step: int, run_dir: Path
+    ) -> dict[str, float]:
+        """Take the loss on all held-out rows and answer the chosen ones; every process has to call it.
+
+        The model is left as it was: its modes, gradients and shards; no random number is drawn. The main process
+        appends the answers to `samples.jsonl` and writes `samples.html` anew; where the disk is full, it says so and
+        the run goes on.
+
+        Args:
+            vlm: The model, sharded or not. A sharded one is gathered on every process for the answers: all its
+                parameters, in the dtype that they are held in, have to fit beside the optimiser's state.
+            world: The processes.
+            mixed_precision: Compute in bf16.
+            step: Steps done.
+            run_dir: Directory of the run.
+
+        Returns:
+            The same on every process: `Validation Loss`, the mean over all labelled tokens; `Valid Stages`, the share
+            of answers whose four stages are in order; `Conclusion Match`, the share of the same CONCLUSION among the
+            answers that have one, as their reference has, and absent where there are none.
+
+        Raises:
+            UserError: A row cannot be read.
+        """
+        with evaluation_mode(vlm):
+            values = {"Validation Loss": self._validation.loss_of_passes(vlm, world, mixed_precision)}
+            if not self.rows:
+                return values
+            kind = world.device.type
+            with gathered(vlm), torch.autocast(kind, torch.bfloat16, enabled=mixed_precision, cache_enabled=False):
+                answers = self._answers(vlm)
+        if world.is_main:
+            self._write(run_dir, step, answers)
+        return values | self._shares(answers, world)
+
+    def _answers(self, vlm: CobraVLM) -> list[str]:
+        """Answer the rows greedily, in batches of rows with an image and of rows without one."""
+        answers = [""] * len(self.rows)
+        for wanted in (True, False):
+            alike = [place for place, pixels in enumerate(self._pixels) if (pixels is not None) == wanted]
+            for begin in range(0, len(alike), self._size):
+                batch = alike[begin : begin + self._size]
+                pixels = [row_pixels for place in batch if (row_pixels := self._pixels[place]) is not None]
+                stacked = map_pixels(stack_pixels(pixels), lambda value: value.to(vlm.device)) if pixels else None
+                prompts = [_as_turn(vlm, self.rows[place].question) for place in batch]
+                written = vlm.generate_batch(stacked, prompts, max_new_tokens=self._max_new_tokens, do_sample=False)
+                for place, answer in zip(batch, written, strict=True):
+                    answers[place] = answer
+        return answers
+
+    def _write(self, run_dir: Path, step: int, answers: list[str]) -> None:
+        try:
+            self._log.write(run_dir, step, answers)
+        except OSError as error:
+            print(
+                f"warning: the answers of step {step} could not be written to {run_dir} ({error}); the run goes on",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _shares(self, answers: list[str], world: World) -> dict[str, float]:
+        """Return the shares of what the main process has been answered: rounding may differ between devices."""
+        found = structure((answer, row.reference) for answer, row in zip(answers, self.rows, strict=True))
+        counts = torch.tensor(found if world.is_main else [0] * len(found), device=world.device)
+        total, valid, compared, matched = world.sum(counts).tolist()
+        shares = {"Valid Stages": valid / total}
+        return shares | {"Conclusion Match": matched / compared} if compared else shares
+
+
+def source(image: str | None) -> str:
+    """Return the source of a row: the first folder of its image's path."""
+    return TEXT_ONLY if image is None else image.lstrip("./").partition("/")[0]
+
+
+def spread(sources: Sequence[str]) -> list[int]:
+    """Return the numbers of all rows: the first row of every source, the biggest source first, then the second, ...
+
+    Args:
+        sources: Of each row.
+    """
+    rows = defaultdict[str, list[int]](list)
+    for row, name in enumerate(sources):
+        rows[name].append(row)
+    turns = zip_longest(*(rows[name] for name in sorted(rows, key=lambda name: (-len(rows[name]), name))))
+    return [row for row in chain.from_iterable(turns) if row is not None]
+
+
+@contextmanager
+def gathered(vlm: CobraVLM) -> Iterator[None]:
+    """Hold all parameters whole on every process for a while; inside :func:`evaluation_mode`, after a forward pass.
+
+    So every process writes its answers by itself, without a message between them: of a model of 3 billion parameters
+    each token would otherwise gather 11 GB, and processes that disagree about the last token would wait for ever.
+    """
+    freed = []
+    for unit in vlm.modules():
+        if isinstance(unit, FSDPModule):
+            shards = _shards(unit)
+            unit.unshard()
+            # FSDP2 does not tell what it was asked for, but the forward pass before this has shown it.
+            if _shards(unit) < shards:
+                freed.append(unit)
+    for unit in freed:
+        unit.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for unit in freed:
+            unit.set_reshard_after_forward(True, recurse=False)
+
+
+def _shards(unit: nn.Module) -> int:
+    return sum(isinstance(parameter, DTensor) for parameter in unit.parameters())
+
+
+def _as_turn(vlm: CobraVLM, question: str) -> str:
+    """Return a question as the model's prompt format has a first human turn."""
+    builder = vlm.get_prompt_builder()
+    builder.add_turn("human", question)
+    return builder.get_prompt()

@@ -1,0 +1,71 @@
+"""Files of JSON lines that grow with the steps of a run: whole lines only, and cut back when a run goes on."""
+
+import errno
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class StepLines:
+    """A file with lines that name their step; steps never go down.
+
+    What is appended is handed to the system at once, so that a killed run keeps what it has done.
+    """
+
+    def __init__(self, path: Path, step_key: str, last_step: int) -> None:
+        """Open the file, and make it where it is absent.
+
+        Args:
+            path: The file.
+            step_key: Key of the step in every line.
+            last_step: The file is cut behind the lines of this step, and before a line that is torn; 0 empties it.
+        """
+        self._path = path
+        self._key = step_key
+        path.touch()
+        # Cutting is one call of the system: it is done or not, and needs no room on the disk.
+        os.truncate(path, sum(size for size, _ in _whole_lines(path, step_key, last_step)))
+
+    def append(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Write lines, all of them or none; a number that is not finite becomes null.
+
+        Raises:
+            OSError: The file cannot be written, on a full disk say; it is as it was.
+        """
+        data = "".join(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines).encode()
+        with self._path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                if file.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            except OSError:
+                file.truncate(end)
+                raise
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines, from the first."""
+        return (line for _, line in _whole_lines(self._path, self._key, math.inf))
+
+
+def _whole_lines(path: Path, step_key: str, last_step: float) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the (bytes, values) of lines, up to a step or the first line that is not whole."""
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                values = json.loads(line)
+            # A line that was being written when the power failed may hold anything.
+            except (ValueError, RecursionError):
+                return
+            step = values.get(step_key) if isinstance(values, dict) else None
+            if not line.endswith(b"\n") or not isinstance(step, int) or step > last_step:
+                return
+            yield len(line), values
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
