@@ -47,9 +47,12 @@ To train on from here: `scripts/pretrain.py --pretrained_checkpoint {folder}`.
 These weights are made from other people's work, whose terms hold for them too:
 
 - the language model and the vision towers named above, and the weights that training started from: see their pages;
-- the training data. LLaVA-CoT-100k: Apache 2.0 by its card, a research preview for non-commercial use by its
-  repository, answers written by GPT-4o (OpenAI's terms), images under the licences of their ten collections.
+- the training data{data}
 """
+
+_LLAVA_COT = """\
+, LLaVA-CoT-100k: Apache 2.0 by its card, a research preview for non-commercial use by its repository, answers
+  written by GPT-4o (OpenAI's terms), images under the licences of their ten collections."""
 
 
 def model_card(
@@ -67,11 +70,13 @@ def model_card(
     folder = repo_id.partition("/")[2] if repo_id else "path/to/this/folder"
     download = f"\nfetched by `hf download {repo_id} --local-dir {folder}`.\n" if repo_id else ""
     facts = _facts(config, checkpoint, record)
+    dataset_id = str((config.get("dataset") or {}).get("dataset_id"))
     return _CARD.format(
         title=_cell(config.get("run_id") or config["model"]["model_id"]),
         weights=weights.as_posix(),
         folder=folder,
         download=download,
+        data=_LLAVA_COT if dataset_id.startswith("llava-cot") else ": see its pages.",
         rows="\n".join(f"| {name} | {_cell(value)} |" for name, value in facts.items()),
     )
 

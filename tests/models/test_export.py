@@ -20,6 +20,7 @@ from cobra.models.backbones.llm.specs import TINY_FOLDER
 from cobra.models.checkpoint import EMBEDDING, LATEST, TIED_HEAD, read_checkpoint
 from cobra.models.export import ExportConfig, export
 from cobra.models.load import PROVENANCE
+from cobra.models.model_card import model_card
 from cobra.util.errors import UserError
 from cobra.util.files import sha256_file
 
@@ -114,10 +115,16 @@ def test_the_record_and_the_card_say_what_it_was_made_of(run, output):
         "| Training of the language model | low-rank adapters, merged: rank 3, alpha 5, on in_proj, x_proj, dt_proj, ",
         "| Data | custom, 1234 rows |",
         f"| SHA-256 of the start | {sha256_file(START)} |",
-        "GPT-4o (OpenAI's terms)",
+        "- the training data: see its pages.\n",
     ):
         assert expected in card
     assert "hf download" not in card
+
+
+def test_the_card_tells_the_terms_of_llava_cot():
+    fields = dict.fromkeys(("model_id", "llm_backbone_id", "vision_backbone_id", "arch_specifier"), "x")
+    config = {"model": fields, "dataset": {"dataset_id": "llava-cot-100k"}}
+    assert "GPT-4o (OpenAI's terms)" in model_card(config, {}, None, LATEST, None)
 
 
 def test_the_code_of_the_card_runs(run, output, tmp_path, monkeypatch):
