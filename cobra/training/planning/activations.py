@@ -16,6 +16,9 @@ from cobra.models.mamba.ops.torch_ops import chunk_steps
 from cobra.models.vlms import CobraVLM
 
 _FP32 = 4
+# Layers of the mixer whose weight is read, instead of their forward pass called.
+_READ_BY_TORCH = ("dt_proj",)
+_READ_BY_KERNELS = ("x_proj", "dt_proj", "out_proj")
 # Positions between two states that the kernel of mamba-ssm keeps.
 _KERNEL_CHUNK = 2048
 
@@ -70,22 +73,32 @@ def count_activations(vlm: CobraVLM, size: Pass) -> Activations:
     """Count the activations of a model in its stage's dtypes, on any device; `requires_grad` says what is trained."""
     llm = vlm.llm_backbone.llm
     blocks = list(llm.backbone.layers)
-    one = _block_kept(llm.config, size, _is_trained(blocks[0])) * size.rows
+    one = _block_kept(blocks[0], llm.config, size) * size.rows
     copies = sum(_copies(block, size) for block in blocks)
-    kept = _stream(llm.config, size, _is_trained(llm.backbone.norm_f)) * size.rows
+    kept = _stream(llm, size) * size.rows
     if not size.checkpointing:
         kept += one * len(blocks)
     images = size.rows if size.image_tokens else 0
+    fixed = 0
     if images:
-        kept += images * (_projector_kept(vlm, size) + _towers_kept(vlm, size))
-    fixed = (_copies(vlm.projector, size) + _copies(vlm.vision_backbone, size)) if images else 0
+        trained = [vit for vit in _towers(vlm) if _is_trained(vit)]
+        kept += images * (_projector_kept(vlm, size) + sum(_tower_kept(vit, size) for vit in trained))
+        # The last block of a tower is not computed; and where nothing before the projector is trained, no gradient of
+        # its first layer's input is, for which that weight would be kept.
+        used = [part for vit in trained for part in (vit.patch_embed, *vit.blocks[:-1])]
+        layers = [layer for layer in vlm.projector.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+        fixed = sum(_copies(module, size) for module in (*layers[0 if trained else 1 :], *used))
     recomputed = one + _copies(blocks[0], size) if size.checkpointing else 0
     return Activations(
         kept=kept,
         copies=fixed + (0 if size.checkpointing else copies),
         loss=_loss(llm, size),
-        block=recomputed + _block_work(llm.config, size) * size.rows,
+        block=recomputed + _block_work(llm.config, size),
     )
+
+
+def _towers(vlm: CobraVLM) -> list[Any]:
+    return [vlm.vision_backbone.tower(name) for name in vlm.vision_backbone.tower_names]
 
 
 def _is_trained(module: nn.Module) -> bool:
@@ -95,12 +108,14 @@ def _is_trained(module: nn.Module) -> bool:
 def _copies(module: nn.Module, size: Pass) -> int:
     """Return the bytes of a module's matrices in another dtype than their own; each is saved with its product.
 
-    A weight that is read through an adapter is a sum, and so new as well.
+    The sum of a frozen matrix and its adapter is a new one as well, where the mixer reads it.
     """
+    read = _READ_BY_KERNELS if size.kernels else _READ_BY_TORCH
     total = 0
-    for layer in module.modules():
-        if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.weight.element_size() != size.element:
-            if layer.weight.requires_grad or layer.weight.element_size() == _FP32:
+    for name, layer in module.named_modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            *_, owner, leaf = ("", *name.split("."))
+            if layer.weight.element_size() != size.element or (leaf == "base_layer" and owner in read):
                 total += layer.weight.numel() * size.element
         # exp(A_log), once as computed and, by PyTorch's operations, once as the scan takes it.
         if isinstance(layer, MambaMixer):
@@ -108,49 +123,60 @@ def _copies(module: nn.Module, size: Pass) -> int:
     return total
 
 
-def _stream(config: MambaConfig, size: Pass, trained: bool) -> int:
+def _stream(llm: Any, size: Pass) -> int:
     """Return the bytes of a row's residual stream between blocks, its end and the final norm.
 
     Without checkpointing what a block reads is counted with the block: its norm keeps it.
     """
-    final = 2 if trained and not size.kernels else 1
+    config, final = llm.config, 2 if llm.backbone.norm_f.weight.requires_grad and not size.kernels else 1
     between = 0
     if size.checkpointing:
-        # The first block reads the embeddings, the second their sum with nothing: one tensor.
-        between = _FP32 + (config.n_layer - 1) * size.element + max(config.n_layer - 2, 0) * _FP32
+        embedding = llm.backbone.embedding.weight.element_size()
+        # The stream begins as the embeddings: in fp32 one tensor, which the first two blocks read.
+        streams = config.n_layer - (2 if embedding == _FP32 else 1)
+        between = embedding + (config.n_layer - 1) * size.element + max(streams, 0) * _FP32
     return size.positions * (config.d_model * (between + final * _FP32) + _FP32)
 
 
-def _block_kept(config: MambaConfig, size: Pass, trained: bool) -> int:
+def _block_kept(block: Any, config: MambaConfig, size: Pass) -> int:
     """Return the bytes that one block keeps of a row: the norm's input, that of `in_proj`, and the mixer's."""
     width, states, element = config.d_inner, config.d_state, size.element
-    projected = element * (config.rank + 2 * states) if trained or size.kernels else 0
-    norm = config.d_model * _FP32 + _FP32
+    # Of linear layers, or of adapters on them; and of the convolution, D and the norm.
+    matrices = _is_trained(block)
+    others = block.mixer.D.requires_grad
+    norm = config.d_model * (_FP32 + element * matrices) + _FP32
+    projected = element * (config.rank + 2 * states)
     if size.kernels:
         chunks = -(-size.positions // _KERNEL_CHUNK)
         mixer = 3 * width * element + projected + 2 * states * element
-        entry = element * config.d_model if trained else 0
-        return size.positions * (norm + entry + mixer) + chunks * width * 2 * states * _FP32
-    # PyTorch's operations keep in fp32: the convolution's output and its SiLU (for D), the steps before and after their
-    # softplus, the scan's input, y, the gate's SiLU, and the gate, which in fp32 is half of in_proj's whole output.
-    wide = 6 + trained + (1 if element < _FP32 else 2)
-    # Inputs of the convolution and of the linear layers; that of x_proj is the SiLU above where that is in fp32.
-    narrow = (3 if element < _FP32 else 2) if trained else 0
+        return size.positions * (norm + mixer) + chunks * width * 2 * states * _FP32
+    half = element < _FP32
+    # PyTorch's operations keep in fp32 the steps before and after their softplus, the scan's input, y, and the gate's
+    # SiLU; the gate, which in fp32 is half of in_proj's output, kept whole; the convolution's SiLU for D, or as x_proj's
+    # input; and what this SiLU is of, in the dtype of the convolution's weight.
+    wide = 5 + (1 if half else 2) + (others or (matrices and not half))
+    convolved = _FP32 if others or not half else element
+    # In the dtype of products: inputs of the convolution, of out_proj, and of x_proj.
+    narrow = others + matrices * (2 if half else 1)
+    mixer = width * (wide * _FP32 + convolved + narrow * element) + 2 * states * _FP32 + projected * matrices
     chunks = -(-size.positions // chunk_steps(size.rows, width, states, size.positions))
-    mixer = width * (wide * _FP32 + narrow * element) + 2 * states * _FP32 + projected
-    entry = config.d_model * (_FP32 + element) if trained else 0
-    return size.positions * (norm + entry + mixer) + chunks * width * states * _FP32
+    normalised = config.d_model * _FP32 * others
+    return size.positions * (norm + normalised + mixer) + chunks * width * states * _FP32
 
 
 def _block_work(config: MambaConfig, size: Pass) -> int:
-    """Return the bytes of a row that the backward pass of a block holds beside what was kept.
+    """Return the bytes of the rows that the backward pass of a block holds beside what was kept.
 
     By the kernels: convolution, steps and gated output again, and the gradients of these, of y and of `in_proj`'s
-    output (twice the width). In both: gradients of the stream and of the norm's two sides.
+    output (twice the width). By PyTorch's operations: gradients of the scan's input, steps, output and gate, and three
+    states of each step of a chunk. By both: gradients of the stream and of the norm's two sides.
     """
+    positions, width = size.rows * size.positions, config.d_inner
     stream = config.d_model * (2 * size.element + 3 * _FP32)
-    mixer = config.d_inner * (8 * size.element if size.kernels else 8 * _FP32)
-    return size.positions * (stream + mixer)
+    if size.kernels:
+        return positions * (stream + 8 * width * size.element)
+    steps = chunk_steps(size.rows, width, config.d_state, size.positions)
+    return positions * (stream + 4 * width * _FP32) + 3 * steps * size.rows * width * config.d_state * _FP32
 
 
 def _loss(llm: Any, size: Pass) -> int:
@@ -182,19 +208,15 @@ def _projector_kept(vlm: CobraVLM, size: Pass) -> int:
     return total * size.element
 
 
-def _towers_kept(vlm: CobraVLM, size: Pass) -> int:
-    """Return the bytes of an image in the towers; frozen ones keep nothing."""
-    total = 0
-    for name in vlm.vision_backbone.tower_names:
-        vit = vlm.vision_backbone.tower(name)
-        if not _is_trained(vit):
-            continue
-        tokens, patch = vit.patch_embed.num_patches + vit.num_prefix_tokens, vit.patch_embed.proj.weight[0].numel()
-        total += vit.patch_embed.num_patches * patch * size.element
-        for block in vit.blocks[:-1]:
-            hidden = block.mlp.fc1.out_features
-            scaled = 0 if isinstance(block.ls1, nn.Identity) else 2
-            # Inputs of both norms; of qkv and fc1; q, k, v and what attention makes of them; GELU's and fc2's inputs.
-            wide = 2 * vit.embed_dim * _FP32 + 4 * _FP32 + block.attn.num_heads * _FP32
-            total += tokens * (wide + size.element * ((6 + scaled) * vit.embed_dim + 2 * hidden))
+def _tower_kept(vit: Any, size: Pass) -> int:
+    """Return the bytes of an image in a tower that is trained."""
+    tokens, patch = vit.patch_embed.num_patches + vit.num_prefix_tokens, vit.patch_embed.proj.weight[0].numel()
+    total = vit.patch_embed.num_patches * patch * size.element
+    for block in vit.blocks[:-1]:
+        scaled = 0 if isinstance(block.ls1, nn.Identity) else 2
+        # Inputs of both norms and what these keep of them; inputs of qkv and fc1; q, k, v and what attention makes of
+        # them, with its normaliser; inputs of the layer scales; GELU's and fc2's.
+        wide = _FP32 * (2 * vit.embed_dim + 4 + block.attn.num_heads)
+        narrow = size.element * ((6 + scaled) * vit.embed_dim + 2 * block.mlp.fc1.out_features)
+        total += tokens * (wide + narrow)
     return total
