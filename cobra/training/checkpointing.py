@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from cobra.models.checkpoint import BEST, EMBEDDING, LATEST, TIED_HEAD
+from cobra.models.checkpoint import ADAPTER, BEST, EMBEDDING, LATEST, TIED_HEAD
 from cobra.models.vlms import CobraVLM
+from cobra.training.lora import adapter_state
 from cobra.util.distributed import World
 from cobra.util.files import atomic_path
 
@@ -44,6 +45,7 @@ def save_checkpoint(
     path = run_dir / LATEST.parent / f"step-{step:06d}-epoch-{epoch:02d}-loss={loss:.4f}.pt"
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     states: dict[str, Any] = get_model_state_dict(vlm, options=options)
+    adapter = adapter_state(vlm)
     if world.is_main:
         modules: dict[str, dict[str, torch.Tensor]] = {}
         for key in vlm.checkpoint_modules:
@@ -54,6 +56,8 @@ def save_checkpoint(
         if "llm_backbone" in modules:
             # Gathered from shards the tied head is a copy of its own; torch.save writes one tensor once.
             modules["llm_backbone"][TIED_HEAD] = modules["llm_backbone"][EMBEDDING]
+        if adapter:
+            modules[ADAPTER] = adapter
         with atomic_path(path) as temporary:
             torch.save({"model": modules}, temporary)
         _point(path.with_name(LATEST.name), path)

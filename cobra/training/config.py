@@ -5,6 +5,8 @@ from pathlib import Path
 
 from cobra.conf import DatasetConfig, DatasetRegistry, ModelConfig, ModelRegistry
 from cobra.training.loop import LoopOptions
+from cobra.training.lora import LoraConfig
+from cobra.training.planning.config import PlanConfig
 from cobra.util.errors import UserError
 
 
@@ -55,6 +57,12 @@ class PretrainConfig:
     """Steps between two looks at the held-out rows; null looks at the end of every epoch and of the run."""
     sharding_group_size: int | None = None
     """Processes that share one copy of the model, those of a machine say; null is all of them."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters in place of the whole language model, for small cards."""
+    dry_run: bool = False
+    """Print what the run would take (memory, steps, disk, hours) and what would go wrong, and train nothing."""
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    """The machine that `dry_run` plans for."""
 
 
 def loop_options(config: PretrainConfig) -> LoopOptions:

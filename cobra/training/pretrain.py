@@ -20,8 +20,10 @@ from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
 from cobra.preprocessing.datasets.datasets import check_row_options
 from cobra.preprocessing.materialize import find_components
 from cobra.training.config import PretrainConfig, loop_options
+from cobra.training.lora import apply_lora, check_base, check_lora
 from cobra.training.materialize import get_train_strategy, stage_hyperparameters, stage_prefix
 from cobra.training.metrics import Metrics, check_trackers
+from cobra.training.planning import show_plan
 from cobra.training.provenance import describe_run
 from cobra.training.run_state import RESUME, clear_unfinished, states
 from cobra.training.schedule import check_batches
@@ -56,7 +58,7 @@ def pretrain(config: PretrainConfig) -> Path:
         config: The configuration.
 
     Returns:
-        The run directory.
+        The run directory; with `dry_run` it is not made.
 
     Raises:
         UserError: See each part; where it is the configuration, nothing has been written then.
@@ -64,6 +66,10 @@ def pretrain(config: PretrainConfig) -> Path:
     """
     check_stage(config.stage)
     check_trackers(config.trackers)
+    if config.dry_run:
+        run_dir = find_run(config)[1]
+        show_plan(config, config.plan, config.lora, run_dir, Console(soft_wrap=True, highlight=False))
+        return run_dir
     world = join_world(config.device)
     try:
         return _pretrain(config, world)
@@ -79,6 +85,9 @@ def _pretrain(config: PretrainConfig, world: World) -> Path:
     set_global_seed(config.seed)
     vlm, loaded, source = _build(config, run_dir, say)
     vlm.freeze_backbones(config.stage)
+    if config.lora.rank:
+        check_base(vlm, loaded)
+        apply_lora(vlm, config.lora)
     dataset, collator = _open_rows(config, config.dataset, vlm)
     lengths = _lengths(config, dataset, vlm, say)
     strategy = get_train_strategy(
@@ -102,7 +111,14 @@ def _pretrain(config: PretrainConfig, world: World) -> Path:
         hparams = write_run_dir(config, run_id, run_dir)
         write_json(run_dir / PROVENANCE, describe_run(world, annotation_file, len(dataset), source, loaded))
         metrics = Metrics(
-            config.trackers, run_id, run_dir, hparams, config.stage, config.wandb_project, config.wandb_entity
+            config.trackers,
+            run_id,
+            run_dir,
+            hparams,
+            config.stage,
+            config.wandb_project,
+            config.wandb_entity,
+            resumed_step=None if state is None else int(state.name.removeprefix("step-")),
         )
     world.barrier()
     setting = _setting(config, annotation_file, len(dataset))
@@ -180,6 +196,9 @@ def _setting(config: PretrainConfig, annotation_file: Path, rows: int) -> dict[s
         "seed": config.seed,
         "rows": rows,
         "data": sha256_file(annotation_file),
+        "lora": asdict(config.lora) | {"target_modules": list(config.lora.target_modules)}
+        if config.lora.rank
+        else None,
     }
 
 
@@ -206,6 +225,7 @@ def _check(config: PretrainConfig, world: World) -> Path:
     prefix = stage_prefix(config.stage)
     values = stage_hyperparameters(config.model, config.stage)
     check_hyperparameters(values, prefix)
+    check_lora(config.lora, config.stage)
     check_strategy(getattr(config.model, f"{prefix}_train_strategy"))
     check_batches(values.global_batch_size, values.per_device_batch_size, world.size, prefix)
     check_row_options(config.dataset.on_bad_image, config.dataset.truncation)

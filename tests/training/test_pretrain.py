@@ -249,3 +249,33 @@ def test_loss_on_held_out_rows_is_that_of_the_checkpoint_on_any_number_of_proces
         assert ["Finetune/Validation Loss" in line for line in values] == [False, False, True] * 2
         held_out[processes] = [values[step]["Finetune/Validation Loss"] for step in (2, 5)]
     assert held_out[2] == pytest.approx(held_out[1], rel=1e-5)
+
+
+def test_adapters_train_save_resume_and_load(rows_dir, tmp_path):
+    """LoRA through the command line, on two processes: only adapters and projector are saved, and the run answers."""
+    arguments = [
+        *("--model.type", "cobra-tiny", "--device", "cpu", "--run_root_dir", str(tmp_path), "--run_id", "adapted"),
+        *("--dataset.type", "custom", "--dataset.dataset_root_dir", str(rows_dir), "--lora.rank", "4"),
+        *("--pretrained_checkpoint", "cobra-tiny", "--model.finetune_global_batch_size", "4"),
+        *("--model.finetune_per_device_batch_size", "2", "--model.finetune_max_steps", "6"),
+    ]
+    process = launch([*arguments, "--time_limit", "0.0001"], 2)
+    output, _ = process.communicate()
+    assert process.returncode != 0 and "stopped by the time limit after step 1" in output, output
+    process = launch(arguments, 2)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    saved = torch.load(tmp_path / "adapted" / "checkpoints" / "latest-checkpoint.pt", weights_only=True)["model"]
+    assert set(saved) == {"projector", "lora"}
+    vlm, before = cobra.load(tmp_path / "adapted", device="cpu"), cobra.load("cobra-tiny", device="cpu")
+    weights, frozen = vlm.llm_backbone.state_dict(), before.llm_backbone.state_dict()
+    changed = {name.rpartition("mixer.")[2] for name in weights if not torch.equal(weights[name], frozen[name])}
+    assert changed == {"in_proj.weight", "x_proj.weight", "dt_proj.weight", "out_proj.weight"}
+
+
+def test_dry_run_plans_and_writes_nothing(rows_dir, tmp_path):
+    arguments = train_arguments(rows_dir, tmp_path / "runs", "planned", "--model.finetune_per_device_batch_size", "4")
+    process = launch([*arguments, "--dry_run", "true"])
+    output, _ = process.communicate()
+    assert process.returncode == 0 and "Plan of cobra-tiny, stage finetune" in output, output
+    assert not (tmp_path / "runs").exists()
