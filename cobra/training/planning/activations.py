@@ -114,8 +114,9 @@ def _copies(module: nn.Module, size: Pass) -> int:
     total = 0
     for name, layer in module.named_modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
-            *_, owner, leaf = ("", *name.split("."))
-            if layer.weight.element_size() != size.element or (leaf == "base_layer" and owner in read):
+            path, _, leaf = name.rpartition(".")
+            summed = leaf == "base_layer" and path.rpartition(".")[2] in read
+            if summed or layer.weight.element_size() != size.element:
                 total += layer.weight.numel() * size.element
         # exp(A_log), once as computed and, by PyTorch's operations, once as the scan takes it.
         if isinstance(layer, MambaMixer):
@@ -152,8 +153,8 @@ def _block_kept(block: Any, config: MambaConfig, size: Pass) -> int:
         return size.positions * (norm + mixer) + chunks * width * 2 * states * _FP32
     half = element < _FP32
     # PyTorch's operations keep in fp32 the steps before and after their softplus, the scan's input, y, and the gate's
-    # SiLU; the gate, which in fp32 is half of in_proj's output, kept whole; the convolution's SiLU for D, or as x_proj's
-    # input; and what this SiLU is of, in the dtype of the convolution's weight.
+    # SiLU; the gate, which in fp32 is half of in_proj's output, kept whole; the convolution's SiLU, for D or x_proj;
+    # and what that is of, in the dtype of the convolution's weight.
     wide = 5 + (1 if half else 2) + (others or (matrices and not half))
     convolved = _FP32 if others or not half else element
     # In the dtype of products: inputs of the convolution, of out_proj, and of x_proj.

@@ -74,7 +74,7 @@ def show_plan(
     print_plan(plan, console)
     if options.json_file is not None:
         write_json(options.json_file, as_json(plan))
-        console.print(f"The plan is in {options.json_file}, too.")
+        console.print(f"The plan is in {options.json_file}, too.", markup=False, soft_wrap=True)
     return plan
 
 
