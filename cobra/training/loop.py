@@ -119,7 +119,7 @@ class TrainingLoop:
         began = strategy.global_step
         with (
             StopRequests(self.world, self.options.time_limit_minutes) as stop,
-            StepProgress(plan.total_steps, self.world.is_main) as progress,
+            StepProgress(plan.total_steps, self.world.is_main, began) as progress,
         ):
             for epoch in range(began // plan.batches_per_epoch, plan.epochs):
                 self.sampler.set_epoch(epoch, strategy.global_step - epoch * plan.batches_per_epoch)
@@ -143,9 +143,12 @@ class TrainingLoop:
         ends = step in (self.plan.total_steps, (epoch + 1) * self.plan.batches_per_epoch)
         due = ends or (interval is not None and step % interval == 0)
         held_out = self._validate(progress) if due and self.validation is not None else None
+        values = {"Loss (Raw)": result.loss, "Learning Rate": rate, "Gradient Norm": result.grad_norm}
         if self.metrics is not None:
-            self.metrics.commit(step, result.loss, rate, result.grad_norm, result.tokens, held_out)
-        progress.advance(step, result.loss, rate, result.grad_norm)
+            rows = self.strategy.hyperparameters.global_batch_size
+            extra = {} if held_out is None else {"Validation Loss": held_out}
+            values = self.metrics.commit(step, result.loss, rate, result.grad_norm, result.tokens, rows, extra)
+        progress.advance(step, values)
         better = held_out is not None and (self.best is None or held_out < self.best)
         if ends or better:
             self.best = held_out if better else self.best

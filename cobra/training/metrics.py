@@ -2,18 +2,28 @@
 
 import importlib.util
 import json
+import math
+import resource
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import torch
+
+from cobra.training.step_lines import StepLines
 from cobra.util.errors import UserError, missing_extra
+from cobra.util.files import write_json
 
-_STAGE_PREFIX = {"align": "Align", "finetune": "Finetune", "full-finetune": "Full-Finetune"}
+STAGE_PREFIX = {"align": "Align", "finetune": "Finetune", "full-finetune": "Full-Finetune"}
 
-# Steps over which the smoothed loss and step time are averaged.
+# Steps over which the smoothed loss, the step time and the speeds are averaged.
 _WINDOW = 128
+_GB = 1e9
+
+_WANDB_ID = "wandb-id.json"
 
 
 class Tracker(Protocol):
@@ -26,37 +36,78 @@ class Tracker(Protocol):
         """Flush and close."""
 
 
-class JSONLinesTracker:
-    """Cobra's files: `run-metrics.jsonl` with the hyper-parameters, and `{run_id}.jsonl` with a line per step."""
+class TrackerOptions(NamedTuple):
+    """What trackers are opened with."""
 
-    def __init__(self, run_id: str, run_dir: Path, hparams: dict[str, Any], **_: Any) -> None:
-        header = json.dumps({"hparams": hparams, "run_id": run_id})
-        (run_dir / "run-metrics.jsonl").write_text(header + "\n", encoding="utf-8")
-        self._file = (run_dir / f"{run_id}.jsonl").open("w", encoding="utf-8")
+    run_id: str
+    run_dir: Path
+    hparams: dict[str, Any]
+    stage: str
+    resumed_step: int | None
+    """The step that the run goes on from; None for a new run."""
+    wandb_project: str
+    wandb_entity: str | None
+
+
+class JSONLinesTracker:
+    """Cobra's files: `run-metrics.jsonl` with the hyper-parameters, and `{run_id}.jsonl` with a line per step.
+
+    Attributes:
+        lines: The second file; the lines beyond the step that the run goes on from are gone.
+    """
+
+    def __init__(self, options: TrackerOptions) -> None:
+        header = options.run_dir / "run-metrics.jsonl"
+        if options.resumed_step is None or not header.exists():
+            write_json(header, {"hparams": options.hparams, "run_id": options.run_id}, indent=None)
+        step_key = f"{STAGE_PREFIX[options.stage]}/Step"
+        self.lines = StepLines(options.run_dir / f"{options.run_id}.jsonl", step_key, options.resumed_step or 0)
+        self._failed = False
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Append a line and hand it to the system, so that a killed run keeps what it has done."""
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        """Append a line; what is not a finite number is null there. A full disk costs lines, and not the run."""
+        try:
+            self.lines.append([values])
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                print(
+                    f"warning: the metrics of step {step} could not be written ({error}); the run goes on, and they "
+                    "are written again when they can be",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self._failed = True
 
     def finalize(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Do nothing: every line is with the system already."""
 
 
 class WandbTracker:
-    """Weights & Biases (extra `tracking`)."""
+    """Weights & Biases (extra `tracking`).
 
-    def __init__(
-        self, run_id: str, run_dir: Path, hparams: dict[str, Any], project: str, entity: str | None, stage: str
-    ) -> None:
+    A run that goes on is the same one there. Steps that are done again have been logged, with the same numbers, and
+    wandb drops them.
+    """
+
+    def __init__(self, options: TrackerOptions) -> None:
         try:
             import wandb
         except ImportError as error:
             raise missing_extra("wandb", "tracking", "The tracker wandb") from error
+        file = options.run_dir / _WANDB_ID
+        resumed = options.resumed_step is not None and file.exists()
         self._run = wandb.init(
-            name=run_id, dir=str(run_dir), config=hparams, project=project, entity=entity, group=stage
+            name=options.run_id,
+            dir=str(options.run_dir),
+            config=options.hparams,
+            project=options.wandb_project,
+            entity=options.wandb_entity,
+            group=options.stage,
+            id=json.loads(file.read_text(encoding="utf-8")) if resumed else None,
+            resume="allow" if resumed else None,
         )
+        write_json(file, self._run.id)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Log the metrics of a step."""
@@ -70,12 +121,13 @@ class WandbTracker:
 class TensorboardTracker:
     """TensorBoard event files in the run directory (extra `tracking`)."""
 
-    def __init__(self, run_id: str, run_dir: Path, hparams: dict[str, Any], **_: Any) -> None:
+    def __init__(self, options: TrackerOptions) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise missing_extra("tensorboard", "tracking", "The tracker tensorboard") from error
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"))
+        purge_step = None if options.resumed_step is None else options.resumed_step + 1
+        self._writer = SummaryWriter(str(options.run_dir / "tensorboard"), purge_step=purge_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Log the metrics of a step."""
@@ -100,6 +152,14 @@ def check_trackers(names: tuple[str, ...]) -> None:
             raise missing_extra(name, "tracking", f"The tracker {name}")
 
 
+class _Step(NamedTuple):
+    """What speeds are taken of."""
+
+    seconds: float
+    tokens: int
+    rows: int
+
+
 class Metrics:
     """Collects the numbers of every step on the main process and writes them to the trackers."""
 
@@ -112,6 +172,9 @@ class Metrics:
         stage: str,
         wandb_project: str = "cobra",
         wandb_entity: str | None = None,
+        resumed_step: int | None = None,
+        peak_flops: float | None = None,
+        flops_per_step: float | None = None,
     ) -> None:
         """Open the trackers.
 
@@ -123,59 +186,80 @@ class Metrics:
             stage: Stage of training; it is the prefix of the metrics' names.
             wandb_project: For wandb.
             wandb_entity: For wandb.
+            resumed_step: The step that the run goes on from: what trackers have beyond it is taken out, and new steps
+                are appended. None is a new run, and files of an earlier one are replaced.
+            peak_flops: Floating-point operations a second that all devices together could do at best; None where that
+                is not known.
+            flops_per_step: Operations that the model takes for one step, over all devices.
 
         Raises:
             UserError: A tracker is unknown, or its package is not installed.
         """
         check_trackers(active_trackers)
-        self._prefix = _STAGE_PREFIX[stage]
+        self._prefix = STAGE_PREFIX[stage]
+        self._utilisation_seconds = flops_per_step / peak_flops if peak_flops and flops_per_step else None
         self._losses: deque[float] = deque(maxlen=_WINDOW)
-        self._times: deque[float] = deque(maxlen=_WINDOW)
+        self._steps: deque[_Step] = deque(maxlen=_WINDOW)
+        options = TrackerOptions(run_id, run_dir, hparams, stage, resumed_step, wandb_project, wandb_entity)
+        self._trackers: list[Tracker] = [TRACKERS[name](options) for name in active_trackers]
+        for tracker in self._trackers:
+            if isinstance(tracker, JSONLinesTracker):
+                losses = (line.get(f"{self._prefix}/Loss (Raw)") for line in tracker.lines.read())
+                self._losses.extend(loss for loss in losses if isinstance(loss, float))
+        _peak_memory()
         self._last = time.perf_counter()
         self._stopped: float | None = None
-        self._trackers: list[Tracker] = [
-            TRACKERS[name](
-                run_id=run_id,
-                run_dir=run_dir,
-                hparams=hparams,
-                **({"project": wandb_project, "entity": wandb_entity, "stage": stage} if name == "wandb" else {}),
-            )
-            for name in active_trackers
-        ]
 
     def commit(
-        self, step: int, loss: float, rate: float, grad_norm: float, tokens: int, validation_loss: float | None = None
+        self,
+        step: int,
+        loss: float,
+        rate: float,
+        grad_norm: float,
+        tokens: int,
+        rows: int,
+        extra: Mapping[str, float] | None = None,
     ) -> dict[str, float]:
         """Record a finished step and write it.
 
         Args:
             step: Steps done, from 1.
-            loss: Mean over all labelled tokens of the step, over all processes.
+            loss: Mean over all labelled tokens of the step, over all processes; one that is not finite, of a step that
+                changed nothing, stays out of the smoothed loss.
             rate: Learning rate of the step.
             grad_norm: Global norm before clipping.
             tokens: Labelled tokens of the step, over all processes.
-            validation_loss: Mean over all labelled tokens of the held-out rows, where it has been taken.
+            rows: Rows of the step, over all processes.
+            extra: Further numbers by their name.
 
         Returns:
-            What was written.
+            What was written: `Loss` is the mean of the last 128 finite ones, and NaN before the first. `Step Time` and
+            the speeds, a second, are over as many steps of this start. `Memory (GB)` is the peak since the last line
+            on this process's device, or of its main memory since its start where the device is not CUDA's. `MFU` is
+            the share of the devices' peak that the model's own operations come to, where both are known.
         """
         now = time.perf_counter()
-        self._times.append((now if self._stopped is None else self._stopped) - self._last)
+        seconds = (now if self._stopped is None else self._stopped) - self._last
         self._last, self._stopped = now, None
-        self._losses.append(loss)
-        seconds = sum(self._times) / len(self._times)
-        values = {
+        self._steps.append(_Step(seconds, tokens, rows))
+        if math.isfinite(loss):
+            self._losses.append(loss)
+        total = sum(one.seconds for one in self._steps)
+        values: dict[str, float] = {
             "Step": step,
-            "Loss": sum(self._losses) / len(self._losses),
+            "Loss": sum(self._losses) / len(self._losses) if self._losses else math.nan,
             "Loss (Raw)": loss,
             "Learning Rate": rate,
-            "Step Time": seconds,
+            "Step Time": total / len(self._steps),
             "Gradient Norm": grad_norm,
             "Tokens": tokens,
+            "Tokens/s": sum(one.tokens for one in self._steps) / total,
+            "Samples/s": sum(one.rows for one in self._steps) / total,
+            "Memory (GB)": _peak_memory() / _GB,
         }
-        if validation_loss is not None:
-            values["Validation Loss"] = validation_loss
-        named = {f"{self._prefix}/{name}": value for name, value in values.items()}
+        if self._utilisation_seconds is not None:
+            values["MFU"] = self._utilisation_seconds * len(self._steps) / total
+        named = {f"{self._prefix}/{name}": value for name, value in (values | dict(extra or {})).items()}
         for tracker in self._trackers:
             tracker.write(step, named)
         return named
@@ -188,3 +272,14 @@ class Metrics:
         """Close the trackers."""
         for tracker in self._trackers:
             tracker.finalize()
+
+
+def _peak_memory() -> int:
+    """Return the most bytes that were allocated on the device since this was last asked, or resident in main memory."""
+    if torch.cuda.is_initialized():
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # In bytes on macOS, in kibibytes elsewhere.
+    return resident if sys.platform == "darwin" else 1024 * resident

@@ -114,9 +114,10 @@ class Recorder:
     def __init__(self):
         self.steps = []
 
-    def commit(self, step, loss, rate, grad_norm, tokens, validation_loss):
-        assert validation_loss is None
+    def commit(self, step, loss, rate, grad_norm, tokens, rows, extra):
+        assert not extra
         self.steps.append((loss, grad_norm, tokens))
+        return {}
 
 
 def cobras_strategy(vlm, run, groups):
@@ -240,7 +241,7 @@ def test_golden_metrics_lines(golden, tmp_path):
         passes = run["micro_batches"][(step - 1) * size : step * size]
         assert raw == pytest.approx(sum(one["loss"] for one in passes) / size, **LOSS)
         assert rate == pytest.approx(run["lr_logged_after_step"][step - 1], rel=1e-6)
-        metrics.commit(step, raw, rate, grad_norm=1.0, tokens=1)
+        metrics.commit(step, raw, rate, grad_norm=1.0, tokens=1, rows=1)
     metrics.finalize()
     lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     assert len(lines) == len(expected)

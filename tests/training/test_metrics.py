@@ -1,16 +1,18 @@
-"""Metrics of a run: Cobra's files, line by line, and trackers that may not be installed."""
+"""Metrics of a run: Cobra's files, line by line, going on after an interruption, and what speeds are taken of."""
 
-import importlib.util
 import json
-import sys
-from types import SimpleNamespace
+import math
+import resource
 
 import pytest
+import torch
 
 from cobra.training.metrics import Metrics, check_trackers
 from cobra.util.errors import UserError
 
 HPARAMS = {"seed": 7, "model": {"model_id": "cobra-tiny"}}
+NAMES = ["Step", "Loss", "Loss (Raw)", "Learning Rate", "Step Time", "Gradient Norm", "Tokens"]
+ADDED = ["Tokens/s", "Samples/s", "Memory (GB)"]
 
 
 def metrics(tmp_path, *trackers, stage="finetune", **options):
@@ -21,20 +23,23 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def commit(one, step, loss=1.0, **more):
+    return one.commit(step, loss, 1e-3, 0.5, 40, 8, **more)
+
+
 @pytest.mark.parametrize(
     ("stage", "prefix"), [("align", "Align"), ("finetune", "Finetune"), ("full-finetune", "Full-Finetune")]
 )
 def test_cobras_files(tmp_path, stage, prefix):
     one = metrics(tmp_path, "jsonl", stage=stage)
-    returned = one.commit(1, 2.5, 1e-3, 0.5, 40)
+    returned = commit(one, 1, 2.5, extra={"Validation Loss": 0.25})
     one.finalize()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run-1.jsonl", "run-metrics.jsonl"]
     assert lines(tmp_path / "run-metrics.jsonl") == [{"hparams": HPARAMS, "run_id": "run-1"}]
     assert lines(tmp_path / "run-1.jsonl") == [returned]
-    names = ["Step", "Loss", "Loss (Raw)", "Learning Rate", "Step Time", "Gradient Norm", "Tokens"]
-    assert list(returned) == [f"{prefix}/{name}" for name in names]
-    values = dict(zip(names, returned.values(), strict=True))
-    assert values.pop("Step Time") >= 0
+    assert list(returned) == [f"{prefix}/{name}" for name in [*NAMES, *ADDED, "Validation Loss"]]
+    values = {name.partition("/")[2]: value for name, value in returned.items()}
+    assert all(values.pop(name) > 0 for name in ("Step Time", *ADDED))
     assert values == {
         "Step": 1,
         "Loss": 2.5,
@@ -42,6 +47,7 @@ def test_cobras_files(tmp_path, stage, prefix):
         "Learning Rate": 1e-3,
         "Gradient Norm": 0.5,
         "Tokens": 40,
+        "Validation Loss": 0.25,
     }
 
 
@@ -49,7 +55,7 @@ def test_every_line_is_on_disk_when_its_step_is_done(tmp_path):
     """A run that is killed keeps what it has done."""
     one = metrics(tmp_path, "jsonl")
     for step in (1, 2, 3):
-        one.commit(step, 1.0, 1e-3, 0.5, 4)
+        commit(one, step)
         assert [line["Finetune/Step"] for line in lines(tmp_path / "run-1.jsonl")] == list(range(1, step + 1))
 
 
@@ -58,11 +64,115 @@ def test_loss_and_step_time_are_means_of_the_last_128(tmp_path, monkeypatch):
     monkeypatch.setattr("time.perf_counter", lambda: float(next(clock) ** 2))
     one = metrics(tmp_path)
     for step in range(1, 201):
-        last = one.commit(step, float(step), 1e-3, 0.5, 4)
+        last = commit(one, step, float(step))
     assert last["Finetune/Loss"] == sum(range(73, 201)) / 128
     assert last["Finetune/Loss (Raw)"] == 200
     # The clock's squares are 2 n - 1 apart.
     assert last["Finetune/Step Time"] == sum(2 * step - 1 for step in range(73, 201)) / 128
+
+
+def test_speeds_are_of_the_time_that_trains(tmp_path, monkeypatch):
+    clock = iter([0.0, 2.0, 4.0, 100.0, 102.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    one = metrics(tmp_path, peak_flops=1e12, flops_per_step=5e11)
+    assert one.commit(1, 1.0, 1e-3, 0.5, 40, 8)["Finetune/MFU"] == 0.25
+    # The clock is stopped at 4 s, and the step is committed at 100 s.
+    one.stop_clock()
+    second = one.commit(2, 1.0, 1e-3, 0.5, 20, 8)
+    assert (second["Finetune/Tokens/s"], second["Finetune/Samples/s"], second["Finetune/MFU"]) == (15.0, 4.0, 0.25)
+    assert one.commit(3, 1.0, 1e-3, 0.5, 60, 2)["Finetune/Samples/s"] == 3.0
+
+
+@pytest.mark.parametrize("known", [{"peak_flops": 1e12}, {"flops_per_step": 1e12}, {}])
+def test_utilisation_is_only_told_where_it_is_known(tmp_path, known):
+    assert "Finetune/MFU" not in commit(metrics(tmp_path, **known), 1)
+
+
+def test_memory_is_the_most_that_was_resident(tmp_path):
+    one = metrics(tmp_path)
+    before = commit(one, 1)["Finetune/Memory (GB)"]
+    # More than what is resident already, also where another test has taken much and given it back.
+    block = torch.ones(int(1.3e9 * before / 4) + 100_000_000)
+    after = commit(one, 2)["Finetune/Memory (GB)"]
+    assert 0.05 < before < after < 60
+    assert after >= block.nbytes / 1e9
+
+
+def test_memory_of_a_gpu_is_the_peak_since_the_last_line(tmp_path, monkeypatch):
+    peaks = iter([9_000_000_000, 3_000_000_000, 2_000_000_000])
+    resets = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: next(peaks))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: resets.append(None))
+    one = metrics(tmp_path)
+    # What building the model has taken does not count.
+    assert len(resets) == 1
+    assert [commit(one, step)["Finetune/Memory (GB)"] for step in (1, 2)] == [3.0, 2.0]
+    assert len(resets) == 3
+
+
+def test_a_skipped_step_is_null_and_stays_out_of_the_mean(tmp_path):
+    one = metrics(tmp_path, "jsonl")
+    for step, (loss, norm) in enumerate([(math.nan, 1.0), (2.0, 1.0), (math.inf, math.nan), (4.0, 1.0)], 1):
+        one.commit(step, loss, 1e-3, norm, 40, 8, {"Skipped": step // 3})
+    text = (tmp_path / "run-1.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    written = lines(tmp_path / "run-1.jsonl")
+    assert [line["Finetune/Loss (Raw)"] for line in written] == [None, 2.0, None, 4.0]
+    assert [line["Finetune/Loss"] for line in written] == [None, 2.0, 2.0, 3.0]
+    assert [line["Finetune/Gradient Norm"] for line in written] == [1.0, 1.0, None, 1.0]
+    assert [line["Finetune/Skipped"] for line in written] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("torn", ["", '{"Finetune/Step": 6, "Finetu', '{"Finetune/Step": 7}'])
+def test_a_run_goes_on_in_its_own_files(tmp_path, torn):
+    whole = metrics(tmp_path / "..", "jsonl")
+    losses = [8.0, 4.0, math.nan, 2.0, 16.0, 1.0, 32.0]
+    expected = [commit(whole, step, loss)["Finetune/Loss"] for step, loss in enumerate(losses, 1)]
+    first = metrics(tmp_path, "jsonl")
+    for step, loss in enumerate(losses[:5], 1):
+        commit(first, step, loss)
+    with (tmp_path / "run-1.jsonl").open("a") as file:
+        file.write(torn)
+    (tmp_path / "run-metrics.jsonl").write_text("kept as it is")
+    second = metrics(tmp_path, "jsonl", resumed_step=4)
+    for step, loss in enumerate(losses[4:], 5):
+        commit(second, step, loss)
+    written = lines(tmp_path / "run-1.jsonl")
+    assert [line["Finetune/Step"] for line in written] == [1, 2, 3, 4, 5, 6, 7]
+    assert [line["Finetune/Loss"] for line in written] == expected
+    assert (tmp_path / "run-metrics.jsonl").read_text() == "kept as it is"
+
+
+def test_a_new_run_replaces_the_files_of_one_that_came_to_nothing(tmp_path):
+    commit(metrics(tmp_path, "jsonl"), 1)
+    (tmp_path / "run-metrics.jsonl").write_text("old")
+    one = metrics(tmp_path, "jsonl")
+    assert (tmp_path / "run-1.jsonl").read_bytes() == b""
+    assert commit(one, 1, 3.0)["Finetune/Loss"] == 3.0
+    assert lines(tmp_path / "run-metrics.jsonl") == [{"hparams": HPARAMS, "run_id": "run-1"}]
+
+
+def test_a_tracker_that_comes_later_makes_its_files(tmp_path):
+    one = metrics(tmp_path, "jsonl", resumed_step=40)
+    commit(one, 41)
+    assert lines(tmp_path / "run-metrics.jsonl") == [{"hparams": HPARAMS, "run_id": "run-1"}]
+    assert [line["Finetune/Step"] for line in lines(tmp_path / "run-1.jsonl")] == [41]
+
+
+def test_a_full_disk_costs_lines_and_not_the_run(tmp_path, capsys):
+    one = metrics(tmp_path, "jsonl")
+    commit(one, 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "run-1.jsonl").stat().st_size + 10, before[1]))
+    try:
+        commit(one, 2)
+        assert commit(one, 3, 4.0)["Finetune/Loss"] == 2.0
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    commit(one, 4)
+    assert [line["Finetune/Step"] for line in lines(tmp_path / "run-1.jsonl")] == [1, 4]
+    assert capsys.readouterr().err.count("warning: the metrics of step") == 1
 
 
 def test_unknown_trackers_list_the_known_ones(tmp_path):
@@ -71,51 +181,3 @@ def test_unknown_trackers_list_the_known_ones(tmp_path):
     with pytest.raises(UserError, match="mlflow"):
         metrics(tmp_path, "jsonl", "mlflow")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(("tracker", "module"), [("wandb", "wandb"), ("tensorboard", "torch.utils.tensorboard")])
-def test_a_tracker_that_is_not_installed_names_the_extra(tmp_path, monkeypatch, tracker, module):
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=rf"tracker {tracker} needs .* pip install 'cobra-vlm\[tracking\]'"):
-        metrics(tmp_path, tracker)
-
-
-def test_wandb_gets_its_project_and_every_step(tmp_path, monkeypatch):
-    calls = []
-    run = SimpleNamespace(
-        log=lambda values, step: calls.append(("log", step, values["Align/Loss (Raw)"])),
-        finish=lambda: calls.append(("finish",)),
-    )
-    monkeypatch.setitem(
-        sys.modules, "wandb", SimpleNamespace(init=lambda **options: calls.append(("init", options)) or run)
-    )
-    one = metrics(tmp_path, "wandb", stage="align", wandb_project="mine", wandb_entity="we")
-    one.commit(1, 2.0, 1e-3, 0.5, 4)
-    one.finalize()
-    options = {
-        "name": "run-1",
-        "dir": str(tmp_path),
-        "config": HPARAMS,
-        "project": "mine",
-        "entity": "we",
-        "group": "align",
-    }
-    assert calls == [("init", options), ("log", 1, 2.0), ("finish",)]
-
-
-@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
-def test_tensorboard_writes_event_files(tmp_path):
-    one = metrics(tmp_path, "tensorboard")
-    one.commit(1, 2.0, 1e-3, 0.5, 4)
-    one.finalize()
-    assert list((tmp_path / "tensorboard").glob("events.*"))
-
-
-def test_trackers_stand_side_by_side(tmp_path, monkeypatch):
-    seen = []
-    fake = SimpleNamespace(log=lambda values, step: seen.append(values), finish=lambda: None)
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **options: fake))
-    one = metrics(tmp_path, "jsonl", "wandb")
-    one.commit(1, 2.0, 1e-3, 0.5, 4)
-    one.finalize()
-    assert seen == lines(tmp_path / "run-1.jsonl")
