@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -73,9 +74,9 @@ if __name__ == "__main__":
 class BenchmarkConfig:
     """Flags of benchmarks/prepare.py."""
 
-    images: int = 4000
+    images: int = 5000
     """Photos of some 100 KB in the archive."""
-    rows: int = 6000
+    rows: int = 7500
     """Rows of the archive's train.jsonl."""
     repeats: int = 2
     """Timed runs of each side, after one that samples the disk."""
@@ -138,6 +139,8 @@ class Sides:
     def __init__(self, published: Path, work: Path) -> None:
         self._published = published
         self.root = work / "run"
+        self.cpu_seconds: dict[str, float] = {}
+        """Of all processes of a side's last run."""
 
     def fresh(self) -> Path:
         """Return the folder, holding the published files and nothing else."""
@@ -162,6 +165,17 @@ class Sides:
         self.fresh()
         flags = ["--dataset_root", str(self.root), "--keep_parts", str(keep_parts).lower()]
         subprocess.run([*PREPARE, *flags], check=True, stdout=subprocess.DEVNULL)
+
+    def counted(self, side: str, work: Callable[[], object]) -> Callable[[], None]:
+        """Return `work` with its CPU time noted under the name of its side."""
+
+        def run() -> None:
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            work()
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            self.cpu_seconds[side] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+        return run
 
     def peak_disk(self, work: Callable[[], object]) -> int:
         """Run `work` and return the most bytes that its files took on the disk."""
@@ -227,17 +241,18 @@ def main(config: BenchmarkConfig) -> None:
         raise UserError("every image needs a row: --images and --memory_images may not exceed --rows and --memory_rows")
     unzip = "unzip" if shutil.which("unzip") else "Python's zipfile"
     with tempfile.TemporaryDirectory(prefix="benchmark-prepare-") as name:
-        work = Path(name)
-        write_publication(work / "published", config)
-        sides = Sides(work / "published", work)
+        folder = Path(name)
+        write_publication(folder / "published", config)
+        sides = Sides(folder / "published", folder)
         disk = {
             "peer": sides.peak_disk(sides.peer),
             "kept": sides.peak_disk(sides.prepare),
             "deleted": sides.peak_disk(lambda: sides.prepare(keep_parts=False)),
         }
-        seconds = median_seconds({"peer": sides.peer, "prepare": sides.prepare}, config.repeats)
+        work_of = {"peer": sides.peer, "prepare": sides.prepare}
+        seconds = median_seconds({side: sides.counted(side, run) for side, run in work_of.items()}, config.repeats)
         shutil.rmtree(sides.root)
-        memory = conversion_memory(work, config)
+        memory = conversion_memory(folder, config)
     peer = f"cat + {unzip} + a plain check"
     finish(
         f"prepare: {config.images:,} images; memory at {config.memory_rows:,} rows",
@@ -245,6 +260,8 @@ def main(config: BenchmarkConfig) -> None:
             Row(f"time against {peer}", seconds["prepare"] / seconds["peer"], "x", "<= 0.7"),
             Row("time of prepare", seconds["prepare"], "s"),
             Row(f"time of {peer}", seconds["peer"], "s"),
+            Row("CPU time of prepare, all processes", sides.cpu_seconds["prepare"], "s"),
+            Row("CPU time of the peer", sides.cpu_seconds["peer"], "s"),
             Row(f"peak disk against {peer}, parts kept", disk["kept"] / disk["peer"], "x", "<= 0.7"),
             Row(f"peak disk against {peer}, parts deleted", disk["deleted"] / disk["peer"], "x", "<= 0.45"),
             memory,
