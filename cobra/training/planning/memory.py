@@ -1,8 +1,9 @@
 """Memory of one device in training, part by part, and what a run needs of main memory and disk."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from cobra.models.vlms import CobraVLM
 from cobra.training.lora import is_adapter
@@ -76,15 +77,15 @@ def count_memory(vlm: CobraVLM, sharding: Sharding, size: Pass, on_cuda: bool, o
         on_cuda: Whether to allow for CUDA.
         offloaded: The optimiser's states lie in main memory.
     """
-    trained = trained_bytes(vlm)
+    learned = learned_bytes(vlm)
     whole = sharding.shards == 1 or sharding.accumulation > 1
     activations = count_activations(vlm, size)
     gathered = _gathered(vlm, sharding) if sharding.world_size > 1 else 0
     return Memory(
         parameters=_divided(_bytes(vlm), sharding.shards),
         gathered=gathered,
-        gradients=trained if whole else _divided(trained, sharding.shards),
-        optimizer=0 if offloaded else _divided(2 * trained, sharding.shards),
+        gradients=learned if whole else _divided(learned, sharding.shards),
+        optimizer=0 if offloaded else _divided(2 * learned, sharding.shards),
         activations=activations,
         allowance=int(_CONTEXT + _FRAGMENTED * (activations.peak + gathered)) if on_cuda else 0,
     )
@@ -112,9 +113,18 @@ def largest_rows(
     return None
 
 
-def trained_bytes(vlm: nn.Module) -> int:
-    """Return the bytes of the trained parameters; gradients and each of Adam's moments take as much."""
-    return sum(value.numel() * value.element_size() for value in vlm.parameters() if value.requires_grad)
+def learned_bytes(vlm: CobraVLM) -> int:
+    """Return the bytes of the parameters that get gradients; these and each of Adam's moments take as much.
+
+    What follows the second-to-last block of a tower is not computed, and so is not learned where it is trained.
+    """
+    unused = 0
+    for name in vlm.vision_backbone.tower_names:
+        vit = vlm.vision_backbone.tower(name)
+        parts = [vit.patch_embed, vit.norm_pre, *vit.blocks[:-1]]
+        used = [*vit.parameters(recurse=False), *(value for part in parts for value in part.parameters())]
+        unused += _trained(vit.parameters()) - _trained(used)
+    return _trained(vlm.parameters()) - unused
 
 
 def start_bytes(vlm: CobraVLM) -> int:
@@ -131,7 +141,11 @@ def weights_file_bytes(vlm: CobraVLM) -> int:
 
 def resume_state_bytes(vlm: CobraVLM) -> int:
     """Return the size of a state to resume from: trained weights and Adam's two moments."""
-    return 3 * trained_bytes(vlm)
+    return _trained(vlm.parameters()) + 2 * learned_bytes(vlm)
+
+
+def _trained(parameters: Iterable[Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in parameters if value.requires_grad)
 
 
 def _bytes(module: nn.Module) -> int:
@@ -147,7 +161,7 @@ def _gathered(vlm: CobraVLM, sharding: Sharding) -> int:
     block = _bytes(vlm.llm_backbone.llm.backbone.layers[0])
     root = _bytes(vlm.llm_backbone.llm.lm_head)
     parameters = root + _BLOCKS_GATHERED * block if sharding.freed else _bytes(vlm)
-    sent = _GRADIENTS_SENT * trained_bytes(vlm.llm_backbone.llm.backbone.layers[0])
+    sent = _GRADIENTS_SENT * _trained(vlm.llm_backbone.llm.backbone.layers[0].parameters())
     # The root's gradient is complete, and so sent, at the very end.
-    waiting = trained_bytes(vlm.llm_backbone.llm.lm_head) if sharding.accumulation == 1 else 0
+    waiting = _trained(vlm.llm_backbone.llm.lm_head.parameters()) if sharding.accumulation == 1 else 0
     return parameters + sent + waiting

@@ -1,0 +1,87 @@
+"""Operations counted from sizes against those that torch counts while a model trains, and peaks by name."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scratch import scratch_vlm
+from torch.utils.flop_counter import FlopCounterMode
+
+from cobra.training.flops import count_flops, flops_per_step, peak_tflops
+
+ROWS, TEXT, PATCHES = 3, 120, 9
+
+
+def counted(vlm) -> float:
+    """Operations of the matrix products of one pass; the loss is taken the plain way, which torch can look into."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = {name: torch.randn(ROWS, 3, 48, 48, generator=generator) for name in ("dino", "siglip")}
+    ids = torch.randint(2, 700, (ROWS, TEXT), generator=generator)
+    with FlopCounterMode(display=False) as counter:
+        logits = vlm(input_ids=ids, pixel_values=pixels).logits
+        F.cross_entropy(logits[:, PATCHES:].flatten(0, 1), ids.flatten()).backward()
+    return counter.get_total_flops()
+
+
+def planned(vlm, **options) -> float:
+    """The same from sizes; the scan is no matrix product, and every position's scores are formed."""
+    positions = ROWS * (TEXT + PATCHES)
+    model = count_flops(vlm)
+    return flops_per_step(model, ROWS, positions, positions, **options) - model.scan.total * positions
+
+
+@pytest.mark.parametrize("stage", ["align", "finetune", "full-finetune"])
+def test_operations_are_those_that_torch_counts(stage):
+    vlm = scratch_vlm()
+    vlm.freeze_backbones(stage)
+    vlm.train()
+    assert planned(vlm) == pytest.approx(counted(vlm), rel=0.05)
+
+
+def test_operations_of_recomputed_blocks_are_counted_apart():
+    vlm = scratch_vlm()
+    vlm.freeze_backbones("finetune")
+    vlm.train()
+    plain = counted(vlm)
+    vlm.llm_backbone.llm.gradient_checkpointing = True
+    llm, positions = vlm.llm_backbone.llm, ROWS * (TEXT + PATCHES)
+    # Recomputation stops where nothing more is needed: before out_proj, unless a kernel does all in one.
+    outputs = sum(2 * block.mixer.out_proj.weight.numel() * positions for block in llm.backbone.layers)
+    scan = count_flops(vlm).scan.forward * positions
+    found = planned(vlm, recomputed=True) - planned(vlm) - scan - outputs
+    assert found == pytest.approx(counted(vlm) - plain, rel=0.05)
+
+
+def test_operations_of_the_released_model_are_six_for_each_trained_weight():
+    """The rule of thumb of language models, arXiv 2001.08361."""
+    from cobra.conf import ModelConfig
+    from cobra.training.lora import LoraConfig
+    from cobra.training.planning.blueprint import build_blueprint
+
+    vlm = build_blueprint(ModelConfig.get_choice_class("cobra+3b")(), "finetune", LoraConfig())
+    model = count_flops(vlm)
+    weights = sum(value.numel() for value in vlm.llm_backbone.llm.backbone.layers.parameters())
+    assert model.matrices.total == pytest.approx(6 * weights, rel=0.01)
+    # The scan is less than a fiftieth of it: it takes its time for another reason, the traffic of memory.
+    assert 0.005 < model.scan.total / model.matrices.total < 0.02
+    # A frozen tower has no backward pass.
+    assert model.towers.backward == 0
+    assert model.towers.forward == pytest.approx(2 * 731.9e6 * 729, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756.5),
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA A10G", 70.0),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA L4", 121.0),
+        ("NVIDIA L40S", 362.0),
+        ("NVIDIA RTX 6000 Ada Generation", 364.2),
+        ("Tesla T4", None),
+        ("A machine of the future", None),
+    ],
+)
+def test_peaks_are_found_by_the_names_of_devices(name, peak):
+    assert peak_tflops(name) == peak

@@ -1,0 +1,243 @@
+"""Planned bytes against those of the tensors that real steps of the small model hold."""
+
+import weakref
+from functools import cache
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scratch import scratch_vlm
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cobra.conf import ModelConfig
+from cobra.models.load import cast
+from cobra.models.mamba import model as mamba_model
+from cobra.training.lora import LoraConfig, apply_lora, is_adapter
+from cobra.training.optimizer import build_optimizer
+from cobra.training.planning.activations import Pass, count_activations
+from cobra.training.planning.blueprint import build_blueprint
+from cobra.training.planning.memory import Sharding, count_memory, largest_rows, resume_state_bytes
+
+ROWS, TEXT, PATCHES = 3, 150, 9
+ALONE = Sharding(world_size=1, shards=1, freed=False, accumulation=2)
+
+
+def make_pass(checkpointing, element=4, kernels=False) -> Pass:
+    return Pass(ROWS, PATCHES, TEXT, element, kernels, checkpointing)
+
+
+def make_model(stage="finetune", checkpointing=False, half=False, rank=0):
+    """The small model as the strategy sets it up; `half`: as with mixed precision on CUDA."""
+    vlm = scratch_vlm()
+    vlm.altered_module_keys.clear()
+    vlm.freeze_backbones(stage)
+    if rank:
+        apply_lora(vlm, LoraConfig(rank=rank))
+    for key, module in vlm.named_children():
+        cast(module, torch.bfloat16 if half and key not in vlm.checkpoint_modules else torch.float32)
+    for name, parameter in vlm.named_parameters():
+        if is_adapter(name):
+            parameter.data = parameter.data.float()
+    vlm.train()
+    vlm.llm_backbone.llm.gradient_checkpointing = checkpointing
+    return vlm
+
+
+def forward(vlm):
+    generator = torch.Generator().manual_seed(0)
+    pixels = {name: torch.randn(ROWS, 3, 48, 48, generator=generator) for name in ("dino", "siglip")}
+    ids = torch.randint(2, 700, (ROWS, TEXT), generator=generator)
+    return vlm(input_ids=ids, labels=ids, pixel_values=pixels, loss_reduction="sum", return_logits=False).loss
+
+
+def saved_bytes(vlm, half=False) -> int:
+    """Bytes that autograd keeps for the backward pass, without the parameters themselves."""
+    parameters = {value.untyped_storage().data_ptr() for value in vlm.parameters()}
+    found = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            # The tensor is held, so that no other takes its address.
+            found[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled=half, cache_enabled=False)
+    with saved_tensors_hooks(pack, lambda tensor: tensor), mixed:
+        forward(vlm)
+    return sum(size for size, _ in found.values())
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(("stage", "rank"), [("align", 0), ("finetune", 0), ("full-finetune", 0), ("finetune", 4)])
+def test_activations_are_those_that_autograd_saves(stage, rank, checkpointing, half):
+    vlm = make_model(stage, checkpointing, half, rank)
+    planned = count_activations(vlm, make_pass(checkpointing, 2 if half else 4))
+    assert planned.kept + planned.copies == pytest.approx(saved_bytes(vlm, half), rel=0.02)
+
+
+class FusedInner(torch.autograd.Function):
+    """Saves what `mamba_inner_fn` of mamba-ssm 2 saves for its backward pass, and computes nothing."""
+
+    @staticmethod
+    def forward(ctx, xz, conv, conv_bias, x_proj, dt_proj, out_proj, A, D, dt_bias):
+        if torch.is_autocast_enabled("cpu"):
+            x_proj, dt_proj, out_proj = (weight.to(torch.bfloat16) for weight in (x_proj, dt_proj, out_proj))
+        batch, width, steps = xz.shape[0], xz.shape[1] // 2, xz.shape[2]
+        x_dbl = xz.new_zeros(batch * steps, x_proj.shape[0])
+        B, C = (xz.new_zeros(batch, 1, A.shape[1], steps) for _ in range(2))
+        states = xz.new_zeros(batch, width, -(-steps // 2048), 2 * A.shape[1], dtype=torch.float32)
+        out = xz.new_zeros(batch, width, steps)
+        weights = (conv, conv_bias, x_dbl, x_proj, dt_proj, out_proj)
+        ctx.save_for_backward(xz, *weights, A, B, C, D, dt_bias, states, out)
+        return F.linear(xz.new_zeros(batch, steps, width), out_proj)
+
+
+class FusedNorm(torch.autograd.Function):
+    """Saves what the norm's kernel on CUDA saves: its input and one number a position."""
+
+    @staticmethod
+    def forward(ctx, x, shape, weight, eps):
+        ctx.save_for_backward(x, x.new_zeros(*x.shape[:-1], 1), weight)
+        return x * weight
+
+
+def fused_inner(xz, mixer, A):
+    conv, dt = mixer.conv1d, mixer.dt_proj
+    matrices = mixer.x_proj.weight, dt.weight, mixer.out_proj.weight
+    inputs = xz.transpose(1, 2).contiguous()
+    return FusedInner.apply(inputs, conv.weight, conv.bias, *matrices, A, mixer.D.float(), dt.bias.float())
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("rank", [0, 4])
+def test_activations_with_the_kernels_are_what_these_save(monkeypatch, rank, checkpointing, half):
+    monkeypatch.setattr(mamba_model, "ops_for", lambda device: SimpleNamespace(inner=fused_inner))
+    monkeypatch.setattr(mamba_model.F, "rms_norm", FusedNorm.apply)
+    vlm = make_model("finetune", checkpointing, half, rank)
+    planned = count_activations(vlm, make_pass(checkpointing, 2 if half else 4, kernels=True))
+    assert planned.kept + planned.copies == pytest.approx(saved_bytes(vlm, half), rel=0.02)
+
+
+class Held(TorchDispatchMode):
+    """Bytes of all tensors that are alive, and the most there have been."""
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.sizes, self.now, self.peak = {}, 0, 0
+        for tensor in tensors:
+            self.add(tensor)
+
+    def add(self, tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.sizes:
+            self.sizes[storage._cdata] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.drop, storage._cdata)
+
+    def drop(self, key):
+        self.now -= self.sizes.pop(key)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, torch.Tensor):
+                self.add(value)
+        return result
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("stage", ["align", "finetune", "full-finetune"])
+def test_states_are_exact_and_the_total_is_the_peak_of_a_step(stage, checkpointing):
+    vlm = make_model(stage, checkpointing)
+    optimizer = build_optimizer(vlm, 1e-3, 0.0)
+    forward(vlm).backward()
+    gradients = sum(value.grad.nbytes for value in vlm.parameters() if value.grad is not None)
+    optimizer.step()
+    optimizer.zero_grad()
+    moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+
+    planned = count_memory(vlm, ALONE, make_pass(checkpointing), on_cuda=False)
+    assert planned.parameters == sum(value.nbytes for value in vlm.parameters())
+    assert planned.optimizer == sum(value.nbytes for value in moments)
+    assert planned.gradients == gradients
+
+    with Held([*vlm.parameters(), *moments]) as held:
+        # Two passes: at the second one all gradients are there.
+        forward(vlm).backward()
+        forward(vlm).backward()
+        optimizer.step()
+    assert planned.total == pytest.approx(held.peak, rel=0.15)
+
+
+@pytest.mark.parametrize("stage", ["finetune", "full-finetune"])
+def test_a_blueprint_has_the_sizes_and_dtypes_of_the_model(stage):
+    config = ModelConfig.get_choice_class("cobra-tiny")()
+    blueprint = build_blueprint(config, stage, LoraConfig(), mixed_precision=True)
+    real = make_model(stage, half=True)
+
+    def described(vlm):
+        return {name: (value.shape, value.dtype, value.requires_grad) for name, value in vlm.named_parameters()}
+
+    assert described(blueprint) == described(real)
+    assert {value.device.type for value in blueprint.parameters()} == {"meta"}
+
+
+@cache
+def released(rank=0):
+    return build_blueprint(ModelConfig.get_choice_class("cobra+3b")(), "finetune", LoraConfig(rank=rank))
+
+
+def test_the_released_model_has_its_published_number_of_parameters():
+    vlm = released()
+    counts = {key: sum(value.numel() for value in part.parameters()) for key, part in vlm.named_children()}
+    # 2176 x 8704, 8704 x 2560, 2560 x 2560, and biases.
+    assert counts["llm_backbone"] == 2_768_345_600 and counts["projector"] == 47_789_568
+    assert resume_state_bytes(vlm) == 3 * 4 * (2_768_345_600 + 47_789_568)
+
+
+def full_pass(rows, checkpointing=True) -> Pass:
+    return Pass(rows, 729, 2048, 2, True, checkpointing)
+
+
+def test_states_are_divided_among_gpus():
+    vlm, sizes = released(), {}
+    for shards in (1, 2, 8):
+        sizes[shards] = count_memory(vlm, Sharding(8, shards, True, 1), full_pass(1), on_cuda=True)
+    for name in ("parameters", "gradients", "optimizer"):
+        whole = getattr(sizes[1], name)
+        assert getattr(sizes[2], name) == pytest.approx(whole / 2, abs=1)
+        assert getattr(sizes[8], name) == pytest.approx(whole / 8, abs=1)
+    # Between the passes of a step every GPU has all gradients.
+    accumulating = count_memory(vlm, Sharding(8, 8, True, 2), full_pass(1), on_cuda=True)
+    assert accumulating.gradients == sizes[1].gradients
+    # What is not freed after use is there as a whole.
+    kept = count_memory(vlm, Sharding(8, 8, False, 1), full_pass(1), on_cuda=True)
+    assert kept.gathered > sum(value.nbytes for value in vlm.parameters()) > 5 * sizes[8].gathered
+    assert count_memory(vlm, Sharding(8, 8, True, 1), full_pass(1), True, offloaded=True).optimizer == 0
+
+
+def test_the_largest_pass_fits_and_the_next_one_does_not():
+    vlm, sharding = released(), Sharding(8, 8, True, 1)
+    limit = 70 * 2**30
+    rows = largest_rows(vlm, sharding, full_pass(1), 8 * 64, limit)
+    assert 64 % rows == 0
+
+    def total(rows):
+        passes = Sharding(8, 8, True, 64 // rows)
+        return count_memory(vlm, passes, full_pass(rows), on_cuda=True).total
+
+    assert total(rows) <= limit < total(2 * rows)
+    assert largest_rows(vlm, sharding, full_pass(1), 8 * 64, 8 * 2**30) is None
+
+
+def test_adapters_fit_a_card_of_24_gb_where_the_whole_model_does_not():
+    alone = Sharding(1, 1, True, 1)
+    assert largest_rows(released(rank=16), alone, full_pass(1), 128, 24 * 2**30) >= 2
+    assert largest_rows(released(), alone, full_pass(1), 128, 24 * 2**30) is None
