@@ -179,6 +179,8 @@ class Sides:
 
     def peak_disk(self, work: Callable[[], object]) -> int:
         """Run `work` and return the most bytes that its files took on the disk."""
+        # What the run before has left is not this one's.
+        shutil.rmtree(self.root, ignore_errors=True)
         ended = threading.Event()
         sizes: list[int] = []
 
