@@ -154,7 +154,7 @@ def _tower(vit: Any) -> Part:
     """Return the operations of a ViT for an image; its last block is not computed."""
     patches, tokens = vit.patch_embed.num_patches, vit.patch_embed.num_patches + vit.num_prefix_tokens
     trained = _is_trained(vit)
-    embed = _linear(vit.patch_embed.proj.weight[0].numel(), vit.embed_dim, trained, False).times(patches)
+    embed = _linear(vit.patch_embed.proj.weight.shape[1:].numel(), vit.embed_dim, trained, False).times(patches)
     attention = 4.0 * tokens * tokens * vit.embed_dim
     total = embed
     for block in vit.blocks[:-1]:

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from scratch import scratch_vlm
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -20,8 +23,10 @@ from cobra.training.optimizer import build_optimizer
 from cobra.training.planning.activations import Pass, count_activations
 from cobra.training.planning.blueprint import build_blueprint
 from cobra.training.planning.memory import Sharding, count_memory, largest_rows, resume_state_bytes
+from cobra.training.sharding import RESHARD, group_size, shard
+from cobra.util.distributed import World
 
-ROWS, TEXT, PATCHES = 3, 150, 9
+ROWS, TEXT, PATCHES = 2, 90, 9
 ALONE = Sharding(world_size=1, shards=1, freed=False, accumulation=2)
 
 
@@ -121,24 +126,26 @@ def test_activations_with_the_kernels_are_what_these_save(monkeypatch, rank, che
     monkeypatch.setattr(mamba_model.F, "rms_norm", FusedNorm.apply)
     vlm = make_model("finetune", checkpointing, half, rank)
     planned = count_activations(vlm, make_pass(checkpointing, 2 if half else 4, kernels=True))
-    assert planned.kept + planned.copies == pytest.approx(saved_bytes(vlm, half), rel=0.02)
+    assert planned.kept + planned.copies == pytest.approx(saved_bytes(vlm, half), rel=0.05)
 
 
 class Held(TorchDispatchMode):
-    """Bytes of all tensors that are alive, and the most there have been."""
+    """The most bytes of tensors that were alive after any operation."""
 
-    def __init__(self, tensors):
+    def __init__(self, tensors, resized=()):
+        """Begin with some tensors; `resized` are such that FSDP empties and refills in place."""
         super().__init__()
         self.sizes, self.now, self.peak = {}, 0, 0
+        self.resized = [tensor.untyped_storage() for tensor in resized]
+        self.apart = {storage._cdata for storage in self.resized}
         for tensor in tensors:
             self.add(tensor)
 
     def add(self, tensor):
         storage = tensor.untyped_storage()
-        if storage._cdata not in self.sizes:
+        if storage._cdata not in self.sizes and storage._cdata not in self.apart:
             self.sizes[storage._cdata] = storage.nbytes()
             self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
             weakref.finalize(storage, self.drop, storage._cdata)
 
     def drop(self, key):
@@ -147,8 +154,9 @@ class Held(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         for value in tree_leaves(result):
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and not isinstance(value, DTensor):
                 self.add(value)
+        self.peak = max(self.peak, self.now + sum(storage.nbytes() for storage in self.resized))
         return result
 
 
@@ -174,6 +182,60 @@ def test_states_are_exact_and_the_total_is_the_peak_of_a_step(stage, checkpointi
         forward(vlm).backward()
         optimizer.step()
     assert planned.total == pytest.approx(held.peak, rel=0.15)
+
+
+@pytest.fixture
+def four_processes():
+    """A world of four, of which the others exist in name only: sizes are right and numbers are not."""
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    yield World(0, 4, torch.device("cpu"))
+    torch.distributed.destroy_process_group()
+
+
+def local(tensor):
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def fsdp_parameters(vlm):
+    groups = [module._get_fsdp_state()._fsdp_param_group for module in vlm.modules() if isinstance(module, FSDPModule)]
+    return [parameter for group in groups if group is not None for parameter in group.fsdp_params]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "accumulation"),
+    [("fsdp-full-shard", 1), ("fsdp-full-shard", 2), ("fsdp-shard-grad-op", 2), ("ddp", 1)],
+)
+def test_states_of_a_sharded_model_are_those_of_its_processes(four_processes, strategy, accumulation):
+    vlm = make_model(checkpointing=True)
+    size = group_size(strategy, 4, None)
+    planned = count_memory(vlm, Sharding(4, size, RESHARD[strategy], accumulation), make_pass(True), on_cuda=False)
+    shard(vlm, strategy, four_processes, None)
+    optimizer = build_optimizer(vlm, 1e-3, 0.0)
+
+    def step():
+        gradients = 0
+        for number in range(accumulation):
+            vlm.set_requires_gradient_sync(number == accumulation - 1)
+            forward(vlm).backward()
+            if number == 0 and accumulation > 1:
+                found = [parameter._unsharded_param.grad for parameter in fsdp_parameters(vlm)]
+                gradients = sum(gradient.nbytes for gradient in found if gradient is not None)
+        gradients = gradients or sum(local(value.grad).nbytes for value in vlm.parameters() if value.grad is not None)
+        optimizer.step()
+        optimizer.zero_grad()
+        return gradients
+
+    # Rows of a matrix that do not divide evenly are filled up.
+    assert step() == pytest.approx(planned.gradients, rel=0.01)
+    moments = [local(state[name]) for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    assert sum(value.nbytes for value in moments) == pytest.approx(planned.optimizer, rel=0.01)
+    held = [local(value).detach() for value in vlm.parameters()]
+    assert sum(value.nbytes for value in held) == pytest.approx(planned.parameters, rel=0.01)
+    gathered = [output for parameter in fsdp_parameters(vlm) for output in parameter.all_gather_outputs]
+    with Held([*held, *moments], gathered) as mode:
+        step()
+    # The blocks of the small model are large beside its passes, and several are planned for.
+    assert mode.peak <= planned.total <= 1.25 * mode.peak
 
 
 @pytest.mark.parametrize("stage", ["finetune", "full-finetune"])

@@ -211,7 +211,7 @@ def _projector_kept(vlm: CobraVLM, size: Pass) -> int:
 
 def _tower_kept(vit: Any, size: Pass) -> int:
     """Return the bytes of an image in a tower that is trained."""
-    tokens, patch = vit.patch_embed.num_patches + vit.num_prefix_tokens, vit.patch_embed.proj.weight[0].numel()
+    tokens, patch = vit.patch_embed.num_patches + vit.num_prefix_tokens, vit.patch_embed.proj.weight.shape[1:].numel()
     total = vit.patch_embed.num_patches * patch * size.element
     for block in vit.blocks[:-1]:
         scaled = 0 if isinstance(block.ls1, nn.Identity) else 2
