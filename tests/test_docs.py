@@ -143,7 +143,8 @@ def test_paths_of_the_repository_are_there(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_flags_in_the_text_are_known(document):
-    known = {"--help", "--nnodes", "--nproc-per-node", "--rdzv-endpoint", "--no-build-isolation", "--editable"}
+    known = {"--help", "--nnodes", "--nproc-per-node", "--no-build-isolation", "--editable"}
+    known |= {"--rdzv-endpoint", "--max-restarts"}
     known |= {f"--{flag}" for script in SCRIPTS for flag in flags(config_class(script))}
     used = {word for code in inline_code(document) for word in re.findall(r"--[a-z][\w.-]*[a-z]", code)}
     families = {word for word in used if f"{word}_..." in read(document)}

@@ -55,8 +55,12 @@ class PretrainConfig:
     """Steps in a row whose loss or gradient is not finite before the run stops; such steps change nothing."""
     eval_interval_steps: int | None = None
     """Steps between two looks at the held-out rows; null looks at the end of every epoch and of the run."""
+    eval_samples: int = 4
+    """Held-out rows that the model answers at every look; the answers are in samples.html of the run."""
     sharding_group_size: int | None = None
     """Processes that share one copy of the model, those of a machine say; null is all of them."""
+    offload_optimizer: bool = False
+    """Keep the optimiser's state in main memory: slower, for a single small card."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters in place of the whole language model, for small cards."""
     dry_run: bool = False

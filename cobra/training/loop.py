@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from cobra.training.batches import Batch, CollateOrPass, ErrorsAsValues, grouped, mark_skipped, to_device
 from cobra.training.checkpointing import save_checkpoint
+from cobra.training.evaluating import Evaluator
+from cobra.training.flops import count_flops, flops_per_step
 from cobra.training.metrics import Metrics
 from cobra.training.progress import StepProgress
 from cobra.training.run_state import RunSaver, RunState
 from cobra.training.stopping import Stopped, StopRequests
-from cobra.training.validation import Validation
 from cobra.util.batching_utils import SplitModalitySampler
 from cobra.util.errors import UserError
 
@@ -56,14 +57,14 @@ class TrainingLoop:
         metrics: Metrics | None,
         seed: int = 7,
         num_workers: int = 0,
-        validation: Validation | None = None,
+        evaluator: Evaluator | None = None,
         options: LoopOptions | None = None,
         setting: dict[str, Any] | None = None,
     ) -> None:
         """Plan the steps; see :meth:`TrainStrategy.run_training` for the arguments."""
         values = strategy.hyperparameters
         self.strategy, self.world, self.dataset, self.collator = strategy, strategy.world, dataset, collator
-        self.run_dir, self.metrics, self.seed, self.validation = run_dir, metrics, seed, validation
+        self.run_dir, self.metrics, self.seed, self.evaluator = run_dir, metrics, seed, evaluator
         self.options = options or LoopOptions()
         self.setting = setting or {}
         self.sampler = SplitModalitySampler(
@@ -81,6 +82,7 @@ class TrainingLoop:
         )
         self.saver = RunSaver(run_dir, self.world, strategy.vlm, strategy.optimizer, self.options.keep_checkpoints)
         self.best: float | None = None
+        self._flops = count_flops(strategy.vlm)
         self._skipped_in_a_row = 0
         self._bad_images = torch.zeros(len(modality_lengths), dtype=torch.int32)
         self._last_save = time.monotonic()
@@ -142,26 +144,35 @@ class TrainingLoop:
         step, interval = self.strategy.global_step, self.options.eval_interval_steps
         ends = step in (self.plan.total_steps, (epoch + 1) * self.plan.batches_per_epoch)
         due = ends or (interval is not None and step % interval == 0)
-        held_out = self._validate(progress) if due and self.validation is not None else None
+        found = self._evaluate(progress) if due and self.evaluator is not None else {}
         values = {"Loss (Raw)": result.loss, "Learning Rate": rate, "Gradient Norm": result.grad_norm}
         if self.metrics is not None:
             rows = self.strategy.hyperparameters.global_batch_size
-            extra = {} if held_out is None else {"Validation Loss": held_out}
-            values = self.metrics.commit(step, result.loss, rate, result.grad_norm, result.tokens, rows, extra)
+            flops = flops_per_step(self._flops, result.images, result.positions, result.tokens)
+            extra = found | {"Skipped": self.strategy.skipped_steps}
+            values = self.metrics.commit(
+                step, result.loss, rate, result.grad_norm, result.tokens, rows, extra, flops=flops
+            )
         progress.advance(step, values)
+        held_out = found.get("Validation Loss")
         better = held_out is not None and (self.best is None or held_out < self.best)
         if ends or better:
             self.best = held_out if better else self.best
             # Before the state of this step: a run that goes on from it has its files.
             save_checkpoint(self.strategy.vlm, self.run_dir, self.world, step, epoch + 1, result.loss, ends, better)
 
-    def _validate(self, progress: StepProgress) -> float:
-        assert self.validation is not None
+    def _evaluate(self, progress: StepProgress) -> dict[str, float]:
+        assert self.evaluator is not None
         if self.metrics is not None:
             self.metrics.stop_clock()
-        loss = self.validation.loss(self.strategy.vlm, self.world, self.strategy.mixed_precision)
-        progress.say(f"step {self.strategy.global_step}: loss on held-out rows {loss:.4f}")
-        return loss
+        strategy = self.strategy
+        found = self.evaluator.evaluate(
+            strategy.vlm, self.world, strategy.mixed_precision, strategy.global_step, self.run_dir
+        )
+        told = [f"loss {found['Validation Loss']:.4f}"]
+        told += [f"{name.lower()} {found[name]:.0%}" for name in ("Valid Stages", "Conclusion Match") if name in found]
+        progress.say(f"step {strategy.global_step}: held-out rows: {', '.join(told)}")
+        return found
 
     def _save_or_stop(self, stop: StopRequests, progress: StepProgress) -> None:
         """Save the run's state where that is due, at the end of every epoch too, and leave where that is asked.

@@ -158,6 +158,7 @@ class _Step(NamedTuple):
     seconds: float
     tokens: int
     rows: int
+    flops: float
 
 
 class Metrics:
@@ -174,7 +175,6 @@ class Metrics:
         wandb_entity: str | None = None,
         resumed_step: int | None = None,
         peak_flops: float | None = None,
-        flops_per_step: float | None = None,
     ) -> None:
         """Open the trackers.
 
@@ -190,14 +190,13 @@ class Metrics:
                 are appended. None is a new run, and files of an earlier one are replaced.
             peak_flops: Floating-point operations a second that all devices together could do at best; None where that
                 is not known.
-            flops_per_step: Operations that the model takes for one step, over all devices.
 
         Raises:
             UserError: A tracker is unknown, or its package is not installed.
         """
         check_trackers(active_trackers)
         self._prefix = STAGE_PREFIX[stage]
-        self._utilisation_seconds = flops_per_step / peak_flops if peak_flops and flops_per_step else None
+        self._peak_flops = peak_flops
         self._losses: deque[float] = deque(maxlen=_WINDOW)
         self._steps: deque[_Step] = deque(maxlen=_WINDOW)
         options = TrackerOptions(run_id, run_dir, hparams, stage, resumed_step, wandb_project, wandb_entity)
@@ -219,6 +218,7 @@ class Metrics:
         tokens: int,
         rows: int,
         extra: Mapping[str, float] | None = None,
+        flops: float = 0.0,
     ) -> dict[str, float]:
         """Record a finished step and write it.
 
@@ -231,6 +231,7 @@ class Metrics:
             tokens: Labelled tokens of the step, over all processes.
             rows: Rows of the step, over all processes.
             extra: Further numbers by their name.
+            flops: Operations that the model itself takes for the step, over all devices.
 
         Returns:
             What was written: `Loss` is the mean of the last 128 finite ones, and NaN before the first. `Step Time` and
@@ -241,7 +242,7 @@ class Metrics:
         now = time.perf_counter()
         seconds = (now if self._stopped is None else self._stopped) - self._last
         self._last, self._stopped = now, None
-        self._steps.append(_Step(seconds, tokens, rows))
+        self._steps.append(_Step(seconds, tokens, rows, flops))
         if math.isfinite(loss):
             self._losses.append(loss)
         total = sum(one.seconds for one in self._steps)
@@ -257,8 +258,8 @@ class Metrics:
             "Samples/s": sum(one.rows for one in self._steps) / total,
             "Memory (GB)": _peak_memory() / _GB,
         }
-        if self._utilisation_seconds is not None:
-            values["MFU"] = self._utilisation_seconds * len(self._steps) / total
+        if self._peak_flops is not None:
+            values["MFU"] = sum(one.flops for one in self._steps) / (total * self._peak_flops)
         named = {f"{self._prefix}/{name}": value for name, value in (values | dict(extra or {})).items()}
         for tracker in self._trackers:
             tracker.write(step, named)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from cobra.training.offload import OffloadedAdamW
+
 # Not matrices of a linear map, though they have two or more dimensions: decay rates, tokens and positions.
 _NEVER_DECAYED = ("A_log", "cls_token", "reg_token", "pos_embed", "latent")
 
@@ -15,10 +17,16 @@ def is_decayed(name: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and name.rpartition(".")[2] not in _NEVER_DECAYED
 
 
-def build_optimizer(module: nn.Module, rate: float, weight_decay: float) -> torch.optim.AdamW:
+def build_optimizer(module: nn.Module, rate: float, weight_decay: float, offload: bool = False) -> torch.optim.AdamW:
     """Build AdamW (betas 0.9 and 0.999, eps 1e-8) over the parameters that require gradients.
 
     Decided by name, because sharding changes local shapes and drops attributes.
+
+    Args:
+        module: Sharded or not.
+        rate: Learning rate.
+        weight_decay: Of what is decayed, see :func:`is_decayed`.
+        offload: Keep the optimiser's state in main memory.
     """
     groups: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, parameter in module.named_parameters():
@@ -28,7 +36,8 @@ def build_optimizer(module: nn.Module, rate: float, weight_decay: float) -> torc
         {"params": groups[True], "weight_decay": weight_decay},
         {"params": groups[False], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in options if group["params"]], lr=rate, fused=True)
+    used = [group for group in options if group["params"]]
+    return OffloadedAdamW(used, lr=rate) if offload else torch.optim.AdamW(used, lr=rate, fused=True)
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import draccus
+import torch
 from rich.console import Console
 
 from cobra.conf import DatasetConfig, DatasetRegistry
@@ -20,6 +21,8 @@ from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
 from cobra.preprocessing.datasets.datasets import check_row_options
 from cobra.preprocessing.materialize import find_components
 from cobra.training.config import PretrainConfig, loop_options
+from cobra.training.evaluating import Evaluator
+from cobra.training.flops import peak_tflops
 from cobra.training.lora import apply_lora, check_base, check_lora
 from cobra.training.materialize import get_train_strategy, stage_hyperparameters, stage_prefix
 from cobra.training.metrics import Metrics, check_trackers
@@ -30,7 +33,6 @@ from cobra.training.schedule import check_batches
 from cobra.training.sharding import check_strategy
 from cobra.training.stopping import Stopped
 from cobra.training.strategy import check_hyperparameters
-from cobra.training.validation import Validation
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World, join_world
 from cobra.util.errors import UserError
@@ -68,7 +70,14 @@ def pretrain(config: PretrainConfig) -> Path:
     check_trackers(config.trackers)
     if config.dry_run:
         run_dir = find_run(config)[1]
-        show_plan(config, config.plan, config.lora, run_dir, Console(soft_wrap=True, highlight=False))
+        show_plan(
+            config,
+            config.plan,
+            config.lora,
+            run_dir,
+            Console(soft_wrap=True, highlight=False),
+            config.offload_optimizer,
+        )
         return run_dir
     world = join_world(config.device)
     try:
@@ -100,8 +109,9 @@ def _pretrain(config: PretrainConfig, world: World) -> Path:
         reduce_in_full_precision=config.model.reduce_in_full_precision,
         flag_prefix=stage_prefix(config.stage),
         sharding_group_size=config.sharding_group_size,
+        offload_optimizer=config.offload_optimizer,
     )
-    validation = _open_holdout(config, vlm, say)
+    evaluator = _open_holdout(config, vlm, say)
     strategy.run_setup()
     _announce(config, world, vlm, len(dataset), say)
     metrics = None
@@ -125,7 +135,7 @@ def _pretrain(config: PretrainConfig, world: World) -> Path:
     workers = _workers(config, world)
     try:
         result = strategy.run_training(
-            dataset, collator, lengths, run_dir, metrics, config.seed, workers, validation, options, setting, state
+            dataset, collator, lengths, run_dir, metrics, config.seed, workers, evaluator, options, setting, state
         )
     except Stopped as stopped:
         say(
@@ -273,7 +283,7 @@ def _open_rows(
     )
 
 
-def _open_holdout(config: PretrainConfig, vlm: CobraVLM, say: Any) -> Validation | None:
+def _open_holdout(config: PretrainConfig, vlm: CobraVLM, say: Any) -> Evaluator | None:
     """Open the rows that are never trained on, where the data set has some."""
     components = config.dataset.holdout_components
     if config.stage == "align" or components is None:
@@ -286,8 +296,10 @@ def _open_holdout(config: PretrainConfig, vlm: CobraVLM, say: Any) -> Validation
     rows = replace(config.dataset, finetune_stage_components=components, truncation="right")
     dataset, collator = _open_rows(config, rows, vlm)
     say(f"{len(dataset):,} held-out rows in {file}")
-    lengths = dataset.get_modality_lengths()  # type: ignore[call-arg]
-    return Validation(dataset, collator, lengths, config.model.finetune_per_device_batch_size)
+    assert isinstance(dataset, FinetuneDataset)
+    lengths = dataset.get_modality_lengths()
+    size = config.model.finetune_per_device_batch_size
+    return Evaluator(dataset, collator, lengths, size, config.eval_samples)
 
 
 def _announce(config: PretrainConfig, world: World, vlm: CobraVLM, rows: int, say: Any) -> None:
@@ -314,6 +326,14 @@ def write_run_dir(config: PretrainConfig, run_id: str, run_dir: Path) -> dict[st
     hparams = json.loads(json.dumps(values, default=str))
     write_json(run_dir / "config.json", hparams)
     return hparams
+
+
+def _peak_flops(world: World) -> float | None:
+    """Return the operations a second of all devices together at their best, where that is known."""
+    if world.device.type != "cuda":
+        return None
+    peak = peak_tflops(torch.cuda.get_device_name(world.device))
+    return None if peak is None else peak * 1e12 * world.size
 
 
 def _workers(config: PretrainConfig, world: World) -> int:

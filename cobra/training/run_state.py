@@ -164,6 +164,11 @@ def states(folder: Path) -> list[Path]:
     return sorted((path for path in found if (path / _STATE).is_file()), key=lambda path: path.name)
 
 
+def state_step(path: Path) -> int:
+    """Return the step of a state by its name."""
+    return int(path.name.removeprefix("step-"))
+
+
 def clear_unfinished(folder: Path) -> None:
     """Delete what a killed run has left of states that it was writing or deleting."""
     if folder.is_dir():

@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
 
 from cobra.models.load import cast
 from cobra.models.vlms import CobraVLM
 from cobra.training.batches import Batch, count_targets, to_device
+from cobra.training.evaluating import Evaluator
 from cobra.training.loop import LoopOptions, TrainingLoop
 from cobra.training.metrics import Metrics
 from cobra.training.optimizer import build_optimizer, clip_gradients
 from cobra.training.schedule import StepPlan, check_batches, check_schedule, learning_rate, plan_steps
 from cobra.training.sharding import check_strategy, group_size, shard
-from cobra.training.validation import Validation
 from cobra.util.batching_utils import SplitModalitySampler
 from cobra.util.distributed import World
 from cobra.util.errors import UserError
@@ -31,12 +32,16 @@ class StepResult:
     grad_norm: Global norm of the gradient before clipping.
     tokens: Labelled tokens of the global batch.
     skipped: Whether nothing was changed, because the loss or the gradient was not finite.
+    images: Rows with an image.
+    positions: Patches and tokens that the language model has read, padding left out.
     """
 
     loss: float
     grad_norm: float
     tokens: int
     skipped: bool = False
+    images: int = 0
+    positions: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ class TrainStrategy:
         reduce_in_full_precision: bool = False,
         flag_prefix: str = "finetune",
         sharding_group_size: int | None = None,
+        offload_optimizer: bool = False,
     ) -> None:
         """Check the configuration; nothing is moved or sharded yet.
 
@@ -107,6 +113,7 @@ class TrainStrategy:
             reduce_in_full_precision: Average gradients in fp32 instead of bf16, with mixed precision.
             flag_prefix: `align` or `finetune`, to name flags in errors.
             sharding_group_size: Processes that share one copy of the model; None is all of them.
+            offload_optimizer: Keep the optimiser's state in main memory; for a single process.
         """
         check_strategy(train_strategy)
         group_size(train_strategy, world.size, sharding_group_size)
@@ -117,6 +124,7 @@ class TrainStrategy:
         self.hyperparameters = hyperparameters
         self.train_strategy = train_strategy
         self.sharding_group_size = sharding_group_size
+        self.offload_optimizer = offload_optimizer
         self.enable_gradient_checkpointing = enable_gradient_checkpointing
         self.mixed_precision = enable_mixed_precision_training and world.device.type == "cuda"
         # FSDP2 would also add up the gradients of several passes in the dtype in which it reduces them.
@@ -146,7 +154,9 @@ class TrainStrategy:
         self.vlm.to(self.world.device)
         shard(self.vlm, self.train_strategy, self.world, self.reduce_dtype, self.sharding_group_size)
         hyperparameters = self.hyperparameters
-        self.optimizer = build_optimizer(self.vlm, hyperparameters.learning_rate, hyperparameters.weight_decay)
+        self.optimizer = build_optimizer(
+            self.vlm, hyperparameters.learning_rate, hyperparameters.weight_decay, self.offload_optimizer
+        )
         self.vlm.train()
 
     def train_step(self, batches: list[Batch], rate: float) -> StepResult:
@@ -163,8 +173,7 @@ class TrainStrategy:
             rate: Learning rate.
         """
         batches = [to_device(batch, self.world.device) for batch in batches]
-        counts = torch.stack([count_targets(batch["labels"], batch["multimodal_indices"]) for batch in batches])
-        tokens = self.world.sum(counts.sum())
+        tokens, images, texts = self.world.sum(torch.stack([_counts(batch) for batch in batches]).sum(dim=0))
         total = torch.zeros((), device=self.world.device)
         for index, batch in enumerate(batches):
             if self.world.size > 1:
@@ -187,7 +196,8 @@ class TrainStrategy:
         self.global_step += 1
         self.tokens += int(tokens) if finite else 0
         self.skipped_steps += not finite
-        return StepResult(mean.item(), grad_norm.item(), int(tokens.item()), not finite)
+        positions = int(texts) + int(images) * self.vlm.vision_backbone.num_patches
+        return StepResult(mean.item(), grad_norm.item(), int(tokens), not finite, int(images), positions)
 
     def is_finite(self) -> bool:
         """Return whether every trained parameter is finite, on every process."""
@@ -219,7 +229,7 @@ class TrainStrategy:
         metrics: Metrics | None,
         seed: int = 7,
         num_workers: int = 0,
-        validation: Validation | None = None,
+        evaluator: Evaluator | None = None,
         options: LoopOptions | None = None,
         setting: dict[str, Any] | None = None,
         resume_from: Path | None = None,
@@ -234,7 +244,7 @@ class TrainStrategy:
             metrics: On the main process; None elsewhere.
             seed: Of the order of rows.
             num_workers: Processes that read rows, for each training process.
-            validation: Held-out rows.
+            evaluator: Looks at held-out rows.
             options: When to save, to validate and to give up.
             setting: What has to be the same for the run to go on later.
             resume_from: A saved state.
@@ -247,8 +257,15 @@ class TrainStrategy:
             UserError: A row or the state cannot be read, or too many steps in a row were not finite.
         """
         loop = TrainingLoop(
-            self, dataset, collator, modality_lengths, run_dir, metrics, seed, num_workers, validation, options, setting
+            self, dataset, collator, modality_lengths, run_dir, metrics, seed, num_workers, evaluator, options, setting
         )
         if resume_from is not None:
             loop.restore(resume_from)
         return loop.run()
+
+
+def _counts(batch: Batch) -> Tensor:
+    """Return (3,) int64: labels that enter the loss, rows with an image, tokens of text."""
+    rows = batch["multimodal_indices"]
+    images = torch.tensor(rows.numel(), device=rows.device)
+    return torch.stack([count_targets(batch["labels"], rows), images, batch["attention_mask"].sum()])

@@ -13,7 +13,6 @@ from test_matrix import Recorder, make_rows
 from cobra.training.loop import LoopOptions
 from cobra.training.run_state import states
 from cobra.training.strategy import Hyperparameters, TrainStrategy
-from cobra.training.validation import Validation
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World
 from cobra.util.errors import UserError
@@ -46,10 +45,10 @@ def trainer(world: World = CPU, steps: int = 8) -> TrainStrategy:
     return strategy
 
 
-def train(strategy, rows, folder: Path, recorder=None, validation=None, **options):
+def train(strategy, rows, folder: Path, recorder=None, evaluator=None, **options):
     lengths = [(True, len(row["input_ids"])) for row in rows]
     return strategy.run_training(
-        rows, COLLATOR, lengths, folder, recorder, seed=5, validation=validation, options=LoopOptions(**options)
+        rows, COLLATOR, lengths, folder, recorder, seed=5, evaluator=evaluator, options=LoopOptions(**options)
     )
 
 
@@ -125,23 +124,15 @@ class Falling:
     def __init__(self):
         self.losses = iter([3.0, 2.0, 2.5, 4.0])
 
-    def loss(self, *args):
-        return next(self.losses)
+    def evaluate(self, *args):
+        return {"Validation Loss": next(self.losses)}
 
 
 def test_best_by_validation_loss_is_kept(tmp_path):
     strategy = trainer()
-    train(strategy, rows_with_nan(), tmp_path, validation=Falling(), eval_interval_steps=2)
+    train(strategy, rows_with_nan(), tmp_path, evaluator=Falling(), eval_interval_steps=2)
     files = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert [name[:11] for name in files] == ["best-checkp", "latest-chec", "step-000004", "step-000008"]
     best, latest = (tmp_path / "checkpoints" / f"{name}-checkpoint.pt" for name in ("best", "latest"))
     # The second look, at step 4, was the best.
     assert best.samefile(tmp_path / "checkpoints" / files[2]) and latest.samefile(tmp_path / "checkpoints" / files[3])
-
-
-def test_validation_uses_held_out_rows(tmp_path):
-    rows = make_rows()[:4]
-    held_out = Validation(rows, COLLATOR, [(True, len(row["input_ids"])) for row in rows], 4)
-    recorder = Recorder()
-    train(trainer(), rows_with_nan(), tmp_path, recorder, validation=held_out, eval_interval_steps=3)
-    assert len(recorder.steps) == 8

@@ -242,7 +242,7 @@ def test_loss_on_held_out_rows_is_that_of_the_checkpoint_on_any_number_of_proces
         process = launch(arguments, processes)
         output, _ = process.communicate()
         assert process.returncode == 0, output
-        assert "5 held-out rows in" in output and output.count("loss on held-out rows") == 2
+        assert "5 held-out rows in" in output and output.count("held-out rows: loss") == 2
         lines = (tmp_path / f"of-{processes}" / f"of-{processes}.jsonl").read_text().splitlines()
         values = [json.loads(line) for line in lines]
         # Of three batches an epoch, the last one has the loss.
