@@ -130,10 +130,14 @@ def quiet(world: World, rows: Path) -> bool:
     values = Hyperparameters(1, None, 4, 4 // world.size, 1e-3, 0.1, 1.0, "linear-warmup+cosine-decay", 0.0)
     TrainStrategy(vlm, world, values, "fsdp-full-shard").run_setup()
     evaluator = make_evaluator(vlm, rows)
-    with evaluation_mode(vlm):
-        evaluator._validation.loss_of_passes(vlm, world, False)
-        with gathered(vlm):
-            answers = evaluator._answers(vlm) if world.is_main else []
+    for _ in range(2):
+        with evaluation_mode(vlm):
+            evaluator._validation.loss_of_passes(vlm, world, False)
+            # The second time too: what was held whole for the answers is freed after each pass again.
+            assert all(isinstance(parameter, DTensor) for parameter in vlm.parameters())
+            with gathered(vlm):
+                assert not any(isinstance(parameter, DTensor) for parameter in vlm.parameters())
+                answers = evaluator._answers(vlm) if world.is_main else []
     return len(answers) == (5 if world.is_main else 0)
 
 
