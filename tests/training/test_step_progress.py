@@ -21,10 +21,10 @@ def clock(monkeypatch) -> list[float]:
 
 
 def test_a_plain_line_has_all_numbers(tmp_path, clock, capsys):
-    metrics = Metrics((), "run", tmp_path, {}, "full-finetune", peak_flops=1e12, flops_per_step=8e11)
+    metrics = Metrics((), "run", tmp_path, {}, "full-finetune", peak_flops=1e12)
     with StepProgress(10, True) as progress:
         clock[0] = 2.0
-        values = metrics.commit(1, 1.25, 2e-5, 0.5, 24_690, 5, {"Validation Loss": 3.0})
+        values = metrics.commit(1, 1.25, 2e-5, 0.5, 24_690, 5, {"Validation Loss": 3.0}, flops=8e11)
         progress.advance(1, values | {"Full-Finetune/Memory (GB)": 61.24})
     assert capsys.readouterr().out == (
         "step 1/10  loss 1.2500  lr 2.00e-05  norm 0.50  12,345 tokens/s  2.5 samples/s  61.2 GB  40% MFU  "
