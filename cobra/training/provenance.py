@@ -70,7 +70,7 @@ def describe_run(
         "processes": world.size,
         "data": {"path": str(annotation_file), "sha256": sha256_file(annotation_file), "rows": rows},
         "weights": {
-            "path": None if checkpoint is None else str(checkpoint),
+            "path": None if checkpoint is None else str(checkpoint.resolve()),
             "sha256": None if checkpoint is None else sha256_file(checkpoint),
             "modules": loaded_modules,
         },

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cobra.util.errors import UserError
+from cobra.util.parallel import end_with_parent
 from cobra.util.torch_utils import resolve_device
 
 
@@ -70,6 +71,9 @@ def join_world(device: str | None = None) -> World:
         UserError: The device is not there, or there are fewer GPUs than processes on this machine.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # torchrun's processes outlive it when it is killed, and would go on writing beside those of the next start.
+        end_with_parent(os.getppid())
     target = resolve_device(device)
     if target.type == "cuda":
         # Alone, the GPU that was asked for; of several processes, each the one of its local rank.

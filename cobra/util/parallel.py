@@ -77,13 +77,21 @@ def _begin(parent: int, initializer: Callable[..., None] | None, initargs: tuple
     """Prepare a worker process."""
     # The keyboard's interrupt goes to all processes; the parent decides what comes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with_parent(parent)
     if initializer is not None:
         initializer(*initargs)
 
 
+def end_with_parent(parent: int) -> None:
+    """End this process soon after its parent has ended: one that is killed cannot tell its children.
+
+    Args:
+        parent: Process id of the parent, as it was when this process began.
+    """
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
 def _end_with(parent: int) -> None:
-    """End this process when its parent has ended: one that is killed cannot tell its workers."""
     while os.getppid() == parent:
         time.sleep(_ORPHAN_CHECK_SECONDS)
     os._exit(1)
