@@ -28,7 +28,7 @@ from cobra.training.materialize import get_train_strategy, stage_hyperparameters
 from cobra.training.metrics import Metrics, check_trackers
 from cobra.training.planning import show_plan
 from cobra.training.provenance import describe_run
-from cobra.training.run_state import RESUME, clear_unfinished, states
+from cobra.training.run_state import RESUME, clear_unfinished, state_step, states
 from cobra.training.schedule import check_batches
 from cobra.training.sharding import check_strategy
 from cobra.training.stopping import Stopped
@@ -118,6 +118,8 @@ def _pretrain(config: PretrainConfig, world: World) -> Path:
     if world.is_main:
         (run_dir / RESUME).mkdir(parents=True, exist_ok=True)
         clear_unfinished(run_dir / RESUME)
+        if evaluator is not None:
+            evaluator.cut_back(run_dir, 0 if state is None else state_step(state))
         hparams = write_run_dir(config, run_id, run_dir)
         write_json(run_dir / PROVENANCE, describe_run(world, annotation_file, len(dataset), source, loaded))
         metrics = Metrics(
@@ -128,7 +130,7 @@ def _pretrain(config: PretrainConfig, world: World) -> Path:
             config.stage,
             config.wandb_project,
             config.wandb_entity,
-            resumed_step=None if state is None else int(state.name.removeprefix("step-")),
+            resumed_step=None if state is None else state_step(state),
         )
     world.barrier()
     setting = _setting(config, annotation_file, len(dataset))
