@@ -166,10 +166,9 @@ REJECTED: dict[str, tuple[str, Change]] = {
     "drive": ("bad image path", lambda row: row.update(image="C:\\images\\1.png")),
     "path leads out": ("bad image path", lambda row: row.update(image="sqa/../../outside.png")),
 }
-# Rows that repeat an earlier one: by image and conversations, whatever id, keys and ./ they have.
+# Rows that repeat an earlier one: by id, image and conversations, whatever other keys and ./ they have.
 DUPLICATES: dict[str, Change] = {
     "same": lambda row: None,
-    "other id": lambda row: row.update(id=f"again-{row['id']}"),
     "other spelling": lambda row: row.update(image="./" + row["image"], note="again"),
 }
 # Rows whose image is broken: the reason, and the form of its path, which no readable image has.
