@@ -115,10 +115,16 @@ def test_one_process(expected, tmp_path):
     assert_same({str(cell): train(world, *cell, tmp_path) for cell in CELLS}, expected)
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_several_processes(expected, tmp_path, size):
-    assert_same(run(size, CELLS, tmp_path), expected)
-
-
-def test_copies_that_are_sharded_within_groups(expected, tmp_path):
-    assert_same(run(4, [("fsdp-full-shard", 1, 2), ("fsdp-shard-grad-op", 3, 2)], tmp_path), expected)
+@pytest.mark.parametrize(
+    ("size", "cells"),
+    [
+        (2, CELLS[1::2]),
+        (3, CELLS[:1]),
+        pytest.param(2, CELLS, marks=pytest.mark.slow),
+        pytest.param(3, CELLS, marks=pytest.mark.slow),
+        # Copies that are sharded within groups.
+        pytest.param(4, [("fsdp-full-shard", 1, 2), ("fsdp-shard-grad-op", 3, 2)], marks=pytest.mark.slow),
+    ],
+)
+def test_several_processes(expected, tmp_path, size, cells):
+    assert_same(run(size, cells, tmp_path), expected)
