@@ -33,3 +33,21 @@ def read_rgb(path: Path | str) -> Image.Image:
         warnings.simplefilter("ignore")
         with Image.open(path, formats=FORMATS) as image:
             return image.convert("RGB")
+
+
+def check_decodes(path: Path | str) -> None:
+    """Decode the first picture of a file as :func:`read_rgb` would, and keep nothing of it.
+
+    JPEG is decoded to an eighth of its size: all its data are read and checked as ever, in half the time or less.
+
+    Args:
+        path: See :func:`read_rgb`.
+
+    Raises:
+        Exception: As :func:`read_rgb`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path, formats=FORMATS) as image:
+            image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))
+            image.convert("RGB")

@@ -1,11 +1,13 @@
 """Pictures: the same pixels as Pillow gives, no programs started, and no warnings."""
 
+import io
+import random
 import warnings
 
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from cobra.util.images import FORMATS, read_rgb
+from cobra.util.images import FORMATS, check_decodes, read_rgb
 
 
 def gradient(mode, size=(31, 17)):
@@ -82,3 +84,33 @@ def test_bombs_are_errors_and_large_pictures_are_not_even_warnings(tmp_path, mon
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 149)
         with pytest.raises(Image.DecompressionBombError):
             read_rgb(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", ["baseline", "progressive", "gray", "cmyk", "png"])
+def test_the_quick_check_finds_what_decoding_finds(tmp_path, kind):
+    draw = random.Random(kind)
+    picture = Image.effect_noise((120, 90), 60).convert({"gray": "L", "cmyk": "CMYK"}.get(kind, "RGB"))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG" if kind == "png" else "JPEG", progressive=kind == "progressive")
+    whole = buffer.getvalue()
+    broken = [whole[: draw.randrange(len(whole))] for _ in range(40)]
+    for _ in range(40):
+        content = bytearray(whole)
+        for _ in range(draw.choice([1, 5, 50])):
+            content[draw.randrange(2, len(content))] = draw.randrange(256)
+        broken.append(bytes(content))
+    path = tmp_path / "picture"
+
+    def passes(check) -> bool:
+        try:
+            check(path)
+        except Exception:
+            return False
+        return True
+
+    found = []
+    for content in [whole, *broken]:
+        path.write_bytes(content)
+        found.append(passes(read_rgb))
+        assert passes(check_decodes) == found[-1]
+    assert found[0] and not all(found)

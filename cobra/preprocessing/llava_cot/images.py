@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from cobra.preprocessing.llava_cot.rows import Defect, RowError
-from cobra.util.images import FORMATS, read_rgb
+from cobra.util.images import FORMATS, check_decodes
 from cobra.util.parallel import parallel_map
 
 VERIFY_MODES = ("full", "fast", "none")
@@ -183,7 +183,7 @@ def _look_at(path: Path, mode: str) -> Outcome:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if mode == "full":
-                read_rgb(path)
+                check_decodes(path)
                 with path.open("rb") as file:
                     digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
             else:
