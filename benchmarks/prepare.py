@@ -72,9 +72,9 @@ if __name__ == "__main__":
 class BenchmarkConfig:
     """Flags of benchmarks/prepare.py."""
 
-    images: int = 8000
+    images: int = 12_000
     """Photos of some 100 KB in the archive."""
-    rows: int = 12_000
+    rows: int = 18_000
     """Rows of the archive's train.jsonl."""
     repeats: int = 1
     """Timed runs of each side, after one that samples the disk."""
