@@ -56,12 +56,12 @@ class Publication:
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
             if litter:
-                file.writestr(prefix + "readme.txt", "not an image")
-                file.writestr("__MACOSX/._x", "litter")
-                file.writestr("train.jsonl", "not the rows")
+                file.writestr(entry(prefix + "readme.txt"), "not an image")
+                file.writestr(entry("__MACOSX/._x"), "litter")
+                file.writestr(entry("train.jsonl"), "not the rows")
             for path, content in self.images.items():
                 # zip64 for every member, as in archives beyond 4 GB.
-                with file.open(prefix + path, "w", force_zip64=True) as member:
+                with file.open(entry(prefix + path), "w", force_zip64=True) as member:
                     member.write(content)
         return buffer.getvalue()
 
@@ -83,6 +83,13 @@ class Publication:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
         return folder
+
+
+def entry(name: str) -> zipfile.ZipInfo:
+    """Return a member of a fixed date: the same publication has the same bytes whenever it is written."""
+    info = zipfile.ZipInfo(name)
+    info.compress_type = zipfile.ZIP_DEFLATED
+    return info
 
 
 def write_parts(folder: Path, content: bytes, parts: int) -> None:
