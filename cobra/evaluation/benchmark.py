@@ -145,10 +145,11 @@ def benchmark(config: BenchmarkConfig) -> dict[str, VariantResult]:
             variant = role + "+scratchpad" * scratchpad
             vlm = slot.get(model.checkpoint)
             answers = answer_images(vlm, images, image_dir, protocol, scratchpad, role == "finetuned", variant)
-            metrics = scorer.score_answers(answers)
+            metrics = {name: float(metric.corpus(None)) for name, metric in scorer.score_answers(answers).items()}
             results[variant] = VariantResult([answer.scored for answer in answers], metrics, answers)
     if predictions is not None:
-        results["predictions"] = VariantResult(predictions, scorer.score(predictions))
+        scores = {name: float(metric.corpus(None)) for name, metric in scorer.score(predictions).items()}
+        results["predictions"] = VariantResult(predictions, scores)
     results = {name: results[name] for name in made}
     # Written first: a screen that is gone must not cost the answers.
     write_results(config.output_dir, images, results, _about(config, annotations, protocol, models))

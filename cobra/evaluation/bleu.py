@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cobra.evaluation.metric import Metric, RatioMetric, Scores, Weights
+
 ORDER = 4
 
 # Added by coco-caption to every numerator and denominator; its published digits depend on them.
@@ -17,7 +19,6 @@ _TINY = 1e-15
 _SMALL = 1e-9
 
 Counts = NDArray[np.int64]
-Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -70,36 +71,39 @@ def _ngrams(tokens: Sequence[str]) -> Counter[tuple[str, ...]]:
     )
 
 
-def bleu_per_image(counts: BleuCounts) -> Scores:
-    """Return BLEU-1 to BLEU-4 of each image alone, shape (N, 4), fractions of 1."""
-    return _bleu(counts.correct, counts.guessed, counts.length, counts.reference_length)
+class BleuMetric(Metric):
+    """BLEU-n; a corpus is scored on its summed counts, not by the mean of its images' scores."""
+
+    def __init__(self, counts: BleuCounts, n: int) -> None:
+        """Take the counts of N images for n-grams of up to `n` (1 to 4) tokens."""
+        self._n = n
+        columns = (counts.correct[:, :n], counts.guessed[:, :n], counts.length, counts.reference_length)
+        self._statistics = np.column_stack(columns).astype(np.float64)
+
+    @property
+    def statistics(self) -> Scores:
+        """(N, 2n + 2): correct and guessed n-grams, both lengths."""
+        return self._statistics
+
+    def from_sums(self, sums: Scores) -> Scores:
+        """Combine precisions and brevity penalty."""
+        n = self._n
+        precisions = (sums[..., :n] + _TINY) / (sums[..., n : 2 * n] + _SMALL)
+        ratio = (sums[..., -2] + _TINY) / (sums[..., -1] + _SMALL)
+        brevity = np.where(ratio < 1, np.exp(1 - 1 / np.minimum(ratio, 1)), 1.0)
+        return np.prod(precisions, axis=-1) ** (1 / n) * brevity
 
 
-def corpus_bleu(counts: BleuCounts, weights: Counts | None = None) -> Scores:
-    """Return BLEU-1 to BLEU-4 of all images together, fractions of 1.
-
-    Args:
-        counts: Of N images.
-        weights: (..., N) how often each image counts, for resampled corpora; None is once each.
-
-    Returns:
-        Shape (..., 4). It is not the mean of the images' own scores.
-    """
-    if weights is None:
-        weights = np.ones(len(counts.length), dtype=np.int64)
-    sums = (weights @ column for column in (counts.correct, counts.guessed, counts.length, counts.reference_length))
-    return _bleu(*sums)
+def bleu_metrics(counts: BleuCounts) -> list[Metric]:
+    """Return BLEU-1 to BLEU-4."""
+    return [BleuMetric(counts, n) for n in range(1, ORDER + 1)]
 
 
-def length_ratio(counts: BleuCounts) -> float:
-    """Return the tokens of all hypotheses over those of the references closest in length."""
-    return float(counts.length.sum() / max(1, counts.reference_length.sum()))
+def length_ratio(counts: BleuCounts) -> Metric:
+    """Return the tokens of the hypotheses over those of the references closest in length."""
+    return RatioMetric(counts.length, counts.reference_length)
 
 
-def _bleu(correct: Counts, guessed: Counts, length: Counts, reference_length: Counts) -> Scores:
-    """Combine counts of shapes (..., 4) and (...) into scores of shape (..., 4)."""
-    precisions = (correct + _TINY) / (guessed + _SMALL)
-    scores = np.cumprod(precisions, axis=-1) ** (1 / np.arange(1, ORDER + 1))
-    ratio = (np.asarray(length) + _TINY) / (np.asarray(reference_length) + _SMALL)
-    brevity = np.where(ratio < 1, np.exp(1 - 1 / np.minimum(ratio, 1)), 1.0)
-    return scores * brevity[..., None]
+def corpus_bleu(counts: BleuCounts, weights: Weights | None = None) -> Scores:
+    """Return BLEU-1 to BLEU-4 of all images together, shape (..., 4); see :meth:`Metric.corpus`."""
+    return np.stack([metric.corpus(weights) for metric in bleu_metrics(counts)], axis=-1)

@@ -14,10 +14,10 @@ from rich.table import Table
 
 from cobra.evaluation.coco import CaptionedImage
 from cobra.evaluation.protocol import Answer
-from cobra.evaluation.scoring import Metrics
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path
 
+Metrics = dict[str, float]
 VARIANTS = ("baseline", "baseline+scratchpad", "finetuned", "finetuned+scratchpad", "predictions")
 
 _ROWS = {

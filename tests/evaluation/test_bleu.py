@@ -8,11 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nltk.translate.bleu_score import corpus_bleu as nltk_corpus_bleu
 
-from cobra.evaluation.bleu import bleu_counts, bleu_per_image, corpus_bleu, length_ratio
+from cobra.evaluation.bleu import bleu_counts, bleu_metrics, corpus_bleu, length_ratio
 from cobra.evaluation.tokenizer import tokenize
 
 TOKENS = st.lists(st.sampled_from("abcde"), max_size=9)
 IMAGES = st.lists(st.tuples(TOKENS, st.lists(TOKENS, min_size=1, max_size=4)), min_size=1, max_size=6)
+
+
+def per_image(counts):
+    return np.stack([metric.per_image for metric in bleu_metrics(counts)], axis=-1)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,7 @@ def test_golden_corpus_bleu(captions, counts):
 
 def test_golden_bleu_per_image(captions, counts):
     expected = [image["bleu"] for image in captions["images"]]
-    np.testing.assert_allclose(bleu_per_image(counts), expected, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(per_image(counts), expected, rtol=0, atol=1e-11)
 
 
 def test_golden_corpus_bleu_agrees_with_nltk(captions):
@@ -56,7 +60,7 @@ def test_counts_of_a_small_case_done_by_hand():
     assert counts.correct.tolist() == [[3, 1, 0, 0]]
     assert counts.guessed.tolist() == [[3, 2, 1, 0]]
     assert (counts.length.tolist(), counts.reference_length.tolist()) == ([3], [2])
-    assert length_ratio(counts) == 1.5
+    assert length_ratio(counts).corpus() == 1.5
 
 
 def test_short_answers_are_punished():
@@ -68,8 +72,8 @@ def test_short_answers_are_punished():
 
 def test_empty_answers_score_nothing_and_warn_nothing(recwarn):
     counts = bleu_counts([[], []], [[["a"]], [[]]])
-    assert (corpus_bleu(counts) < 1e-5).all() and (bleu_per_image(counts) < 1e-5).all()
-    assert length_ratio(bleu_counts([[]], [[[]]])) == 0
+    assert (corpus_bleu(counts) < 1e-5).all() and (per_image(counts) < 1e-5).all()
+    assert length_ratio(bleu_counts([[]], [[[]]])).corpus() == 0
     assert list(recwarn) == []
 
 
@@ -83,7 +87,7 @@ def test_every_hypothesis_needs_references():
 @given(IMAGES)
 def test_one_image_is_a_corpus_of_one(images):
     counts = bleu_counts(*zip(*images, strict=True))
-    alone = bleu_per_image(counts)
+    alone = per_image(counts)
     for row, image in enumerate(images):
         np.testing.assert_allclose(alone[row], corpus_bleu(bleu_counts([image[0]], [image[1]])), rtol=1e-12)
 

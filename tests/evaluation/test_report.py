@@ -27,7 +27,8 @@ ANSWERS = [
 
 def result():
     scored = [answer.scored for answer in ANSWERS]
-    return VariantResult(scored, CaptionScorer(IMAGES, None).score_answers(ANSWERS), ANSWERS)
+    metrics = CaptionScorer(IMAGES, None).score_answers(ANSWERS)
+    return VariantResult(scored, {name: float(metric.corpus()) for name, metric in metrics.items()}, ANSWERS)
 
 
 def screen(function, *arguments):
