@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -17,11 +17,9 @@ from cobra.training.metrics import Metrics
 from cobra.training.progress import StepProgress
 from cobra.training.run_state import RunSaver, RunState
 from cobra.training.stopping import Stopped, StopRequests
+from cobra.training.strategy import StepResult, TrainStrategy
 from cobra.util.batching_utils import SplitModalitySampler
 from cobra.util.errors import UserError
-
-if TYPE_CHECKING:
-    from cobra.training.strategy import StepResult, TrainStrategy
 
 _NAMED_ROWS = 20
 
@@ -49,7 +47,7 @@ class TrainingLoop:
 
     def __init__(
         self,
-        strategy: "TrainStrategy",
+        strategy: TrainStrategy,
         dataset: Dataset,
         collator: Callable[[Any], Batch],
         modality_lengths: Sequence[tuple[bool, int]],
@@ -61,7 +59,21 @@ class TrainingLoop:
         options: LoopOptions | None = None,
         setting: dict[str, Any] | None = None,
     ) -> None:
-        """Plan the steps; see :meth:`TrainStrategy.run_training` for the arguments."""
+        """Plan the steps.
+
+        Args:
+            strategy: Set up; trained in place.
+            dataset: Rows.
+            collator: From rows to a batch.
+            modality_lengths: (has an image, length) of every row.
+            run_dir: Where checkpoints go.
+            metrics: On the main process; None elsewhere.
+            seed: Of the order of rows.
+            num_workers: Processes that read rows, for each training process.
+            evaluator: Looks at held-out rows.
+            options: When to save, to validate and to give up.
+            setting: What has to be the same for the run to go on later.
+        """
         values = strategy.hyperparameters
         self.strategy, self.world, self.dataset, self.collator = strategy, strategy.world, dataset, collator
         self.run_dir, self.metrics, self.seed, self.evaluator = run_dir, metrics, seed, evaluator
@@ -91,23 +103,13 @@ class TrainingLoop:
         """Go on from a saved state.
 
         Raises:
-            UserError: It cannot be read, or was made with another setting.
+            UserError: It cannot be read.
         """
         state = self.saver.restore(path)
-        differing = [
-            f"{name} {state.setting.get(name)!r} (now {value!r})"
-            for name, value in self.setting.items()
-            if state.setting.get(name) != value
-        ]
-        if differing:
-            raise UserError(
-                f"the run {self.run_dir} cannot go on with another setting; it was begun with {', '.join(differing)}. "
-                "Give the former values, or --resume none and another --run_id."
-            )
         self.strategy.global_step, self.strategy.tokens = state.step, state.tokens
         self.strategy.skipped_steps, self.best = state.skipped, state.best_validation_loss
 
-    def run(self) -> "StepResult | None":
+    def run(self) -> StepResult | None:
         """Train to the last step.
 
         Returns:
@@ -139,7 +141,7 @@ class TrainingLoop:
         strategy.skipped_rows = int(self.world.sum(self._bad_images.to(self.world.device)).count_nonzero())
         return result
 
-    def _report(self, result: "StepResult", rate: float, epoch: int, progress: StepProgress) -> None:
+    def _report(self, result: StepResult, rate: float, epoch: int, progress: StepProgress) -> None:
         """Validate and save the model where that is due, and log the step."""
         step, interval = self.strategy.global_step, self.options.eval_interval_steps
         ends = step in (self.plan.total_steps, (epoch + 1) * self.plan.batches_per_epoch)
@@ -207,7 +209,7 @@ class TrainingLoop:
                 f"state in {self.saver.folder} is kept"
             )
 
-    def _give_up_if_broken(self, result: "StepResult", epoch: int, progress: StepProgress) -> None:
+    def _give_up_if_broken(self, result: StepResult, epoch: int, progress: StepProgress) -> None:
         """Count a step that changed nothing; after too many in a row save the state and stop.
 
         Raises:

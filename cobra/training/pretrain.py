@@ -1,17 +1,15 @@
 """One run of training, from its configuration to its last checkpoint."""
 
-import json
 import os
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import draccus
 import torch
 from rich.console import Console
 
-from cobra.conf import DatasetConfig, DatasetRegistry
+from cobra.conf import DatasetConfig
 from cobra.models.backbones.vision.specs import vision_spec
 from cobra.models.checkpoint import LATEST, Checkpoint, read_checkpoint
 from cobra.models.load import PROVENANCE, build_vlm, find_checkpoint
@@ -23,32 +21,24 @@ from cobra.preprocessing.materialize import find_components
 from cobra.training.config import PretrainConfig, loop_options
 from cobra.training.evaluating import Evaluator
 from cobra.training.flops import peak_tflops
+from cobra.training.loop import TrainingLoop
 from cobra.training.lora import apply_lora, check_base, check_lora
 from cobra.training.materialize import get_train_strategy, stage_hyperparameters, stage_prefix
 from cobra.training.metrics import Metrics, check_trackers
 from cobra.training.planning import show_plan
 from cobra.training.provenance import describe_run
-from cobra.training.run_state import RESUME, clear_unfinished, state_step, states
+from cobra.training.run_directory import FINISHED, check_setting, find_run, setting_of, write_run_dir
+from cobra.training.run_state import RESUME, clear_unfinished, state_step
 from cobra.training.schedule import check_batches
 from cobra.training.sharding import check_strategy
 from cobra.training.stopping import Stopped
-from cobra.training.strategy import check_hyperparameters
+from cobra.training.strategy import StepResult, TrainStrategy, check_hyperparameters
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World, join_world
 from cobra.util.errors import UserError
-from cobra.util.files import sha256_file, write_json, write_text
+from cobra.util.files import sha256_file, write_json
 from cobra.util.tokens import read_hf_token
 from cobra.util.torch_utils import set_global_seed
-
-# In the directory of a run that has done all its steps.
-FINISHED = "finished.json"
-
-
-def default_run_id(config: PretrainConfig) -> str:
-    """Return Cobra's name for a run: the dataset in front, except for llava-v15."""
-    name = f"{config.model.model_id}+stage-{config.stage}+x{config.seed}"
-    dataset_id = config.dataset.dataset_id
-    return name if dataset_id == DatasetRegistry.LLAVA_V15.dataset_id else f"{dataset_id}+{name}"
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -70,14 +60,9 @@ def pretrain(config: PretrainConfig) -> Path:
     check_trackers(config.trackers)
     if config.dry_run:
         run_dir = find_run(config)[1]
-        show_plan(
-            config,
-            config.plan,
-            config.lora,
-            run_dir,
-            Console(soft_wrap=True, highlight=False),
-            config.offload_optimizer,
-        )
+        # Under torchrun every process makes the plan, and one shows it.
+        console = Console(quiet=os.environ.get("RANK", "0") != "0", soft_wrap=True, highlight=False)
+        show_plan(config, config.plan, config.lora, run_dir, console, config.offload_optimizer)
         return run_dir
     world = join_world(config.device)
     try:
@@ -93,52 +78,29 @@ def _pretrain(config: PretrainConfig, world: World) -> Path:
     options = loop_options(config)
     set_global_seed(config.seed)
     vlm, loaded, source = _build(config, run_dir, say)
-    vlm.freeze_backbones(config.stage)
-    if config.lora.rank:
-        check_base(vlm, loaded)
-        apply_lora(vlm, config.lora)
     dataset, collator = _open_rows(config, config.dataset, vlm)
+    data_sha256 = sha256_file(annotation_file)
+    setting = setting_of(config, data_sha256, len(dataset))
+    if state is not None:
+        check_setting(run_dir, state, setting)
     lengths = _lengths(config, dataset, vlm, say)
-    strategy = get_train_strategy(
-        getattr(config.model, f"{stage_prefix(config.stage)}_train_strategy"),
-        vlm,
-        world,
-        stage_hyperparameters(config.model, config.stage),
-        enable_gradient_checkpointing=config.model.enable_gradient_checkpointing,
-        enable_mixed_precision_training=config.model.enable_mixed_precision_training,
-        reduce_in_full_precision=config.model.reduce_in_full_precision,
-        flag_prefix=stage_prefix(config.stage),
-        sharding_group_size=config.sharding_group_size,
-        offload_optimizer=config.offload_optimizer,
-    )
+    strategy = _strategy(config, vlm, world)
     evaluator = _open_holdout(config, vlm, say)
     strategy.run_setup()
     _announce(config, world, vlm, len(dataset), say)
     metrics = None
     if world.is_main:
-        (run_dir / RESUME).mkdir(parents=True, exist_ok=True)
-        clear_unfinished(run_dir / RESUME)
-        if evaluator is not None:
-            evaluator.cut_back(run_dir, 0 if state is None else state_step(state))
-        hparams = write_run_dir(config, run_id, run_dir)
-        write_json(run_dir / PROVENANCE, describe_run(world, annotation_file, len(dataset), source, loaded))
-        metrics = Metrics(
-            config.trackers,
-            run_id,
-            run_dir,
-            hparams,
-            config.stage,
-            config.wandb_project,
-            config.wandb_entity,
-            resumed_step=None if state is None else state_step(state),
-        )
+        made_of = describe_run(world, annotation_file, data_sha256, len(dataset), source, loaded)
+        metrics = _open_run_dir(config, world, run_id, run_dir, state, made_of, evaluator)
     world.barrier()
-    setting = _setting(config, annotation_file, len(dataset))
     workers = _workers(config, world)
+    loop = TrainingLoop(
+        strategy, dataset, collator, lengths, run_dir, metrics, config.seed, workers, evaluator, options, setting
+    )
     try:
-        result = strategy.run_training(
-            dataset, collator, lengths, run_dir, metrics, config.seed, workers, evaluator, options, setting, state
-        )
+        if state is not None:
+            loop.restore(state)
+        result = loop.run()
     except Stopped as stopped:
         say(
             f"stopped by {stopped.reason} after step {stopped.step}; the state is saved in {run_dir / RESUME}: run the "
@@ -148,70 +110,68 @@ def _pretrain(config: PretrainConfig, world: World) -> Path:
     finally:
         if metrics is not None:
             metrics.finalize()
+    _finish(strategy, result, run_dir, len(dataset), say)
+    return run_dir
+
+
+def _strategy(config: PretrainConfig, vlm: CobraVLM, world: World) -> TrainStrategy:
+    model, prefix = config.model, stage_prefix(config.stage)
+    return get_train_strategy(
+        getattr(model, f"{prefix}_train_strategy"),
+        vlm,
+        world,
+        stage_hyperparameters(model, config.stage),
+        enable_gradient_checkpointing=model.enable_gradient_checkpointing,
+        enable_mixed_precision_training=model.enable_mixed_precision_training,
+        reduce_in_full_precision=model.reduce_in_full_precision,
+        flag_prefix=prefix,
+        sharding_group_size=config.sharding_group_size,
+        offload_optimizer=config.offload_optimizer,
+    )
+
+
+def _open_run_dir(
+    config: PretrainConfig,
+    world: World,
+    run_id: str,
+    run_dir: Path,
+    state: Path | None,
+    made_of: dict[str, Any],
+    evaluator: Evaluator | None,
+) -> Metrics:
+    """Make the run directory, or cut it back to the state that the run goes on from; return the open metrics."""
+    reached = None if state is None else state_step(state)
+    (run_dir / RESUME).mkdir(parents=True, exist_ok=True)
+    clear_unfinished(run_dir / RESUME)
+    if evaluator is not None:
+        evaluator.cut_back(run_dir, reached or 0)
+    hparams = write_run_dir(config, run_id, run_dir)
+    write_json(run_dir / PROVENANCE, made_of)
+    return Metrics(
+        config.trackers,
+        run_id,
+        run_dir,
+        hparams,
+        config.stage,
+        config.wandb_project,
+        config.wandb_entity,
+        resumed_step=reached,
+        peak_flops=_peak_flops(world),
+    )
+
+
+def _finish(strategy: TrainStrategy, result: StepResult | None, run_dir: Path, rows: int, say: Any) -> None:
+    """Mark a run as finished, say so, and delete the states that it will not go on from."""
     if strategy.skipped_rows:
         say(
-            f"warning: {strategy.skipped_rows:,} of {len(dataset):,} rows had a missing or unreadable image and taught "
+            f"warning: {strategy.skipped_rows:,} of {rows:,} rows had a missing or unreadable image and taught "
             "nothing; the lines 'a row is skipped' name them"
         )
     loss = "" if result is None else f", last loss {result.loss:.4f}"
     say(f"done: {strategy.global_step} steps{loss}; checkpoint: {run_dir / LATEST}")
-    if world.is_main:
+    if strategy.world.is_main:
         write_json(run_dir / FINISHED, {"steps": strategy.global_step, "skipped": strategy.skipped_steps})
         shutil.rmtree(run_dir / RESUME, ignore_errors=True)
-    return run_dir
-
-
-def find_run(config: PretrainConfig) -> tuple[str, Path, Path | None]:
-    """Return the run's name, its directory, and the saved state to go on from, if there is one.
-
-    Raises:
-        UserError: The name is no name of a folder; there is nothing to go on with in the directory that `resume`
-            names; or the run is finished, or has a checkpoint and shall not go on.
-    """
-    if config.resume not in ("auto", "none"):
-        run_dir = Path(config.resume)
-        if not (run_dir / "config.json").is_file():
-            raise UserError(
-                f"--resume {config.resume} is neither auto, none nor a run directory (it has no config.json)"
-            )
-        run_id = run_dir.name
-    else:
-        run_id = config.run_id or default_run_id(config)
-        run_dir = config.run_root_dir / run_id
-        if run_dir.parent != config.run_root_dir or run_dir.name in ("", ".", ".."):
-            raise UserError(f"--run_id {config.run_id!r} must be the name of a folder, without slashes")
-    if (run_dir / FINISHED).is_file():
-        raise UserError(f"the run {run_dir} is finished: choose another --run_id or --run_root_dir, or move it away")
-    found = states(run_dir / RESUME)
-    if config.resume != "none" and found:
-        return run_id, run_dir, found[-1]
-    if config.resume not in ("auto", "none"):
-        raise UserError(f"the run {run_dir} has saved no state to go on with: start it anew under another --run_id")
-    # A run of ours that was killed before its first state may begin anew; one of Cobra's has no such folder.
-    killed_early = config.resume == "auto" and (run_dir / RESUME).is_dir()
-    if found or ((run_dir / LATEST).exists() and not killed_early):
-        raise UserError(
-            f"the run {run_dir} has a checkpoint already and would be overwritten: choose another --run_id or "
-            "--run_root_dir, or move that folder away"
-        )
-    return run_id, run_dir, None
-
-
-def _setting(config: PretrainConfig, annotation_file: Path, rows: int) -> dict[str, Any]:
-    """Return what decides the sequence of rows and rates, and so must not change when a run goes on."""
-    values = asdict(stage_hyperparameters(config.model, config.stage))
-    # How rows are spread over passes may change.
-    del values["per_device_batch_size"]
-    return values | {
-        "model": config.model.model_id,
-        "stage": config.stage,
-        "seed": config.seed,
-        "rows": rows,
-        "data": sha256_file(annotation_file),
-        "lora": asdict(config.lora) | {"target_modules": list(config.lora.target_modules)}
-        if config.lora.rank
-        else None,
-    }
 
 
 def _lengths(
@@ -245,7 +205,7 @@ def _check(config: PretrainConfig, world: World) -> Path:
 
 
 def _build(config: PretrainConfig, run_dir: Path, say: Any) -> tuple[CobraVLM, list[str], Path | None]:
-    """Build the model and load what its stage starts from; say in plain words what that is."""
+    """Build the model, load what its stage starts from, say in plain words what that is, and freeze what stays."""
     path: Path | None = None
     checkpoint: Checkpoint = {}
     token = read_hf_token(config.hf_token)
@@ -269,6 +229,10 @@ def _build(config: PretrainConfig, run_dir: Path, say: Any) -> tuple[CobraVLM, l
         vlm.altered_module_keys.discard("vision_backbone")
     if config.stage == "align" and config.model.arch_specifier.startswith("no-align"):
         say(f"warning: the architecture {config.model.arch_specifier!r} needs no align stage; it is run all the same")
+    vlm.freeze_backbones(config.stage)
+    if config.lora.rank:
+        check_base(vlm, loaded)
+        apply_lora(vlm, config.lora)
     return vlm, loaded, path
 
 
@@ -313,21 +277,6 @@ def _announce(config: PretrainConfig, world: World, vlm: CobraVLM, rows: int, sa
     say(f"{rows:,} rows of {config.dataset.dataset_id}, stage {config.stage}, on {world.size} x {world.device.type}")
     if config.model.enable_mixed_precision_training and world.device.type != "cuda":
         say(f"mixed precision is for CUDA; on {world.device.type} everything is computed in fp32")
-
-
-def write_run_dir(config: PretrainConfig, run_id: str, run_dir: Path) -> dict[str, Any]:
-    """Make the run directory with `config.yaml` and its twin `config.json`.
-
-    Returns:
-        The configuration as JSON values.
-    """
-    values = draccus.encode(config)
-    values["run_id"] = run_id
-    (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    write_text(run_dir / "config.yaml", str(draccus.dump(values)))
-    hparams = json.loads(json.dumps(values, default=str))
-    write_json(run_dir / "config.json", hparams)
-    return hparams
 
 
 def _peak_flops(world: World) -> float | None:

@@ -47,13 +47,19 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def describe_run(
-    world: World, annotation_file: Path, rows: int, checkpoint: Path | None, loaded_modules: list[str]
+    world: World,
+    annotation_file: Path,
+    data_sha256: str,
+    rows: int,
+    checkpoint: Path | None,
+    loaded_modules: list[str],
 ) -> dict[str, Any]:
     """Return the provenance of a run as JSON values.
 
     Args:
         world: The processes.
-        annotation_file: The rows' file; hashed.
+        annotation_file: The rows' file.
+        data_sha256: Its hash.
         rows: Their number.
         checkpoint: Weights the run starts from, or None for the bare backbones; hashed.
         loaded_modules: Modules taken from it.
@@ -68,7 +74,7 @@ def describe_run(
         "platform": platform.platform(),
         "device": f"{world.device.type} {device}".strip(),
         "processes": world.size,
-        "data": {"path": str(annotation_file), "sha256": sha256_file(annotation_file), "rows": rows},
+        "data": {"path": str(annotation_file), "sha256": data_sha256, "rows": rows},
         "weights": {
             "path": None if checkpoint is None else str(checkpoint.resolve()),
             "sha256": None if checkpoint is None else sha256_file(checkpoint),

@@ -135,17 +135,13 @@ class RunSaver:
             UserError: It cannot be read, or is of another model.
         """
         tensors = _tensors(self._model, self._optimizer)
+        state = read_state(path)
         try:
             dcp.load(tensors, checkpoint_id=path, process_group=self._group, no_dist=self._world.size == 1)
-            values = json.loads((path / _STATE).read_text(encoding="utf-8"))
-            state = RunState(**values)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            raise UserError(
-                f"the state {path} cannot be read: {_reason(error)}. Delete that folder to go on "
-                "from the one before it, or give --resume none and another --run_id to begin anew."
-            ) from error
+            raise _unreadable(path, error) from error
         set_state_dict(
             self._model,
             self._optimizer,
@@ -164,6 +160,18 @@ def states(folder: Path) -> list[Path]:
     return sorted((path for path in found if (path / _STATE).is_file()), key=lambda path: path.name)
 
 
+def read_state(path: Path) -> RunState:
+    """Read what is kept beside the tensors.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        return RunState(**json.loads((path / _STATE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise _unreadable(path, error) from error
+
+
 def state_step(path: Path) -> int:
     """Return the step of a state by its name."""
     return int(path.name.removeprefix("step-"))
@@ -180,6 +188,13 @@ def clear_unfinished(folder: Path) -> None:
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     model_state, optimizer_state = get_state_dict(model, optimizer, options=_OPTIONS)
     return {"model": model_state, "optimizer": optimizer_state}
+
+
+def _unreadable(path: Path, error: BaseException) -> UserError:
+    return UserError(
+        f"the state {path} cannot be read: {_reason(error)}. Delete that folder to go on "
+        "from the one before it, or give --resume none and another --run_id to begin anew."
+    )
 
 
 def _reason(error: BaseException) -> str:

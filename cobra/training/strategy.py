@@ -1,21 +1,15 @@
-"""The training engine: set-up, the token-weighted step, and the loop."""
+"""The training engine: set-up and the token-weighted step; the loop over steps is in cobra.training.loop."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.utils.data import Dataset
 
 from cobra.models.load import cast
 from cobra.models.vlms import CobraVLM
 from cobra.training.batches import Batch, count_targets, to_device
-from cobra.training.evaluating import Evaluator
-from cobra.training.loop import LoopOptions, TrainingLoop
-from cobra.training.metrics import Metrics
 from cobra.training.optimizer import build_optimizer, clip_gradients
 from cobra.training.schedule import StepPlan, check_batches, check_schedule, learning_rate, plan_steps
 from cobra.training.sharding import check_strategy, group_size, shard
@@ -219,49 +213,6 @@ class TrainStrategy:
             values.epochs,
             values.max_steps,
         )
-
-    def run_training(
-        self,
-        dataset: Dataset,
-        collator: Callable[[Any], Batch],
-        modality_lengths: Sequence[tuple[bool, int]],
-        run_dir: Path,
-        metrics: Metrics | None,
-        seed: int = 7,
-        num_workers: int = 0,
-        evaluator: Evaluator | None = None,
-        options: LoopOptions | None = None,
-        setting: dict[str, Any] | None = None,
-        resume_from: Path | None = None,
-    ) -> StepResult | None:
-        """Train over the planned steps; see :class:`cobra.training.loop.TrainingLoop`.
-
-        Args:
-            dataset: Rows.
-            collator: From rows to a batch.
-            modality_lengths: (has an image, length) of every row.
-            run_dir: Where checkpoints go.
-            metrics: On the main process; None elsewhere.
-            seed: Of the order of rows.
-            num_workers: Processes that read rows, for each training process.
-            evaluator: Looks at held-out rows.
-            options: When to save, to validate and to give up.
-            setting: What has to be the same for the run to go on later.
-            resume_from: A saved state.
-
-        Returns:
-            The result of the last step; None where the state had reached it.
-
-        Raises:
-            Stopped: The run was asked to stop; its state is saved.
-            UserError: A row or the state cannot be read, or too many steps in a row were not finite.
-        """
-        loop = TrainingLoop(
-            self, dataset, collator, modality_lengths, run_dir, metrics, seed, num_workers, evaluator, options, setting
-        )
-        if resume_from is not None:
-            loop.restore(resume_from)
-        return loop.run()
 
 
 def _counts(batch: Batch) -> Tensor:

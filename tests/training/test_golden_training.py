@@ -15,9 +15,11 @@ from cobra.conf import DatasetConfig, ModelConfig
 from cobra.models.checkpoint import read_checkpoint
 from cobra.training.batches import count_targets
 from cobra.training.checkpointing import save_checkpoint
+from cobra.training.config import PretrainConfig
+from cobra.training.loop import TrainingLoop
 from cobra.training.metrics import Metrics
 from cobra.training.optimizer import build_optimizer, is_decayed
-from cobra.training.pretrain import PretrainConfig, default_run_id, write_run_dir
+from cobra.training.run_directory import default_run_id, write_run_dir
 from cobra.training.schedule import learning_rate
 from cobra.training.strategy import Hyperparameters, TrainStrategy
 from cobra.util.batching_utils import SplitModalitySampler
@@ -156,9 +158,9 @@ def test_golden_training_run(golden, golden_vlm, golden_data, tmp_path):
     strategy = cobras_strategy(golden_vlm, run, golden.json("param_groups.json"))
     recorder = Recorder()
     lengths = golden_data.finetune.get_modality_lengths()
-    strategy.run_training(
-        golden_data.finetune, golden_data.collator, lengths, tmp_path / "run", recorder, seed=run["seed"]
-    )
+    TrainingLoop(
+        strategy, golden_data.finetune, golden_data.collator, lengths, tmp_path / "run", recorder, seed=run["seed"]
+    ).run()
     size = run["grad_accumulation_steps"]
     micro = run["micro_batches"]
     assert len(recorder.steps) == run["max_steps"] == len(micro) // size

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from scratch import scratch_vlm
 from test_matrix import Recorder, make_rows
 
-from cobra.training.loop import LoopOptions
+from cobra.training.loop import LoopOptions, TrainingLoop
 from cobra.training.run_state import states
 from cobra.training.strategy import Hyperparameters, TrainStrategy
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
@@ -47,9 +47,10 @@ def trainer(world: World = CPU, steps: int = 8) -> TrainStrategy:
 
 def train(strategy, rows, folder: Path, recorder=None, evaluator=None, **options):
     lengths = [(True, len(row["input_ids"])) for row in rows]
-    return strategy.run_training(
-        rows, COLLATOR, lengths, folder, recorder, seed=5, evaluator=evaluator, options=LoopOptions(**options)
+    loop = TrainingLoop(
+        strategy, rows, COLLATOR, lengths, folder, recorder, seed=5, evaluator=evaluator, options=LoopOptions(**options)
     )
+    return loop.run()
 
 
 def test_step_with_a_broken_image_changes_nothing_and_the_run_goes_on(tmp_path, capsys):

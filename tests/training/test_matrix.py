@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from scratch import scratch_vlm
 
+from cobra.training.loop import TrainingLoop
 from cobra.training.strategy import Hyperparameters, TrainStrategy
 from cobra.util.data_utils import IGNORE_INDEX, PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World
@@ -70,7 +71,7 @@ def train(world: World, strategy: str, accumulation: int, group: int | None, fol
     lengths = [(row["pixel_values"] is not None, len(row["input_ids"])) for row in rows]
     collator = PaddedCollatorForLanguageModeling(512, 1, (3, 48, 48))
     recorder = Recorder()
-    trainer.run_training(rows, collator, lengths, folder / f"{strategy}-{accumulation}", recorder, seed=5)
+    TrainingLoop(trainer, rows, collator, lengths, folder / f"{strategy}-{accumulation}", recorder, seed=5).run()
     return recorder.steps
 
 

@@ -273,6 +273,17 @@ def test_adapters_train_save_resume_and_load(rows_dir, tmp_path):
     assert changed == {"in_proj.weight", "x_proj.weight", "dt_proj.weight", "out_proj.weight"}
 
 
+def test_share_of_the_peak_is_reported_where_the_device_has_one(rows_dir, tmp_path, monkeypatch):
+    from cobra.training import pretrain
+    from cobra.util.cli import run
+
+    monkeypatch.setattr(pretrain, "_peak_flops", lambda world: 1e12 * world.size)
+    more = ["--model.finetune_max_steps", "2", "--model.finetune_per_device_batch_size", "4"]
+    run(pretrain.pretrain, pretrain.PretrainConfig, train_arguments(rows_dir, tmp_path, "mfu", *more))
+    shares = [json.loads(line)["Finetune/MFU"] for line in (tmp_path / "mfu" / "mfu.jsonl").read_text().splitlines()]
+    assert len(shares) == 2 and all(0 < share < 1 for share in shares)
+
+
 def test_dry_run_plans_and_writes_nothing(rows_dir, tmp_path):
     arguments = train_arguments(rows_dir, tmp_path / "runs", "planned", "--model.finetune_per_device_batch_size", "4")
     process = launch([*arguments, "--dry_run", "true"])

@@ -112,6 +112,7 @@ def test_other_setting_is_refused(rows_dir, tmp_path):  # noqa: F811
     finish(process)
     code, output = finish(launch([*arguments, "--seed", "8"]))
     assert code == 2 and "cannot go on with another setting; it was begun with seed 7 (now 8)" in output
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 7
     code, output = finish(launch([*arguments, "--resume", "none"]))
     assert code == 2 and "would be overwritten" in output
     code, output = finish(launch([*arguments, "--resume", str(tmp_path / "run")]))

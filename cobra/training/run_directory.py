@@ -1,0 +1,107 @@
+"""The directory of a run: its name, what is in it before the first step, and what a later start goes on from."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import draccus
+
+from cobra.conf import DatasetRegistry
+from cobra.models.checkpoint import LATEST
+from cobra.training.config import PretrainConfig
+from cobra.training.materialize import stage_hyperparameters
+from cobra.training.run_state import RESUME, read_state, states
+from cobra.util.errors import UserError
+from cobra.util.files import write_json, write_text
+
+# In the directory of a run that has done all its steps.
+FINISHED = "finished.json"
+
+
+def default_run_id(config: PretrainConfig) -> str:
+    """Return Cobra's name for a run: the dataset in front, except for llava-v15."""
+    name = f"{config.model.model_id}+stage-{config.stage}+x{config.seed}"
+    dataset_id = config.dataset.dataset_id
+    return name if dataset_id == DatasetRegistry.LLAVA_V15.dataset_id else f"{dataset_id}+{name}"
+
+
+def find_run(config: PretrainConfig) -> tuple[str, Path, Path | None]:
+    """Return the run's name, its directory, and the saved state to go on from, if there is one.
+
+    Raises:
+        UserError: The name is no name of a folder; there is nothing to go on with in the directory that `resume`
+            names; or the run is finished, or has a checkpoint and shall not go on.
+    """
+    if config.resume not in ("auto", "none"):
+        run_dir = Path(config.resume)
+        if not (run_dir / "config.json").is_file():
+            raise UserError(
+                f"--resume {config.resume} is neither auto, none nor a run directory (it has no config.json)"
+            )
+        run_id = run_dir.name
+    else:
+        run_id = config.run_id or default_run_id(config)
+        run_dir = config.run_root_dir / run_id
+        if run_dir.parent != config.run_root_dir or run_dir.name in ("", ".", ".."):
+            raise UserError(f"--run_id {config.run_id!r} must be the name of a folder, without slashes")
+    if (run_dir / FINISHED).is_file():
+        raise UserError(f"the run {run_dir} is finished: choose another --run_id or --run_root_dir, or move it away")
+    found = states(run_dir / RESUME)
+    if config.resume != "none" and found:
+        return run_id, run_dir, found[-1]
+    if config.resume not in ("auto", "none"):
+        raise UserError(f"the run {run_dir} has saved no state to go on with: start it anew under another --run_id")
+    # A run of ours that was killed before its first state may begin anew; one of Cobra's has no such folder.
+    killed_early = config.resume == "auto" and (run_dir / RESUME).is_dir()
+    if found or ((run_dir / LATEST).exists() and not killed_early):
+        raise UserError(
+            f"the run {run_dir} has a checkpoint already and would be overwritten: choose another --run_id or "
+            "--run_root_dir, or move that folder away"
+        )
+    return run_id, run_dir, None
+
+
+def setting_of(config: PretrainConfig, data_sha256: str, rows: int) -> dict[str, Any]:
+    """Return what decides the sequence of rows and rates, and so must not change when a run goes on."""
+    values = asdict(stage_hyperparameters(config.model, config.stage))
+    # How rows are spread over passes may change.
+    del values["per_device_batch_size"]
+    return values | {
+        "model": config.model.model_id,
+        "stage": config.stage,
+        "seed": config.seed,
+        "rows": rows,
+        "data": data_sha256,
+        "lora": asdict(config.lora) | {"target_modules": list(config.lora.target_modules)}
+        if config.lora.rank
+        else None,
+    }
+
+
+def check_setting(run_dir: Path, state: Path, setting: dict[str, Any]) -> None:
+    """Raise a UserError where a saved state was made with another setting, or cannot be read."""
+    before = read_state(state).setting
+    differing = [
+        f"{name} {before.get(name)!r} (now {value!r})" for name, value in setting.items() if before.get(name) != value
+    ]
+    if differing:
+        raise UserError(
+            f"the run {run_dir} cannot go on with another setting; it was begun with {', '.join(differing)}. "
+            "Give the former values, or --resume none and another --run_id."
+        )
+
+
+def write_run_dir(config: PretrainConfig, run_id: str, run_dir: Path) -> dict[str, Any]:
+    """Make the run directory with `config.yaml` and its twin `config.json`.
+
+    Returns:
+        The configuration as JSON values.
+    """
+    values = draccus.encode(config)
+    values["run_id"] = run_id
+    (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    write_text(run_dir / "config.yaml", str(draccus.dump(values)))
+    hparams = json.loads(json.dumps(values, default=str))
+    write_json(run_dir / "config.json", hparams)
+    return hparams
