@@ -279,7 +279,9 @@ def test_share_of_the_peak_is_reported_where_the_device_has_one(rows_dir, tmp_pa
 
     monkeypatch.setattr(pretrain, "_peak_flops", lambda world: 1e12 * world.size)
     more = ["--model.finetune_max_steps", "2", "--model.finetune_per_device_batch_size", "4"]
-    run(pretrain.pretrain, pretrain.PretrainConfig, train_arguments(rows_dir, tmp_path, "mfu", *more))
+    arguments = train_arguments(rows_dir, tmp_path, "mfu", *more)
+    with pytest.raises(SystemExit):
+        run(pretrain.pretrain, pretrain.PretrainConfig, arguments)
     shares = [json.loads(line)["Finetune/MFU"] for line in (tmp_path / "mfu" / "mfu.jsonl").read_text().splitlines()]
     assert len(shares) == 2 and all(0 < share < 1 for share in shares)
 
