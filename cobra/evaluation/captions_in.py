@@ -1,11 +1,30 @@
 """Caption sets of all forms: which one a file, a folder or a data set has is told by its content."""
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from cobra.evaluation.coco import FETCH_COMMAND, CaptionedImage, parse_captions
+from cobra.evaluation.coco import parse_captions
+from cobra.evaluation.entries import (
+    FETCH_COMMAND,
+    CaptionedImage,
+    ImageId,
+    check_file_name,
+    refuse,
+    shortened,
+    whole_text,
+)
+from cobra.evaluation.hub_captions import is_dataset, read_hub_captions
+from cobra.evaluation.karpathy import is_karpathy, keep_ids, parse_karpathy, read_ids
 from cobra.evaluation.pictures import PictureFolder, Pictures
+from cobra.util.errors import UserError
 from cobra.util.files import read_json, sha256_file
+
+FOLDER_FILE = "captions.json"
+"""The captions of a folder of images: `{file name: [captions]}`, or a list of `{"file_name", "captions"}`."""
 
 
 @dataclass(frozen=True)
@@ -13,6 +32,9 @@ class CaptionSet:
     """Images with their captions, and where the pictures are."""
 
     images: list[CaptionedImage]
+    """Those to be evaluated."""
+    known_ids: frozenset[ImageId]
+    """Ids of all images of the file, those of other splits too: a results file may have captions for them."""
     pictures: Pictures | None
     """None where no folder was given: enough to score captions that are there."""
     source: str
@@ -20,25 +42,117 @@ class CaptionSet:
     form: str
     """What it was found to be, e.g. `COCO captions`."""
     sha256: str
-    """Of the file; of a data set, of the ids and captions that were read."""
+    """Of the file; of a data set, of the ids, file names and captions that were read, as JSON."""
 
 
 def read_caption_set(
-    source: Path | str, image_dir: Path | None = None, split: str | None = None, image_ids: Path | str | None = None
+    source: Path | str,
+    image_dir: Path | None = None,
+    split: str | None = None,
+    image_ids: Path | str | None = None,
+    list_file: Path | None = None,
 ) -> CaptionSet:
     """Read images with captions in any of the known forms.
 
+    These are COCO's annotation file; Karpathy's `dataset_coco.json`; a JSON file of captions by file name, or a folder
+    with such a `captions.json`; and a data set of the hub, by its id or its files.
+
     Args:
-        source: The annotation file.
-        image_dir: Folder of the images that it names.
-        split: Of Karpathy's file or a data set on the hub; None takes the one for testing.
-        image_ids: A file of the ids to keep.
+        source: The file, the folder or the id.
+        image_dir: Folder of the images. Only a folder with `captions.json` and a data set bring images of their own.
+        split: Of Karpathy's file (by default `test`) or a data set.
+        image_ids: What to keep; see :func:`cobra.evaluation.karpathy.read_ids`.
+        list_file: Written, with all images that an error is about, where they are more than it names.
 
     Raises:
-        UserError: It has none of the forms, or is not as its form must be.
+        UserError: It has none of the forms, or is not as its form must be; the folder of the images does not exist.
     """
     path = Path(source)
-    content = read_json(path, "the annotation file", f"COCO's own comes with: {FETCH_COMMAND}")
-    images = parse_captions(content, path)
-    pictures = None if image_dir is None else PictureFolder(image_dir)
-    return CaptionSet(images, pictures, str(source), "COCO captions", sha256_file(path))
+    pictures: Pictures | None = None if image_dir is None else PictureFolder(image_dir)
+    in_folder = (path / FOLDER_FILE).is_file()
+    if not in_folder and is_dataset(source):
+        images, rows, split = read_hub_captions(source, split)
+        known = [image.image_id for image in images]
+        form, sha256, pictures = f"data set, split {split}", _content_sha256(images), pictures or rows
+    else:
+        if path.is_dir() and not in_folder:
+            raise UserError(f"{path} holds neither {FOLDER_FILE} nor Parquet files: give an annotation file")
+        file = path / FOLDER_FILE if in_folder else path
+        content = read_json(file, "the annotation file", f"COCO's own comes with: {FETCH_COMMAND}")
+        images, known, form = _parse(content, file, split)
+        sha256 = sha256_file(file)
+        pictures = pictures or (PictureFolder(path) if in_folder else None)
+    if image_ids is not None:
+        images = keep_ids(images, read_ids(image_ids), str(source), list_file)
+        form = f"{form}, {len(images):,} of {image_ids}"
+    return CaptionSet(images, frozenset(known), pictures, str(source), form, sha256)
+
+
+def _parse(content: Any, path: Path, split: str | None) -> tuple[list[CaptionedImage], list[ImageId], str]:
+    """Return the images, the ids of all, and the name of the form."""
+    if is_karpathy(content):
+        images, known = parse_karpathy(content, path, split)
+        return images, known, f"Karpathy's captions, split {split or 'test'}"
+    if split is not None:
+        raise UserError(f"{path} has no splits: leave --split out")
+    if _is_named(content):
+        images, form = _parse_named(content, path), "captions by file name"
+    elif isinstance(content, dict) and {"images", "annotations"} <= content.keys():
+        images, form = parse_captions(content, path), "COCO captions"
+    else:
+        raise UserError(
+            f"{path} holds no captions in a known form: {_outline(content)}. Expected is COCO's file (`images` and "
+            "`annotations`), Karpathy's (`images` with `sentences`), or captions by file name "
+            '({"a.jpg": ["a dog", ...]}, or a list of {"file_name", "captions"}).'
+        )
+    return images, [image.image_id for image in images], form
+
+
+def _is_named(content: Any) -> bool:
+    """Return whether the content, by its first entry, is captions by file name."""
+    if isinstance(content, dict):
+        first = next(iter(content.values()), None)
+        return "images" not in content and "annotations" not in content and isinstance(first, str | list)
+    return isinstance(content, list) and bool(content) and isinstance(content[0], dict) and "file_name" in content[0]
+
+
+def _parse_named(content: Any, path: Path) -> list[CaptionedImage]:
+    """Read captions by file name; the names are the ids."""
+    if isinstance(content, dict):
+        entries = [(f"{path}: {shortened(name)}", name, captions) for name, captions in content.items()]
+    else:
+        entries = []
+        for number, entry in enumerate(content):
+            name, captions = (
+                (entry.get("file_name"), entry.get("captions")) if isinstance(entry, dict) else (None, None)
+            )
+            entries.append((f"{path}: [{number}]", name, captions))
+    images: dict[ImageId, CaptionedImage] = {}
+    for where, name, captions in entries:
+        texts = [captions] if isinstance(captions, str) else captions
+        if not isinstance(name, str) or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise UserError(
+                f"{where} has the file name {shortened(name)} and the captions {shortened(captions)}; a text and a "
+                "list of texts were expected"
+            )
+        check_file_name(name, where)
+        if name in images:
+            raise UserError(f"{where}: the file name {shortened(name)} was there before")
+        images[name] = CaptionedImage(name, name, tuple(map(whole_text, texts)))
+    bare = [name for name, image in images.items() if not image.references]
+    refuse(bare, f"{path} has no caption for", "Take them out, or add captions.")
+    return list(images.values())
+
+
+def _outline(content: Any) -> str:
+    """Say what a JSON value is, for a message."""
+    inside = content[0] if isinstance(content, list) and content else content
+    if not isinstance(inside, dict) or not inside:
+        return shortened(content)
+    keys = ", ".join(map(shortened, list(inside)[:5]))
+    return f"{'an object' if inside is content else 'a list of objects'} with the keys {keys}"
+
+
+def _content_sha256(images: Sequence[CaptionedImage]) -> str:
+    rows = [[image.image_id, image.file_name, image.references] for image in images]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

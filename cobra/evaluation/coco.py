@@ -1,7 +1,6 @@
 """Images with the captions of people, and COCO's own form of them: an annotation file beside a folder of images."""
 
 import random
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from PIL import Image
 
 from cobra.evaluation.entries import FETCH_COMMAND, CaptionedImage, ImageId, check_file_name, id_and_text, refuse
 from cobra.evaluation.pictures import PictureFolder, check_present, unreadable_images
+from cobra.evaluation.predictions import read_predictions
 from cobra.util.errors import UserError
 from cobra.util.files import read_json
 from cobra.util.images import read_rgb
@@ -75,33 +75,8 @@ def _file_names(entries: list[Any], annotations: Path) -> dict[ImageId, str]:
 
 
 def read_results(path: Path, known: Iterable[ImageId], wanted: Iterable[ImageId]) -> dict[ImageId, str]:
-    """Read captions in COCO's results format: a list of `{"image_id": ..., "caption": ...}`.
-
-    Args:
-        path: The file.
-        known: Ids of all images that have references.
-        wanted: Ids among them that a caption is needed for.
-
-    Returns:
-        The caption of every wanted image.
-
-    Raises:
-        UserError: The file is missing, is not JSON (with the line) or not of that form, or its ids repeat, are unknown
-            or lack wanted ones.
-    """
-    content = read_json(path, "the predictions file")
-    if not isinstance(content, list):
-        raise UserError(f'{path} is not in COCO\'s results format: a list of {{"image_id", "caption"}} was expected')
-    rows = [id_and_text(entry, "image_id", "caption", f"{path}: [{number}]") for number, entry in enumerate(content)]
-    captions = dict(rows)
-    repeated = [image_id for image_id, count in Counter(image_id for image_id, _ in rows).items() if count > 1]
-    refuse(repeated, f"{path} has more than one caption for", "Leave one for each image.")
-    known_ids = set(known)
-    unknown = [image_id for image_id in captions if image_id not in known_ids]
-    refuse(unknown, f"{path} has captions for", "The annotation file does not know them: give the one they belong to.")
-    missing = [image_id for image_id in wanted if image_id not in captions]
-    refuse(missing, f"{path} has no caption for", "Add them: a missing answer cannot be scored.")
-    return {image_id: captions[image_id] for image_id in wanted}
+    """Return the caption of every wanted image; see :func:`cobra.evaluation.predictions.read_predictions`."""
+    return read_predictions(path, known, wanted).captions
 
 
 def sample(images: Sequence[CaptionedImage], count: int | None, seed: int) -> list[CaptionedImage]:

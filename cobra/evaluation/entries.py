@@ -1,6 +1,8 @@
 """Images with the captions of people, and what the readers of their files have in common: checks, and errors."""
 
-from collections.abc import Sequence
+import re
+import reprlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,17 @@ ImageId = int | str
 FETCH_COMMAND = "python scripts/preprocess.py --dataset_id coco-captions --root_dir data"
 """What fetches COCO's own captions and images."""
 
+# A photo of COCO has the same number under its names of 2014 and of 2017.
+_PHOTO = re.compile(r"(?:.*/)?(?:COCO_(?:train|val|test)201[45]_)?(?P<number>[0-9]{12})\.jpe?g|(?P<digits>[0-9]{1,18})")
+
 # How many ids or names an error lists, and characters of a value in it.
 _SHOWN = 5
 _CHARACTERS = 80
+
+# A value may be as large or as deep as a file.
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 4
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = _CHARACTERS
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,37 @@ def id_and_text(entry: Any, id_key: str, text_key: str, where: str) -> tuple[Ima
     return image_id, whole_text(text)
 
 
+def photo_number(image_id: ImageId) -> int | None:
+    """Return the number of an image: an id that is one or spells one, or COCO's number in the file name of a photo.
+
+    `42`, `"42"`, `"000000000042.jpg"` and `"val2014/COCO_val2014_000000000042.jpg"` have the number 42; any other text
+    has none.
+    """
+    if isinstance(image_id, int):
+        return image_id
+    found = _PHOTO.fullmatch(image_id)
+    return None if found is None else int(found["number"] or found["digits"])
+
+
+def match_ids(found: Iterable[ImageId], known: Iterable[ImageId]) -> dict[ImageId, ImageId]:
+    """Return the known id of every id found that has one: itself, or the only one of the same number."""
+    known = set(known)
+    by_number: dict[int, list[ImageId]] = {}
+    for image_id in known:
+        number = photo_number(image_id)
+        if number is not None:
+            by_number.setdefault(number, []).append(image_id)
+    matched: dict[ImageId, ImageId] = {}
+    for image_id in found:
+        number = photo_number(image_id)
+        same = [] if number is None else by_number.get(number, [])
+        if image_id in known:
+            matched[image_id] = image_id
+        elif len(same) == 1:
+            matched[image_id] = same[0]
+    return matched
+
+
 def whole_text(text: str) -> str:
     """Return a text with a question mark for each lone surrogate, which JSON can spell and UTF-8 cannot."""
     return text.encode("utf-8", "replace").decode("utf-8")
@@ -69,7 +110,7 @@ def check_file_name(name: str, where: str) -> None:
 
 def shortened(value: Any) -> str:
     """Return a value as Python writes it, cut to a length that fits a message."""
-    text = repr(value)
+    text = _REPR.repr(value)
     return text if len(text) <= _CHARACTERS else f"{text[: _CHARACTERS - 3]}..."
 
 

@@ -5,13 +5,13 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from rich.progress import track
 
-from cobra.evaluation.entries import FETCH_COMMAND, CaptionedImage, ImageId, count_images, refuse
+from cobra.evaluation.entries import FETCH_COMMAND, CaptionedImage, ImageId, count_images, photo_number, refuse
 from cobra.util.errors import UserError
 from cobra.util.images import check_decodes, read_rgb
 from cobra.util.shown import shown
@@ -19,8 +19,7 @@ from cobra.util.shown import shown
 PictureFile = Path | io.BytesIO
 """What Pillow opens."""
 
-# A photo of COCO has the same number under the names of 2014 and of 2017.
-_COCO_NAME = re.compile(r"(?:COCO_(?:train|val)2014_)?([0-9]{12})\.jpg")
+# The folders of COCO's downloads that hold the photos with captions.
 _FOLDERS_2017 = ("", "val2017/", "train2017/")
 _SPLITS_2014 = ("val2014", "train2014")
 
@@ -37,9 +36,13 @@ class Pictures(ABC):
     def file(self, image: CaptionedImage) -> PictureFile | None:
         """Return an image's file as it is stored, each time a new stream; None where there is none."""
 
+    def has(self, image: CaptionedImage) -> bool:
+        """Return whether there is a file."""
+        return self.file(image) is not None
+
     @abstractmethod
     def others(self) -> list[str]:
-        """Return the names of a few files that are there, for a message; empty where there is none."""
+        """Return names of a few files that are there, for a message; empty where there is none."""
 
     def load(self, image: CaptionedImage) -> Image.Image:
         """Decode an image to RGB.
@@ -106,12 +109,11 @@ class PictureFolder(Pictures):
 def _names(file_name: str) -> Iterator[str]:
     """Yield where a file may be, relative to the image folder."""
     yield file_name
-    name = PurePosixPath(file_name).name
-    photo = _COCO_NAME.fullmatch(name)
-    if photo:
-        yield from (f"{folder}{photo[1]}.jpg" for folder in _FOLDERS_2017)
+    number = photo_number(file_name)
+    if number is not None:
+        yield from (f"{folder}{number:012d}.jpg" for folder in _FOLDERS_2017)
         for split in _SPLITS_2014:
-            yield from (f"{folder}COCO_{split}_{photo[1]}.jpg" for folder in ("", f"{split}/"))
+            yield from (f"{folder}COCO_{split}_{number:012d}.jpg" for folder in ("", f"{split}/"))
 
 
 def check_present(images: Sequence[CaptionedImage], pictures: Pictures, list_file: Path | None = None) -> None:
@@ -125,7 +127,7 @@ def check_present(images: Sequence[CaptionedImage], pictures: Pictures, list_fil
     Raises:
         UserError: Files are missing: their number and the first few; or all, with what is there instead.
     """
-    missing = [image.file_name for image in images if pictures.file(image) is None]
+    missing = [image.file_name for image in images if not pictures.has(image)]
     if len(missing) == len(images) > 1:
         instead = ", ".join(shown(name, 80) for name in pictures.others())
         raise UserError(
