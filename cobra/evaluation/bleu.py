@@ -10,65 +10,77 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cobra.evaluation.metric import Metric, RatioMetric, Scores, Weights
-
-ORDER = 4
+from cobra.evaluation.metric import Metric, RatioMetric, Scores
+from cobra.evaluation.ngrams import ORDER, Counts, Ngrams
 
 # Added by coco-caption to every numerator and denominator; its published digits depend on them.
 _TINY = 1e-15
 _SMALL = 1e-9
 
-Counts = NDArray[np.int64]
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class BleuCounts:
     """Sufficient statistics of BLEU for N images."""
 
-    correct: Counts
+    correct: Integers
     """(N, 4): n-grams of the hypothesis, n = 1 to 4, that a reference holds too, clipped to the largest count there."""
-    guessed: Counts
+    guessed: Integers
     """(N, 4): n-grams of the hypothesis."""
-    length: Counts
+    length: Integers
     """(N,): tokens of the hypothesis."""
-    reference_length: Counts
+    reference_length: Integers
     """(N,): tokens of the reference that is closest in length to the hypothesis; of two, the shorter."""
 
 
-def bleu_counts(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> BleuCounts:
-    """Count what BLEU needs.
+class BleuReferences:
+    """The references of N images, ready to be counted against."""
 
-    Args:
-        hypotheses: Tokens of one caption for each of N images.
-        references: Tokens of one or more reference captions for each image.
+    def __init__(self, references: Sequence[Sequence[Ngrams]]) -> None:
+        """Find how often each n-gram may count.
 
-    Raises:
-        ValueError: The numbers of hypotheses and of images with references differ, or an image has no reference.
-    """
-    rows = [_count(hypothesis, own) for hypothesis, own in zip(hypotheses, references, strict=True)]
-    table = np.array(rows, dtype=np.int64).reshape(len(rows), 2 * ORDER + 2)
-    return BleuCounts(table[:, :ORDER], table[:, ORDER : 2 * ORDER], table[:, -2], table[:, -1])
+        Args:
+            references: One or more captions for each image.
+
+        Raises:
+            ValueError: An image has no reference.
+        """
+        if not all(references):
+            raise ValueError("an image has no reference caption")
+        self._largest = [_largest(own) for own in references]
+        self._lengths = [sorted({reference.length for reference in own}) for own in references]
+
+    def count(self, hypotheses: Sequence[Ngrams]) -> BleuCounts:
+        """Count what BLEU needs of one caption for each image.
+
+        Raises:
+            ValueError: The numbers of captions and images differ.
+        """
+        rows = [_count(*row) for row in zip(hypotheses, self._largest, self._lengths, strict=True)]
+        table = np.array(rows, dtype=np.int64).reshape(len(rows), 2 * ORDER + 2)
+        return BleuCounts(table[:, :ORDER], table[:, ORDER : 2 * ORDER], table[:, -2], table[:, -1])
 
 
-def _count(hypothesis: Sequence[str], references: Sequence[Sequence[str]]) -> list[int]:
-    if not references:
-        raise ValueError("an image has no reference caption")
-    largest: Counter[tuple[str, ...]] = Counter()
+def _largest(references: Sequence[Ngrams]) -> Counts:
+    """Return the largest count of each n-gram in any of an image's references."""
+    largest: Counts = Counter()
     for reference in references:
-        largest |= _ngrams(reference)
+        for ngram, count in reference.counts.items():
+            if count > largest.get(ngram, 0):
+                largest[ngram] = count
+    return largest
+
+
+def _count(hypothesis: Ngrams, largest: Counts, lengths: Sequence[int]) -> list[int]:
     correct = [0] * ORDER
-    for ngram, count in _ngrams(hypothesis).items():
-        correct[len(ngram) - 1] += min(count, largest[ngram])
-    length = len(hypothesis)
+    for ngram in hypothesis.counts.keys() & largest.keys():
+        correct[len(ngram) - 1] += min(hypothesis.counts[ngram], largest[ngram])
+    length = hypothesis.length
     guessed = [max(0, length - n) for n in range(ORDER)]
-    closest = min((abs(len(reference) - length), len(reference)) for reference in references)[1]
+    # Sorted, so that of two equally close ones the shorter comes first.
+    closest = min(lengths, key=lambda other: abs(other - length))
     return [*correct, *guessed, length, closest]
-
-
-def _ngrams(tokens: Sequence[str]) -> Counter[tuple[str, ...]]:
-    return Counter(
-        tuple(tokens[start : start + n]) for n in range(1, ORDER + 1) for start in range(len(tokens) - n + 1)
-    )
 
 
 class BleuMetric(Metric):
@@ -102,8 +114,3 @@ def bleu_metrics(counts: BleuCounts) -> list[Metric]:
 def length_ratio(counts: BleuCounts) -> Metric:
     """Return the tokens of the hypotheses over those of the references closest in length."""
     return RatioMetric(counts.length, counts.reference_length)
-
-
-def corpus_bleu(counts: BleuCounts, weights: Weights | None = None) -> Scores:
-    """Return BLEU-1 to BLEU-4 of all images together, shape (..., 4); see :meth:`Metric.corpus`."""
-    return np.stack([metric.corpus(weights) for metric in bleu_metrics(counts)], axis=-1)

@@ -1,59 +1,105 @@
 """The metrics of one variant, from its answers."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from cobra.evaluation.bleu import BleuCounts, bleu_counts, bleu_metrics, length_ratio
-from cobra.evaluation.coco import CaptionedImage
+from cobra.evaluation.bleu import BleuReferences, bleu_metrics, length_ratio
+from cobra.evaluation.chair import Chair, Objects
+from cobra.evaluation.cider import CiderD, InverseDocumentFrequency
+from cobra.evaluation.entries import CaptionedImage
+from cobra.evaluation.java_metrics import JavaMetrics
 from cobra.evaluation.metric import MeanMetric, Metrics
+from cobra.evaluation.ngrams import Ngrams, count_ngrams
 from cobra.evaluation.protocol import Answer
+from cobra.evaluation.rouge import rouge_l
 from cobra.evaluation.similarity import SentenceSimilarity
 from cobra.evaluation.tokenizer import tokenize
 
 FLOOR_SEED = 7
+"""Of the captions that are shuffled."""
 
 
 class CaptionScorer:
     """Scores captions against the references of fixed images; all variants go through the same one."""
 
-    def __init__(self, images: Sequence[CaptionedImage], similarity: SentenceSimilarity | None) -> None:
-        """Tokenise the references.
+    def __init__(
+        self,
+        images: Sequence[CaptionedImage],
+        similarity: SentenceSimilarity | None = None,
+        idf_from: Sequence[CaptionedImage] | InverseDocumentFrequency | None = None,
+        objects: Objects | None = None,
+        java: JavaMetrics | None = None,
+    ) -> None:
+        """Take in the references.
 
         Args:
-            images: N images.
+            images: N images, at least one.
             similarity: Built from the same images' references; None leaves the embedding similarity out.
+            idf_from: Whose references CIDEr's idf is counted on, e.g. a whole annotation file's where only a sample of
+                it is scored; None is `images`.
+            objects: What is in the images (:func:`cobra.evaluation.chair.read_objects`); None leaves CHAIR out.
+            java: The metrics that need Java; None leaves them out.
+
+        Raises:
+            UserError: `objects` lacks images.
         """
         self._images = images
         self._references = [[tokenize(text) for text in image.references] for image in images]
+        ngrams = [[count_ngrams(tokens) for tokens in own] for own in self._references]
+        if idf_from is not None and not isinstance(idf_from, InverseDocumentFrequency):
+            idf_from = InverseDocumentFrequency(map(_ngrams, idf_from))
+        self._bleu = BleuReferences(ngrams)
+        self._cider = CiderD(ngrams, idf_from)
         self._similarity = similarity
+        self._objects = objects
+        self._chair = None if objects is None else Chair(images, objects)
+        self._java = java
 
     def score(self, captions: Sequence[str]) -> Metrics:
         """Score one caption for each image.
 
         Returns:
-            `bleu_1` to `bleu_4`, `length_ratio` (tokens over those of the references closest in length) and, if
-            embeddings are at hand, `similarity_mean` and `similarity_max` (over references; averaged over images).
+            `bleu_1` to `bleu_4`, `rouge_l`, `cider`, `length_ratio` (tokens over those of the references closest in
+            length); where they can be had `similarity_mean` and `similarity_max` (over references), `chair_i` and
+            `chair_s`, `meteor`, `spice`. Fractions of 1, `cider` 0 to 10.
+
+        Raises:
+            UserError: A Java program fails.
         """
-        counts = self._counts(captions)
+        tokens = [tokenize(caption) for caption in captions]
+        ngrams = [count_ngrams(own) for own in tokens]
+        counts = self._bleu.count(ngrams)
         metrics: Metrics = {f"bleu_{n}": metric for n, metric in enumerate(bleu_metrics(counts), 1)}
-        metrics["length_ratio"] = length_ratio(counts)
+        metrics["rouge_l"] = MeanMetric(rouge_l(tokens, self._references))
+        metrics["cider"] = MeanMetric(self._cider.score(ngrams))
+        if self._java is not None:
+            metrics |= self._java.score(tokens, self._references)
         if self._similarity is not None:
             similarity = self._similarity.compare(captions)
             metrics["similarity_mean"] = MeanMetric(similarity.mean)
             metrics["similarity_max"] = MeanMetric(similarity.maximum)
+        metrics["length_ratio"] = length_ratio(counts)
+        if self._chair is not None:
+            metrics |= self._chair.score(captions)
         return metrics
 
     def score_answers(self, answers: Sequence[Answer]) -> Metrics:
         """Score a model's answers, one for each image.
 
         Returns:
-            The metrics of :meth:`score` on the scored texts; `raw_bleu_4`, BLEU-4 of the answers as generated;
-            `valid_structure`, the share of answers with all four stages; `conclusion_fallbacks`, the share that had
-            no CONCLUSION, so that something else was scored.
+            The metrics of :meth:`score` on the scored texts; `raw_bleu_4` and `raw_cider`, those of the answers as
+            generated; `valid_structure`, the share of answers with all four stages; `conclusion_fallbacks`, the share
+            that had no CONCLUSION, so that something else was scored.
+
+        Raises:
+            UserError: A Java program fails.
         """
         metrics = self.score([answer.scored for answer in answers])
-        metrics["raw_bleu_4"] = bleu_metrics(self._counts([answer.raw for answer in answers]))[-1]
+        raw = [count_ngrams(tokenize(answer.raw)) for answer in answers]
+        metrics["raw_bleu_4"] = bleu_metrics(self._bleu.count(raw))[-1]
+        metrics["raw_cider"] = MeanMetric(self._cider.score(raw))
         metrics["valid_structure"] = MeanMetric([answer.valid_structure for answer in answers])
         metrics["conclusion_fallbacks"] = MeanMetric([answer.source != "conclusion" for answer in answers])
         return metrics
@@ -62,9 +108,13 @@ class CaptionScorer:
         """Score captions whose quality is known, so that others can be placed between them.
 
         Returns:
-            `shuffled`: every image gets another one's first reference, the same one at each call; absent for a single
-            image. `human`: every image's first reference against its other ones; over the images that have two or
-            more, absent where none has.
+            `shuffled`, the floor: every image gets another one's first reference, the same one at each call; absent
+            where there is one image. `human`, the ceiling: every image's first reference against its other ones, with
+            the same idf; over the images that have two or more, absent where none has. It is a little too low, as
+            systems are compared with one reference more.
+
+        Raises:
+            UserError: A Java program fails.
         """
         floors = {}
         if len(self._images) > 1:
@@ -72,12 +122,18 @@ class CaptionScorer:
             floors["shuffled"] = self.score([firsts[index] for index in derangement(len(firsts), FLOOR_SEED)])
         several = [image for image in self._images if len(image.references) > 1]
         if several:
-            others = [CaptionedImage(image.image_id, image.file_name, image.references[1:]) for image in several]
-            floors["human"] = CaptionScorer(others, None).score([image.references[0] for image in several])
+            floors["human"] = self._without_first(several).score([image.references[0] for image in several])
         return floors
 
-    def _counts(self, captions: Sequence[str]) -> BleuCounts:
-        return bleu_counts([tokenize(caption) for caption in captions], self._references)
+    def _without_first(self, images: Sequence[CaptionedImage]) -> "CaptionScorer":
+        """Return a scorer against all references of these images but the first."""
+        others = [replace(image, references=image.references[1:]) for image in images]
+        similarity = self._similarity and self._similarity.against([image.references for image in others])
+        return CaptionScorer(others, similarity, self._cider.idf, self._objects, self._java)
+
+
+def _ngrams(image: CaptionedImage) -> list[Ngrams]:
+    return [count_ngrams(tokenize(text)) for text in image.references]
 
 
 def derangement(count: int, seed: int) -> list[int]:

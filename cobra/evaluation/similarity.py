@@ -1,5 +1,6 @@
 """Semantic similarity: the cosine of sentence embeddings between an answer and each reference caption."""
 
+import copy
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,26 +85,48 @@ class SentenceSimilarity:
             UserError: The model cannot be loaded, or the device is not there.
         """
         self._model = _load(model, device)
-        self._sizes = np.array([len(own) for own in references])
-        self._starts = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
-        self._references = self._embed([text for own in references for text in own])
+        self._places: dict[str, int] = {}
+        self._vectors = np.empty((0, 0), dtype=np.float32)
+        self._set_references(references)
+        # Kept, as floors and ceilings are made of references.
+        self._places, self._vectors = self._embedded([text for own in references for text in own])
+
+    def against(self, references: Sequence[Sequence[str]]) -> "SentenceSimilarity":
+        """Return the same model with other references; those among the first ones are not embedded again."""
+        other = copy.copy(self)
+        other._set_references(references)
+        return other
 
     def compare(self, answers: Sequence[str]) -> Similarity:
         """Compare one answer for each image with the image's references."""
-        embeddings = np.repeat(self._embed(answers), self._sizes, axis=0)
-        cosines = np.clip(np.sum(embeddings * self._references, axis=1), -1, 1)
+        places, vectors = self._embedded([*answers, *self._references])
+        rows = np.array([places[one_line(text)] for text in answers])
+        references = np.array([places[text] for text in self._references])
+        products = vectors[np.repeat(rows, self._sizes)] * vectors[references]
+        cosines = np.clip(np.sum(products, axis=1, dtype=np.float64), -1, 1)
         return Similarity(
             np.add.reduceat(cosines, self._starts) / self._sizes, np.maximum.reduceat(cosines, self._starts)
         )
 
-    def _embed(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Return unit vectors (N, dimension)."""
-        chunks = [[one_line(text) for text in texts[start : start + _CHUNK]] for start in range(0, len(texts), _CHUNK)]
+    def _set_references(self, references: Sequence[Sequence[str]]) -> None:
+        self._sizes = np.array([len(own) for own in references])
+        self._starts = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
+        self._references = [one_line(text) for own in references for text in own]
+
+    def _embedded(self, texts: Sequence[str]) -> tuple[dict[str, int], NDArray[np.float32]]:
+        """Return unit vectors (M, dimension), those of the texts among them, and the row of each text on one line."""
+        new = [text for text in dict.fromkeys(map(one_line, texts)) if text not in self._places]
+        if not new:
+            return self._places, self._vectors
         embedded = [
-            self._model.encode(chunk, batch_size=_BATCH_SIZE, show_progress_bar=False, normalize_embeddings=True)
-            for chunk in track(chunks, description="Embedding captions", transient=True)
+            self._model.encode(
+                new[start : start + _CHUNK], batch_size=_BATCH_SIZE, normalize_embeddings=True, show_progress_bar=False
+            )
+            for start in track(range(0, len(new), _CHUNK), description="Embedding captions", transient=True)
         ]
-        return np.concatenate(embedded).astype(np.float64)
+        kept = [self._vectors] if len(self._vectors) else []
+        rows = {text: row for row, text in enumerate(new, len(self._vectors))}
+        return self._places | rows, np.concatenate([*kept, *embedded]).astype(np.float32)
 
 
 def _load(model: str | Path | None, device: str | None) -> "SentenceTransformer":

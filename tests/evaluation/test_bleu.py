@@ -8,15 +8,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nltk.translate.bleu_score import corpus_bleu as nltk_corpus_bleu
 
-from cobra.evaluation.bleu import bleu_counts, bleu_metrics, corpus_bleu, length_ratio
+from cobra.evaluation.bleu import BleuReferences, bleu_metrics, length_ratio
+from cobra.evaluation.ngrams import count_ngrams
 from cobra.evaluation.tokenizer import tokenize
 
 TOKENS = st.lists(st.sampled_from("abcde"), max_size=9)
 IMAGES = st.lists(st.tuples(TOKENS, st.lists(TOKENS, min_size=1, max_size=4)), min_size=1, max_size=6)
 
 
+def bleu_counts(hypotheses, references):
+    ngrams = [[count_ngrams(tokens) for tokens in own] for own in references]
+    return BleuReferences(ngrams).count([count_ngrams(tokens) for tokens in hypotheses])
+
+
 def per_image(counts):
     return np.stack([metric.per_image for metric in bleu_metrics(counts)], axis=-1)
+
+
+def corpus_bleu(counts, weights=None):
+    return np.stack([metric.corpus(weights) for metric in bleu_metrics(counts)], axis=-1)
 
 
 @pytest.fixture(scope="module")
