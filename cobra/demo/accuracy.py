@@ -1,6 +1,5 @@
 """How often a model's answers about held-out scenes are well formed and right, against the best constant answer."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,34 +8,14 @@ from typing import Any
 
 from rich.progress import track
 
+from cobra.evaluation.conclusions import KindScore
 from cobra.models.vlms import CobraVLM
 from cobra.preprocessing.datasets import extract_reasoning_trace
+from cobra.preprocessing.datasets.matching import match_conclusion
 from cobra.util.images import read_rgb
 
 # Answers of the demonstration end far below this.
 MAX_NEW_TOKENS = 128
-
-
-@dataclass
-class KindScore:
-    """Right answers to the questions of one kind."""
-
-    n: int = 0
-    """Questions."""
-    correct: int = 0
-    """Conclusions that equal the exact answer."""
-    majority: int = 0
-    """Right answers of somebody who always gives the commonest answer of the kind; see :func:`score_answers`."""
-
-    @property
-    def accuracy(self) -> float:
-        """Share of right conclusions."""
-        return self.correct / self.n
-
-    @property
-    def p_value(self) -> float:
-        """Probability of at least as many right answers if each were right as often as the commonest answer is."""
-        return binomial_tail(self.correct, self.n, self.majority / self.n)
 
 
 @dataclass
@@ -63,23 +42,9 @@ class AnswerScore:
         return {
             "n": self.overall.n,
             "valid_structure": self.valid / self.overall.n,
-            "overall": _numbers(self.overall),
-            "kinds": {kind: _numbers(score) for kind, score in self.kinds.items()},
+            "overall": self.overall.to_dict(),
+            "kinds": {kind: score.to_dict() for kind, score in self.kinds.items()},
         }
-
-
-def _numbers(score: KindScore) -> dict[str, float]:
-    return {
-        "n": score.n,
-        "accuracy": score.accuracy,
-        "majority_accuracy": score.majority / score.n,
-        "p_value": score.p_value,
-    }
-
-
-def binomial_tail(successes: int, n: int, p: float) -> float:
-    """Return the probability of at least `successes` in `n` independent trials of chance `p` (exact one-sided test)."""
-    return math.fsum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(successes, n + 1))
 
 
 def answer_rows(vlm: CobraVLM, rows: Sequence[dict[str, Any]], image_dir: Path, batch_size: int = 32) -> list[str]:
@@ -108,7 +73,7 @@ def answer_rows(vlm: CobraVLM, rows: Sequence[dict[str, Any]], image_dir: Path, 
 
 
 def score_answers(rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> AnswerScore:
-    """Compare the answers' conclusions with those of the rows, character by character but for white space around.
+    """Compare the answers' conclusions with those of the rows, by :func:`match_conclusion`.
 
     The commonest answer is that of the very rows, so no constant answer does better on them. Where a question names
     its options, the constant answer is "the first" or "the second" one.
@@ -120,13 +85,13 @@ def score_answers(rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> Ans
     score = AnswerScore()
     true_answers: dict[str, Counter[str]] = {}
     for row, answer in zip(rows, answers, strict=True):
-        truth = extract_reasoning_trace(row["conversations"][1]["value"]).conclusion
+        truth = extract_reasoning_trace(row["conversations"][1]["value"]).conclusion or ""
         trace = extract_reasoning_trace(answer)
         score.valid += trace.is_valid
         kind = score.kinds.setdefault(row["kind"], KindScore())
         kind.n += 1
-        kind.correct += trace.conclusion == truth
-        constant = str(row["options"].index(truth)) if row["options"] else str(truth)
+        kind.correct += trace.conclusion is not None and match_conclusion(trace.conclusion, truth) is not None
+        constant = str(row["options"].index(truth)) if row["options"] else truth
         true_answers.setdefault(row["kind"], Counter())[constant] += 1
     for name, counts in true_answers.items():
         score.kinds[name].majority = max(counts.values())

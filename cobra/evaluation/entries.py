@@ -38,6 +38,8 @@ class CaptionedImage:
     file_name: str
     """Path below the image folder, `/` between folders; it leads nowhere else."""
     references: tuple[str, ...]
+    question: str | None = None
+    """What is asked about this image alone; None where all are asked the protocol's prompt."""
 
 
 def id_and_text(entry: Any, id_key: str, text_key: str, where: str) -> tuple[ImageId, str]:

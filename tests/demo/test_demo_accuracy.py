@@ -1,10 +1,7 @@
-import math
-
 import pytest
 from PIL import Image
-from scipy.stats import binomtest
 
-from cobra.demo.accuracy import MAX_NEW_TOKENS, AnswerScore, answer_rows, binomial_tail, score_answers
+from cobra.demo.accuracy import MAX_NEW_TOKENS, AnswerScore, answer_rows, score_answers
 
 TRUE = "<SUMMARY> s </SUMMARY>\n\n<CAPTION> c </CAPTION>\n\n<REASONING> r </REASONING>\n\n<CONCLUSION> {} </CONCLUSION>"
 
@@ -12,11 +9,6 @@ TRUE = "<SUMMARY> s </SUMMARY>\n\n<CAPTION> c </CAPTION>\n\n<REASONING> r </REAS
 def row(kind, conclusion, options=()):
     turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": TRUE.format(conclusion)}]
     return {"kind": kind, "options": list(options), "conversations": turns}
-
-
-@pytest.mark.parametrize(("k", "n", "p"), [(0, 5, 0.3), (5, 5, 0.3), (60, 100, 0.5), (300, 350, 0.4), (3, 7, 0.0)])
-def test_the_binomial_tail_equals_scipys(k, n, p):
-    assert math.isclose(binomial_tail(k, n, p), binomtest(k, n, p, alternative="greater").pvalue, rel_tol=1e-9)
 
 
 def test_scores_count_structure_right_conclusions_and_the_commonest_answer():
