@@ -142,7 +142,7 @@ def _open_run_dir(
     """Make the run directory, or cut it back to the state that the run goes on from; return the open metrics."""
     reached = None if state is None else state_step(state)
     (run_dir / RESUME).mkdir(parents=True, exist_ok=True)
-    clear_unfinished(run_dir / RESUME)
+    clear_unfinished(run_dir)
     if evaluator is not None:
         evaluator.cut_back(run_dir, reached or 0)
     hparams = write_run_dir(config, run_id, run_dir)

@@ -20,6 +20,7 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
+from cobra.models.checkpoint import LATEST
 from cobra.util.distributed import World
 from cobra.util.errors import UserError
 from cobra.util.files import write_json
@@ -177,12 +178,14 @@ def state_step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def clear_unfinished(folder: Path) -> None:
-    """Delete what a killed run has left of states that it was writing or deleting."""
-    if folder.is_dir():
-        for path in folder.iterdir():
-            if path.suffix == _UNFINISHED:
-                shutil.rmtree(path, ignore_errors=True)
+def clear_unfinished(run_dir: Path) -> None:
+    """Delete what a killed run has left of states, checkpoints and other files that it was writing or deleting."""
+    for path in (run_dir / RESUME).glob(f"*{_UNFINISHED}"):
+        shutil.rmtree(path, ignore_errors=True)
+    # By the names that atomic_path gives; those of checkpoints are as big as the model.
+    for folder in (run_dir, run_dir / LATEST.parent):
+        for path in folder.glob(f".*{_UNFINISHED}"):
+            path.unlink(missing_ok=True)
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

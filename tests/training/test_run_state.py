@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_step import CPU, ROWS, collate, make_strategy
 
+from cobra.models.checkpoint import LATEST
 from cobra.training import run_state
 from cobra.training.run_state import RunSaver, RunState, clear_unfinished, states
 from cobra.util.errors import UserError
@@ -97,8 +98,13 @@ def test_what_is_half_written_is_not_a_state_and_is_cleared(tmp_path):
     shutil.copytree(folder / "step-000001", folder / "step-000002.tmp")
     (folder / "step-000003").mkdir()
     assert [path.name for path in states(folder)] == ["step-000001"]
-    clear_unfinished(folder)
-    assert not (folder / "step-000002.tmp").exists()
+    (tmp_path / LATEST).parent.mkdir()
+    leftover = tmp_path / LATEST.parent / f".{LATEST.name}.abc.tmp"
+    for path in (tmp_path / LATEST, leftover, tmp_path / ".config.json.abc.tmp"):
+        path.touch()
+    clear_unfinished(tmp_path)
+    assert not [*tmp_path.rglob("*.tmp")] and [path.name for path in states(folder)] == ["step-000001"]
+    assert (tmp_path / LATEST).exists()
 
 
 @pytest.mark.parametrize("name", [".metadata", "state.json", "__0_0.distcp"])
