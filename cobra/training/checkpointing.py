@@ -6,13 +6,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from cobra.models.checkpoint import ADAPTER, BEST, EMBEDDING, LATEST, TIED_HEAD
 from cobra.models.vlms import CobraVLM
 from cobra.training.lora import adapter_state
+from cobra.training.run_state import cause_of
 from cobra.util.distributed import World
+from cobra.util.errors import UserError
 from cobra.util.files import atomic_path
+
+
+class NotSavedError(UserError):
+    """A checkpoint could not be written, on a full disk say; those that are there are whole.
+
+    Attributes:
+        reason: Why, in one line.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"the checkpoint {path} could not be written ({reason}); the others are whole. Once there is room, run the "
+            "same command again: it goes on from the last saved state"
+        )
+        self.reason = reason
 
 
 def save_checkpoint(
@@ -41,32 +59,52 @@ def save_checkpoint(
 
     Returns:
         The path of the file with the step in its name, which without `milestone` is not there.
+
+    Raises:
+        NotSavedError: It could not be written; raised on every process, so that none waits for another.
     """
     path = run_dir / LATEST.parent / f"step-{step:06d}-epoch-{epoch:02d}-loss={loss:.4f}.pt"
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    states: dict[str, Any] = get_model_state_dict(vlm, options=options)
-    adapter = adapter_state(vlm)
+    modules = _gather(vlm)
+    reason = None
     if world.is_main:
-        modules: dict[str, dict[str, torch.Tensor]] = {}
-        for key in vlm.checkpoint_modules:
-            prefix = f"{key}."
-            modules[key] = {
-                name.removeprefix(prefix): value for name, value in states.items() if name.startswith(prefix)
-            }
-        if "llm_backbone" in modules:
-            # Gathered from shards the tied head is a copy of its own; torch.save writes one tensor once.
-            modules["llm_backbone"][TIED_HEAD] = modules["llm_backbone"][EMBEDDING]
-        if adapter:
-            modules[ADAPTER] = adapter
-        with atomic_path(path) as temporary:
-            torch.save({"model": modules}, temporary)
+        try:
+            _write(modules, path, milestone, best)
+        # torch.save turns what the file says into a RuntimeError.
+        except (OSError, RuntimeError) as error:
+            reason = cause_of(error)
+    [reason, *_] = world.gather(reason)
+    if reason is not None:
+        raise NotSavedError(path, reason)
+    return path
+
+
+def _gather(vlm: CobraVLM) -> dict[str, dict[str, Tensor]]:
+    """Return the modules of a checkpoint, whole and on the CPU; on the main process alone where they are sharded.
+
+    What the checkpoint does not hold is not gathered: beside adapters that is most of the model.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    modules: dict[str, Any] = {
+        key: get_model_state_dict(getattr(vlm, key), options=options) for key in vlm.checkpoint_modules
+    }
+    if modules.get("llm_backbone"):
+        # Gathered from shards the tied head is a copy of its own; torch.save writes one tensor once.
+        modules["llm_backbone"][TIED_HEAD] = modules["llm_backbone"][EMBEDDING]
+    adapter = adapter_state(vlm)
+    return modules | {ADAPTER: adapter} if adapter else modules
+
+
+def _write(modules: dict[str, dict[str, Tensor]], path: Path, milestone: bool, best: bool) -> None:
+    # Through a file of Python's own, whose error tells why nothing could be written.
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save({"model": modules}, file)
+    try:
         _point(path.with_name(LATEST.name), path)
         if best:
             _point(path.with_name(BEST.name), path)
+    finally:
         if not milestone:
             path.unlink()
-    world.barrier()
-    return path
 
 
 def _point(name: Path, path: Path) -> None:

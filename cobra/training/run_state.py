@@ -18,7 +18,9 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.storage import WriteResult
 
 from cobra.models.checkpoint import LATEST
 from cobra.util.distributed import World
@@ -83,21 +85,16 @@ class RunSaver:
         problem = self.finish()
         self._name = f"step-{state.step:06d}"
         unfinished = self.folder / (self._name + _UNFINISHED)
-        error = None
         if self._world.is_main:
-            try:
-                shutil.rmtree(unfinished, ignore_errors=True)
-                unfinished.mkdir(parents=True)
-                write_json(unfinished / _STATE, asdict(state))
-            except OSError as failure:
-                error = str(failure)
+            shutil.rmtree(unfinished, ignore_errors=True)
         self._world.barrier()
         tensors = _tensors(self._model, self._optimizer)
+        writer = _Writer(unfinished, state if self._world.is_main else None)
         future = dcp.async_save(
-            tensors, checkpoint_id=unfinished, process_group=self._group, no_dist=self._world.size == 1
+            tensors, storage_writer=writer, process_group=self._group, no_dist=self._world.size == 1
         )
         self._pending = cast("Future[Any]", future)
-        return problem or error
+        return problem
 
     def poll(self) -> str | None:
         """Complete a save that has been written; return why it failed, if it did. Returns at once."""
@@ -118,7 +115,7 @@ class RunSaver:
         except BaseException as error:
             if self._world.is_main:
                 shutil.rmtree(self.folder / (self._name + _UNFINISHED), ignore_errors=True)
-            return _reason(error)
+            return cause_of(error)
         return None
 
     def _complete(self) -> None:
@@ -188,6 +185,39 @@ def clear_unfinished(run_dir: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def cause_of(error: BaseException) -> str:
+    """Return in one line what went wrong with a file, on whichever process; what the system has said, if it has.
+
+    A writer that fails half-way may fail again when it closes its file, and tell of that alone.
+    """
+    if isinstance(error, CheckpointException) and error.failures:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        return f"process {rank}: {cause_of(cause)}"
+    said: BaseException | None = error
+    while said is not None and not isinstance(said, OSError):
+        said = said.__context__
+    return " ".join(str(said or error).split())[:300]
+
+
+class _Writer(dcp.FileSystemWriter):
+    """Writes what is kept beside the tensors too, and tells every process why one of them could not write.
+
+    The other processes are sent an exception without its context, in which the reason may be.
+    """
+
+    def __init__(self, path: Path, state: RunState | None) -> None:
+        super().__init__(path)
+        self._state = state
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
+        try:
+            if self._state is not None:
+                write_json(Path(self.path) / _STATE, asdict(self._state))
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            raise OSError(cause_of(error)) from error
+
+
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     model_state, optimizer_state = get_state_dict(model, optimizer, options=_OPTIONS)
     return {"model": model_state, "optimizer": optimizer_state}
@@ -195,17 +225,9 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
 
 def _unreadable(path: Path, error: BaseException) -> UserError:
     return UserError(
-        f"the state {path} cannot be read: {_reason(error)}. Delete that folder to go on "
+        f"the state {path} cannot be read: {cause_of(error)}. Delete that folder to go on "
         "from the one before it, or give --resume none and another --run_id to begin anew."
     )
-
-
-def _reason(error: BaseException) -> str:
-    """Return in one line what went wrong, on whichever process."""
-    if isinstance(error, CheckpointException) and error.failures:
-        rank, (cause, _) = next(iter(error.failures.items()))
-        return f"process {rank}: {' '.join(str(cause).split())[:300]}"
-    return " ".join(str(error).split())[:300]
 
 
 def _delete(path: Path) -> None:
