@@ -5,14 +5,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from cobra.evaluation.entries import FETCH_COMMAND, CaptionedImage, ImageId, check_file_name, id_and_text, refuse
 from cobra.evaluation.pictures import PictureFolder, check_present, unreadable_images
 from cobra.evaluation.predictions import read_predictions
 from cobra.util.errors import UserError
 from cobra.util.files import read_json
-from cobra.util.images import read_rgb
 
 # What download_extract("coco-captions") leaves.
 DEFAULT_ANNOTATIONS = Path("data/download/coco-captions/annotations/captions_val2017.json")
@@ -47,6 +44,11 @@ def parse_captions(content: Any, annotations: Path) -> list[CaptionedImage]:
         isinstance(content.get(key), list) for key in ("images", "annotations")
     ):
         raise UserError(f"{annotations} is not a COCO caption file: it has no lists `images` and `annotations`")
+    if any(_is_object(entry) for entry in content["annotations"][:1]):
+        raise UserError(
+            f"{annotations} holds objects, not captions: it is an instances file. COCO's captions of the same images "
+            "are in the file captions_*.json beside it."
+        )
     names = _file_names(content["images"], annotations)
     captions: dict[ImageId, list[str]] = {image_id: [] for image_id in names}
     for number, entry in enumerate(content["annotations"]):
@@ -58,6 +60,10 @@ def parse_captions(content: Any, annotations: Path) -> list[CaptionedImage]:
     bare = [image_id for image_id in names if not captions[image_id]]
     refuse(bare, f"{annotations} has no caption for", "Take them out of `images`, or add captions.")
     return [CaptionedImage(image_id, name, tuple(captions[image_id])) for image_id, name in names.items()]
+
+
+def _is_object(entry: Any) -> bool:
+    return isinstance(entry, dict) and "category_id" in entry and "caption" not in entry
 
 
 def _file_names(entries: list[Any], annotations: Path) -> dict[ImageId, str]:
@@ -101,17 +107,3 @@ def check_images(images: Sequence[CaptionedImage], image_dir: Path) -> None:
             f"{len(unreadable)} of {len(images)} images are unreadable: {'; '.join(unreadable[:5])}"
             f"{'; ...' if len(unreadable) > 5 else ''}. Fetch them again, or take them out of the annotation file."
         )
-
-
-def load_image(path: Path) -> Image.Image:
-    """Read an image as RGB.
-
-    Raises:
-        UserError: It cannot be decoded.
-    """
-    try:
-        return read_rgb(path)
-    # Pillow's decoders raise nearly anything on damaged files.
-    except Exception as error:
-        reason = str(error).replace(repr(str(path)), "the file")
-        raise UserError(f"{path} is not a readable image ({' '.join(reason.split())})") from error

@@ -25,6 +25,8 @@ SPLITS = ("val", "validation", "test")
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FILE = re.compile(r".*\.(?:json|jsonl|txt|csv|tsv|npy|zip)", re.IGNORECASE)
+# What rows without splits are called; `all` means something else to `datasets`.
+_ONLY_SPLIT = "rows"
 _ON_DISK = ("dataset_info.json", "dataset_dict.json")
 
 
@@ -116,7 +118,7 @@ def read_hub_captions(source: Path | str, split: str | None) -> tuple[list[Capti
         image_id = _image_id(row, number)
         if image_id not in rows:
             rows[image_id] = number
-            names[image_id] = _file_name(row, image_id)
+            names[image_id] = _file_name(row, number)
         references.setdefault(image_id, []).extend(_captions(row[captions], f"row {number} of {name}, {captions}"))
     bare = [image_id for image_id, texts in references.items() if not texts]
     refuse(bare, f"{name} has no caption for", "Choose another split, with --split, or leave them out.")
@@ -137,11 +139,11 @@ def _open(source: Path | str, split: str | None) -> tuple["Dataset", str]:
     try:
         if any((path / name).is_file() for name in _ON_DISK):
             loaded = datasets.load_from_disk(str(path))
-            splits = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "all"): loaded}
+            splits = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or _ONLY_SPLIT): loaded}
             chosen = _choose(list(map(str, splits)), split, source)
             return splits[chosen], chosen
         builder = (
-            datasets.load_dataset_builder("parquet", data_files={"all": str(path)})
+            datasets.load_dataset_builder("parquet", data_files={_ONLY_SPLIT: str(path)})
             if path.is_file()
             else datasets.load_dataset_builder(str(source))
         )
@@ -151,10 +153,12 @@ def _open(source: Path | str, split: str | None) -> tuple["Dataset", str]:
     except UserError:
         raise
     except (OSError, ValueError, DatasetsError) as error:
-        raise UserError(
-            f"{source} is neither a file or folder here nor a data set that can be had from the hub: "
-            f"{' '.join(str(error).split())[:300]}"
-        ) from error
+        problem = (
+            "cannot be read as a data set"
+            if path.exists()
+            else "is neither a file or folder here nor a data set that can be had from the hub"
+        )
+        raise UserError(f"{source} {problem}: {' '.join(str(error).split())[:300]}") from error
 
 
 def _choose(splits: Sequence[str], split: str | None, source: Path | str) -> str:
@@ -186,10 +190,12 @@ def _image_id(row: dict[str, Any], number: int) -> ImageId:
     return photo if photo is not None else image_id
 
 
-def _file_name(row: dict[str, Any], image_id: ImageId) -> str:
-    """Return a name for the image that is fit to be a path."""
-    names = [row[column] for column in NAME_COLUMNS if column in row] + [str(image_id)]
-    return next((name for name in names if isinstance(name, str) and not unsafe_name(name)), "image")
+def _file_name(row: dict[str, Any], number: int) -> str:
+    """Return a name for the image that is fit to be a path: its own, that of the photo of COCO, or the row's number."""
+    names = [row[column] for column in (*NAME_COLUMNS, "question_id") if column in row]
+    if isinstance(row.get("cocoid"), int):
+        names.append(f"{row['cocoid']:012d}.jpg")
+    return next((name for name in names if isinstance(name, str) and not unsafe_name(name)), f"row {number}")
 
 
 def _captions(value: Any, where: str) -> list[str]:

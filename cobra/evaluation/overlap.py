@@ -1,7 +1,7 @@
 """Which of the evaluated images the model may have been trained on: photos of COCO, told by their numbers."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -117,30 +117,25 @@ def _of_rows(path: Path) -> frozenset[int]:
 def find_overlap(images: Sequence[CaptionedImage], training: TrainingIds | None) -> Overlap:
     """Compare the images of an evaluation with those of training; None is where nothing is known of them.
 
-    An image is one of COCO by its id, a number, or by its file name. Data with numbers of their own must not be
-    compared with photos of COCO.
+    An image is a photo of COCO by its file name. Ids alone do not tell: other data have numbers of their own.
     """
     if training is None:
         return Overlap((), len(images), None)
-    found = [image.image_id for image in images if _numbers(image) & training.numbers]
+    found = [image.image_id for image in images if photo_number(image.file_name) in training.numbers]
     return Overlap(tuple(found), len(images), training.source)
 
 
-def _numbers(image: CaptionedImage) -> set[int]:
-    return {number for name in (image.image_id, image.file_name) if (number := photo_number(name)) is not None}
-
-
-def leave_out(images: Sequence[CaptionedImage], overlap: Overlap) -> list[CaptionedImage]:
-    """Return the images that are not in the overlap.
+def leave_out(images: Sequence[CaptionedImage], overlap: Overlap) -> tuple[list[CaptionedImage], Overlap]:
+    """Return the images that are not in the overlap, and the overlap as excluded.
 
     Raises:
-        UserError: None is left.
+        UserError: No image is left.
     """
     seen = set(overlap.image_ids)
     kept = [image for image in images if image.image_id not in seen]
     if not kept:
         raise UserError(
-            f"All {count_images(len(images))} are among the training images in {overlap.source}: nothing is left to "
-            "evaluate. Give other images, or leave --exclude_ids out."
+            f"Nothing is left to evaluate: of {count_images(len(images))} all are among the training images in "
+            f"{overlap.source}. Give other images, or leave --exclude_ids out."
         )
-    return kept
+    return kept, replace(overlap, excluded=True)

@@ -5,9 +5,8 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from cobra.evaluation.coco import check_images, load_image, read_captions, read_results, sample
+from cobra.evaluation.coco import read_captions, sample
 from cobra.util.errors import UserError
 
 
@@ -61,6 +60,7 @@ BROKEN = {
     "not an object": ([IMAGE], [5], r"annotations\[0\] is 5"),
     "outside the folder": ([{"id": 1, "file_name": "../a.png"}], [CAPTION], "leads out of its folder"),
     "absolute": ([{"id": 1, "file_name": "/etc/a.png"}], [CAPTION], "absolute"),
+    "instances": ([IMAGE], [{"image_id": 1, "category_id": 3, "bbox": []}], "instances file.*captions_"),
     "drive": ([{"id": 1, "file_name": "C:\\a.png"}], [CAPTION], "drive"),
 }
 
@@ -86,47 +86,6 @@ def test_many_ids_are_counted_and_only_a_few_shown(tmp_path):
         read_captions(path)
 
 
-def results_file(folder, rows):
-    path = folder / "results.json"
-    path.write_text(json.dumps(rows))
-    return path
-
-
-def test_results_of_other_known_images_are_left_out(tmp_path):
-    rows = [{"image_id": number, "caption": f"c{number}", "score": 1} for number in (3, 1, 2)]
-    assert read_results(results_file(tmp_path, rows), [1, 2, 3], [1, 3]) == {1: "c1", 3: "c3"}
-
-
-RESULTS = {
-    "repeated": ([(1, "a"), (2, "b"), (1, "c")], "more than one caption for 1 image: 1"),
-    "unknown": ([(1, "a"), (2, "b"), (8, "c"), (9, "c")], "captions for 2 images: 8, 9"),
-    "other type of id": ([("1", "a"), (2, "b")], "captions for 1 image: 1"),
-    "missing": ([(2, "b")], "no caption for 1 image: 1"),
-}
-
-
-@pytest.mark.parametrize(("rows", "message"), RESULTS.values(), ids=RESULTS)
-def test_results_that_do_not_match(tmp_path, rows, message):
-    path = results_file(tmp_path, [{"image_id": image_id, "caption": caption} for image_id, caption in rows])
-    with pytest.raises(UserError, match=message):
-        read_results(path, [1, 2, 3], [1, 2])
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [({}, "a list of"), ([{"image_id": 1}], r"\[0\] is .*`caption`"), ([{"image_id": 1.5, "caption": ""}], r"\[0\]")],
-)
-def test_results_of_another_form(tmp_path, content, message):
-    with pytest.raises(UserError, match=message):
-        read_results(results_file(tmp_path, content), [1], [1])
-
-
-def test_lone_surrogates_become_question_marks(tmp_path):
-    path = tmp_path / "results.json"
-    path.write_text('[{"image_id": 1, "caption": "a \\ud83d dog"}]')
-    assert read_results(path, [1], [1]) == {1: "a ? dog"}
-
-
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
@@ -144,11 +103,10 @@ JSON = st.recursive(
 def test_any_json_is_read_or_refused_in_words(tmp_path, content):
     path = tmp_path / "any.json"
     path.write_text(json.dumps(content))
-    for read in (read_captions, lambda file: read_results(file, [1], [])):
-        try:
-            read(path)
-        except UserError as error:
-            assert str(path) in str(error)
+    try:
+        read_captions(path)
+    except UserError as error:
+        assert str(path) in str(error)
 
 
 def test_a_sample_is_seeded_in_order_and_without_repeats(small):
@@ -159,30 +117,3 @@ def test_a_sample_is_seeded_in_order_and_without_repeats(small):
     assert ids == [image.image_id for image in sample(numbered, 10, seed=7)]
     assert ids != [image.image_id for image in sample(numbered, 10, seed=8)]
     assert sample(numbered, None, 7) == sample(numbered, 99, 7) == numbered
-
-
-def test_images_are_read_as_rgb_from_subfolders(small, tmp_path):
-    (tmp_path / "val").mkdir()
-    Image.new("RGBA", (3, 2), (255, 0, 0, 10)).save(tmp_path / "val" / "b.png")
-    Image.new("L", (3, 2)).save(tmp_path / "a.png")
-    check_images(read_captions(small), tmp_path)
-    image = load_image(tmp_path / "val" / "b.png")
-    assert (image.mode, image.size) == ("RGB", (3, 2))
-
-
-def test_missing_images_are_counted_and_named(small, tmp_path):
-    Image.new("L", (3, 2)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match=r"lacks 1 image: val/b\.png"):
-        check_images(read_captions(small), tmp_path)
-    with pytest.raises(UserError, match="image folder does not exist.*preprocess"):
-        check_images(read_captions(small), tmp_path / "none")
-
-
-def test_unreadable_images_are_counted_and_named(small, tmp_path):
-    (tmp_path / "val").mkdir()
-    Image.effect_noise((64, 64), 50).save(tmp_path / "a.png")
-    whole = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "val" / "b.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
-    with pytest.raises(UserError, match=r"2 of 2 images are unreadable: .*b\.png is not.*a\.png is not"):
-        check_images(read_captions(small), tmp_path)

@@ -9,7 +9,7 @@ import unicodedata
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cobra.preprocessing.datasets.numbers import Quantity, parse_quantity, same_quantity
+from cobra.preprocessing.datasets.quantities import Quantity, parse_quantity, same_quantity
 
 
 class Match(StrEnum):
@@ -20,7 +20,7 @@ class Match(StrEnum):
     LETTER = "option letter"
     """The same option of a choice, by its letter or its words: `B`, `(B)`, `B. red`, `The answer is B`."""
     NUMBER = "number"
-    """The same number: `1,000`, `1000` and `1e3`; see :func:`cobra.preprocessing.datasets.numbers.same_quantity`."""
+    """The same number: `1,000`, `1000` and `1e3`; see :func:`cobra.preprocessing.datasets.quantities.same_quantity`."""
     VERDICT = "yes or no"
     """The same yes or no (true or false), whatever is said after it."""
 

@@ -1,0 +1,176 @@
+"""Captions and images out of data sets: Parquet files as the hub has them, and what `save_to_disk` writes."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from cobra.evaluation.captions_in import read_caption_set
+from cobra.evaluation.entries import CaptionedImage
+from cobra.evaluation.pictures import check_present, unreadable_images
+from cobra.util.errors import UserError
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture(autouse=True)
+def quiet_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+def colour(number):
+    return Image.new("RGB", (4, 3), (number, 0, 0))
+
+
+def table(**columns):
+    made = datasets.Dataset.from_dict(columns)
+    return made.cast_column("image", datasets.Image()) if "image" in columns else made
+
+
+def lmms(*numbers):
+    """Rows in the columns of lmms-lab/COCO-Caption2017."""
+    names = [f"{number:012d}.jpg" for number in numbers]
+    return table(
+        question_id=names,
+        image=[colour(number) for number in numbers],
+        question=["Please carefully observe the image."] * len(names),
+        answer=[[f"caption {number}", "a dog"] for number in numbers],
+        id=list(range(len(names))),
+        file_name=names,
+    )
+
+
+def repository(folder, **splits):
+    """Write Parquet files as a repository of the hub holds them."""
+    (folder / "data").mkdir(parents=True)
+    for split, rows in splits.items():
+        rows.to_parquet(str(folder / "data" / f"{split}-00000-of-00001.parquet"))
+    return folder
+
+
+def reds(found):
+    return [found.pictures.load(image).getpixel((0, 0))[0] for image in found.images]
+
+
+def test_the_columns_of_lmms_lab(tmp_path):
+    found = read_caption_set(repository(tmp_path / "set", val=lmms(42, 7), test=lmms(9)))
+    assert found.images == [
+        CaptionedImage(42, "000000000042.jpg", ("caption 42", "a dog")),
+        CaptionedImage(7, "000000000007.jpg", ("caption 7", "a dog")),
+    ]
+    assert found.form == "data set, split val" and found.known_ids == {42, 7}
+    check_present(found.images, found.pictures)
+    assert reds(found) == [42, 7] and unreadable_images(found.images, found.pictures) == {}
+    assert found.pictures.load(found.images[1]).mode == "RGB"
+    other = read_caption_set(tmp_path / "set", split="test")
+    assert [image.image_id for image in other.images] == [9] and other.sha256 != found.sha256
+
+
+def test_one_file_and_a_saved_data_set_have_the_same_content(tmp_path):
+    folder = repository(tmp_path / "set", val=lmms(42, 7))
+    lmms(42, 7).save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict({"val": lmms(42, 7), "train": lmms(1)}).save_to_disk(str(tmp_path / "saved_splits"))
+    sources = (folder, folder / "data" / "val-00000-of-00001.parquet", tmp_path / "saved", tmp_path / "saved_splits")
+    found = [read_caption_set(source) for source in sources]
+    assert len({one.sha256 for one in found}) == 1 and [reds(one) for one in found] == [[42, 7]] * 4
+
+
+def test_rows_of_one_image_are_put_together(tmp_path):
+    rows = table(cocoid=[5, 6, 5], caption=["a", "b", "c"], image=[colour(5), colour(6), colour(5)])
+    found = read_caption_set(repository(tmp_path / "set", test=rows))
+    assert found.images == [
+        CaptionedImage(5, "000000000005.jpg", ("a", "c")),
+        CaptionedImage(6, "000000000006.jpg", ("b",)),
+    ]
+    assert reds(found) == [5, 6]
+
+
+def test_ids_and_names_are_taken_where_they_are(tmp_path):
+    raw = [[{"raw": "a"}], [{"raw": "b"}]]
+    flickr = table(filename=["100.jpg", "../x.jpg"], img_id=["0", "1"], sentences=raw)
+    found = read_caption_set(repository(tmp_path / "flickr", test=flickr))
+    assert [(image.image_id, image.file_name) for image in found.images] == [
+        ("100.jpg", "100.jpg"),
+        ("../x.jpg", "row 1"),
+    ]
+    assert found.pictures is None
+    bare = read_caption_set(repository(tmp_path / "bare", test=table(caption=["a", "b"])))
+    assert [(image.image_id, image.file_name) for image in bare.images] == [(0, "row 0"), (1, "row 1")]
+
+
+def test_a_folder_of_images_goes_before_those_of_the_rows(tmp_path):
+    (tmp_path / "images").mkdir()
+    colour(200).save(tmp_path / "images" / "000000000042.png")
+    rows = lmms(42).remove_columns("file_name").add_column("file_name", ["000000000042.png"])
+    found = read_caption_set(repository(tmp_path / "set", val=rows), tmp_path / "images")
+    assert reds(found) == [200]
+
+
+def test_damaged_and_absent_images_are_counted_not_refused(tmp_path):
+    rows = datasets.Dataset.from_dict(
+        {
+            "image_id": [1, 2, 3],
+            "image": [{"bytes": b"none", "path": "a.jpg"}, None, {"bytes": None, "path": str(tmp_path / "gone.jpg")}],
+            "caption": ["a", "b", "c"],
+        }
+    )
+    found = read_caption_set(repository(tmp_path / "set", val=rows))
+    unreadable = unreadable_images(found.images, found.pictures)
+    assert list(unreadable) == [1, 2, 3]
+    assert "not a readable image" in unreadable[1] and "does not exist" in unreadable[2]
+    assert "BytesIO" not in unreadable[1]
+
+
+BROKEN = {
+    "no such split": (dict(val=lmms), {"split": "train"}, "has no split 'train'; it has val.*--split"),
+    "no usual split": (dict(one=lmms, two=lmms), {}, "several splits.*it has one, two.*--split"),
+}
+
+
+@pytest.mark.parametrize(("splits", "flags", "message"), BROKEN.values(), ids=BROKEN)
+def test_splits_that_are_not_there(tmp_path, splits, flags, message):
+    folder = repository(tmp_path / "set", **{name: rows(1) for name, rows in splits.items()})
+    with pytest.raises(UserError, match=message):
+        read_caption_set(folder, **flags)
+
+
+def test_sets_without_captions_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no column of captions, answer, .*; it has image_id"):
+        read_caption_set(repository(tmp_path / "none", val=table(image_id=[1])))
+    with pytest.raises(UserError, match="the split test of .*has no caption for 2 images: 1, 2.*--split"):
+        read_caption_set(repository(tmp_path / "null", test=table(image_id=[1, 2], answer=[[], []])))
+    with pytest.raises(UserError, match=r"row 0 of .*, caption is \[5\], and a text"):
+        read_caption_set(repository(tmp_path / "number", val=table(image_id=[1], caption=[[5]])))
+
+
+def test_damaged_files_are_named(tmp_path):
+    (tmp_path / "set.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match=r"set\.parquet cannot be read as a data set"):
+        read_caption_set(tmp_path / "set.parquet")
+
+
+def test_an_id_that_the_hub_does_not_know(monkeypatch):
+    def unknown(name):
+        raise datasets.exceptions.DatasetNotFoundError(f"Dataset {name!r} doesn't exist on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", unknown)
+    with pytest.raises(UserError, match="no/such is neither a file or folder here nor .*'no/such' doesn't exist"):
+        read_caption_set("no/such")
+
+
+def test_names_of_files_are_not_taken_for_ids(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"annotation file does not exist: data/captions\.json"):
+        read_caption_set("data/captions.json")
+
+
+def test_predictions_of_lmms_eval_match_the_rows(tmp_path):
+    from cobra.evaluation.predictions import read_predictions
+
+    found = read_caption_set(repository(tmp_path / "set", val=lmms(42, 7)))
+    (tmp_path / "p.json").write_text(json.dumps([{"image_id": 7, "caption": "x"}, {"image_id": 42, "caption": "y"}]))
+    ids = [image.image_id for image in found.images]
+    assert read_predictions(tmp_path / "p.json", found.known_ids, ids).captions == {42: "y", 7: "x"}
