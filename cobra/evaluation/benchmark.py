@@ -20,16 +20,20 @@ from cobra.evaluation.coco import (
     read_results,
     sample,
 )
+from cobra.evaluation.pictures import PictureFolder
 from cobra.evaluation.protocol import DEFAULT_PROMPT, MAX_NEW_TOKENS, Protocol, answer_images
 from cobra.evaluation.report import (
     VARIANTS,
+    Results,
     VariantResult,
     prepare_output,
     print_results,
     print_samples,
     write_results,
 )
+from cobra.evaluation.report_page import render_page
 from cobra.evaluation.scoring import CaptionScorer
+from cobra.evaluation.signature import signature_line
 from cobra.evaluation.similarity import EXTRA, PACKAGE, SentenceSimilarity, packaged_model_is_installed
 from cobra.training.provenance import code_version, package_versions
 from cobra.util.errors import UserError
@@ -108,14 +112,14 @@ class ModelEntry:
     """What it is, for `metrics.json`."""
 
 
-def benchmark(config: BenchmarkConfig) -> dict[str, VariantResult]:
+def benchmark(config: BenchmarkConfig) -> Results:
     """Run a benchmark: answer, score, print, write.
 
     Args:
         config: The flags.
 
     Returns:
-        What was printed and written, by variant.
+        What was printed and written.
 
     Raises:
         UserError: Flags, files, images or a checkpoint are not as they must be; no results are written then.
@@ -130,32 +134,36 @@ def benchmark(config: BenchmarkConfig) -> dict[str, VariantResult]:
     models = _inspect_models(config, slot)
     if models:
         check_images(images, image_dir)
-    made = [
+    names = [
         name for name in VARIANTS if name.split("+")[0] in models or (name == "predictions" and predictions is not None)
     ]
-    prepare_output(config.output_dir, made)
+    prepare_output(config.output_dir, names)
     scorer = CaptionScorer(images, _similarity(images, config.device, console))
     protocol = Protocol(config.prompt, config.max_new_tokens, config.batch_size)
     _announce(console, protocol, models)
 
-    results = {}
+    made: dict[str, VariantResult] = {}
     # The last model inspected is still in memory, so it answers first.
     for role, model in reversed(models.items()):
         for scratchpad in (False, True):
             variant = role + "+scratchpad" * scratchpad
             vlm = slot.get(model.checkpoint)
             answers = answer_images(vlm, images, image_dir, protocol, scratchpad, role == "finetuned", variant)
-            metrics = {name: float(metric.corpus(None)) for name, metric in scorer.score_answers(answers).items()}
-            results[variant] = VariantResult([answer.scored for answer in answers], metrics, answers)
+            scored = [answer.scored for answer in answers]
+            made[variant] = VariantResult(scored, scorer.score_answers(answers), answers)
     if predictions is not None:
-        scores = {name: float(metric.corpus(None)) for name, metric in scorer.score(predictions).items()}
-        results["predictions"] = VariantResult(predictions, scores)
-    results = {name: results[name] for name in made}
+        made["predictions"] = VariantResult(predictions, scorer.score(predictions))
+    about = _about(config, annotations, protocol, models)
+    variants = {name: made[name] for name in names}
+    results = Results.of(images, variants, scorer.floors(), _signature(len(images), about), about)
+    page = render_page(results, PictureFolder(image_dir) if image_dir.is_dir() else None)
     # Written first: a screen that is gone must not cost the answers.
-    write_results(config.output_dir, images, results, _about(config, annotations, protocol, models))
-    print_results(console, images, results)
-    print_samples(console, images, results)
-    console.print(f"\nmetrics.json and all answers are in {escape(str(config.output_dir))}", highlight=False)
+    write_results(config.output_dir, results, page)
+    print_results(console, results)
+    print_samples(console, results)
+    console.print(
+        f"\nreport.html, metrics.json and all answers are in {escape(str(config.output_dir))}", highlight=False
+    )
     return results
 
 
@@ -265,3 +273,15 @@ def _about(
         about["decoding"] = protocol.decoding
         about["checkpoints"] = {role: model.about for role, model in models.items()}
     return about
+
+
+def _signature(n: int, about: dict[str, Any]) -> str:
+    return signature_line(
+        n=n,
+        tokenizer="ptb-3.4.1-python",
+        idf="references",
+        versions={"cobra-vlm": about["code"]["cobra-vlm"], **about["versions"]},
+        prompt_sha256=about.get("prompt_sha256"),
+        decoding=about.get("decoding"),
+        checkpoints={role: model["sha256"] for role, model in about.get("checkpoints", {}).items()},
+    )

@@ -1,46 +1,60 @@
-"""What a benchmark leaves: a table and sample answers on the screen, and its files."""
+"""What a benchmark leaves: a table, comparisons in words and sample answers on the screen, and its files."""
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cobra.evaluation.coco import CaptionedImage
+from cobra.evaluation.entries import CaptionedImage
+from cobra.evaluation.metric import LABELS, SHOWN_SCALE, Metrics, value
 from cobra.evaluation.protocol import Answer
+from cobra.evaluation.statistics import (
+    REPLICATES,
+    SEED,
+    Comparison,
+    Estimate,
+    compare_all,
+    estimate_all,
+    small_sample_warning,
+)
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path
+from cobra.util.shown import shown
 
-Metrics = dict[str, float]
+if TYPE_CHECKING:
+    from cobra.evaluation.answers import Throughput
+
 VARIANTS = ("baseline", "baseline+scratchpad", "finetuned", "finetuned+scratchpad", "predictions")
+PAGE = "report.html"
 
-_ROWS = {
-    "bleu_1": "BLEU-1",
-    "bleu_2": "BLEU-2",
-    "bleu_3": "BLEU-3",
-    "bleu_4": "BLEU-4",
-    "raw_bleu_4": "BLEU-4, tags and all",
-    "similarity_mean": "similarity, mean",
-    "similarity_max": "similarity, closest",
-    "length_ratio": "length / reference",
-    "valid_structure": "four valid stages",
-    "conclusion_fallbacks": "without CONCLUSION",
-}
-# Half of BLEU-4's 95 % interval on COCO, x100, is about this over the root of n: 3.7 at 100 images, 1.2 at 1,000.
-_HALF_WIDTH = 37
-_SMALL_N = 1000
+HEADLINES = ("cider", "bleu_4", "rouge_l", "similarity_max")
+"""The metrics that are looked at first."""
+
+FLOOR_LABELS = {"shuffled": "shuffled captions", "human": "one human"}
+"""Captions of known quality, with their names in tables."""
+
+SCALE_NOTE = (
+    f"Scores x{SHOWN_SCALE}, with 95 % intervals. So is CIDEr, as papers print it: on its own scale it goes to 10."
+)
+
+# Columns of a screen that hold four variants with floors and ceilings beside them.
+_WIDE = 100
 _SHOWN_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
 class VariantResult:
-    """One row of the table."""
+    """What one variant wrote about N images, and its scores."""
 
     captions: Sequence[str]
     """What was scored, one for each image."""
@@ -49,40 +63,137 @@ class VariantResult:
     """What a model answered; None for captions out of a file."""
 
 
-def print_results(console: Console, images: Sequence[CaptionedImage], results: Mapping[str, VariantResult]) -> None:
-    """Print the table of all variants, fractions x100, with a word on its precision."""
-    n = len(images)
-    table = Table(title=f"Captions of {n} image{'s' * (n > 1)}, scores x100", title_justify="left")
+@dataclass(frozen=True)
+class Results:
+    """All that a benchmark found out about N images."""
+
+    images: Sequence[CaptionedImage]
+    variants: Mapping[str, VariantResult]
+    estimates: Mapping[str, Mapping[str, Estimate]]
+    """By variant, then metric."""
+    comparisons: Sequence[Comparison]
+    """Of every pair of variants in every metric."""
+    floors: Mapping[str, Metrics]
+    """Scores of captions of known quality on the same images, by their key in :data:`FLOOR_LABELS`."""
+    signature: str
+    """See :func:`cobra.evaluation.signature.signature_line`."""
+    about: Mapping[str, Any]
+    """Further entries of `metrics.json`."""
+    throughput: "Mapping[str, Throughput]" = field(default_factory=dict)
+    """By variant; empty where nothing was measured."""
+    overlap: str | None = None
+    """What is known of images that were trained on, in a sentence."""
+
+    @classmethod
+    def of(
+        cls,
+        images: Sequence[CaptionedImage],
+        variants: Mapping[str, VariantResult],
+        floors: Mapping[str, Metrics],
+        signature: str,
+        about: Mapping[str, Any],
+        replicates: int = REPLICATES,
+        seed: int = SEED,
+        **others: Any,
+    ) -> "Results":
+        """Return results with intervals and comparisons worked out.
+
+        Args:
+            images: N images.
+            variants: By name.
+            floors: See the field.
+            signature: See the field.
+            about: See the field.
+            replicates: As :func:`cobra.evaluation.statistics.estimate_all` takes it.
+            seed: Likewise.
+            **others: `throughput` and `overlap`.
+        """
+        metrics = {name: result.metrics for name, result in variants.items()}
+        estimates, comparisons = estimate_all(metrics, replicates, seed), compare_all(metrics, replicates, seed)
+        return cls(images, variants, estimates, comparisons, floors, signature, about, **others)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics that any variant has, in the order in which they are shown."""
+        found = {name for estimates in self.estimates.values() for name in estimates}
+        return [name for name in LABELS if name in found]
+
+
+def main_pair(variants: Sequence[str]) -> tuple[str, str] | None:
+    """Return the two variants that are looked at first: without and with fine-tuning, else the first two, if any."""
+    pairs = list(combinations(variants, 2))
+    return next((pair for pair in pairs if pair == ("baseline", "finetuned")), pairs[0] if pairs else None)
+
+
+def findings(results: Results, every_pair: bool = False) -> list[str]:
+    """Return in words what may be claimed in the headline metrics.
+
+    Args:
+        results: Of a benchmark.
+        every_pair: Compare every pair of variants in the first of these metrics; in the others it is the main pair.
+    """
+    headlines = [metric for metric in HEADLINES if metric in results.metrics]
+    pair = main_pair(list(results.variants))
+    return [
+        comparison.words(len(results.images))
+        for metric in headlines
+        for comparison in results.comparisons
+        if comparison.metric == metric
+        and ((comparison.first, comparison.second) == pair or (every_pair and metric == headlines[0]))
+    ]
+
+
+def print_results(console: Console, results: Results) -> None:
+    """Print the table of all variants with floors and ceilings, and what it proves."""
+    n = len(results.images)
+    console.print(f"\n[bold]Captions of {n:,} image{'s' * (n > 1)}[/bold]", highlight=False)
+    console.print(SCALE_NOTE, highlight=False)
+    columns = {
+        name.replace("+", "\n+"): {metric: _cell(estimate) for metric, estimate in estimates.items()}
+        for name, estimates in results.estimates.items()
+    }
+    known = {
+        FLOOR_LABELS[name].replace(" ", "\n", 1): {metric: _number(value(own)) for metric, own in metrics.items()}
+        for name, metrics in results.floors.items()
+    }
+    groups = [columns | known] if console.width >= _WIDE else [columns, known]
+    for group in groups:
+        if group:
+            console.print(_table(results.metrics, group))
+    warning = small_sample_warning(n)
+    for line in [*([warning] if warning else []), *(f"- {line}" for line in findings(results, every_pair=True))]:
+        console.print(escape(line), highlight=False)
+    console.print(f"\n[dim]{escape(results.signature)}[/dim]", highlight=False, soft_wrap=True)
+
+
+def _table(metrics: Sequence[str], columns: Mapping[str, Mapping[str, str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("")
-    for variant in results:
-        table.add_column(variant.replace("+", "\n+"), justify="right")
-    for metric, label in _ROWS.items():
-        values = [result.metrics.get(metric) for result in results.values()]
-        if any(value is not None for value in values):
-            table.add_row(label, *("-" if value is None else f"{100 * value:.1f}" for value in values))
-    console.print(table)
-    if n < _SMALL_N:
-        console.print(
-            f"With so few images BLEU-4 is known to about +-{_HALF_WIDTH / n**0.5:.1f} (95 %, measured on COCO): "
-            "smaller differences may be chance.",
-            highlight=False,
-        )
+    for head in columns:
+        table.add_column(head, justify="right")
+    for metric in metrics:
+        cells = [column.get(metric, "-") for column in columns.values()]
+        if set(cells) != {"-"}:
+            table.add_row(LABELS[metric], *cells)
+    return table
 
 
-def print_samples(
-    console: Console, images: Sequence[CaptionedImage], results: Mapping[str, VariantResult], count: int = 3
-) -> None:
+def _cell(estimate: Estimate) -> str:
+    return f"{_number(estimate.value)}\n[dim]{_number(estimate.low)}-{_number(estimate.high)}[/dim]"
+
+
+def _number(score: float) -> str:
+    return f"{SHOWN_SCALE * score:.1f}" if math.isfinite(score) else "-"
+
+
+def print_samples(console: Console, results: Results, count: int = 3) -> None:
     """Print the first few images' captions: one human's, and what each variant was scored on."""
-    for index, image in enumerate(images[:count]):
-        console.print(f"\n[bold]{escape(image.file_name)}[/bold]")
-        for name, text in (("human", image.references[0]), *((name, r.captions[index]) for name, r in results.items())):
-            console.print(f"  {name}: {escape(_shown(text))}", highlight=False)
-
-
-def _shown(text: str) -> str:
-    """Return the beginning of a text, without characters that would move the cursor."""
-    clean = "".join(character if character.isprintable() else " " for character in text)
-    return clean if len(clean) <= _SHOWN_CHARACTERS else f"{clean[:_SHOWN_CHARACTERS]}..."
+    for index, image in enumerate(results.images[:count]):
+        console.print(f"\n[bold]{escape(shown(image.file_name, _SHOWN_CHARACTERS))}[/bold]", highlight=False)
+        captions = [(name, result.captions[index]) for name, result in results.variants.items()]
+        for name, text in (("human", image.references[0]), *captions):
+            one_line = " ".join(shown(text, _SHOWN_CHARACTERS).split())
+            console.print(f"  {name}: {escape(one_line)}", highlight=False)
 
 
 def prepare_output(output_dir: Path, variants: Sequence[str]) -> None:
@@ -108,39 +219,80 @@ def prepare_output(output_dir: Path, variants: Sequence[str]) -> None:
         )
 
 
-def write_results(
-    output_dir: Path, images: Sequence[CaptionedImage], results: Mapping[str, VariantResult], about: Mapping[str, Any]
-) -> None:
-    """Write `metrics.json`, `predictions/<variant>.json` and `answers/<variant>.jsonl`: all of them or none.
+def write_results(output_dir: Path, results: Results, page: str | None = None) -> None:
+    """Write the files of a benchmark, all of them or none.
+
+    They are `metrics.json`, `predictions/<variant>.json` (COCO's results format), `answers/<variant>.jsonl` of models,
+    and `report.html`.
 
     Args:
         output_dir: Their folder.
-        images: What was captioned.
-        results: By variant.
-        about: Further entries of `metrics.json`.
+        results: What was found out.
+        page: The page, from :func:`cobra.evaluation.report_page.render_page`; None leaves it out.
     """
-    metrics = {
-        "n": len(images),
-        "variants": {
-            variant: {name: {"value": value} for name, value in result.metrics.items()}
-            for variant, result in results.items()
-        },
-        **about,
-    }
-    texts = {output_dir / "metrics.json": json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"}
-    for variant, result in results.items():
+    texts = {output_dir / "metrics.json": json.dumps(metrics_json(results), indent=2, ensure_ascii=False) + "\n"}
+    for variant, result in results.variants.items():
         rows = [
             {"image_id": image.image_id, "caption": caption}
-            for image, caption in zip(images, result.captions, strict=True)
+            for image, caption in zip(results.images, result.captions, strict=True)
         ]
         texts[_predictions_file(output_dir, variant)] = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
         if result.answers is not None:
             lines = [json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in result.answers]
             texts[output_dir / "answers" / f"{variant}.jsonl"] = "".join(lines)
+    if page is not None:
+        texts[output_dir / PAGE] = page
     # The files take their places together, once the last of them is written.
     with ExitStack() as stack:
         for path, text in texts.items():
             stack.enter_context(atomic_path(path)).write_text(text, encoding="utf-8")
+
+
+def metrics_json(results: Results) -> dict[str, Any]:
+    """Return what `metrics.json` holds: fractions, CIDEr on its own scale of 0 to 10; what is not known is null."""
+    extra: dict[str, Any] = {}
+    if results.throughput:
+        extra["throughput"] = {
+            name: asdict(speed)
+            | {"captions_per_second": speed.captions_per_second, "tokens_per_second": speed.tokens_per_second}
+            for name, speed in results.throughput.items()
+        }
+    if results.overlap is not None:
+        extra["overlap_words"] = results.overlap
+    return {
+        "n": len(results.images),
+        "signature": results.signature,
+        "variants": {
+            name: {metric: _estimate_json(estimate) for metric, estimate in estimates.items()}
+            for name, estimates in results.estimates.items()
+        },
+        "comparisons": [
+            {
+                "metric": comparison.metric,
+                "first": comparison.first,
+                "second": comparison.second,
+                "difference": _estimate_json(comparison.difference),
+                "p_value": comparison.p_value,
+                "p_holm": comparison.p_holm,
+                "claimed": bool(comparison.is_claimed),
+            }
+            for comparison in results.comparisons
+        ],
+        "floors": {
+            name: {metric: {"value": _known(value(own))} for metric, own in metrics.items()}
+            for name, metrics in results.floors.items()
+        },
+        **extra,
+        **results.about,
+    }
+
+
+def _estimate_json(estimate: Estimate) -> dict[str, float | None]:
+    return {name: _known(number) for name, number in asdict(estimate).items()}
+
+
+def _known(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 def _predictions_file(output_dir: Path, variant: str) -> Path:

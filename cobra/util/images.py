@@ -7,6 +7,7 @@ resize. Draft mode would act on pictures of 768 pixels and more, and change them
 CMYK and reads JPEG alone; torchvision reads 16-bit PNG to 16 bits. `benchmarks/dataset.py` measures it again.
 """
 
+import io
 import warnings
 from pathlib import Path
 
@@ -16,11 +17,11 @@ from PIL import Image
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
 
 
-def read_rgb(path: Path | str) -> Image.Image:
+def read_rgb(path: Path | str | io.BytesIO) -> Image.Image:
     """Decode the first picture of a file to RGB, (height, width, 3) of 8 bits, as it is stored: EXIF does not turn it.
 
     Args:
-        path: A file in one of :data:`FORMATS`, told by its content.
+        path: A file in one of :data:`FORMATS`, told by its content, or its bytes.
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -24,8 +24,8 @@ class Thumbnail(NamedTuple):
     height: int
 
 
-def thumbnail(path: Path) -> Thumbnail | str:
-    """Return a small copy of the picture in a file, or in one sentence why there is none."""
+def thumbnail(path: Path | io.BytesIO) -> Thumbnail | str:
+    """Return a small copy of the picture in a file or its bytes, or in one sentence why there is none."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size

@@ -105,7 +105,7 @@ def test_four_variants(main, captions, models):
     again = module.benchmark(
         BenchmarkConfig(predictions=own, coco_annotations=captions.annotations, output_dir=out / "again")
     )
-    assert again["predictions"].metrics["bleu_4"] == values["finetuned+scratchpad"]["bleu_4"]
+    assert again.estimates["predictions"]["bleu_4"].value == values["finetuned+scratchpad"]["bleu_4"]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,8 @@ def test_predictions_need_no_model_and_no_images(main, captions, models):
     code, out, _ = main("--predictions", captions.predictions, "--coco_annotations", captions.annotations)
     assert (code, models["loads"]) == (0, [])
     metrics = json.loads((out / "metrics.json").read_text())
-    assert set(metrics["variants"]["predictions"]) == {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "length_ratio"}
+    names = {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "length_ratio"}
+    assert set(metrics["variants"]["predictions"]) == names
     assert not (out / "answers").exists() and "prompt" not in metrics
 
 

@@ -1,87 +1,153 @@
-"""The table and the files of a benchmark."""
+"""What a benchmark prints, and its files."""
 
 import io
 import json
+import math
 
+import numpy as np
 import pytest
+from made_results import COT, HOSTILE, cider, make_images, results, variant
 from rich.console import Console
 
-from cobra.evaluation.coco import CaptionedImage
-from cobra.evaluation.protocol import Answer
-from cobra.evaluation.report import VariantResult, prepare_output, print_results, print_samples, write_results
-from cobra.evaluation.scoring import CaptionScorer
+from cobra.evaluation.metric import MeanMetric
+from cobra.evaluation.report import (
+    Results,
+    VariantResult,
+    findings,
+    main_pair,
+    prepare_output,
+    print_results,
+    print_samples,
+    write_results,
+)
 from cobra.util.errors import UserError
 
-IMAGES = [
-    CaptionedImage(1, "a.png", ("A red square on a wall.", "There is a red square.")),
-    CaptionedImage("two", "b.png", ("A blue circle.",)),
-]
-RAW = "<CONCLUSION> a red square on a wall </CONCLUSION>"
-ANSWERS = [
-    Answer(1, "Caption?", RAW, "a red square on a wall", "conclusion", False),
-    Answer("two", "Caption?", "a blue circle", "a blue circle", "text", False, "analysis"),
-]
 
-
-def result():
-    scored = [answer.scored for answer in ANSWERS]
-    metrics = CaptionScorer(IMAGES, None).score_answers(ANSWERS)
-    return VariantResult(scored, {name: float(metric.corpus()) for name, metric in metrics.items()}, ANSWERS)
-
-
-def screen(function, *arguments):
-    console = Console(file=io.StringIO(), width=120)
+def screen(function, *arguments, width=140):
+    console = Console(file=io.StringIO(), width=width)
     function(console, *arguments)
     return console.file.getvalue()
 
 
-def test_the_table_states_n_and_scores_times_100():
-    file_result = VariantResult(["x", "y"], {"bleu_1": 0.1234})
-    text = screen(print_results, IMAGES, {"finetuned+scratchpad": result(), "predictions": file_result})
-    rows = [line.strip("\u2502 ").split("\u2502") for line in text.splitlines() if line.startswith("\u2502")]
-    cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
-    assert "2 images" in text and "+-26.2" in text and "+scratchpad" in text
-    assert cells["BLEU-1"] == ["100.0", "12.3"] and cells["without CONCLUSION"] == ["50.0", "-"]
-    assert not any("similarity" in label for label in cells)
+def test_estimates_and_comparisons_are_worked_out():
+    found = results()
+    assert found.estimates["baseline"]["cider"].value == pytest.approx(cider(found, "baseline").mean())
+    assert found.metrics == ["bleu_4", "cider", "valid_structure"]
+    pairs = [(row.first, row.second) for row in found.comparisons if row.metric == "cider"]
+    assert pairs == [
+        ("baseline", "finetuned"),
+        ("baseline", "finetuned+scratchpad"),
+        ("finetuned", "finetuned+scratchpad"),
+    ]
 
 
-def test_four_variants_fit_a_narrow_screen():
+@pytest.mark.parametrize(
+    ("names", "pair"),
+    [
+        (["baseline", "baseline+scratchpad", "finetuned"], ("baseline", "finetuned")),
+        (["finetuned", "finetuned+scratchpad"], ("finetuned", "finetuned+scratchpad")),
+        (["predictions"], None),
+    ],
+)
+def test_the_pair_that_is_looked_at_first(names, pair):
+    assert main_pair(names) == pair
+
+
+def test_the_table_has_values_intervals_floors_and_ceilings():
+    found = results()
+    lines = screen(print_results, found).splitlines()
+    row = next(number for number, line in enumerate(lines) if line.strip().startswith("CIDEr"))
+    values = [100 * own["cider"].value for own in found.estimates.values()]
+    assert lines[row].split() == ["CIDEr", *(f"{value:.1f}" for value in values), "5.0", "90.0"]
+    assert lines[row + 1].split() == [
+        f"{100 * own['cider'].low:.1f}-{100 * own['cider'].high:.1f}" for own in found.estimates.values()
+    ]
+    # BLEU-4 has neither floor nor ceiling here.
+    assert next(line for line in lines if line.strip().startswith("BLEU-4")).split()[-2:] == ["-", "-"]
+
+
+def test_what_is_printed_says_n_the_scale_the_precision_and_the_signature():
+    found = results()
+    text = " ".join(screen(print_results, found).split())
+    assert "Captions of 12 images" in text and "With 12 images" in text and "on its own scale it goes to 10" in text
+    assert found.signature in text
+    for line in findings(found, every_pair=True):
+        assert line in text
+
+
+def test_findings_are_of_the_main_pair_and_of_all_in_the_first_metric():
+    found = results()
+    words = {(row.metric, row.first, row.second): row.words(12) for row in found.comparisons}
+    pair = ("baseline", "finetuned")
+    assert findings(found) == [words["cider", *pair], words["bleu_4", *pair]]
+    every = [text for (metric, *_), text in words.items() if metric == "cider"]
+    assert findings(found, every_pair=True) == [*every, words["bleu_4", *pair]]
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_four_variants_fit_the_screen(width):
+    images = make_images(3)
+    one = variant(images, ["a"] * 3, [1.0, 1.2, 1.1], length_ratio=[1.0, 1.5, 1.3])
     names = ["baseline", "baseline+scratchpad", "finetuned", "finetuned+scratchpad"]
-    console = Console(file=io.StringIO(), width=80)
-    print_results(console, IMAGES, dict.fromkeys(names, result()))
-    assert "\u2026" not in console.file.getvalue() and "four valid stages" in console.file.getvalue()
+    floors = {"shuffled": one.metrics, "human": one.metrics}
+    found = Results.of(images, dict.fromkeys(names, one), floors, "n:3", {}, replicates=50)
+    text = screen(print_results, found, width=width)
+    assert "\u2026" not in text and text.split().count("110.0") == 6
+    assert all(len(line) <= width for line in text.splitlines())
 
 
 def test_samples_are_taken_literally():
-    captions = ["[bold]not markup[/bold] \x1b[2J\x07", "x" * 1000]
-    text = screen(print_samples, IMAGES, {"predictions": VariantResult(captions, {})})
-    assert "[bold]not markup[/bold]" in text and "\x1b" not in text and "\x07" not in text
-    assert len(text) < 900 and "A blue circle." in text
+    images = make_images(2)
+    captions = ["[bold]not markup[/bold] \x1b[2J\x07\u202e", "x" * 1000]
+    result = VariantResult(captions, {"cider": MeanMetric([1.0, 2.0])})
+    text = screen(print_samples, Results.of(images, {"predictions": result}, {}, "", {}, replicates=20))
+    assert "[bold]not markup[/bold]" in text and not {"\x1b", "\x07", "\u202e"} & set(text)
+    assert len(text) < 900 and images[0].references[0] in text
 
 
 def test_files_in_the_forms_that_others_read(tmp_path):
-    prepare_output(tmp_path, ["finetuned"])
-    write_results(tmp_path, IMAGES, {"finetuned": result()}, {"prompt_sha256": "abc"})
+    found = results(overlap="None is.")
+    prepare_output(tmp_path, list(found.variants))
+    write_results(tmp_path, found, "<p>page</p>")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert (metrics["n"], metrics["prompt_sha256"]) == (2, "abc")
-    assert metrics["variants"]["finetuned"]["bleu_4"]["value"] == result().metrics["bleu_4"]
-    assert json.loads((tmp_path / "predictions" / "finetuned.json").read_text()) == [
-        {"image_id": 1, "caption": "a red square on a wall"},
-        {"image_id": "two", "caption": "a blue circle"},
-    ]
-    lines = [json.loads(line) for line in (tmp_path / "answers" / "finetuned.jsonl").read_text().splitlines()]
-    assert [(line["image_id"], line["raw"], line["analysis"]) for line in lines] == [
-        (1, RAW, None),
-        ("two", "a blue circle", "analysis"),
-    ]
+    assert (metrics["n"], metrics["signature"], metrics["prompt"]) == (12, found.signature, "Caption?")
+    estimate = found.estimates["finetuned"]["cider"]
+    assert metrics["variants"]["finetuned"]["cider"] == vars(estimate)
+    assert metrics["floors"]["human"]["cider"]["value"] == pytest.approx(0.9)
+    first = metrics["comparisons"][0]
+    assert set(first) == {"metric", "first", "second", "difference", "p_value", "p_holm", "claimed"}
+    assert set(first["difference"]) == {"value", "low", "high"} and "throughput" not in metrics
+    rows = json.loads((tmp_path / "predictions" / "finetuned.json").read_text())
+    assert rows == [{"image_id": 100 + i, "caption": f"square {i}"} for i in range(12)]
+    lines = (tmp_path / "answers" / "finetuned.jsonl").read_text().splitlines()
+    assert json.loads(lines[3])["raw"] == COT.format("square 3") and len(lines) == 12
+    assert (tmp_path / "report.html").read_text() == "<p>page</p>"
+
+
+def test_hostile_captions_come_back_as_they_were(tmp_path):
+    write_results(tmp_path, results())
+    rows = json.loads((tmp_path / "predictions" / "baseline.json").read_text())
+    assert rows[2]["caption"] == HOSTILE.strip()
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_what_is_not_known_is_null(tmp_path):
+    images = make_images(2)
+    result = VariantResult(["a", "b"], {"similarity_max": MeanMetric([math.nan, 0.5])})
+    write_results(tmp_path, Results.of(images, {"predictions": result}, {}, "", {}, replicates=20))
+    text = (tmp_path / "metrics.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["variants"]["predictions"]["similarity_max"]["value"] is None
 
 
 def test_files_change_together_or_not_at_all(tmp_path):
-    write_results(tmp_path, IMAGES, {"finetuned": result()}, {})
+    found = results(n=2)
+    write_results(tmp_path, found, "page")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    broken = VariantResult(["\ud83d", "y"], {"bleu_1": 0.5}, ANSWERS)
+    broken = VariantResult(["\ud83d", "y"], {"cider": MeanMetric(np.ones(2))})
+    again = Results.of(found.images, {**found.variants, "finetuned": broken}, {}, "other", {}, replicates=20)
     with pytest.raises(UnicodeEncodeError):
-        write_results(tmp_path, IMAGES, {"baseline": result(), "finetuned": broken}, {})
+        write_results(tmp_path, again, "other page")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -94,7 +160,7 @@ def test_an_output_folder_that_cannot_be_made(tmp_path):
 
 
 def test_variants_of_another_benchmark_are_not_mixed_in(tmp_path):
-    write_results(tmp_path, IMAGES, {"finetuned": result()}, {})
-    prepare_output(tmp_path, ["baseline", "finetuned"])
-    with pytest.raises(UserError, match="with the variants finetuned, which"):
+    write_results(tmp_path, results())
+    prepare_output(tmp_path, ["baseline", "finetuned", "finetuned+scratchpad"])
+    with pytest.raises(UserError, match=r"with the variants finetuned, finetuned\+scratchpad, which"):
         prepare_output(tmp_path, ["baseline"])
