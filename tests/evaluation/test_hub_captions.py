@@ -1,7 +1,12 @@
 """Captions and images out of data sets: Parquet files as the hub has them, and what `save_to_disk` writes."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 
+import hub_server
 import pytest
 from PIL import Image
 
@@ -150,6 +155,44 @@ def test_damaged_files_are_named(tmp_path):
     (tmp_path / "set.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match=r"set\.parquet cannot be read as a data set"):
         read_caption_set(tmp_path / "set.parquet")
+
+
+class TreeHub(hub_server.HubServer):
+    """The hub with the listing of one folder that `datasets` asks for besides."""
+
+    def answer(self, handler):
+        asked = re.fullmatch(r"/api/datasets/\w+/\w+/tree/(\w+)/?([^?]*)(?:\?.*)?", handler.path)
+        if not asked:
+            return super().answer(handler)
+        folder = self._commits[asked[1]]
+        return hub_server._send_json(handler, [self._listed(folder, path) for path in (folder / asked[2]).iterdir()])
+
+    def _listed(self, folder, path):
+        entry = {"type": "directory", "oid": "0" * 40, "size": 0, "path": path.relative_to(folder).as_posix()}
+        if path.is_file():
+            sha256, git = self._hash(path)
+            size = path.stat().st_size
+            entry |= {"type": "file", "oid": git, "size": size, "lfs": {"oid": sha256, "size": size, "pointerSize": 9}}
+        return entry
+
+
+def test_of_the_hubs_files_only_those_of_the_split_are_fetched(tmp_path):
+    folder = repository(tmp_path / "set", val=lmms(42, 7), test=lmms(9))
+    program = (
+        "from cobra.evaluation.captions_in import read_caption_set\n"
+        "found = read_caption_set('lab/captions')\n"
+        "print([(image.image_id, found.pictures.load(image).getpixel((0, 0))) for image in found.images], found.form)"
+    )
+    with TreeHub(folder, repo_id="lab/captions") as hub:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout == "[(42, (42, 0, 0)), (7, (7, 0, 0))] data set, split val\n", done.stderr
+        val = folder / "data" / "val-00000-of-00001.parquet"
+        assert hub.bytes_sent() == hub.bytes_sent("data/val-00000-of-00001.parquet") == val.stat().st_size
 
 
 def test_an_id_that_the_hub_does_not_know(monkeypatch):
