@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 
 import cobra
+from cobra.evaluation.answer_store import AnswerStore
+from cobra.evaluation.answers import answer_variants
 from cobra.evaluation.coco import (
     DEFAULT_ANNOTATIONS,
     DEFAULT_IMAGE_DIR,
@@ -21,7 +23,7 @@ from cobra.evaluation.coco import (
     sample,
 )
 from cobra.evaluation.pictures import PictureFolder
-from cobra.evaluation.protocol import DEFAULT_PROMPT, MAX_NEW_TOKENS, Protocol, answer_images
+from cobra.evaluation.protocol import MAX_NEW_TOKENS, Protocol, resolve_prompt
 from cobra.evaluation.report import (
     VARIANTS,
     Results,
@@ -36,6 +38,7 @@ from cobra.evaluation.scoring import CaptionScorer
 from cobra.evaluation.signature import signature_line
 from cobra.evaluation.similarity import EXTRA, PACKAGE, SentenceSimilarity, packaged_model_is_installed
 from cobra.training.provenance import code_version, package_versions
+from cobra.util.distributed import World
 from cobra.util.errors import UserError
 from cobra.util.files import sha256_file
 from cobra.util.torch_utils import resolve_device, resolve_dtype
@@ -67,8 +70,8 @@ class BenchmarkConfig:
     """Captions in COCO's results format, scored as they are; needs no checkpoint."""
     output_dir: Path = Path("runs/benchmark")
     """Folder of metrics.json, predictions/ and answers/."""
-    prompt: str = DEFAULT_PROMPT
-    """The final prompt of all variants."""
+    prompt: str = "seed"
+    """The final prompt of all variants: `seed`, `lmms-eval`, `@path` of a UTF-8 file with the prompt, or its text."""
     max_new_tokens: int = MAX_NEW_TOKENS
     """Limit of an answer; a scratchpad's first pass has its own of 256."""
     max_images: int | None = None
@@ -139,16 +142,17 @@ def benchmark(config: BenchmarkConfig) -> Results:
     ]
     prepare_output(config.output_dir, names)
     scorer = CaptionScorer(images, _similarity(images, config.device, console))
-    protocol = Protocol(config.prompt, config.max_new_tokens, config.batch_size)
+    protocol = Protocol(resolve_prompt(config.prompt), config.max_new_tokens, config.batch_size)
     _announce(console, protocol, models)
 
+    store = AnswerStore(config.output_dir / "answers")
     made: dict[str, VariantResult] = {}
     # The last model inspected is still in memory, so it answers first.
     for role, model in reversed(models.items()):
-        for scratchpad in (False, True):
-            variant = role + "+scratchpad" * scratchpad
-            vlm = slot.get(model.checkpoint)
-            answers = answer_images(vlm, images, image_dir, protocol, scratchpad, role == "finetuned", variant)
+        vlm, own_stages = slot.get(model.checkpoint), role == "finetuned"
+        pictures, world = PictureFolder(image_dir), World(0, 1, vlm.device)
+        answered = answer_variants(vlm, role, images, pictures, protocol, store, own_stages, world, console)
+        for variant, answers in answered.answers.items():
             scored = [answer.scored for answer in answers]
             made[variant] = VariantResult(scored, scorer.score_answers(answers), answers)
     if predictions is not None:
@@ -177,8 +181,7 @@ def _check_flags(config: BenchmarkConfig) -> None:
         raise UserError(
             "--baseline_checkpoint is compared with --checkpoint: give that too, or give it as --checkpoint"
         )
-    if not config.prompt.strip():
-        raise UserError("--prompt is empty: leave it out for the default one")
+    resolve_prompt(config.prompt)
     for name in ("max_new_tokens", "max_images", "batch_size"):
         value = getattr(config, name)
         if value is not None and value < 1:

@@ -2,35 +2,73 @@
 
 A variant is a model answering at once, or after a scratchpad: a first pass writes an analysis of the image, the second
 sees the image and the analysis and answers the common final prompt. A model that was fine-tuned on four-stage answers
-writes its own stages in the first pass, so it is asked the common prompt there, and SUMMARY, CAPTION and REASONING are
-its analysis; any other model is asked for an analysis in our words. The tags never reach the second prompt, as no
-human turn of LLaVA-CoT has any.
+writes its own stages in the first pass, so it is asked the common prompt there, ends after its REASONING, and SUMMARY,
+CAPTION and REASONING are its analysis; any other model is asked for an analysis in our words. The tags never reach the
+second prompt, as no human turn of LLaVA-CoT has any.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from cobra.evaluation.coco import CaptionedImage, ImageId, load_image
+from cobra.evaluation.entries import ImageId
 from cobra.preprocessing.datasets import extract_reasoning_trace
+from cobra.util.errors import UserError
 
 if TYPE_CHECKING:
     from cobra.models.vlms import CobraVLM
 
+VARIANTS = ("baseline", "baseline+scratchpad", "finetuned", "finetuned+scratchpad", "predictions")
+
 DEFAULT_PROMPT = "Please carefully observe the image and come up with a caption for the image."
+LMMS_EVAL_PROMPT = "Provide a one-sentence caption for the provided image."
 ANALYSIS_PROMPT = (
     "Study the image and write down what you see, before anybody asks about it: the place, the main things in it, how "
     "many there are, what they look like, where they are, and what is going on between them."
 )
 SCRATCHPAD_PROMPT = "An analysis of the image:\n{analysis}\n\n{prompt}"
 
+# Final prompts by name.
+PROMPTS = {"seed": DEFAULT_PROMPT, "lmms-eval": LMMS_EVAL_PROMPT}
+
 MAX_NEW_TOKENS = 512
 SCRATCHPAD_TOKENS = 256
+# What a model's own stages end with when they serve as its analysis.
+OWN_STAGES_END = ("</REASONING>", "<CONCLUSION>")
+
+
+def resolve_prompt(prompt: str) -> str:
+    """Return the final prompt that a flag asks for.
+
+    Args:
+        prompt: A name of :data:`PROMPTS`; `@path`, a UTF-8 file, whose text counts without the white space around it;
+            anything else is the prompt itself, names of files too.
+
+    Raises:
+        UserError: The prompt is empty, or the file is not there, is not UTF-8 text, or is empty.
+    """
+    if prompt in PROMPTS:
+        return PROMPTS[prompt]
+    if not prompt.strip():
+        raise UserError("--prompt is empty: leave it out for the default one")
+    if not prompt.startswith("@"):
+        return prompt
+    path = Path(prompt[1:])
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompt {prompt}: {path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(
+            f"--prompt {prompt}: the file {path} cannot be read ({reason}). A prompt that begins with @ has to be put "
+            "into a file"
+        ) from error
+    if not text:
+        raise UserError(f"--prompt {prompt}: the file {path} holds no text")
+    return text
 
 
 @dataclass(frozen=True)
@@ -64,6 +102,22 @@ class Protocol:
             "batch_size": self.batch_size,
         }
 
+    def first_prompt(self, own_stages: bool) -> str:
+        """Return what is asked in a scratchpad's first pass; see this module's head."""
+        return self.prompt if own_stages else ANALYSIS_PROMPT
+
+    def settings(self, scratchpad: bool, own_stages: bool) -> dict[str, Any]:
+        """Return all that a variant's answers depend on beside the model and the image, as JSON values."""
+        found: dict[str, Any] = {"prompt": self.prompt, "do_sample": False, "max_new_tokens": self.max_new_tokens}
+        if scratchpad:
+            found["scratchpad"] = {
+                "prompt": SCRATCHPAD_PROMPT,
+                "first_prompt": self.first_prompt(own_stages),
+                "max_new_tokens": SCRATCHPAD_TOKENS,
+                "stop_strings": list(OWN_STAGES_END) if own_stages else [],
+            }
+        return found
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -82,6 +136,16 @@ class Answer:
     """All four stages are there, closed, in order, and nothing else."""
     analysis: str | None = None
     """What the first pass of a scratchpad wrote, as generated."""
+    problem: str | None = None
+    """Why the image could not be read; the answer is empty then."""
+
+    @classmethod
+    def of(
+        cls, image_id: ImageId, prompt: str, raw: str, analysis: str | None = None, problem: str | None = None
+    ) -> "Answer":
+        """Build an answer from what was written."""
+        valid = extract_reasoning_trace(raw).is_valid
+        return cls(image_id, prompt, raw, *scored_text(raw), valid, analysis, problem)
 
 
 def scored_text(raw: str) -> tuple[str, str]:
@@ -95,49 +159,6 @@ def scored_text(raw: str) -> tuple[str, str]:
     if trace.caption:
         return trace.caption, "caption"
     return raw.strip(), "text"
-
-
-def answer_images(
-    vlm: "CobraVLM",
-    images: Sequence[CaptionedImage],
-    image_dir: Path,
-    protocol: Protocol,
-    scratchpad: bool,
-    own_stages: bool,
-    title: str,
-) -> list[Answer]:
-    """Let a model answer the final prompt about every image.
-
-    Args:
-        vlm: In evaluation mode.
-        images: The images.
-        image_dir: Their folder.
-        protocol: What all variants have in common.
-        scratchpad: Whether a first pass writes an analysis.
-        own_stages: Whether the model was fine-tuned to write one by itself; see this module's head.
-        title: Names the variant on the progress bar.
-
-    Returns:
-        An answer for each image, in order.
-
-    Raises:
-        UserError: An image cannot be read.
-    """
-    prompts = [protocol.prompt] * len(images)
-    analyses: list[str | None] = [None] * len(images)
-    if scratchpad:
-        first = protocol.prompt if own_stages else ANALYSIS_PROMPT
-        written = _generate(
-            vlm, images, image_dir, [first] * len(images), SCRATCHPAD_TOKENS, protocol, f"{title} (1/2)"
-        )
-        prompts = [second_prompt(text, protocol.prompt) for text in written]
-        analyses = list(written)
-        title = f"{title} (2/2)"
-    raws = _generate(vlm, images, image_dir, prompts, protocol.max_new_tokens, protocol, title)
-    return [
-        Answer(image.image_id, prompt, raw, *scored_text(raw), extract_reasoning_trace(raw).is_valid, analysis)
-        for image, prompt, raw, analysis in zip(images, prompts, raws, analyses, strict=True)
-    ]
 
 
 def second_prompt(analysis: str, prompt: str) -> str:
@@ -154,30 +175,7 @@ def second_prompt(analysis: str, prompt: str) -> str:
     return SCRATCHPAD_PROMPT.format(analysis=kept, prompt=prompt) if kept else prompt
 
 
-def _generate(
-    vlm: "CobraVLM",
-    images: Sequence[CaptionedImage],
-    image_dir: Path,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    protocol: Protocol,
-    title: str,
-) -> list[str]:
-    """Answer one prompt for each image, in batches, with a progress bar."""
-    answers: list[str] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
-        task = progress.add_task(title, total=len(images))
-        for start in range(0, len(images), protocol.batch_size):
-            batch = slice(start, start + protocol.batch_size)
-            pixels = vlm.preprocess([load_image(image_dir / image.file_name) for image in images[batch]])
-            texts = [_as_turn(vlm, prompt) for prompt in prompts[batch]]
-            answers += vlm.generate_batch(pixels, texts, max_new_tokens=max_new_tokens, do_sample=False)
-            progress.update(task, completed=len(answers))
-    return answers
-
-
-def _as_turn(vlm: "CobraVLM", text: str) -> str:
+def as_turn(vlm: "CobraVLM", text: str) -> str:
     """Return the text as the model's prompt format has a first human turn."""
     builder = vlm.get_prompt_builder()
     builder.add_turn("human", text)

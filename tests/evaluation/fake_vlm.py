@@ -1,8 +1,11 @@
 """A model that answers by rule, with the interface that the benchmark uses."""
 
+from types import SimpleNamespace
+
 import torch
 
 from cobra.evaluation.protocol import ANALYSIS_PROMPT
+from cobra.models.mamba import MambaState
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255)}
 
@@ -21,10 +24,14 @@ class FakePromptBuilder:
 
 
 class FakeVLM:
-    """Sees the colour of an image; writes four stages if `staged`; records the calls it gets."""
+    """Sees the colour of an image; writes four stages if `staged`; records the calls it gets.
+
+    Its tokens are characters, and its state after an image is the image's colour.
+    """
 
     device = torch.device("cpu")
     dtype = torch.float32
+    max_text_length = 2048
 
     def __init__(self, name, staged=False, is_stock=True):
         self.model_id = name
@@ -32,24 +39,41 @@ class FakeVLM:
         self.is_stock = is_stock
         self.staged = staged
         self.calls = []
+        self.reads = []
+        self.vision_backbone = SimpleNamespace(
+            image_transform=lambda image: torch.tensor(image.getpixel((0, 0)), dtype=torch.float32)
+        )
 
     def get_prompt_builder(self):
         return FakePromptBuilder()
 
-    def preprocess(self, images):
-        return torch.stack([torch.tensor(image.getpixel((0, 0)), dtype=torch.float32) for image in images])
+    def tokenize(self, text):
+        return [ord(character) for character in text][: self.max_text_length]
 
-    def generate_batch(self, pixel_values, texts, max_new_tokens, do_sample):
-        assert len(pixel_values) == len(texts) and not do_sample
-        self.calls.append((len(texts), max_new_tokens))
-        return [self.answer(pixels, text) for pixels, text in zip(pixel_values.tolist(), texts, strict=True)]
+    def decode(self, ids):
+        return "".join(map(chr, ids))
 
-    def answer(self, pixels, text):
+    def read_images(self, pixel_values):
+        self.reads.append(len(pixel_values))
+        colours = pixel_values.view(1, -1, 3, 1)
+        return MambaState(colours, colours)
+
+    def generate_batch_ids(self, pixel_values, prompts, options, prefix):
+        assert pixel_values is None and prefix.batch_size == len(prompts) and not options.do_sample
+        self.calls.append((len(prompts), options.max_new_tokens))
+        colours = prefix.ssm[0, :, :, 0].tolist()
+        return [
+            self.tokenize(self.answer(colour, self.decode(ids), options.stop_strings))
+            for colour, ids in zip(colours, prompts, strict=True)
+        ]
+
+    def answer(self, pixels, text, stops):
         colour = next(name for name, value in COLOURS.items() if list(value) == pixels)
         caption = f"a {colour} square on a wall" if "An analysis" in text else f"a {colour} square"
         if not self.staged:
             return f"I see {colour}." if ANALYSIS_PROMPT in text else caption
-        return (
+        said = (
             f"<SUMMARY> s {colour} </SUMMARY>\n\n<CAPTION> c </CAPTION>\n\n<REASONING> r </REASONING>\n\n"
             f"<CONCLUSION> {caption} </CONCLUSION>"
         )
+        return said[: min((said.index(stop) + len(stop) for stop in stops if stop in said), default=len(said))]

@@ -12,7 +12,7 @@ from fake_vlm import FakeVLM
 import cobra
 from cobra.evaluation import benchmark as module
 from cobra.evaluation.benchmark import BenchmarkConfig
-from cobra.evaluation.protocol import DEFAULT_PROMPT
+from cobra.evaluation.protocol import DEFAULT_PROMPT, resolve_prompt
 from cobra.util.cli import parse, run
 from cobra.util.errors import UserError
 
@@ -75,7 +75,7 @@ def test_flags_are_these():
 @pytest.mark.parametrize("text", ["yes", "What: a?", "[x] {y: 1}", "null", "12", "include all", '"quoted"'])
 def test_prompts_arrive_as_typed(text):
     assert parse(BenchmarkConfig, ["--prompt", text]).prompt == text
-    assert parse(BenchmarkConfig, []).prompt == DEFAULT_PROMPT
+    assert resolve_prompt(parse(BenchmarkConfig, []).prompt) == DEFAULT_PROMPT
 
 
 def test_four_variants(main, captions, models):
@@ -277,6 +277,6 @@ def test_an_interrupt_leaves_no_results(main, captions, models, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models["stock"], "generate_batch", interrupt)
+    monkeypatch.setattr(models["stock"], "generate_batch_ids", interrupt)
     code, out, printed = main("--checkpoint", "stock", *data(captions))
     assert code == 130 and "interrupted" in printed and list(out.iterdir()) == []

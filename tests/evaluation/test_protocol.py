@@ -1,14 +1,16 @@
 """How the variants answer."""
 
+from pathlib import Path
+
 import pytest
-from fake_vlm import FakeVLM
 
 from cobra.evaluation.protocol import (
     ANALYSIS_PROMPT,
     DEFAULT_PROMPT,
-    SCRATCHPAD_TOKENS,
+    LMMS_EVAL_PROMPT,
+    Answer,
     Protocol,
-    answer_images,
+    resolve_prompt,
     scored_text,
     second_prompt,
 )
@@ -48,45 +50,65 @@ def test_second_prompt_holds_the_analysis_and_never_the_conclusion(analysis, exp
     assert second_prompt(analysis, "Caption?") == expected
 
 
-def test_a_stock_model_is_asked_for_an_analysis(captions):
-    vlm = FakeVLM("stock")
-    images = captions.images
-    answers = answer_images(vlm, images, captions.image_dir, Protocol(batch_size=4), True, False, "x")
-    assert [answer.image_id for answer in answers] == [image.image_id for image in images]
-    assert answers[1].analysis == "I see green."
-    assert answers[1].prompt == f"An analysis of the image:\nI see green.\n\n{DEFAULT_PROMPT}"
-    assert answers[1].raw == answers[1].scored == "a green square on a wall"
-    assert not answers[1].valid_structure
-    # Six images in batches of four, for each pass with its own limit.
-    assert vlm.calls == [(4, SCRATCHPAD_TOKENS), (2, SCRATCHPAD_TOKENS), (4, 512), (2, 512)]
+def test_prompts_by_name_and_as_text():
+    assert resolve_prompt("seed") == DEFAULT_PROMPT and resolve_prompt("lmms-eval") == LMMS_EVAL_PROMPT
+    assert resolve_prompt(" What: a? ") == " What: a? "
 
 
-def test_a_fine_tuned_model_uses_its_own_stages(captions):
-    vlm = FakeVLM("tuned", staged=True)
-    protocol = Protocol(prompt="Caption?", max_new_tokens=64)
-    answers = answer_images(vlm, captions.images, captions.image_dir, protocol, True, True, "x")
-    assert answers[2].analysis.endswith("<CONCLUSION> a blue square </CONCLUSION>")
-    assert answers[2].prompt == "An analysis of the image:\ns blue\nc\nr\n\nCaption?"
-    assert ANALYSIS_PROMPT not in answers[2].prompt
-    assert (answers[2].scored, answers[2].source, answers[2].valid_structure) == (
-        "a blue square on a wall",
-        "conclusion",
-        True,
+def test_a_prompt_from_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("caption").write_text("\n  Was ist das?  Gr\u00fc\u00dfe\nund mehr.\n\n", encoding="utf-8")
+    assert (
+        resolve_prompt("@caption")
+        == resolve_prompt(f"@{tmp_path}/caption")
+        == "Was ist das?  Gr\u00fc\u00dfe\nund mehr."
     )
-    assert vlm.calls == [(6, SCRATCHPAD_TOKENS), (6, 64)]
+    # A text is never taken for a file.
+    assert resolve_prompt("caption") == "caption"
 
 
-def test_without_a_scratchpad_there_is_one_pass(captions):
-    vlm = FakeVLM("stock")
-    answers = answer_images(vlm, captions.images, captions.image_dir, Protocol(prompt="Caption?"), False, False, "x")
-    assert {answer.prompt for answer in answers} == {"Caption?"} and {answer.analysis for answer in answers} == {None}
-    assert vlm.calls == [(6, 512)]
+def bad_prompts(folder):
+    (folder / "empty").write_text(" \n")
+    (folder / "latin").write_bytes("Gr\u00fc\u00dfe".encode("latin-1"))
+    return {
+        "": "--prompt is empty: leave it out",
+        " \n": "--prompt is empty",
+        f"@{folder}/none": "cannot be read \\(No such file or directory\\). A prompt that begins with @",
+        f"@{folder}": "cannot be read \\(Is a directory",
+        f"@{folder}/empty": "empty holds no text",
+        f"@{folder}/latin": "latin is not UTF-8 text: .* at byte 2",
+        "@": "cannot be read",
+        "@a\0b": "cannot be read",
+        f"@{'x' * 5000}": "cannot be read \\(File name too long",
+    }
 
 
-def test_an_image_that_broke_meanwhile_is_named(captions):
-    (captions.image_dir / "val" / "3.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"3\.png is not a readable image"):
-        answer_images(FakeVLM("x"), captions.images, captions.image_dir, Protocol(), False, False, "x")
+def test_bad_prompts(tmp_path):
+    for prompt, message in bad_prompts(tmp_path).items():
+        with pytest.raises(UserError, match=message):
+            resolve_prompt(prompt)
+
+
+def test_an_answer_is_read_for_what_is_scored():
+    assert Answer.of(7, "Caption?", f"{STAGED} </CONCLUSION>", "before") == Answer(
+        7, "Caption?", f"{STAGED} </CONCLUSION>", "a dog", "conclusion", True, "before"
+    )
+    assert Answer.of("x", "", "", problem="broken") == Answer("x", "", "", "", "text", False, None, "broken")
+
+
+def test_settings_hold_what_a_variant_depends_on():
+    direct = Protocol().settings(False, False)
+    assert direct == Protocol(batch_size=1).settings(False, True)
+    assert direct == {"prompt": DEFAULT_PROMPT, "do_sample": False, "max_new_tokens": 512}
+    asked, own = Protocol().settings(True, False), Protocol().settings(True, True)
+    assert asked["scratchpad"]["first_prompt"] == ANALYSIS_PROMPT and asked["scratchpad"]["stop_strings"] == []
+    assert own["scratchpad"]["first_prompt"] == DEFAULT_PROMPT
+    assert own["scratchpad"]["stop_strings"] == ["</REASONING>", "<CONCLUSION>"]
+    assert Protocol("Caption?", 64).settings(False, False) == {
+        "prompt": "Caption?",
+        "do_sample": False,
+        "max_new_tokens": 64,
+    }
 
 
 def test_the_hash_is_of_the_wordings_alone():

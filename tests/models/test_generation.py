@@ -1,13 +1,17 @@
 """Generation on a small lively model: batches, limits, choices, pieces, probabilities, and bad arguments."""
 
+import re
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scratch import enliven, picture, scratch_vlm
 
+from cobra.models.backbones.llm.backbone import load_tokenizer
+from cobra.models.backbones.llm.specs import TINY_FOLDER
 from cobra.models.vlms import CobraVLM, GenerationOptions
-from cobra.models.vlms.generation import choose, keep_top_k, keep_top_p, penalise_repetition
+from cobra.models.vlms.generation import choose, keep_top_k, keep_top_p, penalise_repetition, stops_after
 from cobra.util.errors import UserError
 
 # No token has this id: nothing stops an answer but its limit.
@@ -28,6 +32,12 @@ def vlm() -> CobraVLM:
 @pytest.fixture(scope="module")
 def pixels(vlm):
     return vlm.preprocess([picture(index) for index in range(len(TEXTS))])
+
+
+@pytest.fixture(scope="module")
+def decode():
+    """From ids to text; not a method of the model, which a failure would print whole."""
+    return load_tokenizer(TINY_FOLDER, 512).decode
 
 
 def row(pixels, index):
@@ -127,7 +137,7 @@ def test_the_stop_token_is_kept_in_ids_and_not_in_text(vlm, pixels, monkeypatch)
 def test_the_tokenizers_end_token_is_the_default(vlm, monkeypatch):
     ends = []
 
-    def record(llm, state, scores, prompts, options, end):
+    def record(llm, state, scores, prompts, options, end, stop):
         ends.append(end)
         return iter([])
 
@@ -135,6 +145,43 @@ def test_the_tokenizers_end_token_is_the_default(vlm, monkeypatch):
     vlm.generate_batch(None, ["A"])
     vlm.generate_batch(None, ["A"], eos_token_id=7)
     assert ends == [vlm.llm_backbone.tokenizer.eos_token_id, 7]
+
+
+def test_a_text_ends_its_row_alone(vlm, pixels, batch_sizes):
+    free = ids_of(vlm, pixels)
+    texts = [vlm.decode(ids) for ids in free]
+    # A text of several tokens that one row says before its end, and no other row.
+    stop = next(
+        text
+        for begin in range(1, 6)
+        for end in range(begin + 2, 10)
+        if (text := vlm.decode(free[2][begin:end])).isascii() and sum(text in other for other in texts) == 1
+    )
+    said = next(count for count in range(1, 13) if stop in vlm.decode(free[2][:count]))
+    assert 2 < said < 12 and free[2][said - 1] not in free[2][said:]
+    batch_sizes.clear()
+    assert ids_of(vlm, pixels, stop_strings=["never said", stop]) == [*free[:2], free[2][:said], free[3]]
+    assert batch_sizes == [4] + [4] * (said - 1) + [3] * (12 - said)
+    pieces = list(vlm.stream(picture(2), TEXTS[2], max_new_tokens=12, eos_token_id=NEVER, stop_strings=[stop]))
+    assert "".join(pieces) == vlm.decode(free[2][:said])
+
+
+@settings(max_examples=60)
+@given(ids=st.lists(st.integers(2, 767), min_size=1, max_size=30), data=st.data())
+def test_a_text_is_seen_with_its_last_token(decode, ids, data):
+    whole = decode(ids)
+    begin = data.draw(st.integers(0, len(whole) - 1))
+    text = whole[begin : data.draw(st.integers(begin + 1, begin + 8))]
+    assume("\ufffd" not in text)
+    stop = stops_after([text], decode, 1)
+    seen = [stop(0, token) for token in ids]
+    first = next(count for count in range(1, len(ids) + 1) if text in decode(ids[:count]))
+    assert seen.index(True) == first - 1
+
+
+def test_a_list_of_texts_is_wanted():
+    with pytest.raises(UserError, match="stop_strings is </s>: .* stop_strings a list of texts"):
+        GenerationOptions(stop_strings="</s>")
 
 
 def test_limits(vlm, pixels):
@@ -251,12 +298,13 @@ BAD_OPTIONS = {
     "top_k": -1,
     "top_p": 1.5,
     "repetition_penalty": 0.0,
+    "stop_strings": ("a", ""),
 }
 
 
 @pytest.mark.parametrize("name", BAD_OPTIONS)
 def test_options_out_of_range(vlm, name):
-    with pytest.raises(UserError, match=f"^{name} is {BAD_OPTIONS[name]}:"):
+    with pytest.raises(UserError, match=f"^{name} is {re.escape(str(BAD_OPTIONS[name]))}:"):
         vlm.generate_batch(None, ["A"], **{name: BAD_OPTIONS[name]})
 
 
@@ -363,7 +411,7 @@ def test_string_probabilities_of_answers_that_are_far_from_likely(vlm, monkeypat
     """Among all tokens their probabilities are zero in fp32; among themselves they are not."""
     scores = torch.full((1, 768), 500.0)
     scores[0, vlm.string2idx["Yes"]], scores[0, vlm.string2idx["No"]] = 1.0, 0.0
-    monkeypatch.setattr(vlm, "prefill", lambda pixels, prompts: (None, scores))
+    monkeypatch.setattr(vlm, "prefill", lambda pixels, prompts, prefix: (None, scores))
     monkeypatch.setattr("cobra.models.vlms.answering.generate_ids", lambda *_: iter([]))
     _, probabilities = vlm.generate_batch(None, ["A"], return_string_probabilities=["Yes", "No"])
     assert probabilities[0] == pytest.approx([0.7310586, 0.2689414])

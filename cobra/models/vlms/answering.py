@@ -12,7 +12,7 @@ from cobra.models.backbones.llm import MambaLLMBackbone
 from cobra.models.backbones.vision import PixelValues, VisionBackbone
 from cobra.models.backbones.vision.transforms import map_pixels, stack_pixels
 from cobra.models.mamba import MambaState
-from cobra.models.vlms.generation import GenerationOptions, generate_ids
+from cobra.models.vlms.generation import GenerationOptions, generate_ids, stops_after
 from cobra.util.errors import UserError
 
 # Answers whose first token alone tells them, for generate_batch's probabilities.
@@ -52,18 +52,39 @@ class Answering:
         return map_pixels(stack_pixels(pixels), lambda value: value.to(self.device))
 
     @torch.no_grad()
-    def prefill(self, pixel_values: PixelValues | None, prompts: Sequence[Sequence[int]]) -> tuple[MambaState, Tensor]:
+    def read_images(self, pixel_values: PixelValues) -> MambaState:
+        """Read images once for any number of prompts about them: the `prefix` of the other methods.
+
+        Args:
+            pixel_values: Pixels with a row for each image (see :meth:`preprocess`).
+
+        Returns:
+            The state after each image's patches, of constant size whatever their number. Prompts read after it get
+            the answers that they get with the pixels, up to rounding.
+        """
+        llm = self.llm_backbone.llm
+        patches = self.encode_images(pixel_values).to(self.dtype)
+        state = MambaState.zeros(llm.config, len(patches), self.device)
+        llm(patches, state)
+        return state
+
+    @torch.no_grad()
+    def prefill(
+        self, pixel_values: PixelValues | None, prompts: Sequence[Sequence[int]], prefix: MambaState | None = None
+    ) -> tuple[MambaState, Tensor]:
         """Read a batch of prompts of any lengths.
 
         Args:
-            pixel_values: Pixels with a row for each prompt, or None for text only.
+            pixel_values: Pixels with a row for each prompt, or None for text only, or where there is a `prefix`.
             prompts: Text ids.
+            prefix: What was read before each prompt, a row for each (see :meth:`read_images`); it stays as it is.
 
         Returns:
             The state after each prompt, and the scores (batch, vocabulary) of each first new token in fp32.
 
         Raises:
-            UserError: The number of images is not that of prompts, or a prompt without an image is empty.
+            UserError: The number of images is not that of prompts, a prompt without pixels is empty, or the prefix
+                has other rows than the prompts, is of another model, or comes with pixels.
         """
         if pixel_values is not None:
             count = len(next(iter(pixel_values.values())) if isinstance(pixel_values, dict) else pixel_values)
@@ -73,6 +94,8 @@ class Answering:
         if empty and pixel_values is None:
             raise UserError(f"prompt {', '.join(empty)} is empty: without an image there is nothing to go on from")
         llm = self.llm_backbone.llm
+        if prefix is not None:
+            self._check_prefix(prefix, len(prompts), pixel_values)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         ids = nn.utils.rnn.pad_sequence([torch.tensor(prompt, dtype=torch.long) for prompt in prompts], True)
         embeds = llm.embed(ids.to(self.device))
@@ -80,15 +103,38 @@ class Answering:
             patches = self.encode_images(pixel_values).to(embeds.dtype)
             embeds = torch.cat([patches, embeds], dim=1)
             lengths = lengths + patches.shape[1]
-        state = MambaState.zeros(llm.config, len(prompts), self.device)
+        state = MambaState.zeros(llm.config, len(prompts), self.device) if prefix is None else prefix.clone()
         ragged = bool((lengths != embeds.shape[1]).any())
         hidden = llm(embeds, state, lengths if ragged else None)
         last = hidden[torch.arange(len(prompts), device=self.device), lengths - 1]
         return state, llm.logits(last)
 
+    def _check_prefix(self, prefix: MambaState, count: int, pixel_values: PixelValues | None) -> None:
+        """Raise a UserError where `count` prompts cannot go on from a prefix."""
+        if pixel_values is not None:
+            raise UserError("a prefix and pixels were given: the images are in the prefix, so leave the pixels out")
+        if prefix.batch_size != count:
+            raise UserError(
+                f"the prefix is of {prefix.batch_size} images and there are {count} prompts: give a row for every "
+                "prompt, with prefix.select(rows) where rows are to be repeated or left out"
+            )
+        own = MambaState.zeros(self.llm_backbone.llm.config, count, "meta")
+        if (prefix.conv.shape, prefix.ssm.shape) != (own.conv.shape, own.ssm.shape):
+            raise UserError(
+                f"the prefix has states {tuple(prefix.ssm.shape)} (layer, image, width, d_state) and this model "
+                f"{tuple(own.ssm.shape)}: it was read by another model; read the images again with this one"
+            )
+        if prefix.ssm.device != self.device:
+            raise UserError(f"the prefix is on {prefix.ssm.device} and the model on {self.device}: read it again")
+
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of a prompt, cut on the right at the model's longest text."""
         return self.llm_backbone.tokenizer(text, truncation=True).input_ids
+
+    @property
+    def max_text_length(self) -> int:
+        """Tokens at which :meth:`tokenize` cuts a prompt."""
+        return int(self.llm_backbone.tokenizer.model_max_length)
 
     def generate(self, image: Image.Image | None, prompt_text: str, **kwargs: Any) -> str:
         """Answer a prompt about an image.
@@ -114,18 +160,19 @@ class Answering:
         told = ""
         for step in self._steps(state, scores, prompts, options):
             ids += [token for _, token in step]
-            text = self._decode(ids)
+            text = self.decode(ids)
             # A character of several tokens shows as U+FFFD until it is whole.
             if not text.endswith("\ufffd"):
                 yield text[len(told) :]
                 told = text
-        yield self._decode(ids)[len(told) :]
+        yield self.decode(ids)[len(told) :]
 
     def generate_batch(
         self,
         pixel_values: PixelValues | None,
         texts: Sequence[str],
         return_string_probabilities: Sequence[str] | None = None,
+        prefix: MambaState | None = None,
         **kwargs: Any,
     ) -> Any:
         """Answer a batch of prompts, of any lengths, at once.
@@ -135,14 +182,15 @@ class Answering:
             texts: Prompts.
             return_string_probabilities: Single-token answers (keys of `string2idx`) whose probabilities as the first
                 token, normalised among themselves, are wanted.
+            prefix: In place of pixels, what :meth:`read_images` has read of them.
             **kwargs: See :class:`GenerationOptions`.
 
         Returns:
             The answers; with `return_string_probabilities` a pair of them and a list of probabilities for each.
 
         Raises:
-            UserError: The number of images is not that of prompts, a prompt without an image is empty, an answer is
-                not a single token, or an argument is unknown or out of its range.
+            UserError: As :meth:`prefill`; or an answer is not a single token, or an argument is unknown or out of its
+                range.
         """
         return_strings = list(return_string_probabilities or [])
         unknown = [answer for answer in return_strings if answer not in self.string2idx]
@@ -152,17 +200,21 @@ class Answering:
         if not texts:
             return ([], []) if return_strings else []
         prompts = [self.tokenize(text) for text in texts]
-        state, scores = self.prefill(pixel_values, prompts)
+        state, scores = self.prefill(pixel_values, prompts, prefix)
         # Normalised among the answers alone: among all tokens they may be too unlikely for fp32.
         chosen = scores[:, [self.string2idx[answer] for answer in return_strings]].softmax(-1)
-        answers = [self._decode(ids).strip() for ids in self._collect(state, scores, prompts, options)]
+        answers = [self.decode(ids).strip() for ids in self._collect(state, scores, prompts, options)]
         return (answers, chosen.tolist()) if return_strings else answers
 
     def generate_batch_ids(
-        self, pixel_values: PixelValues | None, prompts: Sequence[Sequence[int]], options: GenerationOptions
+        self,
+        pixel_values: PixelValues | None,
+        prompts: Sequence[Sequence[int]],
+        options: GenerationOptions,
+        prefix: MambaState | None = None,
     ) -> list[list[int]]:
         """Return the new ids of each prompt, the end token included; see :meth:`generate_batch`."""
-        state, scores = self.prefill(pixel_values, prompts)
+        state, scores = self.prefill(pixel_values, prompts, prefix)
         return self._collect(state, scores, prompts, options)
 
     def _collect(
@@ -180,7 +232,9 @@ class Answering:
         end = options.eos_token_id
         if end is None:
             end = int(self.llm_backbone.tokenizer.eos_token_id)
-        return generate_ids(self.llm_backbone.llm, state, scores, prompts, options, end)
+        stop = stops_after(options.stop_strings, self.decode, len(prompts))
+        return generate_ids(self.llm_backbone.llm, state, scores, prompts, options, end, stop)
 
-    def _decode(self, ids: list[int]) -> str:
-        return str(self.llm_backbone.tokenizer.decode(ids, skip_special_tokens=True))
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, without special tokens."""
+        return str(self.llm_backbone.tokenizer.decode(list(ids), skip_special_tokens=True))

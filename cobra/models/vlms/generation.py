@@ -1,6 +1,6 @@
 """Choosing tokens: options, filters of the scores, and the loop over the cached state."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -31,6 +31,8 @@ class GenerationOptions:
     """Scores of text already in prompt or answer are divided (positive) or multiplied (negative) by this."""
     eos_token_id: int | None = None
     """Token that ends an answer, kept in the ids; None is the tokenizer's."""
+    stop_strings: Sequence[str] = ()
+    """Texts after which an answer ends; what completes one is kept."""
     generator: torch.Generator | None = None
     """Source of randomness; None is torch's."""
 
@@ -42,12 +44,14 @@ class GenerationOptions:
             "top_k": self.top_k >= 0,
             "top_p": 0 < self.top_p <= 1,
             "repetition_penalty": self.repetition_penalty > 0,
+            "stop_strings": not isinstance(self.stop_strings, str) and all(self.stop_strings),
         }
         for name, good in checks.items():
             if not good:
                 raise UserError(
                     f"{name} is {getattr(self, name)}: the limits and the temperature must be positive, top_k at least "
-                    "0, top_p in (0, 1]; for the best token at every step use do_sample=False"
+                    "0, top_p in (0, 1], stop_strings a list of texts; for the best token at every step use "
+                    "do_sample=False"
                 )
 
     @classmethod
@@ -116,6 +120,30 @@ def choose(scores: Tensor, options: GenerationOptions, seen: Tensor | None) -> T
     return torch.multinomial(scores.softmax(-1), 1, generator=options.generator).squeeze(-1)
 
 
+def stops_after(
+    texts: Sequence[str], decode: Callable[[Sequence[int]], str], rows: int
+) -> Callable[[int, int], bool] | None:
+    """Return a function that takes the (row, token) of every new token and tells whether the row has said a text.
+
+    Args:
+        texts: What ends an answer; None is returned where there is none.
+        decode: From ids to text.
+        rows: Answers written together.
+    """
+    if not texts:
+        return None
+    # Every token of a text holds a character of it at least, or a byte of one.
+    window = max(len(text.encode()) for text in texts)
+    last: list[list[int]] = [[] for _ in range(rows)]
+
+    def stop(row: int, token: int) -> bool:
+        last[row] = [*last[row], token][-window:]
+        said = decode(last[row])
+        return any(text in said for text in texts)
+
+    return stop
+
+
 @torch.no_grad()
 def generate_ids(
     llm: MambaLM,
@@ -124,6 +152,7 @@ def generate_ids(
     prompts: Sequence[Sequence[int]],
     options: GenerationOptions,
     end_token_id: int,
+    stop: Callable[[int, int], bool] | None = None,
 ) -> Iterator[list[tuple[int, int]]]:
     """Write answers token by token after the prompts have been read.
 
@@ -136,6 +165,7 @@ def generate_ids(
         prompts: Text ids of each prompt, for the limits and the repetition penalty.
         options: How to choose.
         end_token_id: Token after which a row is done; it is yielded too.
+        stop: Called with the (row, token) of every token that may be followed; True where the row is done with it.
 
     Yields:
         After every step the (row, token) pairs of the rows that were still going.
@@ -155,7 +185,11 @@ def generate_ids(
             yield step
         for row, _ in step:
             left[row] -= 1
-        going = [place for place, row in enumerate(rows) if left[row] > 0 and values[place] != end_token_id]
+        going = [
+            place
+            for place, (row, value) in enumerate(zip(rows, values, strict=True))
+            if left[row] > 0 and value != end_token_id and not (stop is not None and stop(row, value))
+        ]
         if not going:
             return
         if len(going) < len(rows):
