@@ -17,7 +17,7 @@ from rich.table import Table
 
 from cobra.evaluation.entries import CaptionedImage
 from cobra.evaluation.metric import LABELS, SHOWN_SCALE, Metrics, value
-from cobra.evaluation.protocol import Answer
+from cobra.evaluation.protocol import VARIANTS, Answer
 from cobra.evaluation.statistics import (
     REPLICATES,
     SEED,
@@ -34,7 +34,6 @@ from cobra.util.shown import shown
 if TYPE_CHECKING:
     from cobra.evaluation.answers import Throughput
 
-VARIANTS = ("baseline", "baseline+scratchpad", "finetuned", "finetuned+scratchpad", "predictions")
 PAGE = "report.html"
 
 HEADLINES = ("cider", "bleu_4", "rouge_l", "similarity_max")
@@ -44,7 +43,8 @@ FLOOR_LABELS = {"shuffled": "shuffled captions", "human": "one human"}
 """Captions of known quality, with their names in tables."""
 
 SCALE_NOTE = (
-    f"Scores x{SHOWN_SCALE}, with 95 % intervals. So is CIDEr, as papers print it: on its own scale it goes to 10."
+    f"Scores x{SHOWN_SCALE}, with 95 % intervals. CIDEr, whose own scale goes to 10, is x{SHOWN_SCALE} too, as papers "
+    "print it."
 )
 
 # Columns of a screen that hold four variants with floors and ceilings beside them.

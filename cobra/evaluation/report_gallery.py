@@ -42,6 +42,8 @@ class GalleryAnswer(NamedTuple):
     analysis: str
     """What a scratchpad's first pass wrote; empty without one."""
     analysis_trace: ReasoningTrace
+    problem: str
+    """Why the image could not be read; empty where it could."""
 
 
 class Card(NamedTuple):
@@ -136,10 +138,10 @@ def _picture(image: CaptionedImage, pictures: Pictures | None) -> Thumbnail | st
 
 
 def _answer(variant: str, result: VariantResult, index: int, value: float) -> GalleryAnswer:
-    caption, source, raw, analysis = result.captions[index], "", "", ""
+    caption, source, raw, analysis, problem = result.captions[index], "", "", "", ""
     if result.answers is not None:
         answer = result.answers[index]
-        source, analysis = answer.source, answer.analysis or ""
+        source, analysis, problem = answer.source, answer.analysis or "", answer.problem or ""
         raw = "" if answer.raw.strip() == caption.strip() else answer.raw
     return GalleryAnswer(
         variant,
@@ -150,6 +152,7 @@ def _answer(variant: str, result: VariantResult, index: int, value: float) -> Ga
         extract_reasoning_trace(raw),
         analysis,
         extract_reasoning_trace(analysis),
+        problem,
     )
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_results import COT, HOSTILE, cider, make_images, results, variant, write_pictures
 
+from cobra.evaluation.answers import Throughput
 from cobra.evaluation.metric import MeanMetric
 from cobra.evaluation.pictures import PictureFolder
 from cobra.evaluation.report import Results, VariantResult
@@ -73,6 +75,21 @@ def test_pictures_are_inside_and_those_that_are_missing_are_named(found, tmp_pat
     assert "The picture is not there." in page.words() and "The picture cannot be read." in page.words()
     alts = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
     assert alts[0] == found.images[0].references[0]
+
+
+def test_images_that_no_model_could_read_are_told_from_silent_ones():
+    images = make_images(2)
+    one = variant(images, ["", ""], [0.0, 0.0])
+    answers = [replace(one.answers[0], problem="01.png is not a readable image"), one.answers[1]]
+    found = Results.of(images, {"baseline": replace(one, answers=answers)}, {}, "", {}, replicates=20)
+    page = HtmlPage(render_page(found))
+    assert [text for text in page.text if text.startswith("nothing")] == ["nothing: ", "nothing"]
+    assert "01.png is not a readable image" in page.words()
+
+
+def test_throughput_is_shown_where_it_was_measured():
+    page = HtmlPage(render_page(results(throughput={"baseline": Throughput(12, 240, 8.0)})))
+    assert "baseline 12 240 8.0 1.50 30.0" in page.words()
 
 
 def test_equal_results_give_equal_bytes(found):

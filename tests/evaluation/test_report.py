@@ -69,7 +69,7 @@ def test_the_table_has_values_intervals_floors_and_ceilings():
 def test_what_is_printed_says_n_the_scale_the_precision_and_the_signature():
     found = results()
     text = " ".join(screen(print_results, found).split())
-    assert "Captions of 12 images" in text and "With 12 images" in text and "on its own scale it goes to 10" in text
+    assert "Captions of 12 images" in text and "With 12 images" in text and "whose own scale goes to 10" in text
     assert found.signature in text
     for line in findings(found, every_pair=True):
         assert line in text
