@@ -8,7 +8,8 @@ drawn with replacement, every variant is scored on the same draws, and the 2.5th
 have been exchanged, so they are, image by image with probability 1/2, and p is the share of such exchanges, the
 observed one counted among them, whose difference is at least as large in size. That is exact at any n: p is uniform
 where the two have one distribution, and exactly 1 where they are equal. A bootstrap of the centred difference, the
-usual alternative, is so only for many images: at n = 40 it finds 7 to 8 % of null differences significant at 5 %.
+usual alternative, is so only for many images: of null differences in BLEU it called 3 % (BLEU-4) to 7 % (BLEU-1)
+significant at 5 % with 40 of COCO's images.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from cobra.evaluation.entries import count_images
 from cobra.evaluation.metric import LABELS, SHOWN_SCALE, Metric, Metrics, Scores
 
 REPLICATES = 2000
@@ -34,7 +36,7 @@ _CHUNK = 4_000_000
 _HALF_WIDTHS = {"bleu_4": 37, "cider": 140}
 _SMALL_N = 1000
 
-Draw = Callable[[np.random.Generator, int], Scores]
+Draw = Callable[[np.random.Generator, int, int], Scores]
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,10 @@ def small_sample_warning(n: int) -> str | None:
     if n >= _SMALL_N:
         return None
     widths = " and ".join(f"{LABELS[name]} to about +-{width / n**0.5:.1f}" for name, width in _HALF_WIDTHS.items())
-    images = "1 image" if n == 1 else f"{n} images"
-    return f"With {images} a system's {widths} are all that is known (x100, 95 %): smaller differences may be chance."
+    return (
+        f"With {count_images(n)} scores are known roughly, {widths} (x100, 95 %, measured on COCO): smaller "
+        "differences may be chance."
+    )
 
 
 def _estimate(value: float, sampled: Scores) -> Estimate:
@@ -189,14 +193,15 @@ def _resampled(variants: Mapping[str, Metrics], replicates: int, seed: int) -> d
     return _summed(variants, replicates, np.random.default_rng([seed, 0]), _draws)
 
 
-def _draws(rng: np.random.Generator, n: int) -> Scores:
-    """Draw n of n images with replacement, and return how often each one came."""
-    return np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float64)
+def _draws(rng: np.random.Generator, rows: int, n: int) -> Scores:
+    """Draw n of n images with replacement, and return how often each one came, shape (rows, n)."""
+    drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
+    return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
 
 
-def _exchanges(rng: np.random.Generator, n: int) -> Scores:
-    """Draw which images keep their variant (1) and which exchange it (0)."""
-    return rng.integers(2, size=n).astype(np.float64)
+def _exchanges(rng: np.random.Generator, rows: int, n: int) -> Scores:
+    """Draw which images keep their variant (1) and which exchange it (0), shape (rows, n)."""
+    return rng.integers(2, size=(rows, n)).astype(np.float64)
 
 
 def _summed(
@@ -214,7 +219,7 @@ def _summed(
     parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in variants}
     rows = max(1, _CHUNK // n)
     for start in range(0, replicates, rows):
-        weights = np.stack([draw(rng, n) for _ in range(min(rows, replicates - start))])
+        weights = draw(rng, min(rows, replicates - start), n)
         for name, table in tables.items():
             parts[name].append(weights @ table)
     return {name: _by_metric(np.concatenate(parts[name]), metrics) for name, metrics in variants.items()}

