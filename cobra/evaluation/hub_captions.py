@@ -134,6 +134,7 @@ def _open(source: Path | str, split: str | None) -> tuple["Dataset", str]:
     # It takes a second to import.
     import datasets
     from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HTTPError
 
     path = Path(source)
     try:
@@ -152,7 +153,7 @@ def _open(source: Path | str, split: str | None) -> tuple["Dataset", str]:
         return datasets.load_dataset(builder.name, data_files={chosen: files[chosen]}, split=chosen), chosen
     except UserError:
         raise
-    except (OSError, ValueError, DatasetsError) as error:
+    except (OSError, ValueError, DatasetsError, HTTPError) as error:
         problem = (
             "cannot be read as a data set"
             if path.exists()

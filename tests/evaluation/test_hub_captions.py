@@ -8,6 +8,7 @@ import sys
 
 import hub_server
 import pytest
+from huggingface_hub.errors import HTTPError
 from PIL import Image
 
 from cobra.evaluation.captions_in import read_caption_set
@@ -161,6 +162,9 @@ class TreeHub(hub_server.HubServer):
     """The hub with the listing of one folder that `datasets` asks for besides."""
 
     def answer(self, handler):
+        # A connection that is closed without a word costs a client that goes on with it, and `datasets` gives up then.
+        end_headers = type(handler).end_headers.__get__(handler)
+        handler.end_headers = lambda: (handler.send_header("Connection", "close"), end_headers())
         asked = re.fullmatch(r"/api/datasets/\w+/\w+/tree/(\w+)/?([^?]*)(?:\?.*)?", handler.path)
         if not asked:
             return super().answer(handler)
@@ -195,13 +199,25 @@ def test_of_the_hubs_files_only_those_of_the_split_are_fetched(tmp_path):
         assert hub.bytes_sent() == hub.bytes_sent("data/val-00000-of-00001.parquet") == val.stat().st_size
 
 
-def test_an_id_that_the_hub_does_not_know(monkeypatch):
-    def unknown(name):
-        raise datasets.exceptions.DatasetNotFoundError(f"Dataset {name!r} doesn't exist on the Hub")
+UNREACHABLE = [
+    datasets.exceptions.DatasetNotFoundError("Dataset 'no/such' doesn't exist on the Hub"),
+    datasets.exceptions.DatasetGenerationError("a file broke off"),
+    HTTPError("Server disconnected without sending a response."),
+    ConnectionError("Couldn't reach 'no/such' on the Hub"),
+    ValueError("Config name is missing"),
+]
 
-    monkeypatch.setattr(datasets, "load_dataset_builder", unknown)
-    with pytest.raises(UserError, match="no/such is neither a file or folder here nor .*'no/such' doesn't exist"):
+
+@pytest.mark.parametrize("problem", UNREACHABLE, ids=lambda problem: type(problem).__name__)
+def test_what_the_hub_does_not_give_is_told_in_words(monkeypatch, problem):
+    def broken(name):
+        raise problem
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", broken)
+    with pytest.raises(UserError) as error:
         read_caption_set("no/such")
+    assert str(error.value).startswith("no/such is neither a file or folder here nor a data set")
+    assert str(problem) in str(error.value)
 
 
 def test_names_of_files_are_not_taken_for_ids(tmp_path, monkeypatch):
