@@ -29,7 +29,7 @@ class LoopOptions:
     """When to save, to validate and to give up."""
 
     save_interval_steps: int | None = None
-    """Steps between two saves of the run's state; None saves by time alone."""
+    """Steps that a kill costs at most; None saves by time alone."""
     save_interval_minutes: float | None = None
     """Minutes between them."""
     keep_checkpoints: int = 2
@@ -187,13 +187,16 @@ class TrainingLoop:
         minutes = options.save_interval_minutes
         late = minutes is not None and time.monotonic() - self._last_save >= 60 * minutes
         reason, late = stop.agreed(late)
-        in_turn = options.save_interval_steps is not None and step % options.save_interval_steps == 0
+        interval = options.save_interval_steps
+        # Twice an interval: while a state is being written, it is the one before that a kill falls back to.
+        in_turn = interval is not None and step % max(1, interval // 2) == 0
         in_turn = in_turn or step % self.plan.batches_per_epoch == 0
         if step == self.plan.total_steps or not (reason or late or in_turn):
             return
         self._save(progress)
-        if reason:
+        if reason or interval == 1:
             self._tell(self.saver.finish(), progress)
+        if reason:
             raise Stopped(reason, step)
 
     def _save(self, progress: StepProgress) -> None:
