@@ -39,8 +39,8 @@ PAGE = "report.html"
 HEADLINES = ("cider", "bleu_4", "rouge_l", "similarity_max")
 """The metrics that are looked at first."""
 
-FLOOR_LABELS = {"shuffled": "shuffled captions", "human": "one human"}
-"""Captions of known quality, with their names in tables."""
+FLOOR_LABELS = {"shuffled": "shuffled captions", "human": "one human", "constant": "commonest answer"}
+"""Captions, or answers, of known quality, with their names in tables."""
 
 SCALE_NOTE = (
     f"Scores x{SHOWN_SCALE}, with 95 % intervals. CIDEr, whose own scale goes to 10, is x{SHOWN_SCALE} too, as papers "
@@ -153,7 +153,7 @@ def print_results(console: Console, results: Results) -> None:
         for name, estimates in results.estimates.items()
     }
     known = {
-        FLOOR_LABELS[name].replace(" ", "\n", 1): {metric: _number(value(own)) for metric, own in metrics.items()}
+        FLOOR_LABELS[name].replace(" ", "\n", 1): {metric: score_text(value(own)) for metric, own in metrics.items()}
         for name, metrics in results.floors.items()
     }
     groups = [columns | known] if console.width >= _WIDE else [columns, known]
@@ -179,11 +179,16 @@ def _table(metrics: Sequence[str], columns: Mapping[str, Mapping[str, str]]) -> 
 
 
 def _cell(estimate: Estimate) -> str:
-    return f"{_number(estimate.value)}\n[dim]{_number(estimate.low)}-{_number(estimate.high)}[/dim]"
+    value, low, high = (score_text(score) for score in (estimate.value, estimate.low, estimate.high))
+    return f"{value}\n[dim]{low}-{high}[/dim]"
 
 
-def _number(score: float) -> str:
-    return f"{SHOWN_SCALE * score:.1f}" if math.isfinite(score) else "-"
+def score_text(score: float | None) -> str:
+    """Return a score as it is shown, x100; one that rounds to 0 has no sign, and `-` stands for one not known."""
+    if score is None or not math.isfinite(score):
+        return "-"
+    text = f"{SHOWN_SCALE * score:.1f}"
+    return "0.0" if text == "-0.0" else text
 
 
 def print_samples(console: Console, results: Results, count: int = 3) -> None:

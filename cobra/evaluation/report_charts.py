@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 # Ticks on an axis at most, and bars in a histogram.
 _TICKS = 5
 _BARS = 32
+# No axis is shorter: what is smaller than a tenth of it would look like a finding, and is shown as 0.0 beside it.
+_LEAST_SPAN = 1.0
 # Of an axis' length, free at both ends.
 _MARGIN = 0.04
 
@@ -61,11 +63,11 @@ class Histogram(NamedTuple):
 
 
 def axis(values: Iterable[float]) -> Axis:
-    """Return an axis that holds all finite values among `values`, with ticks at round numbers."""
+    """Return an axis that holds all finite values among `values`, scores x100, with ticks at round numbers."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
-    if high - low < 1e-9:
-        low, high = low - 1, high + 1
+    missing = max(_LEAST_SPAN - (high - low), 0) / 2
+    low, high = low - missing, high + missing
     margin = _MARGIN * (high - low)
     low, high = low - margin, high + margin
     step = _round_step((high - low) / _TICKS)

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from markupsafe import Markup
 
 from cobra.evaluation.metric import LABELS, SHOWN_SCALE, value
 from cobra.evaluation.pictures import Pictures
-from cobra.evaluation.report import FLOOR_LABELS, HEADLINES, SCALE_NOTE, Results, findings
+from cobra.evaluation.report import FLOOR_LABELS, HEADLINES, SCALE_NOTE, Results, findings, score_text
 from cobra.evaluation.report_charts import Axis, Histogram, Strip, axis, length_histograms, strip
 from cobra.evaluation.report_gallery import GALLERY_IMAGES, gallery
 from cobra.evaluation.statistics import ALPHA, Estimate, small_sample_warning
@@ -124,16 +123,15 @@ def _environment() -> Environment:
 
 
 def _score(number: float | None) -> str:
-    """Return a score as it is shown."""
-    if number is None or not math.isfinite(number):
-        return "-"
-    return f"{SHOWN_SCALE * number:.1f}".replace("-", "\u2212")
+    """Return a score as it is shown, with the sign that typography has for minus."""
+    text = score_text(number)
+    return text if text == "-" else text.replace("-", "\u2212")
 
 
 def _difference(number: float) -> str:
-    """Return a difference as it is shown, with its sign; rounded to nothing it has none."""
-    text = f"{SHOWN_SCALE * number:+.1f}"
-    return "0.0" if text[1:] == "0.0" else text.replace("-", "\u2212")
+    """Return a difference as it is shown: with its sign also above 0."""
+    text = _score(number)
+    return text if text in ("-", "0.0") or number < 0 else f"+{text}"
 
 
 def _p_text(p_value: float) -> str:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import math
 import re
@@ -75,6 +76,15 @@ def test_pictures_are_inside_and_those_that_are_missing_are_named(found, tmp_pat
     assert "The picture is not there." in page.words() and "The picture cannot be read." in page.words()
     alts = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
     assert alts[0] == found.images[0].references[0]
+
+
+def test_pictures_out_of_a_data_set_look_the_same(found, tmp_path):
+    class InMemory(PictureFolder):
+        def file(self, image):
+            return io.BytesIO(super().file(image).read_bytes())
+
+    write_pictures(tmp_path, found.images)
+    assert render_page(found, InMemory(tmp_path)) == render_page(found, PictureFolder(tmp_path))
 
 
 def test_images_that_no_model_could_read_are_told_from_silent_ones():
@@ -197,6 +207,11 @@ def test_axes_hold_their_values_and_have_round_ticks(values):
     for tick in found.ticks:
         assert tick.place == pytest.approx(found.place(float(tick.label)), abs=0.02)
     assert strip(found, values[0], math.nan, values[0]) is None
+
+
+def test_differences_of_rounding_are_not_stretched_over_an_axis():
+    found = axis([0.0, 1e-4])
+    assert found.place(1e-4) - found.place(0) < 0.02 and all(len(tick.label) <= 4 for tick in found.ticks)
 
 
 def test_zero_is_never_negative_on_an_axis():

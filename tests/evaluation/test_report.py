@@ -18,6 +18,7 @@ from cobra.evaluation.report import (
     prepare_output,
     print_results,
     print_samples,
+    score_text,
     write_results,
 )
 from cobra.util.errors import UserError
@@ -27,6 +28,14 @@ def screen(function, *arguments, width=140):
     console = Console(file=io.StringIO(), width=width)
     function(console, *arguments)
     return console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("score", "text"),
+    [(0.1234, "12.3"), (-0.0004, "0.0"), (-0.01, "-1.0"), (math.nan, "-"), (None, "-"), (1.2, "120.0")],
+)
+def test_scores_as_they_are_shown(score, text):
+    assert score_text(score) == text
 
 
 def test_estimates_and_comparisons_are_worked_out():
