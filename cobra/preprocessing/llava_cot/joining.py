@@ -17,10 +17,10 @@ from cobra.preprocessing.llava_cot.parts_record import PartsRecord
 from cobra.util.errors import UserError
 
 WHOLE = "image.zip"
+PART = re.compile(re.escape(WHOLE) + r"\.part-[a-z]{2}")
 FETCH_COMMAND = "python fine_tune/prepare_llava_cot.py --dataset_root {root}"
 
 _SUFFIXES = ["".join(letters) for letters in itertools.product(string.ascii_lowercase, repeat=2)]
-_PART = re.compile(re.escape(WHOLE) + r"\.part-([a-z]{2})")
 
 
 class PartGone(OSError):
@@ -39,7 +39,7 @@ def find_archive(folder: Path) -> list[Path]:
     record = PartsRecord.load(folder)
     known = list(record.sizes) if record else []
     found = sorted(path.name for path in folder.glob(f"{WHOLE}.part-*"))
-    strange = [name for name in found if not _PART.fullmatch(name) or (known and name not in known)]
+    strange = [name for name in found if not PART.fullmatch(name) or (known and name not in known)]
     if strange:
         raise UserError(f"{folder} holds {', '.join(strange)}, which is no part of {WHOLE}: move it away and run again")
     if record:

@@ -9,12 +9,10 @@ from rich.console import Console
 from cobra.preprocessing.llava_cot.config import PrepareConfig
 from cobra.preprocessing.llava_cot.joining import FETCH_COMMAND, WHOLE, find_archive
 from cobra.preprocessing.llava_cot.parts_record import RECORDS
-from cobra.preprocessing.llava_cot.publication import bytes_to_come, download_publication
+from cobra.preprocessing.llava_cot.publication import TRAIN, bytes_to_come, download_publication
 from cobra.preprocessing.llava_cot.rows import sample_images
-from cobra.preprocessing.llava_cot.unpacking import check_archive, consumed_parts, find_root
+from cobra.preprocessing.llava_cot.unpacking import MANIFEST, check_archive, consumed_parts, find_root
 from cobra.util.errors import UserError
-
-TRAIN = "train.jsonl"
 
 # Parts that are on the disk beside their images at the same time where each is deleted once it is unpacked.
 _PARTS_IN_WORK = 2
@@ -70,7 +68,7 @@ def _problem(folder: Path) -> str | None:
     if images and find_root(folder, images) is None:
         return (
             f"{folder} holds neither the images (such as {images[0]}, in any subfolder) nor their archive "
-            "(image.zip.part-aa and on, or image.zip)."
+            f"({WHOLE}.part-aa and on, or {WHOLE})."
         )
     return None
 
@@ -83,7 +81,7 @@ def _check_space(config: PrepareConfig, folder: Path, to_come: int) -> None:
     """
     parts = [path.stat().st_size for path in folder.glob(f"{WHOLE}*")]
     # Images are packed as they are, so they take about as much as the archive; some may be there already.
-    archive = 0 if (folder / RECORDS / "unpacked.jsonl").is_file() else sum(parts) + to_come
+    archive = 0 if (folder / RECORDS / MANIFEST).is_file() else sum(parts) + to_come
     beside = archive if config.keep_parts else archive * _PARTS_IN_WORK // 16
     free = shutil.disk_usage(folder).free
     if to_come + beside > free:

@@ -2,7 +2,6 @@
 
 import json
 import queue
-import re
 import shutil
 import threading
 from collections.abc import Callable, Collection, Mapping
@@ -12,17 +11,17 @@ from pathlib import Path
 from cobra.preprocessing.archives import check_free_space
 from cobra.preprocessing.download import COT_ID, DATASET_REGISTRY
 from cobra.preprocessing.fetching import HubUnreachable, list_dataset
+from cobra.preprocessing.llava_cot.joining import PART, WHOLE
+from cobra.preprocessing.llava_cot.parts_record import RECORDS
 from cobra.preprocessing.progress import Bar, ByteBars
 from cobra.preprocessing.transfer import Remote, bytes_there, fetch_file, hash_file
 from cobra.util.errors import UserError
 from cobra.util.files import write_json
 
 REPO_ID = "Xkev/LLaVA-CoT-100k"
-ROWS = "train.jsonl"
+TRAIN = "train.jsonl"
 
-_WHOLE = "image.zip"
-_PART = re.compile(re.escape(_WHOLE) + r"\.part-[a-z]{2}")
-_RECORD = Path(".prepare/fetched.json")
+_RECORD = Path(RECORDS) / "fetched.json"
 _WORKSPACE = ".fetch"
 # Parts that come at once: one connection seldom fills the line.
 _CONNECTIONS = 4
@@ -112,14 +111,14 @@ def _entry(path: Path, remote: Remote) -> dict[str, int | str]:
 def _look(folder: Path, revision: str, token: str | None, skip: Collection[str]) -> "_Publication":
     """Ask the hub for the files and compare them with what is known of those in the folder."""
     snapshot = list_dataset(REPO_ID, revision, token)
-    files = {name: remote for name, remote in snapshot.files.items() if name == ROWS or _PART.fullmatch(name)}
-    parts = files.keys() - {ROWS}
+    files = {name: remote for name, remote in snapshot.files.items() if name == TRAIN or PART.fullmatch(name)}
+    parts = files.keys() - {TRAIN}
     if len(parts) == len(files) or not parts:
         raise UserError(
-            f"revision {revision} of {REPO_ID} holds {', '.join(sorted(files)) or 'nothing'} of {ROWS} and "
-            f"{_WHOLE}.part-aa and on, and both are needed. Give --revision another branch, tag or commit."
+            f"revision {revision} of {REPO_ID} holds {', '.join(sorted(files)) or 'nothing'} of {TRAIN} and "
+            f"{WHOLE}.part-aa and on, and both are needed. Give --revision another branch, tag or commit."
         )
-    extra = sorted(path.name for path in folder.glob(f"{_WHOLE}.part-*") if path.name not in parts)
+    extra = sorted(path.name for path in folder.glob(f"{WHOLE}.part-*") if path.name not in parts)
     if extra:
         raise UserError(
             f"{folder} holds {', '.join(extra)}, which revision {revision} of {REPO_ID} does not have: move it away "
@@ -129,7 +128,7 @@ def _look(folder: Path, revision: str, token: str | None, skip: Collection[str])
     if record.commit not in ("", snapshot.commit):
         _tell_of_changes(record, snapshot.commit, files, skip)
     record.commit, record.published = snapshot.commit, sorted(files)
-    whole = folder / _WHOLE
+    whole = folder / WHOLE
     if whole.is_file() and whole.stat().st_size == sum(files[name].size or 0 for name in parts):
         skip = {*skip, *parts}
     return _Publication(folder, {name: files[name] for name in sorted(files) if name not in skip}, record)
@@ -164,8 +163,8 @@ def _check_without_hub(folder: Path, skip: Collection[str], error: HubUnreachabl
     """
     names = _Record.read(folder).published or [component["name"] for component in DATASET_REGISTRY[COT_ID]]
     missing = [name for name in names if name not in skip and not (folder / name).is_file()]
-    if (folder / _WHOLE).is_file():
-        missing = [name for name in missing if name == ROWS]
+    if (folder / WHOLE).is_file():
+        missing = [name for name in missing if name == TRAIN]
     if missing:
         raise UserError(
             f"{error}. {folder} lacks {', '.join(missing)}. Run the same command again where the hub can be reached: "

@@ -38,7 +38,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".ti
 _LITTER = "__MACOSX/"
 
 # Which images are whole, for reruns.
-_MANIFEST = "unpacked.jsonl"
+MANIFEST = "unpacked.jsonl"
 
 # A process takes half a second to start.
 _CHUNKS_WORTH_A_PROCESS = 8
@@ -181,7 +181,7 @@ def unpack_images(
         check_total(f"the archive of images ({archive.paths[0]} ...)", archive.starts[-1], total)
         held = [info for path, info in found.items() if path not in wanted]
         ledger = None if keep_parts else PartLedger(folder, archive, list(wanted.values()), held)
-        with Manifest(folder / RECORDS / _MANIFEST) as manifest:
+        with Manifest(folder / RECORDS / MANIFEST) as manifest:
             _Unpacking(folder, destination, archive, manifest, ledger, result).run(wanted, workers)
     return result
 
