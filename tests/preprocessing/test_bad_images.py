@@ -1,10 +1,10 @@
 """Rows whose image is missing or unreadable: an error that names them, or a place without a label."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from example_rows import PAIR, first_pixel, write_rows
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -15,31 +15,12 @@ from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
 from cobra.util.data_utils import IGNORE_INDEX, PaddedCollatorForLanguageModeling
 from cobra.util.errors import UserError
 
-PAIR = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
 GOOD = {"id": "good", "conversations": PAIR}
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     return load_tokenizer(Path(cobra.models.tiny.__file__).parent, 400)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    images = tmp_path / "images"
-    images.mkdir()
-    Image.new("RGB", (4, 4), (10, 20, 30)).save(images / "a.png")
-    return tmp_path
-
-
-def first_pixel(image):
-    return torch.tensor(image.getpixel((0, 0)), dtype=torch.float)
-
-
-def write_rows(folder, rows):
-    path = folder / "rows.json"
-    path.write_text(json.dumps(rows))
-    return path
 
 
 def finetune(folder, tokenizer, rows, transform=first_pixel, **options):

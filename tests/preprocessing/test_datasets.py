@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from example_rows import PAIR, first_pixel, write_rows
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -15,7 +16,6 @@ from cobra.util.data_utils import IGNORE_INDEX
 from cobra.util.errors import UserError
 
 EOS = 0
-PAIR = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
 
 
 @pytest.fixture(scope="module")
@@ -51,24 +51,6 @@ def _byte_letters():
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     moved = [byte for byte in range(256) if byte not in plain]
     return {byte: chr(byte) for byte in plain} | {byte: chr(256 + place) for place, byte in enumerate(moved)}
-
-
-@pytest.fixture
-def folder(tmp_path):
-    images = tmp_path / "images"
-    images.mkdir()
-    Image.new("RGB", (4, 4), (10, 20, 30)).save(images / "a.png")
-    return tmp_path
-
-
-def first_pixel(image):
-    return torch.tensor(image.getpixel((0, 0)), dtype=torch.float)
-
-
-def write_rows(folder, rows):
-    path = folder / "rows.json"
-    path.write_text(rows if isinstance(rows, str) else json.dumps(rows))
-    return path
 
 
 def finetune(folder, tokenizer, rows, builder=ZephyrChatPromptBuilder, transform=first_pixel):
