@@ -33,7 +33,7 @@ class InverseDocumentFrequency:
         self.images = 0
         for own in references:
             self.images += 1
-            images.update({ngram for reference in own for ngram in reference.counts})
+            images.update(set().union(*(reference.counts for reference in own)))
         if not self.images:
             raise ValueError("there are no references to take CIDEr's idf from")
         self._largest = math.log(self.images)
@@ -47,8 +47,10 @@ class InverseDocumentFrequency:
     def norms(self, counts: Counts) -> list[float]:
         """Return the Euclidean norms of a caption's tf-idf vectors for n = 1 to 4."""
         squares = [0.0] * ORDER
+        values, largest = self._values, self._largest
         for ngram, count in counts.items():
-            squares[len(ngram) - 1] += (count * self[ngram]) ** 2
+            weight = count * values.get(ngram, largest)
+            squares[len(ngram) - 1] += weight * weight
         return [math.sqrt(square) for square in squares]
 
 
