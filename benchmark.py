@@ -4,7 +4,8 @@ import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from cobra.evaluation.benchmark import BenchmarkConfig, benchmark
+from cobra.evaluation.benchmark import benchmark
+from cobra.evaluation.config import BenchmarkConfig
 from cobra.util.cli import run
 
 

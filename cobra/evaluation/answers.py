@@ -150,6 +150,7 @@ def answer_variants(
             answers cannot be written.
     """
     passes = Passes(vlm, protocol, own_stages)
+    passes.check(images)
     variants = []
     for scratchpad in (False, True):
         settings = _settings(vlm, protocol.settings(scratchpad, own_stages))
@@ -161,9 +162,9 @@ def answer_variants(
     windows = [images[start : start + size] for start in range(0, len(images), size)]
     windows = [window for window in windows if any(variant.open_among(window) for variant in variants)]
     own = windows[world.rank :: world.size]
-    with _progress(console, disable=not (world.is_main and own)) as progress:
+    with _progress(console if world.is_main and own else Console(quiet=True)) as progress:
         wanted = {variant.name: sum(map(variant.open_among, own)) for variant in variants}
-        tasks = {name: progress.add_task(name, total=total) for name, total in wanted.items()}
+        tasks = {name: progress.add_task(name, total=total, visible=total > 0) for name, total in wanted.items()}
         for name, count in _answer_windows(vlm, passes, variants, own, pictures, protocol.batch_size):
             progress.advance(tasks[name], count)
     answered = _collect(variants, images, world)
@@ -253,7 +254,7 @@ def _answer_window(
             continue
         begin = _now(vlm)
         yield variant.name, variant.keep([(one, None) for one in window if one.pixels is None])
-        for batch in passes.answer(states, variant.scratchpad):
+        for batch in passes.answer(states, [one.image for one in readable], variant.scratchpad):
             yield variant.name, variant.keep([(readable[row], written) for row, written in batch.items()])
         variant.seconds += reading + _now(vlm) - begin
 
@@ -278,9 +279,9 @@ def _collect(variants: Sequence[_Variant], images: Sequence[CaptionedImage], wor
     return Answered(answers, throughput, unreadable)
 
 
-def _progress(console: Console, disable: bool) -> Progress:
+def _progress(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=disable)
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
 
 
 def _tell_known(console: Console, variants: Sequence[_Variant], images: Sequence[CaptionedImage]) -> None:
@@ -291,6 +292,7 @@ def _tell_known(console: Console, variants: Sequence[_Variant], images: Sequence
                 f"{variant.name}: {known:,} of {count_images(len(images))} were answered by an earlier run with the "
                 "same settings",
                 highlight=False,
+                soft_wrap=True,
             )
 
 

@@ -1,13 +1,11 @@
 """Images with the captions of people, and COCO's own form of them: an annotation file beside a folder of images."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cobra.evaluation.entries import FETCH_COMMAND, CaptionedImage, ImageId, check_file_name, id_and_text, refuse
-from cobra.evaluation.pictures import PictureFolder, check_present, unreadable_images
-from cobra.evaluation.predictions import read_predictions
 from cobra.util.errors import UserError
 from cobra.util.files import read_json
 
@@ -80,30 +78,9 @@ def _file_names(entries: list[Any], annotations: Path) -> dict[ImageId, str]:
     return names
 
 
-def read_results(path: Path, known: Iterable[ImageId], wanted: Iterable[ImageId]) -> dict[ImageId, str]:
-    """Return the caption of every wanted image; see :func:`cobra.evaluation.predictions.read_predictions`."""
-    return read_predictions(path, known, wanted).captions
-
-
 def sample(images: Sequence[CaptionedImage], count: int | None, seed: int) -> list[CaptionedImage]:
     """Return `count` images drawn without replacement, in their own order; all where `count` is None or not smaller."""
     if count is None or count >= len(images):
         return list(images)
     chosen = sorted(random.Random(seed).sample(range(len(images)), count))
     return [images[index] for index in chosen]
-
-
-def check_images(images: Sequence[CaptionedImage], image_dir: Path) -> None:
-    """Decode every image, so that none is found missing or damaged after hours of generation.
-
-    Raises:
-        UserError: The folder does not exist, or images in it are missing or unreadable: their number and the first few.
-    """
-    pictures = PictureFolder(image_dir)
-    check_present(images, pictures)
-    unreadable = list(unreadable_images(images, pictures).values())
-    if unreadable:
-        raise UserError(
-            f"{len(unreadable)} of {len(images)} images are unreadable: {'; '.join(unreadable[:5])}"
-            f"{'; ...' if len(unreadable) > 5 else ''}. Fetch them again, or take them out of the annotation file."
-        )

@@ -15,6 +15,7 @@ Weights = NDArray[np.int64] | NDArray[np.float64]
 """(..., N): how often each image counts; whole numbers. Floating-point ones spare a conversion."""
 
 LABELS = {
+    "conclusion_accuracy": "right conclusions",
     "bleu_1": "BLEU-1",
     "bleu_2": "BLEU-2",
     "bleu_3": "BLEU-3",

@@ -1,17 +1,27 @@
 """One model's passes over a few batches of images: images read once, prompts sorted by length, tokens written."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from cobra.evaluation.protocol import OWN_STAGES_END, SCRATCHPAD_TOKENS, Protocol, as_turn, second_prompt
+from cobra.evaluation.entries import CaptionedImage, count_images
+from cobra.evaluation.protocol import (
+    ANALYSIS_PROMPT,
+    OWN_STAGES_END,
+    SCRATCHPAD_TOKENS,
+    Protocol,
+    as_turn,
+    second_prompt,
+)
 from cobra.models.backbones.vision import PixelValues
 from cobra.models.backbones.vision.transforms import map_pixels, stack_pixels
 from cobra.models.mamba import MambaState
 from cobra.models.vlms.generation import GenerationOptions
 from cobra.util.errors import UserError
+from cobra.util.shown import shown
 
 if TYPE_CHECKING:
     from cobra.models.vlms import CobraVLM
@@ -34,24 +44,27 @@ class Passes:
     """A model answering by a protocol."""
 
     def __init__(self, vlm: "CobraVLM", protocol: Protocol, own_stages: bool) -> None:
-        """Check that the final prompt fits.
+        """Take the model.
 
         Args:
             vlm: In evaluation mode.
             protocol: What is asked.
             own_stages: Whether the model was fine-tuned to write stages by itself; see
                 :mod:`cobra.evaluation.protocol`.
-
-        Raises:
-            UserError: The model would see the final prompt cut.
         """
         self._vlm = vlm
         self._protocol = protocol
         self._own_stages = own_stages
-        if not self._fits(protocol.prompt):
-            raise UserError(
-                f"--prompt is too long: {vlm.model_id} cuts texts at {vlm.max_text_length:,} tokens; give a shorter one"
-            )
+
+    def check(self, images: Iterable[CaptionedImage]) -> None:
+        """Raise a UserError where the model would see a final prompt cut, that of all images or of one."""
+        for prompt, number in Counter(map(self._protocol.prompt_of, images)).items():
+            if not self._fits(prompt):
+                which = "--prompt" if prompt == self._protocol.prompt else f"the question {shown(prompt, 80)!r}"
+                raise UserError(
+                    f"{which}, asked about {count_images(number)}, is too long: {self._vlm.model_id} cuts texts at "
+                    f"{self._vlm.max_text_length:,} tokens; give a shorter one"
+                )
 
     def read_images(self, pixels: Sequence[PixelValues]) -> list[MambaState]:
         """Return the states after images, in batches.
@@ -63,27 +76,30 @@ class Passes:
         batches = [stack_pixels(list(pixels[start : start + size])) for start in range(0, len(pixels), size)]
         return [self._vlm.read_images(map_pixels(batch, lambda value: value.to(device))) for batch in batches]
 
-    def answer(self, states: Sequence[MambaState], scratchpad: bool) -> Iterator[dict[int, Written]]:
+    def answer(
+        self, states: Sequence[MambaState], images: Sequence[CaptionedImage], scratchpad: bool
+    ) -> Iterator[dict[int, Written]]:
         """Answer the final prompt about images.
 
         Args:
             states: From :meth:`read_images`; they stay as they are.
+            images: Those that the states are of.
             scratchpad: Whether a first pass writes an analysis.
 
         Yields:
             After each batch what was written, by the image's place; batches are in the order of prompts' lengths.
         """
-        rows = sum(state.batch_size for state in states)
-        prompts, spent = [self._protocol.prompt] * rows, [0] * rows
-        analyses: list[str | None] = [None] * rows
+        finals = [self._protocol.prompt_of(image) for image in images]
+        prompts, spent = list(finals), [0] * len(finals)
+        analyses: list[str | None] = [None] * len(finals)
         if scratchpad:
             stop = OWN_STAGES_END if self._own_stages else ()
             options = GenerationOptions(max_new_tokens=SCRATCHPAD_TOKENS, stop_strings=stop)
-            first = self._protocol.first_prompt(self._own_stages)
-            for batch in self._generate(states, [first] * rows, options):
+            firsts = finals if self._own_stages else [ANALYSIS_PROMPT] * len(finals)
+            for batch in self._generate(states, firsts, options):
                 for row, ids in batch.items():
                     analyses[row], spent[row] = self._text(ids), len(ids)
-                    prompts[row] = self._second_prompt(self._text(ids))
+                    prompts[row] = self._second_prompt(self._text(ids), finals[row])
         for batch in self._generate(states, prompts, GenerationOptions(max_new_tokens=self._protocol.max_new_tokens)):
             yield {
                 row: Written(prompts[row], self._text(ids), analyses[row], spent[row] + len(ids))
@@ -106,12 +122,12 @@ class Passes:
     def _text(self, ids: Sequence[int]) -> str:
         return self._vlm.decode(ids).strip()
 
-    def _second_prompt(self, analysis: str) -> str:
+    def _second_prompt(self, analysis: str, final: str) -> str:
         """Return the second human turn, with the end of the analysis cut off where the final prompt would be cut."""
-        prompt = second_prompt(analysis, self._protocol.prompt)
+        prompt = second_prompt(analysis, final)
         while not self._fits(prompt):
             analysis = analysis[: len(analysis) * 3 // 4]
-            prompt = second_prompt(analysis, self._protocol.prompt)
+            prompt = second_prompt(analysis, final)
         return prompt
 
     def _fits(self, prompt: str) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cobra.evaluation.entries import ImageId
+from cobra.evaluation.entries import CaptionedImage, ImageId
 from cobra.preprocessing.datasets import extract_reasoning_trace
 from cobra.util.errors import UserError
 
@@ -81,11 +81,16 @@ class Protocol:
     """Of an answer."""
     batch_size: int = 8
     """Images answered at once; it does not change the answers beyond rounding."""
+    questions_sha256: str | None = None
+    """Of the file whose questions are asked about images that have one of their own; None where there is no file."""
 
     @property
     def wordings(self) -> dict[str, str]:
-        """All text that a model may be given beside the image."""
-        return {"prompt": self.prompt, "analysis": ANALYSIS_PROMPT, "scratchpad": SCRATCHPAD_PROMPT}
+        """All text that a model may be given beside the image; questions of images' own by their file's hash."""
+        final = {"prompt": self.prompt}
+        if self.questions_sha256 is not None:
+            final = {"questions_sha256": self.questions_sha256}
+        return {**final, "analysis": ANALYSIS_PROMPT, "scratchpad": SCRATCHPAD_PROMPT}
 
     @property
     def prompt_sha256(self) -> str:
@@ -102,17 +107,18 @@ class Protocol:
             "batch_size": self.batch_size,
         }
 
-    def first_prompt(self, own_stages: bool) -> str:
-        """Return what is asked in a scratchpad's first pass; see this module's head."""
-        return self.prompt if own_stages else ANALYSIS_PROMPT
+    def prompt_of(self, image: CaptionedImage) -> str:
+        """Return the final prompt about an image: its own question, or that of all images."""
+        return self.prompt if image.question is None else image.question
 
     def settings(self, scratchpad: bool, own_stages: bool) -> dict[str, Any]:
         """Return all that a variant's answers depend on beside the model and the image, as JSON values."""
-        found: dict[str, Any] = {"prompt": self.prompt, "do_sample": False, "max_new_tokens": self.max_new_tokens}
+        final = self.prompt if self.questions_sha256 is None else self.questions_sha256
+        found: dict[str, Any] = {"prompt": final, "do_sample": False, "max_new_tokens": self.max_new_tokens}
         if scratchpad:
             found["scratchpad"] = {
                 "prompt": SCRATCHPAD_PROMPT,
-                "first_prompt": self.first_prompt(own_stages),
+                "first_prompt": final if own_stages else ANALYSIS_PROMPT,
                 "max_new_tokens": SCRATCHPAD_TOKENS,
                 "stop_strings": list(OWN_STAGES_END) if own_stages else [],
             }

@@ -279,7 +279,7 @@ def metrics_json(results: Results) -> dict[str, Any]:
                 "difference": _estimate_json(comparison.difference),
                 "p_value": comparison.p_value,
                 "p_holm": comparison.p_holm,
-                "claimed": bool(comparison.is_claimed),
+                "claimed": comparison.is_claimed,
             }
             for comparison in results.comparisons
         ],

@@ -27,6 +27,8 @@ SEED = 7
 ALPHA = 0.05
 """A difference is claimed where p, after Holm's correction, is below this."""
 
+# What is shown as 0.1 after rounding.
+_SEEN = 0.0005
 # Differences that rounding alone can make.
 _TIE = 1e-12
 # Weights held at once, 8 bytes each.
@@ -64,8 +66,12 @@ class Comparison:
 
     @property
     def is_claimed(self) -> bool:
-        """Whether the difference is significant: p after Holm below 5 %, and the interval leaves 0 out."""
-        return self.p_holm < ALPHA and not self.difference.low <= 0 <= self.difference.high
+        """Whether p after Holm is below 5 %, the interval leaves 0 out, and the difference can be seen as printed.
+
+        BLEU's constants make scores of 1e-6 where no n-gram is right; even those can differ significantly.
+        """
+        seen = abs(self.difference.value) >= _SEEN
+        return bool(seen and self.p_holm < ALPHA and not self.difference.low <= 0 <= self.difference.high)
 
     def words(self, n: int) -> str:
         """Say in a sentence what may be claimed; scores x100.

@@ -103,8 +103,8 @@ class Evaluator:
 
         Returns:
             The same on every process: `Validation Loss`, the mean over all labelled tokens; `Valid Stages`, the share
-            of answers whose four stages are in order; `Conclusion Match`, the share of the same CONCLUSION among the
-            answers that have one, as their reference has, and absent where there are none.
+            of answers whose four stages are in order; `Conclusion Match`, the share whose CONCLUSION says the same,
+            among the answers that have one, as their reference has, and absent where there are none.
 
         Raises:
             UserError: A row cannot be read.

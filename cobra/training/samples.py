@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from jinja2 import Template
 
 from cobra.preprocessing.datasets import extract_reasoning_trace
+from cobra.preprocessing.datasets.matching import match_conclusion
 from cobra.training.step_lines import StepLines
 from cobra.util.files import write_text
 from cobra.util.pages import page_templates
@@ -53,7 +54,7 @@ class Structure(NamedTuple):
     compared: int
     """Answers that have a CONCLUSION, as their reference has."""
     matched: int
-    """Those with the very same text in it."""
+    """Those whose CONCLUSION says the same; see :func:`cobra.preprocessing.datasets.matching.match_conclusion`."""
 
 
 class _Evaluation(NamedTuple):
@@ -86,7 +87,7 @@ def structure(pairs: Iterable[tuple[str, str]]) -> Structure:
         valid += trace.is_valid
         if trace.conclusion is not None and expected is not None:
             compared += 1
-            matched += trace.conclusion == expected
+            matched += match_conclusion(trace.conclusion, expected) is not None
     return Structure(answers, valid, compared, matched)
 
 

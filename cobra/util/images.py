@@ -7,9 +7,9 @@ resize. Draft mode would act on pictures of 768 pixels and more, and change them
 CMYK and reads JPEG alone; torchvision reads 16-bit PNG to 16 bits. `benchmarks/dataset.py` measures it again.
 """
 
-import io
 import warnings
 from pathlib import Path
+from typing import IO
 
 from PIL import Image
 
@@ -17,7 +17,7 @@ from PIL import Image
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
 
 
-def read_rgb(path: Path | str | io.BytesIO) -> Image.Image:
+def read_rgb(path: Path | str | IO[bytes]) -> Image.Image:
     """Decode the first picture of a file to RGB, (height, width, 3) of 8 bits, as it is stored: EXIF does not turn it.
 
     Args:
@@ -36,7 +36,7 @@ def read_rgb(path: Path | str | io.BytesIO) -> Image.Image:
             return image.convert("RGB")
 
 
-def check_decodes(path: Path | str) -> None:
+def check_decodes(path: Path | str | IO[bytes]) -> None:
     """Decode the first picture of a file as :func:`read_rgb` would, and keep nothing of it.
 
     JPEG is decoded to an eighth of its size: all its data are read and checked as ever, in half the time or less.

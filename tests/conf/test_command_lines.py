@@ -49,8 +49,9 @@ FLAGS = {
         "llm_backbone_id llm_max_length seed num_workers"
     ),
     "benchmark.py": (
-        "checkpoint baseline_checkpoint coco_annotations image_dir predictions output_dir prompt max_new_tokens "
-        "max_images batch_size device dtype"
+        "checkpoint baseline_checkpoint task coco_annotations image_dir split image_ids llava_cot_annotations "
+        "predictions allow_missing exclude_ids coco_instances similarity_model output_dir prompt max_new_tokens "
+        "max_images batch_size hf_token device dtype"
     ),
 }
 

@@ -1,11 +1,12 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from cobra.demo import run as demo_run
 from cobra.demo.accuracy import AnswerScore, KindScore
 from cobra.demo.run import DemoConfig, run_demo
-from cobra.evaluation.benchmark import BenchmarkConfig
+from cobra.evaluation.config import BenchmarkConfig
 from cobra.training.pretrain import PretrainConfig
 from cobra.util.cli import parse
 from cobra.util.errors import UserError
@@ -48,7 +49,7 @@ def test_the_three_commands_are_those_of_a_user_and_parse(tmp_path, commands, ca
     assert config.pretrained_checkpoint == "cobra-tiny" and config.stage == "finetune"
     benchmark = parse(BenchmarkConfig, score[2:])
     assert benchmark.checkpoint == str(config.run_root_dir / config.run_id)
-    assert benchmark.coco_annotations.is_file() and benchmark.image_dir.is_dir()
+    assert Path(benchmark.coco_annotations).is_file() and benchmark.image_dir.is_dir()
     printed = capsys.readouterr().out
     assert "$ torchrun --standalone --nnodes 1 --nproc-per-node 2 scripts/pretrain.py" in printed
     assert "[bold]" in printed

@@ -246,7 +246,7 @@ def test_throughput_counts_what_this_run_wrote(ask, captions):
 
 def test_a_prompt_that_the_model_would_cut_is_refused(ask, tmp_path):
     vlm = FakeVLM("x")
-    with pytest.raises(UserError, match="--prompt is too long: x cuts texts at 2,048 tokens"):
+    with pytest.raises(UserError, match="--prompt, asked about .* is too long: x cuts texts at 2,048 tokens"):
         ask(vlm, prompt="What? " * 400)
     assert vlm.calls == [] and not (tmp_path / "answers").exists()
 

@@ -202,6 +202,9 @@ def test_sentences():
     assert unproved.words(40) == "no difference in CHAIR-i between a and b can be claimed at n = 40"
     # Nor where the interval says otherwise.
     assert not Comparison("cider", "a", "b", Estimate(0.5, 0, 0.9), 0.04, 0.04).is_claimed
+    assert Comparison("cider", "a", "b", Estimate(0.5, 0.1, 0.9), 0.04, 0.04).is_claimed is True
+    # As two BLEU-4 that are both printed as 0.0 may have it.
+    assert not Comparison("bleu_4", "a", "b", Estimate(1e-5, 1e-6, 2e-5), 0.003, 0.003).is_claimed
 
 
 def test_small_samples_are_warned_of():

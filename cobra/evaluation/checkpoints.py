@@ -1,0 +1,103 @@
+"""The models under test: which variant is whose, one of them in memory at a time, and what is told of them."""
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import cobra
+from cobra.evaluation.config import BenchmarkConfig
+from cobra.models.load import run_folder
+from cobra.util.errors import UserError
+from cobra.util.files import read_json
+from cobra.util.tokens import read_hf_token
+
+if TYPE_CHECKING:
+    from cobra.models.vlms import CobraVLM
+
+BASELINE = "baseline"
+FINETUNED = "finetuned"
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model under test."""
+
+    checkpoint: str
+    about: dict[str, Any]
+    """What it is, for `metrics.json`."""
+
+
+class ModelsUnderTest:
+    """One or two checkpoints by role, `baseline` and `finetuned`; of their models one is in memory.
+
+    Attributes:
+        entries: By role, in that order; empty where only a results file is scored.
+    """
+
+    def __init__(self, config: BenchmarkConfig, device: torch.device) -> None:
+        """Load every checkpoint once, so that none turns out broken after another one's answers; the last one stays.
+
+        Args:
+            config: The flags.
+            device: Of this process.
+
+        Raises:
+            UserError: A checkpoint cannot be found or read.
+        """
+        self._device = str(device)
+        self._dtype = config.dtype
+        self._token = read_hf_token(config.hf_token)
+        self._checkpoint: str | None = None
+        self._vlm: CobraVLM | None = None
+        self.entries: dict[str, ModelEntry] = {}
+        for checkpoint in filter(None, (config.baseline_checkpoint, config.checkpoint)):
+            vlm = self._get(checkpoint)
+            if config.baseline_checkpoint is None:
+                role = BASELINE if vlm.is_stock else FINETUNED
+            else:
+                role = FINETUNED if self.entries else BASELINE
+            self.entries[role] = ModelEntry(checkpoint, _about(checkpoint, vlm))
+
+    def get(self, role: str) -> "CobraVLM":
+        """Return the model of a role; where it is not the one in memory, that one is freed and this one loaded."""
+        return self._get(self.entries[role].checkpoint)
+
+    def _get(self, checkpoint: str) -> "CobraVLM":
+        if self._vlm is None or checkpoint != self._checkpoint:
+            self._vlm = None
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self._vlm = cobra.load(checkpoint, hf_token=self._token, device=self._device, dtype=self._dtype)
+            self._checkpoint = checkpoint
+        return self._vlm
+
+
+def _about(checkpoint: str, vlm: "CobraVLM") -> dict[str, Any]:
+    return {
+        "checkpoint": checkpoint,
+        "model_id": vlm.model_id,
+        "sha256": vlm.checkpoint_sha256,
+        "is_stock": vlm.is_stock,
+        "device": str(vlm.device),
+        "dtype": str(vlm.dtype).removeprefix("torch."),
+    }
+
+
+def dataset_roots(config: BenchmarkConfig) -> list[Path]:
+    """Return where the runs under test had their data, and the default place."""
+    roots = []
+    for checkpoint in filter(None, (config.checkpoint, config.baseline_checkpoint)):
+        path = Path(checkpoint)
+        if path.exists():
+            try:
+                folder = path if path.is_dir() else run_folder(path)
+                values = read_json(folder / "config.json", "the run's config.json")
+                roots.append(Path(values["dataset"]["dataset_root_dir"]))
+            # Of a checkpoint of another origin nothing is known.
+            except (UserError, KeyError, TypeError):
+                continue
+    return [*roots, Path("data")]
