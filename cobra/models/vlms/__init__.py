@@ -2,5 +2,6 @@
 
 from cobra.models.vlms.cobra import STAGES, CobraVLM, VLMOutput, check_stage
 from cobra.models.vlms.generation import GenerationOptions
+from cobra.models.vlms.search import SearchOptions, SearchResult
 
-__all__ = ["STAGES", "CobraVLM", "GenerationOptions", "VLMOutput", "check_stage"]
+__all__ = ["STAGES", "CobraVLM", "GenerationOptions", "SearchOptions", "SearchResult", "VLMOutput", "check_stage"]

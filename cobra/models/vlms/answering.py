@@ -1,6 +1,6 @@
 """Answering prompts about images: the public face of generation, shared by all vision-language models."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,17 @@ from cobra.models.backbones.vision import PixelValues, VisionBackbone
 from cobra.models.backbones.vision.transforms import map_pixels, stack_pixels
 from cobra.models.mamba import MambaState
 from cobra.models.vlms.generation import GenerationOptions, generate_ids, stops_after
+from cobra.models.vlms.sampling import row_seeds
+from cobra.models.vlms.scoring import (
+    JUDGEMENT,
+    FunctionScorer,
+    LikelihoodScorer,
+    Scorer,
+    TextScorer,
+    judgement_scorer,
+)
+from cobra.models.vlms.search import Search, SearchOptions, SearchResult
+from cobra.models.vlms.structure import TokenTexts, same_conclusion
 from cobra.util.errors import UserError
 
 # Answers whose first token alone tells them, for generate_batch's probabilities.
@@ -234,6 +245,67 @@ class Answering:
             end = int(self.llm_backbone.tokenizer.eos_token_id)
         stop = stops_after(options.stop_strings, self.decode, len(prompts))
         return generate_ids(self.llm_backbone.llm, state, scores, prompts, options, end, stop)
+
+    def search_batch(
+        self,
+        pixel_values: PixelValues | None,
+        texts: Sequence[str],
+        options: SearchOptions,
+        generator: torch.Generator | None = None,
+        prefix: MambaState | None = None,
+        seeds: Sequence[int] | None = None,
+        scorer: TextScorer | None = None,
+        same: Callable[[str, str], bool] = same_conclusion,
+    ) -> list[SearchResult]:
+        """Search for the best answer to every prompt; all prompts and branches are written together.
+
+        Args:
+            pixel_values: Pixels with a row for each prompt (see :meth:`preprocess`), or None for text only.
+            texts: Prompts.
+            options: How to search.
+            generator: Source of randomness: one number is taken from it; None is torch's.
+            prefix: In place of pixels, what :meth:`read_images` has read of them.
+            seeds: In place of the generator, one for each prompt: what is found for it then depends on it, the prompt
+                and the options alone.
+            scorer: In place of the options' scorer, a function of the prompt's index and of the answer so far.
+            same: For a vote: whether two conclusions say the same.
+
+        Raises:
+            UserError: As :meth:`prefill`; or there are more branches than memory, no room for the four stages, more or
+                fewer seeds than prompts, or the model cannot judge its answers.
+        """
+        if not texts:
+            return []
+        search = self._search(options, scorer, same)
+        state, scores = self.prefill(pixel_values, [self.tokenize(text) for text in texts], prefix)
+        return search.run(state, scores, row_seeds(seeds, len(texts), generator))
+
+    def search_stream(
+        self,
+        image: Image.Image | None,
+        prompt_text: str,
+        options: SearchOptions,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[str]:
+        """Like :meth:`search_batch` for one prompt, yielding the text piece by piece as it is decided.
+
+        That is after every round what all answers that go on have in common, and the rest at the end.
+        """
+        search = self._search(options, None, same_conclusion)
+        pixel_values = None if image is None else self.preprocess([image])
+        state, scores = self.prefill(pixel_values, [self.tokenize(prompt_text)])
+        yield from search.decided(state, scores, row_seeds(None, 1, generator)[0])
+
+    def _search(self, options: SearchOptions, function: TextScorer | None, same: Callable[[str, str], bool]) -> Search:
+        llm, tokenizer = self.llm_backbone.llm, self.llm_backbone.tokenizer
+        texts = TokenTexts(self.decode, lambda text: tokenizer.encode(text, add_special_tokens=False))
+        scorer: Scorer = LikelihoodScorer()
+        if function is not None:
+            scorer = FunctionScorer(function, self.decode)
+        elif options.scorer == JUDGEMENT:
+            builder = self.llm_backbone.prompt_builder_fn(model_family="cobra")
+            scorer = judgement_scorer(llm, texts.encode, self.string2idx, builder, options.question)
+        return Search(llm, texts, self.decode, int(tokenizer.eos_token_id), scorer, options, same)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, without special tokens."""

@@ -1,5 +1,6 @@
-"""Choosing tokens: options, filters of the scores, and the loop over the cached state."""
+"""Writing answers: options, the choice of a token, and the loop over the cached state."""
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -8,6 +9,16 @@ import torch
 from torch import Tensor
 
 from cobra.models.mamba import MambaLM, MambaState
+from cobra.models.vlms.decoder import open_decoder
+from cobra.models.vlms.sampling import (
+    draw,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    next_numbers,
+    penalise_repetition,
+    row_seeds,
+)
 from cobra.util.errors import UserError
 
 
@@ -27,6 +38,8 @@ class GenerationOptions:
     """Sample among the k best; 0 is all."""
     top_p: float = 1.0
     """Sample among the smallest set of best tokens whose probability exceeds this; 1.0 is all."""
+    min_p: float = 0.0
+    """Sample among tokens at least this times as probable as the best (arXiv 2407.01082); 0.0 is all."""
     repetition_penalty: float = 1.0
     """Scores of text already in prompt or answer are divided (positive) or multiplied (negative) by this."""
     eos_token_id: int | None = None
@@ -34,7 +47,10 @@ class GenerationOptions:
     stop_strings: Sequence[str] = ()
     """Texts after which an answer ends; what completes one is kept."""
     generator: torch.Generator | None = None
-    """Source of randomness; None is torch's."""
+    """Source of randomness: one number is taken from it for a batch; None is torch's."""
+    seeds: Sequence[int] | None = None
+    """In place of the generator, a seed for each prompt: its sample then depends on it, the prompt and the options
+    alone, and not on the rest of the batch."""
 
     def __post_init__(self) -> None:
         checks = {
@@ -43,6 +59,7 @@ class GenerationOptions:
             "temperature": self.temperature > 0,
             "top_k": self.top_k >= 0,
             "top_p": 0 < self.top_p <= 1,
+            "min_p": 0 <= self.min_p <= 1,
             "repetition_penalty": self.repetition_penalty > 0,
             "stop_strings": not isinstance(self.stop_strings, str) and all(self.stop_strings),
         }
@@ -50,8 +67,8 @@ class GenerationOptions:
             if not good:
                 raise UserError(
                     f"{name} is {getattr(self, name)}: the limits and the temperature must be positive, top_k at least "
-                    "0, top_p in (0, 1], stop_strings a list of texts; for the best token at every step use "
-                    "do_sample=False"
+                    "0, top_p in (0, 1], min_p in [0, 1], stop_strings a list of texts; for the best token at every "
+                    "step use do_sample=False"
                 )
 
     @classmethod
@@ -77,47 +94,27 @@ class GenerationOptions:
         return min(limits, default=512)
 
 
-def keep_top_k(scores: Tensor, k: int) -> Tensor:
-    """Set all but the k best scores of each row (batch, vocabulary) to -inf; k = 0 keeps all."""
-    if k <= 0 or k >= scores.shape[-1]:
-        return scores
-    return scores.masked_fill(scores < scores.topk(k).values[..., -1:], -torch.inf)
-
-
-def keep_top_p(scores: Tensor, p: float) -> Tensor:
-    """Keep the smallest set of best scores whose probability reaches p, at least one; others become -inf.
-
-    Nucleus sampling (arXiv 1904.09751). Scores are (batch, vocabulary).
-    """
-    if p >= 1.0:
-        return scores
-    ordered, order = scores.sort(descending=True)
-    probabilities = ordered.softmax(-1)
-    # A token is kept when the better ones together do not reach p yet.
-    drop = (probabilities.cumsum(-1) - probabilities) >= p
-    drop[..., 0] = False
-    return scores.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
-
-
-def penalise_repetition(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Push down tokens already seen (arXiv 1909.05858): positive scores are divided, negative ones multiplied.
+def choose(scores: Tensor, options: GenerationOptions, seen: Tensor | None, numbers: Tensor | None = None) -> Tensor:
+    """Return the next token of every row.
 
     Args:
-        scores: (batch, vocabulary).
-        seen: Bool of the same shape.
-        penalty: 1.0 changes nothing.
+        scores: (batch, vocabulary), fp32.
+        options: How to choose. Filters come after the temperature, in the order top-k, top-p, min-p.
+        seen: Tokens of prompt and answer (batch, vocabulary), bool; None where repetition is free.
+        numbers: The rows' random numbers (batch,), see :func:`draw`; None takes them from the options' generator.
+
+    Returns:
+        (batch,) int64.
     """
-    return torch.where(seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
-
-
-def choose(scores: Tensor, options: GenerationOptions, seen: Tensor | None) -> Tensor:
-    """Return the next token (batch,) int64 of every row from scores (batch, vocabulary), fp32."""
     if seen is not None:
         scores = penalise_repetition(scores, seen, options.repetition_penalty)
     if not options.do_sample:
         return scores.argmax(-1)
     scores = keep_top_p(keep_top_k(scores / options.temperature, options.top_k), options.top_p)
-    return torch.multinomial(scores.softmax(-1), 1, generator=options.generator).squeeze(-1)
+    if numbers is None:
+        device = scores.device if options.generator is None else options.generator.device
+        numbers = torch.rand(len(scores), generator=options.generator, device=device).to(scores.device)
+    return draw(keep_min_p(scores, options.min_p), numbers)
 
 
 def stops_after(
@@ -160,7 +157,7 @@ def generate_ids(
 
     Args:
         llm: The language model.
-        state: After the prompts, a row for each; updated in place while no row has left.
+        state: After the prompts, a row for each; used up.
         scores: Of the first new token (batch, vocabulary).
         prompts: Text ids of each prompt, for the limits and the repetition penalty.
         options: How to choose.
@@ -170,6 +167,9 @@ def generate_ids(
     Yields:
         After every step the (row, token) pairs of the rows that were still going.
     """
+    streams = []
+    if options.do_sample:
+        streams = [random.Random(seed) for seed in row_seeds(options.seeds, len(prompts), options.generator)]
     rows = list(range(len(prompts)))
     left = [options.budget(len(prompt)) for prompt in prompts]
     seen = None
@@ -177,26 +177,31 @@ def generate_ids(
         seen = torch.zeros_like(scores, dtype=torch.bool)
         for row, prompt in enumerate(prompts):
             seen[row, list(prompt)] = True
-    tokens = choose(scores, options, seen)
-    while True:
-        values = tokens.tolist()
-        step = [(row, value) for row, value in zip(rows, values, strict=True) if left[row] > 0]
-        if step:
-            yield step
-        for row, _ in step:
-            left[row] -= 1
-        going = [
-            place
-            for place, (row, value) in enumerate(zip(rows, values, strict=True))
-            if left[row] > 0 and value != end_token_id and not (stop is not None and stop(row, value))
-        ]
-        if not going:
-            return
-        if len(going) < len(rows):
-            index = torch.tensor(going, device=tokens.device)
-            state, tokens, rows = state.select(index), tokens[index], [rows[place] for place in going]
-            seen = None if seen is None else seen[index]
-        if seen is not None:
-            seen.scatter_(1, tokens.unsqueeze(1), True)
-        hidden = llm(llm.embed(tokens.unsqueeze(1)), state)
-        tokens = choose(llm.logits(hidden[:, -1]), options, seen)
+    decoder = open_decoder(llm, state)
+    try:
+        while True:
+            numbers = next_numbers([streams[row] for row in rows], scores.device) if streams else None
+            tokens = choose(scores, options, seen, numbers)
+            values = tokens.tolist()
+            step = [(row, value) for row, value in zip(rows, values, strict=True) if left[row] > 0]
+            if step:
+                yield step
+            for row, _ in step:
+                left[row] -= 1
+            going = [
+                place
+                for place, (row, value) in enumerate(zip(rows, values, strict=True))
+                if left[row] > 0 and value != end_token_id and not (stop is not None and stop(row, value))
+            ]
+            if not going:
+                return
+            if len(going) < len(rows):
+                index = torch.tensor(going, device=tokens.device)
+                decoder.keep(index)
+                tokens, rows = tokens[index], [rows[place] for place in going]
+                seen = None if seen is None else seen[index]
+            if seen is not None:
+                seen.scatter_(1, tokens.unsqueeze(1), True)
+            scores = decoder.read(tokens)
+    finally:
+        decoder.close()

@@ -1,0 +1,210 @@
+"""Answers in four stages while they are written: the tags come in order, each stage is filled, closed and bounded.
+
+The form is LLaVA-CoT's (arXiv 2411.10440): ``<SUMMARY> text </SUMMARY>``, then CAPTION, REASONING and CONCLUSION
+alike, a blank line between. The tags are ordinary text of several tokens, so the guard works on the text: it writes
+opening tags itself, refuses a token that begins a tag which is not due, and writes the closing tag when a stage has
+used up its tokens. Nothing else is changed: within a stage the model chooses among all other tokens.
+"""
+
+import copy
+import re
+from collections.abc import Callable, Sequence
+
+from cobra.util.errors import UserError
+
+STAGE_TAGS = ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")
+
+# A tag as far as it is written; white space within it is free.
+_TAG = re.compile(r"<\s*+(?P<slash>/?+)\s*+(?P<name>[A-Z]*+)\s*+(?P<end>>?+)")
+_CLOSED = re.compile(rf"<\s*+/\s*+({'|'.join(STAGE_TAGS)})\s*+>")
+_CONCLUSION = re.compile(
+    r"<\s*+CONCLUSION\s*+>(.*?)(?:<\s*+/?+\s*+(?:" + "|".join(STAGE_TAGS) + r")\s*+>|\Z)", re.DOTALL
+)
+# Letters from which on a `<` is taken for a tag: `a <C` and `<AB` are mathematics.
+_LETTERS = 3
+# Characters at the end of a text in which a closing tag is looked for.
+TAIL = 64
+# Tokens refused at one place after which the stage is closed: the model wants nothing but another tag.
+_MAX_REFUSED = 32
+# Around the edges of conclusions these do not count.
+_MARKS = " \t\n.,;:!?\"'`*()[]"
+
+
+def find_conclusion(text: str) -> str | None:
+    """Return the text of the first CONCLUSION of an answer, stripped; None where there is none.
+
+    It runs to the next tag, or to the end of the text where it is unclosed.
+    """
+    found = _CONCLUSION.search(text)
+    return None if found is None else found[1].strip()
+
+
+def same_conclusion(one: str, other: str) -> bool:
+    """Return whether two conclusions have the same words, but for case, white space and marks around them."""
+    return _words(one) == _words(other)
+
+
+def _words(text: str) -> str:
+    # Of a text of marks alone they count.
+    return " ".join(text.casefold().split()).strip(_MARKS) or text.strip()
+
+
+def closes_stage(text: str) -> str | None:
+    """Return the name of the stage whose closing tag is the last thing in a text but white space, or None."""
+    tail = text[-TAIL:].rstrip()
+    return next((tag[1] for tag in _CLOSED.finditer(tail) if tag.end() == len(tail)), None)
+
+
+class TokenTexts:
+    """The text of each token by itself; special tokens have none.
+
+    Tags are ASCII, and a tokenizer of bytes shows those of a token by itself as it does among others; parts of other
+    characters show as U+FFFD.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], encode: Callable[[str], list[int]]) -> None:
+        self._decode = decode
+        self.encode = encode
+        self._texts: dict[int, str] = {}
+
+    def __getitem__(self, token: int) -> str:
+        text = self._texts.get(token)
+        if text is None:
+            text = self._texts[token] = self._decode([token])
+        return text
+
+
+class StageGuard:
+    """What may come next in one answer, from its first token on; a copy is a branch.
+
+    Attributes:
+        stage: Index of the stage that is being written; the number of stages when all are closed.
+        forced: Tokens that come next whatever the model says.
+        refused: Tokens that were refused at this place.
+    """
+
+    def __init__(self, texts: TokenTexts, max_tokens: int, stage_tokens: int) -> None:
+        """Start before the first opening tag.
+
+        Args:
+            texts: Of the tokens.
+            max_tokens: Of the whole answer, tags included; every stage leaves to the later ones what they need at
+                least.
+            stage_tokens: Of the text of one stage.
+
+        Raises:
+            UserError: There is no room for four stages of a token each.
+        """
+        self._texts = texts
+        self._opening = [texts.encode(("\n\n" if place else "") + f"<{tag}>") for place, tag in enumerate(STAGE_TAGS)]
+        self._closing = [texts.encode(f" </{tag}>") for tag in STAGE_TAGS]
+        # Tokens of a stage's tags; the rest of a closing tag that was begun may take more of them than all of it.
+        rests = [[f" </{tag}>"[begun:] for begun in range(len(tag) + 4)] for tag in STAGE_TAGS]
+        closing = [max(len(texts.encode(rest)) for rest in each) for each in rests]
+        self._tags = [len(tokens) + most for tokens, most in zip(self._opening, closing, strict=True)]
+        least = sum(self._tags) + len(STAGE_TAGS)
+        if max_tokens < least or stage_tokens < 1:
+            raise UserError(
+                f"{max_tokens} new tokens, {stage_tokens} a stage, leave no room for the four stages: their tags alone "
+                f"and a token of each take {least}; allow at least that many, and a token a stage"
+            )
+        self._left = max_tokens
+        self._stage_tokens = stage_tokens
+        self.stage = 0
+        self.forced: list[int] = []
+        self.refused = 0
+        # Of the stage: its text, the tokens of that and how many there may be, and those left of its opening tag.
+        self._body = ""
+        self._spent = self._limit = self._unopened = 0
+        self._open(0)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all stages are closed."""
+        return self.stage == len(STAGE_TAGS)
+
+    def copy(self) -> "StageGuard":
+        """Return a guard at the same place that goes on by itself."""
+        other = copy.copy(self)
+        other.forced = list(self.forced)
+        return other
+
+    def take_forced(self) -> list[int]:
+        """Go past the tokens that come next whatever the model says, and return them."""
+        taken = list(self.forced)
+        for token in taken:
+            self.push(token)
+        return taken
+
+    def admits(self, token: int) -> bool:
+        """Return whether a token may come next; where it may not, it counts as refused.
+
+        After many refusals the closing tag is forced, and nothing else is admitted any more.
+        """
+        if self.forced:
+            return token == self.forced[0]
+        if self._fits(self._texts[token]):
+            return True
+        self.refused += 1
+        if self.refused >= _MAX_REFUSED:
+            self.forced = self._rest_of_closing()
+        return False
+
+    def push(self, token: int) -> None:
+        """Go past a token."""
+        self.refused = 0
+        self._left -= 1
+        if self.forced:
+            self.forced = self.forced[1:]
+        if self._unopened:
+            self._unopened -= 1
+            return
+        self._body += self._texts[token]
+        self._spent += 1
+        if closes_stage(self._body) == STAGE_TAGS[self.stage]:
+            self.stage += 1
+            self._open(self.stage)
+        elif not self.forced and self._spent >= self._limit:
+            self.forced = self._rest_of_closing()
+
+    def _open(self, stage: int) -> None:
+        """Go to the start of a stage, or to the end."""
+        self._body, self._spent, self.refused = "", 0, 0
+        self.forced = [] if stage == len(STAGE_TAGS) else list(self._opening[stage])
+        self._unopened = len(self.forced)
+        needed = sum(self._tags[stage:]) + len(self._tags[stage + 1 :])
+        self._limit = min(self._stage_tokens, self._left - needed)
+
+    def _fits(self, piece: str) -> bool:
+        if not piece:
+            return False
+        body = self._body + piece
+        if not body.strip() and self._spent + 1 >= self._limit:
+            return False
+        # A tag holds no `<`: what began before the last one is decided.
+        start = max(self._body.rfind("<"), 0)
+        return all(self._tag_fits(body, tag) for tag in _TAG.finditer(body, start))
+
+    def _tag_fits(self, body: str, tag: re.Match[str]) -> bool:
+        """Return whether a tag, whole or begun, may stand in this stage."""
+        own, filled = STAGE_TAGS[self.stage], bool(body[: tag.start()].strip())
+        if tag["slash"] and not filled and (not tag["name"] or own.startswith(tag["name"])):
+            return False
+        unfinished = not tag["end"] and tag.end() == len(body)
+        if not tag["end"] and not unfinished:
+            # Something that no tag has came after the letters.
+            return True
+        alike = [name for name in STAGE_TAGS if name == tag["name"] or (unfinished and name.startswith(tag["name"]))]
+        if len(tag["name"]) < _LETTERS or not alike:
+            return True
+        return alike == [own] and bool(tag["slash"]) and (unfinished or not body[tag.end() :].strip())
+
+    def _rest_of_closing(self) -> list[int]:
+        """Return the tokens that close the stage, going on from a closing tag that has been begun."""
+        tag = f"</{STAGE_TAGS[self.stage]}>"
+        begun = list(_TAG.finditer(self._body))
+        if begun and begun[-1].end() == len(self._body) and self._body[: begun[-1].start()].strip():
+            written = "".join(begun[-1][0].split())
+            if tag.startswith(written):
+                return self._texts.encode(tag[len(written) :])
+        return list(self._closing[self.stage])
