@@ -1,7 +1,8 @@
 """The training loop: steps in order, what follows each of them, and going on where an earlier start has stopped."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cobra.training.batches import Batch, CollateOrPass, ErrorsAsValues, grouped, mark_skipped, to_device
-from cobra.training.checkpointing import save_checkpoint
+from cobra.training.checkpointing import NotSavedError, save_checkpoint
 from cobra.training.evaluating import Evaluator
 from cobra.training.flops import count_flops, flops_per_step
 from cobra.training.metrics import Metrics
@@ -31,7 +32,7 @@ class LoopOptions:
     save_interval_steps: int | None = None
     """Steps that a kill costs at most; None saves by time alone."""
     save_interval_minutes: float | None = None
-    """Minutes between them."""
+    """Minutes between two saves of the state."""
     keep_checkpoints: int = 2
     """States that are kept."""
     max_skipped: int = 10
@@ -117,13 +118,15 @@ class TrainingLoop:
 
         Raises:
             Stopped: The run was asked to stop; its state is saved.
-            UserError: A row cannot be read, or too many steps in a row were not finite.
+            UserError: A row cannot be read, too many steps in a row were not finite, or the last checkpoint could not
+                be written; the state before is kept.
         """
         strategy, plan, result = self.strategy, self.plan, None
         began = strategy.global_step
         with (
             StopRequests(self.world, self.options.time_limit_minutes) as stop,
             StepProgress(plan.total_steps, self.world.is_main, began) as progress,
+            self._finished_saves(progress),
         ):
             for epoch in range(began // plan.batches_per_epoch, plan.epochs):
                 self.sampler.set_epoch(epoch, strategy.global_step - epoch * plan.batches_per_epoch)
@@ -137,7 +140,6 @@ class TrainingLoop:
                     self._save_or_stop(stop, progress)
                     if strategy.global_step == plan.total_steps:
                         break
-            self._tell(self.saver.finish(), progress)
         strategy.skipped_rows = int(self.world.sum(self._bad_images.to(self.world.device)).count_nonzero())
         return result
 
@@ -158,10 +160,28 @@ class TrainingLoop:
         progress.advance(step, values)
         held_out = found.get("Validation Loss")
         better = held_out is not None and (self.best is None or held_out < self.best)
-        if ends or better:
+        # Before the state of this step: a run that goes on from it has its files.
+        if (ends or better) and self._save_model(epoch, result.loss, ends, better, progress):
             self.best = held_out if better else self.best
-            # Before the state of this step: a run that goes on from it has its files.
-            save_checkpoint(self.strategy.vlm, self.run_dir, self.world, step, epoch + 1, result.loss, ends, better)
+
+    def _save_model(self, epoch: int, loss: float, milestone: bool, best: bool, progress: StepProgress) -> bool:
+        """Save the model; return whether there was room for it.
+
+        Raises:
+            NotSavedError: There was none for the model of the last step.
+        """
+        step = self.strategy.global_step
+        try:
+            save_checkpoint(self.strategy.vlm, self.run_dir, self.world, step, epoch + 1, loss, milestone, best)
+        except NotSavedError as error:
+            if step == self.plan.total_steps:
+                raise
+            progress.say(
+                f"warning: the checkpoint of step {step} could not be written ({error.reason}); the run goes on, and "
+                "the checkpoints before it are kept"
+            )
+            return False
+        return True
 
     def _evaluate(self, progress: StepProgress) -> dict[str, float]:
         assert self.evaluator is not None
@@ -194,16 +214,27 @@ class TrainingLoop:
         if step == self.plan.total_steps or not (reason or late or in_turn):
             return
         self._save(progress)
-        if reason or interval == 1:
-            self._tell(self.saver.finish(), progress)
+        problem = self.saver.finish() if reason or interval == 1 else None
+        self._tell(problem, progress)
         if reason:
-            raise Stopped(reason, step)
+            raise Stopped(reason, step, saved=problem is None)
 
     def _save(self, progress: StepProgress) -> None:
         strategy = self.strategy
         state = RunState(strategy.global_step, strategy.tokens, strategy.skipped_steps, self.best, self.setting)
         self._tell(self.saver.begin(state), progress)
         self._last_save = time.monotonic()
+
+    @contextmanager
+    def _finished_saves(self, progress: StepProgress) -> Iterator[None]:
+        """Complete the save that is being written as the run ends, by an error too: the next start goes on from it."""
+        try:
+            yield
+        # Not KeyboardInterrupt: the second one ends the program at once.
+        except Exception:
+            self._tell(self.saver.finish(), progress)
+            raise
+        self._tell(self.saver.finish(), progress)
 
     def _tell(self, problem: str | None, progress: StepProgress) -> None:
         if problem:
@@ -232,8 +263,10 @@ class TrainingLoop:
         rows = self._broken_rows(epoch)
         if self.strategy.is_finite():
             self._save(progress)
-            self._tell(self.saver.finish(), progress)
+            problem = self.saver.finish()
             kept = f"the state before them is saved in {self.saver.folder}"
+            if problem:
+                kept = f"the state before them could not be saved ({problem}), an earlier one is in {self.saver.folder}"
         else:
             kept = "the weights are not finite either, so their state was not saved"
         raise UserError(
