@@ -102,9 +102,10 @@ def _pretrain(config: PretrainConfig, world: World) -> Path:
             loop.restore(state)
         result = loop.run()
     except Stopped as stopped:
+        kept = "the state is saved in" if stopped.saved else "its state could not be saved; earlier ones are in"
         say(
-            f"stopped by {stopped.reason} after step {stopped.step}; the state is saved in {run_dir / RESUME}: run the "
-            "same command to go on"
+            f"stopped by {stopped.reason} after step {stopped.step}; {kept} {run_dir / RESUME}: run the same command "
+            "to go on"
         )
         raise
     finally:

@@ -18,12 +18,13 @@ _NUMBERS = {signal.SIGTERM: 1, signal.SIGUSR1: 2, signal.SIGINT: 4}
 
 
 class Stopped(Exception):
-    """The run has been asked to stop, and has saved its state."""
+    """The run has been asked to stop, and has saved its state where there was room for it."""
 
-    def __init__(self, reason: str, step: int) -> None:
+    def __init__(self, reason: str, step: int, saved: bool = True) -> None:
         super().__init__(reason)
         self.reason = reason
         self.step = step
+        self.saved = saved
 
     @property
     def exit_code(self) -> int:
