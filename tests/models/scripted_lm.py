@@ -34,6 +34,8 @@ class ScriptedLM:
 
     config = MambaConfig(d_model=1, n_layer=1, vocab_size=VOCABULARY, d_state=1, d_conv=1, expand=1)
 
+    lm_head = torch.nn.Linear(1, VOCABULARY)
+
     def __init__(self, script):
         self.script = script
         self.histories = [""]

@@ -11,7 +11,8 @@ from scratch import enliven, picture, scratch_vlm
 from cobra.models.backbones.llm.backbone import load_tokenizer
 from cobra.models.backbones.llm.specs import TINY_FOLDER
 from cobra.models.vlms import CobraVLM, GenerationOptions
-from cobra.models.vlms.generation import choose, keep_top_k, keep_top_p, penalise_repetition, stops_after
+from cobra.models.vlms.generation import choose, stops_after
+from cobra.models.vlms.sampling import keep_top_k, keep_top_p, penalise_repetition
 from cobra.util.errors import UserError
 
 # No token has this id: nothing stops an answer but its limit.

@@ -10,7 +10,7 @@ from PIL import Image
 from cobra.models.backbones.vision.transforms import map_pixels
 from cobra.models.mamba import MambaConfig, MambaLM, MambaState
 from cobra.models.vlms import GenerationOptions
-from cobra.models.vlms.generation import keep_top_k, keep_top_p
+from cobra.models.vlms.sampling import keep_top_k, keep_top_p
 
 
 @torch.no_grad()

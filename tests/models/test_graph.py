@@ -23,6 +23,12 @@ TEXTS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _operations_of_torch(monkeypatch):
+    """The stand-in records these, and does not see loops that numba compiled."""
+    monkeypatch.setenv("COBRA_MAMBA_OP", "torch")
+
+
 @pytest.fixture
 def vlm():
     return enliven(scratch_vlm())

@@ -10,15 +10,7 @@ from torch import Tensor
 
 from cobra.models.mamba import MambaLM, MambaState
 from cobra.models.vlms.decoder import open_decoder
-from cobra.models.vlms.sampling import (
-    draw,
-    keep_min_p,
-    keep_top_k,
-    keep_top_p,
-    next_numbers,
-    penalise_repetition,
-    row_seeds,
-)
+from cobra.models.vlms.sampling import draw, keep_likely, next_numbers, penalise_repetition, row_seeds
 from cobra.util.errors import UserError
 
 
@@ -110,11 +102,14 @@ def choose(scores: Tensor, options: GenerationOptions, seen: Tensor | None, numb
         scores = penalise_repetition(scores, seen, options.repetition_penalty)
     if not options.do_sample:
         return scores.argmax(-1)
-    scores = keep_top_p(keep_top_k(scores / options.temperature, options.top_k), options.top_p)
     if numbers is None:
         device = scores.device if options.generator is None else options.generator.device
         numbers = torch.rand(len(scores), generator=options.generator, device=device).to(scores.device)
-    return draw(keep_min_p(scores, options.min_p), numbers)
+    scores = scores / options.temperature
+    if not options.top_k and options.top_p == 1.0 and not options.min_p:
+        return draw(scores, numbers)
+    kept, tokens = keep_likely(scores, options.top_k, options.top_p, options.min_p)
+    return tokens.gather(-1, draw(kept, numbers).unsqueeze(-1)).squeeze(-1)
 
 
 def stops_after(
