@@ -42,7 +42,10 @@ FLAGS = {
     "scripts/preprocess.py": "dataset_id root_dir revision hf_token",
     "scripts/additional-datasets/lvis_instruct_4v.py": "root_dir",
     "scripts/additional-datasets/lrv_instruct.py": "root_dir",
-    "scripts/generate.py": "model_path hf_token image prompt do_sample temperature max_new_tokens seed device dtype",
+    "scripts/generate.py": (
+        "model_path hf_token image prompt do_sample temperature top_k top_p min_p repetition_penalty max_new_tokens "
+        "seed search beams device dtype"
+    ),
     "scripts/export.py": "checkpoint output format push_to private hf_token",
     "fine_tune/prepare_llava_cot.py": (
         "dataset_root download revision hf_token keep_parts sources max_samples holdout verify max_rejected "

@@ -1,0 +1,177 @@
+"""A conversation with a model about an image, which goes on from what the model has read already."""
+
+import copy
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from cobra.models.backbones.llm.prompting import PromptBuilder
+from cobra.models.mamba import MambaState
+from cobra.models.vlms import CobraVLM, GenerationOptions, SearchOptions
+from cobra.models.vlms.generation import generate_ids
+from cobra.models.vlms.memory import state_bytes
+from cobra.models.vlms.scoring import LikelihoodScorer
+from cobra.models.vlms.search import Search
+from cobra.models.vlms.structure import TokenTexts
+from cobra.util.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass
+class Figures:
+    """What an answer took; of an answer that is being written, so far."""
+
+    state_bytes: int
+    """That the model remembers image and conversation in, whatever their length."""
+    read: int = 0
+    """Tokens of text read for this question; those read before are not read again."""
+    written: int = 0
+    """Tokens of the answer."""
+    seconds: float = 0.0
+    """Spent on writing it, after the question had been read."""
+
+    def __str__(self) -> str:
+        rate = self.written / self.seconds if self.seconds else 0.0
+        return (
+            f"{self.written:,} tokens in {self.seconds:.1f} s ({rate:,.1f} tokens/s), {self.read:,} read; the state "
+            f"has {self.state_bytes:,} bytes, however long the conversation"
+        )
+
+
+class Conversation:
+    """Questions and answers about one image, or about none.
+
+    The image is read once. Of the conversation the state after its last end token is kept: the tokenizer splits text
+    there, so what was read up to that point would be read in the same way with whatever follows, and every question
+    reads only what has been said since. Answers are those of reading everything again, up to rounding.
+
+    Attributes:
+        figures: Of the last answer.
+    """
+
+    def __init__(self, vlm: CobraVLM, image: "Image.Image | None" = None) -> None:
+        """Begin.
+
+        Args:
+            vlm: In evaluation mode.
+            image: The picture; it is read with the first question.
+        """
+        self._vlm = vlm
+        self._image = image
+        self._image_state: MambaState | None = None
+        self._builder = vlm.get_prompt_builder()
+        # Tokens of text that were read after the image, up to an end token, and the state after them.
+        self._past: tuple[list[int], MambaState] | None = None
+        self._llm, self._tokenizer = vlm.llm_backbone.llm, vlm.llm_backbone.tokenizer
+        self._end = int(self._tokenizer.eos_token_id)
+        self.figures = Figures(state_bytes(self._llm.config))
+
+    @property
+    def text(self) -> str:
+        """The conversation so far, as a prompt."""
+        return self._builder.get_prompt()
+
+    def ask(
+        self, question: str, options: GenerationOptions | SearchOptions, seed: int = 0
+    ) -> Generator[str, None, None]:
+        """Ask, and yield the answer piece by piece as it is written or, in a search, decided.
+
+        From its end on the answer is part of the conversation. Whoever stops earlier, by an exception or by closing
+        the iterator, ends it there. An answer without a character is forgotten then, and its question with it.
+
+        Args:
+            question: Any text.
+            options: How to write the answer, or to search for it.
+            seed: Of what is sampled.
+
+        Raises:
+            UserError: Conversation and question are longer than the model's longest text; or as the search.
+        """
+        builder = copy.copy(self._builder)
+        # Halves of surrogate pairs, left of bytes that were no UTF-8, have no tokens.
+        builder.add_turn("human", question.encode("utf-8", "replace").decode("utf-8"))
+        ids = self._tokenize(builder.get_prompt())
+        self.figures = Figures(self.figures.state_bytes)
+        return self._answer(builder, ids, options, seed)
+
+    def _answer(
+        self, builder: PromptBuilder, ids: list[int], options: GenerationOptions | SearchOptions, seed: int
+    ) -> Generator[str, None, None]:
+        said, done = "", False
+        try:
+            state, scores = self._read(ids)
+            if isinstance(options, SearchOptions):
+                pieces = self._search(state, scores, options, seed)
+            else:
+                pieces = self._write(state, scores, ids, replace(options, generator=None, seeds=[seed]))
+            began = time.perf_counter()
+            for piece in pieces:
+                self.figures.seconds = time.perf_counter() - began
+                said += piece
+                if piece:
+                    yield piece
+            self.figures.seconds = time.perf_counter() - began
+            done = True
+        finally:
+            if done or said.strip():
+                builder.add_turn("gpt", said)
+                self._builder = builder
+
+    def _tokenize(self, prompt: str) -> list[int]:
+        """Return all ids of a prompt.
+
+        Raises:
+            UserError: There are more than the model's longest text has.
+        """
+        ids: list[int] = self._tokenizer(prompt, truncation=False, verbose=False).input_ids
+        limit = self._vlm.max_text_length
+        if len(ids) <= limit:
+            return ids
+        if self._builder.turn_count == 0:
+            what, remedy = "the question has", "ask a shorter one"
+        else:
+            what, remedy = "conversation and question have", "ask a shorter one, or begin anew with an image"
+        raise UserError(f"{what} {len(ids):,} tokens, and the model reads {limit:,} at most: {remedy}")
+
+    def _read(self, ids: list[int]) -> tuple[MambaState, Tensor]:
+        """Read what is new in a prompt; return the state and the scores of the first new token (1, vocabulary)."""
+        if self._image is not None and self._image_state is None:
+            self._image_state = self._vlm.read_images(self._vlm.preprocess([self._image]))
+        known: list[int] = []
+        state = self._image_state
+        if self._past is not None and self._past[0] == ids[: len(self._past[0])]:
+            known, state = self._past
+        last_end = max((place for place, token in enumerate(ids[:-1]) if token == self._end), default=-1)
+        if len(known) <= last_end:
+            state, _ = self._vlm.prefill(None, [ids[len(known) : last_end + 1]], state)
+            self._past = ids[: last_end + 1], state
+        self.figures.read = len(ids) - len(known)
+        return self._vlm.prefill(None, [ids[last_end + 1 :]], state)
+
+    def _write(self, state: MambaState, scores: Tensor, ids: list[int], options: GenerationOptions) -> Iterator[str]:
+        new: list[int] = []
+        for [(_, token)] in generate_ids(self._llm, state, scores, [ids], options, self._end):
+            new.append(token)
+            self.figures.written += 1
+            text = self._vlm.decode(new)
+            # A character of several tokens shows as U+FFFD until it is whole.
+            if not text.endswith("\ufffd"):
+                yield text
+                new = []
+        yield self._vlm.decode(new)
+
+    def _search(self, state: MambaState, scores: Tensor, options: SearchOptions, seed: int) -> Iterator[str]:
+        texts = TokenTexts(self._vlm.decode, self._encode)
+        search = Search(self._llm, texts, self._vlm.decode, self._end, LikelihoodScorer(), options)
+        for piece in search.decided(state, scores, str(seed)):
+            self.figures.written += len(self._encode(piece))
+            yield piece
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids

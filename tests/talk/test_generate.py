@@ -1,0 +1,156 @@
+"""The program that talks in a terminal: one question or a conversation, which survives what goes wrong."""
+
+import importlib.util
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from scratch import enliven, picture, scratch_vlm
+
+import cobra
+from cobra.talk.options import AnswerFlags
+from cobra.talk.terminal import print_answer
+from cobra.util.cli import parse, run
+from cobra.util.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("generate_script", ROOT / "scripts" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model():
+    return enliven(scratch_vlm())
+
+
+@pytest.fixture
+def vlm(model, monkeypatch):
+    monkeypatch.setattr(cobra, "load", lambda *_, **__: model)
+    return model
+
+
+@pytest.fixture
+def image(tmp_path):
+    picture(1).save(tmp_path / "a.png")
+    return str(tmp_path / "a.png")
+
+
+def prompt_of(vlm, question):
+    builder = vlm.get_prompt_builder()
+    builder.add_turn("human", question)
+    return builder.get_prompt()
+
+
+def talk(script, monkeypatch, capsys, lines, *flags):
+    """Run the program with lines from the keyboard; return what it prints, without the menu, and its errors."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n".join(lines) + b"\n"), encoding="utf-8"))
+    script.main(parse(script.GenerateConfig, ["--max_new_tokens", "8", *flags]))
+    printed = capsys.readouterr()
+    return printed.out.replace(script._MENU, ""), printed.err
+
+
+def test_one_question_is_answered_and_the_figures_stand_beside(script, vlm, image, capsys):
+    script.main(parse(script.GenerateConfig, ["--image", image, "--prompt", "What?", "--max_new_tokens", "8"]))
+    printed = capsys.readouterr()
+    assert printed.out == "".join(vlm.stream(picture(1), prompt_of(vlm, "What?"), max_new_tokens=8)) + "\n"
+    assert "tokens/s" in printed.err and "the state has 49,152 bytes" in printed.err
+
+
+def test_flags_are_checked_before_the_model_is_loaded(script, monkeypatch, capsys):
+    monkeypatch.setattr(cobra, "load", lambda *_, **__: pytest.fail("loaded"))
+    for flags in (
+        ["--search", "depth-first"],
+        ["--search", "vote", "--beams", "0"],
+        ["--top_p", "2"],
+        ["--max_new_tokens", "0"],
+        ["--search", "vote", "--repetition_penalty", "1.2"],
+        ["--image", "nowhere.png"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            run(script.main, script.GenerateConfig, [*flags, "--prompt", "What?"])
+        assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: ")
+
+
+def test_options_follow_the_flags():
+    flags = AnswerFlags(do_sample=True, top_k=3, min_p=0.1, repetition_penalty=1.3, max_new_tokens=9)
+    options = flags.options()
+    assert (options.do_sample, options.temperature, options.top_p) == (True, 1.0, 1.0)
+    assert (options.top_k, options.min_p, options.repetition_penalty, options.max_new_tokens) == (3, 0.1, 1.3, 9)
+    search = AnswerFlags(top_k=3, min_p=0.1, max_new_tokens=99, beams=6).options("stage-beam")
+    assert (search.kind, search.beams, search.temperature, search.top_p) == ("stage-beam", 6, 0.6, 0.9)
+    assert (search.top_k, search.min_p, search.max_new_tokens) == (3, 0.1, 99)
+    assert AnswerFlags(search="vote", temperature=0.9, top_p=0.5).options().temperature == 0.9
+
+
+def test_a_conversation_survives_everything(script, vlm, image, monkeypatch, capsys, tmp_path):
+    (tmp_path / "not.png").write_text("no picture")
+    lines = [
+        *(b"i", b"nowhere.png", b"i", str(tmp_path / "not.png").encode(), b"i", b"http://127.0.0.1:1/a.png"),
+        *(b"i", b"file:///etc/passwd", b"i", image.encode(), b"p", b"What?"),
+        *(b"a b " * 600, b"", b"caf\xe9", b"q", b"never read"),
+    ]
+    out, err = talk(script, monkeypatch, capsys, lines)
+    assert err.count("error: ") == 5 and err.count("tokens/s") == 2
+    assert "600" not in out and "tokens, and the model reads 512 at most" in err
+    assert "".join(vlm.stream(picture(1), prompt_of(vlm, "What?"), max_new_tokens=8)) in out
+
+
+@pytest.mark.parametrize("lines", [[b"What?"], [b"i"], [b"p"], []])
+def test_the_end_of_the_input_ends_it(script, vlm, monkeypatch, capsys, lines):
+    out, err = talk(script, monkeypatch, capsys, lines)
+    assert err.count("tokens/s") == lines.count(b"What?")
+
+
+def test_an_interrupt_stops_the_answer_and_not_the_program(script, vlm, image, monkeypatch, capsys):
+    decode, calls = vlm.decode, []
+
+    def interrupted(ids):
+        calls.append(ids)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return decode(ids)
+
+    monkeypatch.setattr(vlm, "decode", interrupted)
+    out, err = talk(script, monkeypatch, capsys, [b"What?", b"Why?", b"q"], "--image", image)
+    whole = "".join(vlm.stream(picture(1), prompt_of(vlm, "What?"), max_new_tokens=8))
+    first = out.split("\n")[0]
+    assert whole.startswith(first) and 0 < len(first) < len(whole)
+    assert "stopped" in err and err.count("tokens/s") == 1
+
+
+FOUR = "<SUMMARY> a[b] </SUMMARY>\n\n<CAPTION> :smile: \x1b[2J\u202e </CAPTION>\n\n<CONCLUSION> 3 </CONCLUSION>"
+
+
+def printed(text, **options):
+    console = Console(file=io.StringIO(), width=20, **options)
+    print_answer(text, console)
+    return console.file.getvalue()
+
+
+def test_a_pipe_gets_the_text_as_it_is():
+    text = FOUR + "\ttab " + "long " * 50
+    assert printed(text) == text + "\n"
+
+
+def test_a_terminal_gets_headings_and_no_tags():
+    plain = printed(FOUR, force_terminal=True, no_color=True, color_system=None)
+    assert plain == "SUMMARY\na[b]\n\nCAPTION\n:smile: \\u001b[2J\\u202e\n\nCONCLUSION\n3\n"
+    coloured = printed(FOUR, force_terminal=True, color_system="standard")
+    assert "\x1b[1m3\x1b[0m" in coloured and "\x1b[2J" not in coloured and "<CAP" not in coloured
+
+
+def test_a_terminal_gets_text_without_stages_plain():
+    assert printed("A red [circle].", force_terminal=True, color_system="standard") == "A red [circle].\n"
+
+
+def test_a_search_of_nothing_known_is_told():
+    with pytest.raises(UserError, match="the known ones are: none, best-of-n, vote, stage-beam"):
+        AnswerFlags().options("depth-first")
