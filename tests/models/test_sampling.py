@@ -73,6 +73,17 @@ def test_the_filters_look_at_the_best_first_and_keep_the_same(scale, filters):
     assert kept.shape[1] == (looked_at if (found.isfinite().sum(1) < looked_at).all() else 1000)
 
 
+def test_the_filters_look_at_more_by_and_by():
+    scores = torch.randn(1, 40_000, generator=torch.Generator().manual_seed(0))
+    widths = []
+    for scale in (20.0, 3.0, 0.1):
+        kept, tokens = keep_likely(scores * scale, 0, 0.9, 0.0)
+        widths.append(kept.shape[1])
+        found = torch.full_like(scores, -torch.inf).scatter(1, tokens, kept)
+        assert torch.equal(found.isfinite(), slow_filters(scores * scale, 0, 0.9, 0.0).isfinite())
+    assert widths == [128, 2048, 40_000]
+
+
 def test_scores_that_are_equal_stay_together():
     scores = torch.zeros(2, 1000)
     assert keep_likely(scores, 5, 1.0, 0.0)[0].isfinite().all()

@@ -77,14 +77,17 @@ def keep_likely(scores: Tensor, top_k: int, top_p: float, min_p: float) -> tuple
         Scores (batch, n), best first, -inf where filtered, and the tokens (batch, n) that they are of.
     """
     total = None if top_k or top_p >= 1.0 else scores.logsumexp(-1, keepdim=True)
+    vocabulary = scores.shape[-1]
     # One more than the k best, so that the first filter has something to drop.
-    best, tokens = scores.topk(min(max(_BEST, top_k + 1), scores.shape[-1]))
-    kept = keep_min_p(keep_top_p(keep_top_k(best, top_k), top_p, total), min_p)
-    # Every filter drops the worst of what there is: where it drops the last one here, it drops all that are worse.
-    if best.shape[-1] < scores.shape[-1] and bool(kept[..., -1].isfinite().any()):
-        best, tokens = scores.sort(descending=True)
+    width = max(_BEST, top_k + 1)
+    while True:
+        whole = width >= vocabulary
+        best, tokens = scores.sort(descending=True) if whole else scores.topk(width)
         kept = keep_min_p(keep_top_p(keep_top_k(best, top_k), top_p, total), min_p)
-    return kept, tokens
+        # Every filter drops the worst of what there is: where it drops the last one here, it drops all that are worse.
+        if whole or not kept[..., -1].isfinite().any():
+            return kept, tokens
+        width *= 16
 
 
 def penalise_repetition(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:

@@ -1,0 +1,152 @@
+"""Writing text: tokens a second at batch 1 and 16, against transformers' MambaForCausalLM.generate on the same weights.
+
+Both sides read the same prompts, of one length because the peer wants that, and write the same number of tokens
+greedily on the CPU; the peer with its own defaults: its cached one-token step, and none of the kernels that there are
+for CUDA. Both must write the same tokens. Random weights at their usual scale say one token for ever; these are scaled
+up until the text varies. Costs of sampling, and of prompts of uneven length, are this project's alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from harness import Row, finish, median_seconds
+
+from cobra.models.backbones.llm import MambaLLMBackbone
+from cobra.models.backbones.llm.backbone import load_tokenizer
+from cobra.models.backbones.llm.specs import TINY_FOLDER
+from cobra.models.mamba import MambaConfig
+from cobra.models.vlms import GenerationOptions
+from cobra.models.vlms.answering import Answering
+from cobra.util import cli
+
+VOCABULARY = 50_277
+BATCHES = (1, 16)
+# No token has this id: nothing ends an answer but its limit.
+NEVER = -1
+
+Ids = list[list[int]]
+
+
+@dataclass
+class GenerationBenchmark:
+    """Measure tokens a second against transformers."""
+
+    width: int = 256
+    """Of the language model."""
+    layers: int = 8
+    """Blocks of the language model."""
+    prompt: int = 16
+    """Tokens of a prompt."""
+    tokens: int = 48
+    """Tokens written after each."""
+    repeats: int = 7
+    """Timed rounds."""
+    threads: int | None = None
+    """Of torch; null leaves the machine's."""
+
+
+class TextModel(Answering):
+    """A language model that answers without images."""
+
+    def __init__(self, backbone: MambaLLMBackbone) -> None:
+        self.llm_backbone = backbone
+
+
+@torch.no_grad()
+def build_model(config: GenerationBenchmark) -> TextModel:
+    """Build a model of random weights that writes varied text, the same for the same flags."""
+    torch.manual_seed(0)
+    # Ids are drawn below, so that the tokenizer is of no matter.
+    tokenizer = load_tokenizer(TINY_FOLDER, config.prompt)
+    backbone = MambaLLMBackbone("mamba-benchmark", MambaConfig(config.width, config.layers, VOCABULARY), tokenizer)
+    backbone.eval().requires_grad_(False)
+    backbone.llm.backbone.norm_f.weight.copy_(torch.randn(config.width))
+    backbone.llm.backbone.embedding.weight *= 5
+    for name, weight in backbone.llm.named_parameters():
+        if name.endswith("out_proj.weight"):
+            weight.mul_(8)
+    return TextModel(backbone)
+
+
+def build_peer(model: TextModel) -> Callable[[Ids, int], Ids]:
+    """Return transformers' way of writing so many tokens after prompts, on the same weights."""
+    from transformers import MambaConfig as PeerConfig
+    from transformers import MambaForCausalLM
+
+    own = model.llm_backbone.llm.config
+    settings = PeerConfig(
+        hidden_size=own.d_model,
+        num_hidden_layers=own.n_layer,
+        vocab_size=own.padded_vocab_size,
+        tie_word_embeddings=True,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    peer = MambaForCausalLM(settings).eval()
+    weights = model.llm_backbone.llm.state_dict()
+    peer.load_state_dict(
+        {name.replace("backbone.embedding", "backbone.embeddings"): value for name, value in weights.items()}
+    )
+
+    def write(prompts: Ids, tokens: int) -> Ids:
+        ids = torch.tensor(prompts)
+        mask = torch.ones_like(ids)
+        written = peer.generate(ids, attention_mask=mask, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+        return written[:, ids.shape[1] :].tolist()
+
+    return write
+
+
+def make_prompts(config: GenerationBenchmark, count: int, uneven: bool = False) -> Ids:
+    """Draw prompts; uneven ones have a quarter to one and three quarters of the length."""
+    generator = torch.Generator().manual_seed(1)
+    prompts = torch.randint(2, VOCABULARY, (count, 2 * config.prompt), generator=generator).tolist()
+    lengths = [config.prompt] * count
+    if uneven:
+        lengths = [config.prompt // 4 + (7 * row) % (config.prompt * 3 // 2) for row in range(count)]
+    return [ids[:length] for ids, length in zip(prompts, lengths, strict=True)]
+
+
+def main(config: GenerationBenchmark) -> None:
+    """Measure, and print the rows."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    model = build_model(config)
+    peer = build_peer(model)
+
+    def own(prompts: Ids, **options: object) -> Ids:
+        fields = {"max_new_tokens": config.tokens, "eos_token_id": NEVER} | options
+        return model.generate_batch_ids(None, prompts, GenerationOptions.from_kwargs(fields))
+
+    prompts = {batch: make_prompts(config, batch) for batch in BATCHES}
+    uneven = make_prompts(config, BATCHES[-1], uneven=True)
+    differing = sum(own(prompts[batch]) != peer(prompts[batch], config.tokens) for batch in BATCHES)
+    varied = len({token for ids in own(prompts[BATCHES[-1]]) for token in ids})
+    sampling = {"do_sample": True, "temperature": 0.2, "top_p": 0.9, "seeds": range(BATCHES[-1])}
+    runs: dict[str, Callable[[], object]] = {
+        **{f"own {batch}": partial(own, prompts[batch]) for batch in BATCHES},
+        **{f"peer {batch}": partial(peer, prompts[batch], config.tokens) for batch in BATCHES},
+        "uneven": partial(own, uneven),
+        "sampled from few": partial(own, prompts[BATCHES[-1]], **sampling),
+    }
+    seconds = median_seconds(runs, config.repeats)
+    first, last = BATCHES
+    rate = {name: config.tokens * (first if name.endswith(" 1") else last) / time for name, time in seconds.items()}
+    finish(
+        f"generation: {config.tokens} tokens after {config.prompt}, width {config.width}, {config.layers} layers, "
+        f"{torch.get_num_threads()} threads",
+        [
+            Row("batch 16 against batch 1", rate["own 16"] / rate["own 1"], "x", ">= 4"),
+            Row("batch 1 against transformers", rate["own 1"] / rate["peer 1"], "x", ">= 1.6"),
+            Row("batch 16 against transformers", rate["own 16"] / rate["peer 16"], "x", ">= 1.6"),
+            Row("batches whose tokens differ from transformers'", differing, "", "<= 0"),
+            Row("different tokens written", varied, "", ">= 100"),
+            *(Row(f"tokens a second, {name}", value, "1/s") for name, value in rate.items()),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, GenerationBenchmark)
