@@ -11,7 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from cobra.models.mamba.config import MambaConfig
 from cobra.models.mamba.ops import ops_for, torch_ops
+from cobra.models.mamba.padding import Side, check_lengths, shift_rows
 from cobra.models.mamba.state import LayerState, MambaState
+from cobra.util.errors import UserError
 
 
 class RMSNorm(nn.Module):
@@ -73,7 +75,7 @@ class MambaMixer(nn.Module):
         xz = self.in_proj(x)
         if state is not None and x.shape[1] == 1 and valid is None:
             return self._step(ops, xz.squeeze(1), A, state)
-        if state is None and valid is None and torch.is_grad_enabled() and ops is not torch_ops:
+        if state is None and valid is None and torch.is_grad_enabled() and ops.inner is not None:
             return ops.inner(xz, self, A)
         inputs, gate = xz.chunk(2, dim=-1)
         weight = self.conv1d.weight.squeeze(1)
@@ -102,11 +104,14 @@ class MambaMixer(nn.Module):
 def _last_window(window: Tensor, inputs: Tensor, valid: Tensor | None) -> Tensor:
     """Return the last inputs of every row after reading `inputs` (batch, time, width), as (batch, width, kernel)."""
     kernel = window.shape[-1]
-    seen = torch.cat([window, inputs.transpose(1, 2).to(window.dtype)], dim=-1)
     if valid is None:
-        return seen[:, :, -kernel:]
-    ends = valid.sum(1).view(-1, 1, 1) + torch.arange(kernel, device=window.device)
-    return seen.gather(2, ends.expand(-1, window.shape[1], -1))
+        recent = inputs[:, -kernel:].transpose(1, 2).to(window.dtype)
+        return torch.cat([window[:, :, recent.shape[2] :], recent], dim=-1)
+    # Counted from the first of `inputs`; those before it are in the old window.
+    places = valid.sum(1, keepdim=True) + torch.arange(-kernel, 0, device=window.device)
+    recent = inputs.gather(1, places.clamp(min=0).unsqueeze(-1).expand(-1, -1, inputs.shape[2]))
+    older = window.gather(2, (places + kernel).clamp(max=kernel - 1).unsqueeze(1).expand_as(window))
+    return torch.where(places.unsqueeze(1) < 0, older, recent.transpose(1, 2).to(window.dtype))
 
 
 class MambaBlock(nn.Module):
@@ -122,6 +127,11 @@ class MambaBlock(nn.Module):
         self, hidden: Tensor, residual: Tensor | None, state: LayerState | None = None, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return (mixer output, residual stream), both (batch, time, d_model); see :class:`MambaMixer`."""
+        if state is not None and hidden.shape[1] == 1 and valid is None and not torch.is_grad_enabled():
+            fused = ops_for(hidden.device).block_step
+            found = None if fused is None else fused(self, hidden, residual, state)
+            if found is not None:
+                return found
         residual = hidden if residual is None else hidden + residual
         if self.residual_in_fp32:
             residual = torch_ops.wide(residual)
@@ -166,19 +176,87 @@ class MambaLM(nn.Module):
         """Return embeddings (batch, time, d_model) of token ids (batch, time)."""
         return self.backbone.embedding(input_ids)
 
-    def forward(self, inputs_embeds: Tensor, state: MambaState | None = None, lengths: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        state: MambaState | None = None,
+        lengths: Tensor | None = None,
+        padding: Side = "right",
+    ) -> Tensor:
         """Run the blocks and the final norm.
 
         Args:
             inputs_embeds: (batch, time, d_model).
             state: What was read before; updated in place. None starts from nothing and keeps nothing.
-            lengths: Tokens of each row (batch,) int64 when rows are padded on the right; None: no padding. Whatever
-                the padding holds, NaN included, reaches neither the outputs of tokens nor the state.
+            lengths: Tokens of each row (batch,) int64 when rows are padded; None: no padding. Whatever the padding
+                holds, NaN included, reaches neither the outputs of tokens nor the state.
+            padding: Where `lengths` leave room: behind each row's tokens, or, with "left", before them.
 
         Returns:
-            Final hidden states (batch, time, d_model), to be given to :meth:`logits`.
+            Final hidden states (batch, time, d_model), to be given to :meth:`logits`; of no use at padding.
+
+        Raises:
+            UserError: The state is not one of this model's, or not of as many rows; or `lengths` do not fit.
         """
-        hidden, residual, valid = inputs_embeds, None, None
+        if lengths is None:
+            return self.backbone.norm_f(self._stream(inputs_embeds, state, None))
+        steps = inputs_embeds.shape[1]
+        check_lengths(lengths, inputs_embeds, padding)
+        if padding == "right":
+            return self.backbone.norm_f(self._stream(inputs_embeds, state, lengths))
+        # The kernels know padding behind the tokens only; what a row's tokens are computed from is the same.
+        found = self._stream(shift_rows(inputs_embeds, steps - lengths), state, lengths)
+        return self.backbone.norm_f(shift_rows(found, lengths - steps))
+
+    @torch.no_grad()
+    def prefill(
+        self,
+        inputs: Tensor,
+        state: MambaState,
+        lengths: Tensor | None = None,
+        padding: Side = "right",
+        chunk: int = 1024,
+    ) -> Tensor:
+        """Read a prompt of any length, in memory that does not grow with it.
+
+        Args:
+            inputs: Token ids (batch, time) int64, or embeddings (batch, time, d_model). Ids take eight bytes a token,
+                and are embedded a chunk at a time.
+            state: What was read before; updated in place.
+            lengths: Tokens of each row, at least 1, when rows are padded; see :meth:`forward`.
+            padding: See :meth:`forward`.
+            chunk: Positions read at a time; it changes results by rounding only.
+
+        Returns:
+            The final hidden state of each row's last token (batch, d_model).
+
+        Raises:
+            UserError: A row has no token, or see :meth:`forward`.
+        """
+        batch, steps = inputs.shape[:2]
+        ends = torch.full((batch,), steps, device=inputs.device) if lengths is None else lengths
+        if lengths is not None:
+            check_lengths(lengths, inputs, padding)
+            if padding == "left":
+                inputs = shift_rows(inputs, steps - lengths)
+        if chunk < 1 or steps == 0 or int(ends.min()) < 1:
+            raise UserError(f"a prefill needs a token in every row and chunks of at least 1; chunk is {chunk}")
+        last = self.lm_head.weight.new_empty(batch, self.config.d_model, dtype=torch.float32)
+        for begin in range(0, int(ends.max()), chunk):
+            part = inputs[:, begin : begin + chunk]
+            part = part if part.is_floating_point() else self.embed(part)
+            left = (ends - begin).clamp(0, part.shape[1])
+            ragged = lengths is not None and bool((left < part.shape[1]).any())
+            stream = self._stream(part, state, left if ragged else None)
+            rows = ((ends > begin) & (ends <= begin + chunk)).nonzero().squeeze(1)
+            last[rows] = stream[rows, left[rows] - 1].to(last.dtype)
+        return self.backbone.norm_f(last)
+
+    def _stream(self, hidden: Tensor, state: MambaState | None, lengths: Tensor | None) -> Tensor:
+        """Return what the final norm takes; rows are padded on the right."""
+        residual, valid = None, None
+        if state is not None:
+            state.check(self.config, len(hidden))
         if lengths is not None:
             valid = torch.arange(hidden.shape[1], device=hidden.device) < lengths.unsqueeze(1)
             hidden = hidden.masked_fill(~valid.unsqueeze(-1), 0.0)
@@ -188,7 +266,7 @@ class MambaLM(nn.Module):
                 hidden, residual = checkpoint(block, hidden, residual, layer_state, valid, use_reentrant=False)
             else:
                 hidden, residual = block(hidden, residual, layer_state, valid)
-        return self.backbone.norm_f(hidden if residual is None else hidden + residual)
+        return hidden if residual is None else hidden + residual
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return scores over the padded vocabulary (..., padded_vocab_size), in fp32."""

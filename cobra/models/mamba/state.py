@@ -1,11 +1,13 @@
 """The inference state of a Mamba model: a value of constant size, whatever the length of the text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cobra.models.mamba.config import MambaConfig
+from cobra.util.errors import UserError
 
 
 @dataclass
@@ -15,7 +17,8 @@ class MambaState:
     conv: The last `d_conv` inputs of each layer's convolution, oldest first (layer, batch, width, d_conv), fp32.
     ssm: The state of each layer's scan (layer, batch, width, d_state), fp32.
 
-    Reading more tokens updates both in place; :meth:`clone` first to keep the past.
+    Reading more tokens updates both in place; :meth:`clone` first to keep the past. To write it to a file see
+    :mod:`cobra.models.mamba.state_file`.
     """
 
     conv: Tensor
@@ -24,11 +27,8 @@ class MambaState:
     @classmethod
     def zeros(cls, config: MambaConfig, batch: int, device: torch.device | str) -> "MambaState":
         """Return the state of `batch` rows that have read nothing."""
-        shape = (config.n_layer, batch, config.d_inner)
-        return cls(
-            conv=torch.zeros(*shape, config.d_conv, device=device),
-            ssm=torch.zeros(*shape, config.d_state, device=device),
-        )
+        conv, ssm = state_shapes(config, batch)
+        return cls(conv=torch.zeros(conv, device=device), ssm=torch.zeros(ssm, device=device))
 
     @property
     def batch_size(self) -> int:
@@ -55,6 +55,45 @@ class MambaState:
             rows: Indices (n,) int64.
         """
         return MambaState(self.conv.index_select(1, rows), self.ssm.index_select(1, rows))
+
+    def repeat(self, branches: int) -> "MambaState":
+        """Return a copy with each row `branches` times, one behind the other: r0, r0, r1, r1."""
+        return MambaState(self.conv.repeat_interleave(branches, 1), self.ssm.repeat_interleave(branches, 1))
+
+    @classmethod
+    def join(cls, states: Sequence["MambaState"]) -> "MambaState":
+        """Return a copy with the rows of several states, in order."""
+        return cls(torch.cat([state.conv for state in states], 1), torch.cat([state.ssm for state in states], 1))
+
+    def check(self, config: MambaConfig, batch: int) -> None:
+        """Check that a model of these sizes can go on from this state with so many rows.
+
+        Raises:
+            UserError: The state is of another model, of another number of rows, or not in fp32; it names both.
+        """
+        expected = state_shapes(config, batch)
+        if (self.conv.shape, self.ssm.shape) == expected and self.conv.dtype == self.ssm.dtype == torch.float32:
+            return
+        if self.conv.dtype != torch.float32 or self.ssm.dtype != torch.float32:
+            raise UserError(
+                f"the state is in {self.conv.dtype} and {self.ssm.dtype}, but a Mamba state is in torch.float32, "
+                "whatever the dtype of the model"
+            )
+        if (*self.conv.shape[:1], *self.conv.shape[2:], *self.ssm.shape[2:]) != (
+            *(config.n_layer, config.d_inner, config.d_conv, config.d_inner, config.d_state),
+        ):
+            raise UserError(
+                f"the state is of another model: (layer, batch, width, taps) {tuple(self.conv.shape)} and "
+                f"(layer, batch, width, state) {tuple(self.ssm.shape)}, but this model has {config.n_layer} layers of "
+                f"width {config.d_inner}, {config.d_conv} taps and {config.d_state} states"
+            )
+        raise UserError(f"the state has {self.batch_size} rows, but {batch} rows of tokens are to be read")
+
+
+def state_shapes(config: MambaConfig, batch: int) -> tuple[torch.Size, torch.Size]:
+    """Return the shapes of a state's `conv` and `ssm`."""
+    shape = (config.n_layer, batch, config.d_inner)
+    return torch.Size((*shape, config.d_conv)), torch.Size((*shape, config.d_state))
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Both implementations of Mamba's operations against a float64 reference that follows the definition."""
+"""Every implementation of Mamba's operations against a float64 reference that follows the definition."""
 
 import importlib.util
 from pathlib import Path
@@ -7,8 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cobra.models.mamba import MambaConfig, MambaLM, MambaState
-from cobra.models.mamba.ops import cuda_ops, ops_for, torch_ops
+from cobra.models.mamba.ops import cuda_ops, torch_ops
+
+WIDTH, STATES, TAPS = 20, 5, 4
+ALL = ("torch", "numba", "cuda with stand-ins")
 
 
 def load_standins():
@@ -18,35 +20,51 @@ def load_standins():
     return module
 
 
-@pytest.fixture(params=["torch", "cuda with stand-ins"])
-def ops(request, monkeypatch):
-    """Each implementation; the CUDA one with stand-ins of the vendor's signatures in place of the kernels."""
-    if request.param == "torch":
+def get_ops(name, monkeypatch):
+    """Return an implementation; the CUDA one with stand-ins of the vendor's signatures in place of the kernels."""
+    if name == "torch":
         return torch_ops
+    if name == "numba":
+        pytest.importorskip("numba")
+        from cobra.models.mamba.ops import numba_ops
+
+        return numba_ops
     standins = load_standins()
     monkeypatch.setattr(cuda_ops, "kernels", lambda: standins)
     return cuda_ops
 
 
-def scan_inputs(batch=2, steps=13, width=6, states=4, dtype=torch.float32, dt_scale=1.0, a_scale=1.0, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+@pytest.fixture(params=ALL)
+def ops(request, monkeypatch):
+    return get_ops(request.param, monkeypatch)
+
+
+def scan_inputs(batch=2, steps=13, dt_scale=1.0, a_scale=1.0, width=WIDTH, states=STATES):
+    generator = torch.Generator().manual_seed(steps)
 
     def normal(*shape):
         return torch.randn(*shape, generator=generator)
 
     return dict(
-        u=normal(batch, steps, width).to(dtype),
-        dt=(normal(batch, steps, width) * dt_scale).to(dtype),
+        u=normal(batch, steps, width),
+        dt=normal(batch, steps, width) * dt_scale,
         A=-torch.exp(normal(width, states)) * a_scale,
-        B=normal(batch, steps, states).to(dtype),
-        C=normal(batch, steps, states).to(dtype),
+        B=normal(batch, steps, states),
+        C=normal(batch, steps, states),
         D=normal(width),
-        z=normal(batch, steps, width).to(dtype),
+        z=normal(batch, steps, width),
         dt_bias=normal(width),
+        state=normal(batch, width, states),
     )
 
 
-def reference(u, dt, A, B, C, D, z, dt_bias, state=None, valid=None):
+def conv_inputs(batch=2, steps=13, width=WIDTH):
+    generator = torch.Generator().manual_seed(steps)
+    shapes = dict(x=(batch, steps, width), weight=(width, TAPS), bias=(width,), window=(batch, width, TAPS))
+    return {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
+
+
+def reference_scan(u, dt, A, B, C, D, z, dt_bias, state=None, valid=None):
     """The recurrence, one step after the other, in float64."""
     u, dt, A, B, C, D, z, dt_bias = (tensor.double() for tensor in (u, dt, A, B, C, D, z, dt_bias))
     delta = F.softplus(dt + dt_bias)
@@ -60,215 +78,179 @@ def reference(u, dt, A, B, C, D, z, dt_bias, state=None, valid=None):
     return torch.stack(ys, 1) * F.silu(z), h
 
 
-def assert_close(actual, expected, tolerance=5e-6):
+def reference_conv(x, weight, bias=None, window=None):
+    """The sum over taps, in float64."""
+    before = torch.zeros(len(x), x.shape[2], TAPS) if window is None else window
+    padded = torch.cat([before[:, :, 1:], x.transpose(1, 2)], -1).double()
+    offset = None if bias is None else bias.double()
+    return F.silu(F.conv1d(padded, weight.double().unsqueeze(1), offset, groups=x.shape[2])).transpose(1, 2)
+
+
+def assert_close(actual, expected, tolerance=5e-6, what=""):
     scale = max(1.0, expected.abs().max().item())
-    assert actual.isfinite().all()
-    torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=tolerance * scale)
+    assert actual.isfinite().all(), what
+    torch.testing.assert_close(
+        actual.double(), expected.double(), rtol=0, atol=tolerance * scale, msg=lambda text: f"{what}: {text}"
+    )
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5, 13, 70])
+def with_gradients(function, inputs, keep=None):
+    """Return what a function gives, and the gradients of a sum of it with fixed weights; `keep` masks positions."""
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
+    found = function(**leaves)
+    outputs = found if isinstance(found, tuple) else (found,)
+    generator = torch.Generator().manual_seed(1)
+    total = 0.0
+    for place, output in enumerate(outputs):
+        weights = torch.randn(output.shape, generator=generator)
+        if keep is not None and place == 0:
+            weights, output = weights * keep[..., None], output.masked_fill(~keep[..., None], 0.0)
+        total = total + (output.double() * weights).sum()
+    total.backward()
+    return [output.detach() for output in outputs], {name: leaf.grad for name, leaf in leaves.items()}
+
+
+def compare_scan(ops, inputs, valid=None, tolerance=5e-6):
+    """Compare outputs, last states and the gradients of all inputs with those of the reference."""
+
+    def own(**values):
+        return ops.selective_scan(**{"state": None, **values}, valid=valid)
+
+    def expected(**values):
+        return reference_scan(**values, valid=valid)
+
+    (y, last), gradients = with_gradients(own, inputs, valid)
+    (expected_y, expected_last), expected_gradients = with_gradients(expected, inputs, valid)
+    assert y.dtype == inputs["u"].dtype and last.dtype == torch.float32
+    kept = slice(None) if valid is None else valid
+    assert_close(y[kept], expected_y[kept], tolerance, "y")
+    assert_close(last, expected_last, tolerance, "last state")
+    for name, gradient in gradients.items():
+        assert gradient.dtype == inputs[name].dtype
+        assert_close(gradient, expected_gradients[name], 2 * tolerance, f"gradient of {name}")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 13, 70])
 @pytest.mark.parametrize("with_state", [False, True])
-def test_scan_equals_the_recurrence(ops, steps, with_state):
+def test_scan_and_its_gradients_are_those_of_the_recurrence(ops, steps, with_state):
     inputs = scan_inputs(steps=steps)
-    state = torch.randn(2, 6, 4) if with_state else None
-    y, last = ops.selective_scan(**inputs, state=state, valid=None)
-    expected_y, expected_last = reference(**inputs, state=state)
-    assert_close(y, expected_y)
-    assert_close(last, expected_last)
+    if not with_state:
+        del inputs["state"]
+    compare_scan(ops, inputs)
 
 
-@pytest.mark.parametrize("scales", [dict(dt_scale=100.0), dict(a_scale=10.0)])
+@pytest.mark.parametrize("sizes", [dict(width=64, states=16), dict(width=16, states=1), dict(batch=1, width=80)])
+def test_scan_of_other_sizes(ops, sizes):
+    compare_scan(ops, scan_inputs(steps=21, **sizes))
+
+
+@pytest.mark.parametrize("scales", [dict(dt_scale=100.0), dict(a_scale=10.0), dict(dt_scale=100.0, a_scale=10.0)])
 def test_scan_is_exact_for_extreme_steps(ops, scales):
-    inputs = scan_inputs(steps=40, **scales)
-    state = torch.randn(2, 6, 4)
-    y, last = ops.selective_scan(**inputs, state=state, valid=None)
-    expected_y, expected_last = reference(**inputs, state=state)
-    assert_close(y, expected_y)
-    assert_close(last, expected_last)
+    compare_scan(ops, scan_inputs(steps=40, **scales))
 
 
-def test_scan_holds_the_state_where_rows_are_padded(ops):
+@pytest.mark.parametrize("with_state", [False, True])
+def test_scan_holds_the_state_where_rows_are_padded(ops, with_state):
+    inputs = scan_inputs(batch=4)
+    if not with_state:
+        del inputs["state"]
+    valid = torch.arange(13) < torch.tensor([13, 4, 0, 1])[:, None]
+    compare_scan(ops, inputs, valid)
+    _, last = ops.selective_scan(**{"state": None, **inputs}, valid=valid)
+    before = inputs.get("state", torch.zeros(4, WIDTH, STATES))
+    torch.testing.assert_close(last[2], before[2], rtol=0, atol=0)
+
+
+def test_scan_takes_bf16(ops):
+    inputs = scan_inputs(steps=20)
+    inputs |= {name: inputs[name].bfloat16() for name in ("u", "dt", "B", "C", "z")}
+    compare_scan(ops, inputs, tolerance=1e-2)
+    _, last = ops.selective_scan(**inputs, valid=None)
+    assert_close(last, reference_scan(**inputs)[1], tolerance=1e-5)
+
+
+def test_scan_takes_tensors_that_are_not_contiguous(ops):
     inputs = scan_inputs()
-    lengths = torch.tensor([13, 4])
-    valid = torch.arange(13) < lengths[:, None]
-    _, last = ops.selective_scan(**inputs, state=None, valid=valid)
-    for row, length in enumerate(lengths.tolist()):
-        cut = {k: v[row : row + 1, :length] if v.ndim == 3 else v for k, v in inputs.items()}
-        assert_close(last[row], reference(**cut)[1][0])
-
-
-def test_scan_takes_bf16_and_strided_inputs(ops):
-    inputs = scan_inputs(dtype=torch.bfloat16, steps=20)
-    y, last = ops.selective_scan(**inputs, state=None, valid=None)
-    assert y.dtype == torch.bfloat16
-    assert last.dtype == torch.float32
-    expected_y, expected_last = reference(**inputs)
-    assert_close(y, expected_y, tolerance=1e-2)
-    assert_close(last, expected_last, tolerance=1e-5)
-    strided = {k: v.repeat_interleave(2, -1)[..., ::2] if v.ndim == 3 else v for k, v in scan_inputs().items()}
-    assert not strided["u"].is_contiguous()
-    assert_close(ops.selective_scan(**strided, state=None, valid=None)[0], reference(**scan_inputs())[0])
+    strided = {name: tensor.repeat_interleave(2, -1)[..., ::2] for name, tensor in inputs.items()}
+    strided["z"] = torch.cat([inputs["u"], inputs["z"]], -1).chunk(2, -1)[1]
+    strided["B"] = inputs["B"].transpose(0, 1).contiguous().transpose(0, 1)
+    assert not any(strided[name].is_contiguous() for name in ("u", "z", "B", "C", "A", "state"))
+    for own, expected in zip(ops.selective_scan(**strided, valid=None), reference_scan(**inputs), strict=True):
+        assert_close(own, expected)
+    y = ops.selective_scan(**{name: tensor.requires_grad_() for name, tensor in inputs.items()}, valid=None)[0]
+    # The gradient of a sum is one number, expanded.
+    y.sum().backward()
+    assert all(tensor.grad.isfinite().all() for tensor in inputs.values())
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 200, 262_144])
-def test_chunked_gradients_equal_those_of_the_recurrence(monkeypatch, chunk_elements):
+def test_gradients_do_not_depend_on_the_chunks(monkeypatch, chunk_elements):
     monkeypatch.setattr(torch_ops, "_CHUNK_ELEMENTS", chunk_elements)
     monkeypatch.setattr(torch_ops, "_MIN_CHUNK_STEPS", 1)
-    inputs = {k: v.double() for k, v in scan_inputs().items()} | {"state": torch.randn(2, 6, 4, dtype=torch.double)}
-    results = []
-    for function in (reference, torch_ops.selective_scan):
-        leaves = {k: v.clone().requires_grad_() for k, v in inputs.items()}
-        y, last = function(**leaves, valid=None)
-        generator = torch.Generator().manual_seed(1)
-        weights = [torch.randn(t.shape, generator=generator, dtype=torch.double) for t in (y, last)]
-        sum((t * w).sum() for t, w in zip((y, last), weights, strict=True)).backward()
-        results.append({k: v.grad for k, v in leaves.items()})
-    for name in inputs:
-        torch.testing.assert_close(results[1][name], results[0][name], rtol=1e-9, atol=1e-9, msg=name)
+    compare_scan(torch_ops, scan_inputs())
 
 
-def test_scan_step_equals_one_step_of_the_scan(ops):
-    inputs = scan_inputs(steps=1)
-    state = torch.randn(2, 6, 4)
-    expected_y, expected_last = reference(**inputs, state=state)
-    one = {k: v[:, 0] if v.ndim == 3 else v for k, v in inputs.items()}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("width", "states"), [(WIDTH, STATES), (32, 5), (48, 16)])
+def test_scan_step_equals_one_step_of_the_scan(ops, dtype, width, states):
+    inputs = scan_inputs(batch=3, steps=1, width=width, states=states)
+    inputs |= {name: inputs[name].to(dtype) for name in ("u", "dt", "B", "C", "z")}
+    expected_y, expected_last = reference_scan(**inputs)
+    state = inputs.pop("state").clone()
+    one = {name: tensor[:, 0] if tensor.ndim == 3 else tensor for name, tensor in inputs.items()}
     y = ops.selective_scan_step(**one, state=state)
-    assert_close(y, expected_y[:, 0])
+    assert y.dtype == dtype
+    assert_close(y, expected_y[:, 0], 5e-6 if dtype == torch.float32 else 1e-2)
     assert_close(state, expected_last)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 11])
-def test_convolution_in_one_pass_in_pieces_and_in_steps(ops, steps):
-    torch.manual_seed(0)
-    x, weight, bias = torch.randn(2, steps, 6), torch.randn(6, 4), torch.randn(6)
-    before = torch.randn(2, 6, 4)
-    padded = torch.cat([before[:, :, 1:], x.transpose(1, 2)], -1)
-    expected = F.silu(F.conv1d(padded, weight.unsqueeze(1), bias, groups=6)).transpose(1, 2)
-    torch.testing.assert_close(ops.causal_conv(x, weight, bias, before), expected)
-    window = before.clone()
-    outs = [ops.causal_conv_step(x[:, t], weight, bias, window) for t in range(steps)]
-    torch.testing.assert_close(torch.stack(outs, 1), expected)
-    torch.testing.assert_close(window, torch.cat([before, x.transpose(1, 2)], -1)[:, :, -4:])
+@pytest.mark.parametrize("given", [("bias", "window"), ("bias",), ("window",), ()])
+def test_convolution_and_its_gradients(ops, steps, given):
+    inputs = {name: tensor for name, tensor in conv_inputs(steps=steps).items() if name in ("x", "weight", *given)}
+    [out], gradients = with_gradients(lambda **v: ops.causal_conv(**{"bias": None, "window": None, **v}), inputs)
+    [expected], expected_gradients = with_gradients(reference_conv, inputs)
+    assert_close(out, expected)
+    for name, gradient in gradients.items():
+        assert_close(gradient, expected_gradients[name], what=name)
 
 
-def test_cpu_tensors_never_go_to_the_vendor_kernels(monkeypatch):
-    monkeypatch.setattr(cuda_ops, "failure", lambda index: None)
-    assert ops_for(torch.device("cpu")) is torch_ops
+@pytest.mark.parametrize("width", [WIDTH, 32])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_convolution_in_steps(ops, width, with_bias):
+    inputs = conv_inputs(steps=7, width=width)
+    x, weight, bias, window = (inputs[name] for name in ("x", "weight", "bias", "window"))
+    bias = bias if with_bias else None
+    moved = window.clone()
+    outs = [ops.causal_conv_step(x[:, t], weight, bias, moved) for t in range(7)]
+    assert_close(torch.stack(outs, 1), reference_conv(x, weight, bias, window))
+    torch.testing.assert_close(moved, torch.cat([window, x.transpose(1, 2)], -1)[:, :, -TAPS:], rtol=0, atol=0)
 
 
-def small_lm():
-    torch.manual_seed(3)
-    return MambaLM(MambaConfig(d_model=32, n_layer=3, vocab_size=50, d_state=5)).eval()
+def test_convolution_takes_bf16_and_tensors_that_are_not_contiguous(ops):
+    inputs = conv_inputs()
+    halved = {name: tensor.bfloat16() for name, tensor in inputs.items()} | {"window": inputs["window"]}
+    out = ops.causal_conv(**halved)
+    assert out.dtype == torch.bfloat16
+    assert_close(out, reference_conv(**halved), 2e-2)
+    x = torch.cat([inputs["x"], inputs["x"]], -1).chunk(2, -1)[1]
+    assert not x.is_contiguous()
+    assert_close(ops.causal_conv(**inputs | {"x": x}), reference_conv(**inputs))
 
 
-def test_the_whole_model_on_vendor_kernels_equals_pytorch(monkeypatch):
-    """Training (the fused path), prefill with padding, continuation and steps, through the seam to the kernels."""
-    lm, x = small_lm(), torch.randn(2, 9, 32)
-    lengths = torch.tensor([9, 6])
-
-    def run_all():
-        results = [lm(x)]
-        state = MambaState.zeros(lm.config, 2, "cpu")
-        with torch.no_grad():
-            results.append(lm(x, state, lengths)[0])
-            results += [lm(x[:, :3], state), lm(x[:, :1], state), state.conv.clone(), state.ssm.clone()]
-        lm.zero_grad()
-        lm(x).square().sum().backward()
-        return results + [p.grad.clone() for p in lm.parameters() if p.grad is not None]
-
-    expected = run_all()
-    standins = load_standins()
-    monkeypatch.setattr(cuda_ops, "kernels", lambda: standins)
-    monkeypatch.setattr("cobra.models.mamba.model.ops_for", lambda device: cuda_ops)
-    actual = run_all()
-    for one, other in zip(actual, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("name", ["torch", "numba"])
+def test_nothing_is_read_where_there_is_nothing(name, monkeypatch):
+    ops = get_ops(name, monkeypatch)
+    for sizes in (dict(batch=0), dict(steps=0)):
+        inputs = scan_inputs(**sizes)
+        y, last = ops.selective_scan(**inputs, valid=None)
+        assert y.shape == inputs["u"].shape
+        torch.testing.assert_close(last, inputs["state"])
+        assert ops.causal_conv(**conv_inputs(**sizes)).numel() == 0
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("pieces", [[1] * 12, [5, 7], [11, 1], [2, 1, 3, 6]])
-def test_prefill_in_pieces_is_one_prefill(pieces):
-    lm, x = small_lm(), torch.randn(2, 12, 32)
-    state = MambaState.zeros(lm.config, 2, "cpu")
-    outs = torch.cat([lm(piece, state) for piece in x.split(pieces, dim=1)], 1)
-    torch.testing.assert_close(outs, lm(x), rtol=1e-5, atol=1e-5)
-
-
-@torch.no_grad()
-def test_padding_on_the_right_reaches_nothing_even_nan():
-    lm, x = small_lm(), torch.randn(3, 10, 32)
-    lengths = torch.tensor([10, 1, 6])
-    padded = x.clone()
-    for row, length in enumerate(lengths.tolist()):
-        padded[row, length:] = torch.nan
-    state = MambaState.zeros(lm.config, 3, "cpu")
-    outs = lm(padded, state, lengths)
-    for row, length in enumerate(lengths.tolist()):
-        alone = MambaState.zeros(lm.config, 1, "cpu")
-        expected = lm(x[row : row + 1, :length], alone)
-        torch.testing.assert_close(outs[row, :length], expected[0], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(state.conv[:, row], alone.conv[:, 0], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(state.ssm[:, row], alone.ssm[:, 0], rtol=1e-5, atol=1e-5)
-
-
-@torch.no_grad()
-def test_state_is_a_value():
-    lm, x = small_lm(), torch.randn(2, 5, 32)
-    state = MambaState.zeros(lm.config, 2, "cpu")
-    lm(x, state)
-    kept, branches = state.clone(), state.select(torch.tensor([1, 0, 1]))
-    lm(x, state)
-    assert not torch.equal(kept.ssm, state.ssm)
-    torch.testing.assert_close(branches.ssm, kept.ssm[:, [1, 0, 1]])
-    assert branches.batch_size == 3
-    assert kept.nbytes == 4 * 3 * 2 * 64 * (4 + 5)
-
-
-def test_fresh_step_sizes_are_log_uniform():
-    """Without this initialisation of dt's bias the images are not learned."""
-    torch.manual_seed(0)
-    lm = MambaLM(MambaConfig(d_model=256, n_layer=2, vocab_size=8))
-    dt = F.softplus(torch.cat([block.mixer.dt_proj.bias for block in lm.backbone.layers]))
-    assert 0.001 * 0.999 <= dt.min().item() and dt.max().item() <= 0.1 * 1.001
-    assert dt.log10().mean().item() == pytest.approx(-2.0, abs=0.1)
-
-
-def test_config_reads_both_published_formats():
-    own = MambaConfig.from_dict(
-        {"d_model": 64, "n_layer": 3, "vocab_size": 505, "ssm_cfg": {"d_state": 8, "dt_rank": 6}}
-    )
-    other = MambaConfig.from_dict(
-        {"hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 505, "state_size": 8, "time_step_rank": 6}
-    )
-    assert own == other
-    assert (own.padded_vocab_size, own.rank, own.d_inner) == (512, 6, 128)
-    with pytest.raises(ValueError, match="Mamba-1"):
-        MambaConfig.from_dict({"d_model": 1, "n_layer": 1, "vocab_size": 8, "ssm_cfg": {"layer": "Mamba2"}})
-    with pytest.raises(ValueError, match="hidden_size"):
-        MambaConfig.from_dict({"width": 3})
-
-
-def test_transformers_mamba_is_an_oracle():
-    """Same weights, same outputs as transformers' Mamba, whose weights load under its own names."""
-    from transformers import MambaConfig as TheirConfig
-    from transformers import MambaForCausalLM
-
-    torch.manual_seed(0)
-    settings = dict(hidden_size=32, num_hidden_layers=2, vocab_size=48, state_size=5)
-    theirs = MambaForCausalLM(TheirConfig(**settings, tie_word_embeddings=True)).eval()
-    ours = MambaLM(MambaConfig.from_dict(settings)).eval()
-    renamed = {k.replace("backbone.embeddings", "backbone.embedding"): v for k, v in theirs.state_dict().items()}
-    ours.load_state_dict(renamed)
-    ids = torch.randint(0, 48, (2, 17))
-    with torch.no_grad():
-        torch.testing.assert_close(ours.logits(ours(ours.embed(ids))), theirs(ids).logits, rtol=1e-4, atol=1e-5)
-
-
-def test_scan_stays_in_fp32_under_autocast():
+@pytest.mark.parametrize("name", ["torch", "numba"])
+def test_scan_stays_in_fp32_under_autocast(name, monkeypatch):
     """What trains on a CUDA device without the vendor kernels; there autocast would round the products inside."""
-    inputs = scan_inputs(steps=20)
     with torch.autocast("cpu", torch.bfloat16):
-        y, last = torch_ops.selective_scan(**inputs, state=None, valid=None)
-    expected_y, expected_last = reference(**inputs)
-    assert_close(y, expected_y)
-    assert_close(last, expected_last)
+        compare_scan(get_ops(name, monkeypatch), scan_inputs(steps=20))

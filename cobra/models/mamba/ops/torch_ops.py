@@ -16,6 +16,10 @@ _CHUNK_ELEMENTS = 262_144
 # At least so many steps a chunk, so that the kept states stay a small share of the inputs.
 _MIN_CHUNK_STEPS = 8
 
+# What only other operations have: a mixer, and a step of a block, in one call.
+inner = None
+block_step = None
+
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor | None) -> Tensor:
     """Depthwise causal convolution over time, followed by SiLU.
@@ -128,7 +132,7 @@ def selective_scan_step(
 
 def chunk_steps(batch: int, width: int, states: int, steps: int) -> int:
     """Return the number of time steps of one chunk of the scan."""
-    return min(steps, max(_MIN_CHUNK_STEPS, _CHUNK_ELEMENTS // (batch * width * states)))
+    return max(1, min(steps, max(_MIN_CHUNK_STEPS, _CHUNK_ELEMENTS // max(1, batch * width * states))))
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -180,9 +184,10 @@ class _ChunkedScan(torch.autograd.Function):
         for index in reversed(range(starts.shape[0])):
             part = slice(index * size, min((index + 1) * size, steps))
             chunk = [tensor[part] for tensor in (u, dt, B, C)]
-            carry, rates, chunk_grads = _backward_chunk(chunk, decay_rates, starts[index], grad_y[part], carry, buffers)
+            with torch.autocast(u.device.type, enabled=False):
+                carry, rates, pieces = _backward_chunk(chunk, decay_rates, starts[index], grad_y[part], carry, buffers)
             grad_rates += rates
-            for whole, piece in zip(grads, chunk_grads, strict=True):
+            for whole, piece in zip(grads, pieces, strict=True):
                 whole[part] = piece
         du, ddt, dB, dC = (gradient.transpose(0, 1) for gradient in grads)
         return du, ddt, grad_rates.t(), dB, dC, carry.transpose(1, 2) if ctx.has_state else None
