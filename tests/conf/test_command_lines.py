@@ -46,6 +46,10 @@ FLAGS = {
         "model_path hf_token image prompt do_sample temperature top_k top_p min_p repetition_penalty max_new_tokens "
         "seed search beams device dtype"
     ),
+    "scripts/serve.py": (
+        "model_path hf_token host port do_sample temperature top_k top_p min_p repetition_penalty max_new_tokens seed "
+        "search beams device dtype"
+    ),
     "scripts/export.py": "checkpoint output format push_to private hf_token",
     "fine_tune/prepare_llava_cot.py": (
         "dataset_root download revision hf_token keep_parts sources max_samples holdout verify max_rejected "

@@ -1,0 +1,73 @@
+"""Talk to a model on a page in the browser: `python scripts/serve.py --model_path cobra-tiny`."""
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from cobra.talk.options import AnswerFlags
+from cobra.util.cli import run
+from cobra.util.errors import UserError, missing_extra
+
+
+@dataclass
+class ServeConfig(AnswerFlags):
+    """Load a model and serve a page to talk to it; nothing is asked of any other server, and nothing is stored."""
+
+    model_path: str = "cobra+3b"
+    """A run directory, a checkpoint file in one, or a model id; `cobra-tiny` needs no network."""
+    hf_token: str = ".hf_token"
+    """Name of an environment variable or path of a file that holds the hub's token; only for closed repositories."""
+    host: str = "127.0.0.1"
+    """Address to listen on: by default this machine alone can reach it, with 0.0.0.0 whoever reaches the machine."""
+    port: int = 7860
+    """To listen on; 0 is any that is free."""
+    device: str | None = None
+    """cuda, mps or cpu; by default the best at hand."""
+    dtype: str | None = None
+    """fp32, bf16 or fp16; by default fp32 on a CPU."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        UserError: The address is not this machine's, or the port is taken or no port.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"nothing can be served on {host} port {port} ({error}): give another --port (0 is any that is free) or "
+            "--host"
+        ) from error
+
+
+def main(config: ServeConfig) -> None:
+    """Load the model and serve."""
+    try:
+        import starlette  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise missing_extra(f"{error.name}", "serve", "The page") from error
+    # Wrong options and a port that is taken are told before a model is loaded.
+    config.options()
+    with listen(config.host, config.port) as listener:
+        import cobra
+        from cobra.talk.page import LOOPBACK, TalkServer
+        from cobra.util.tokens import read_hf_token
+
+        token = read_hf_token(config.hf_token)
+        vlm = cobra.load(config.model_path, hf_token=token, device=config.device, dtype=config.dtype)
+        local = config.host in LOOPBACK
+        app = TalkServer(vlm, config, Path(config.model_path).name, LOOPBACK if local else None).app()
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        print(f"open http://{host}:{listener.getsockname()[1]} in a browser; Ctrl-C ends it", flush=True)
+        if not local:
+            print("whoever reaches this machine can use the model: there is no password", flush=True)
+        settings = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=1)
+        uvicorn.Server(settings).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    run(main, ServeConfig)

@@ -1,0 +1,260 @@
+"""The page's server: pictures, questions and answers over HTTP, one answer at a time, and what it refuses."""
+
+import importlib.util
+import io
+import json
+import socket
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import requests
+from scratch import enliven, picture, scratch_vlm
+
+pytest.importorskip("starlette", reason="the extra serve is not installed")
+pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+
+from talk_page import Script, Served
+
+from cobra.models.vlms import SearchOptions
+from cobra.talk import page
+from cobra.talk.options import AnswerFlags
+from cobra.util.cli import parse
+from cobra.util.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return enliven(scratch_vlm())
+
+
+@pytest.fixture(scope="module")
+def server(vlm):
+    with Served(vlm) as started:
+        yield started
+
+
+@pytest.fixture
+def script(monkeypatch):
+    scripted = Script()
+    monkeypatch.setattr(page, "Conversation", scripted)
+    return scripted
+
+
+def png(seed=1):
+    data = io.BytesIO()
+    picture(seed).save(data, "png")
+    return data.getvalue()
+
+
+def upload(server, data=None):
+    return requests.post(f"{server.url}/image", data=png() if data is None else data, timeout=100)
+
+
+def ask(server, question="What?", conversation=None, search="none", beams=4, **options):
+    body = {"question": question, "conversation": conversation, "search": search, "beams": beams}
+    return requests.post(f"{server.url}/ask", json=body, timeout=100, **options)
+
+
+def lines(response):
+    return [json.loads(line) for line in response.text.splitlines()]
+
+
+def text_of(told):
+    return "".join(line["text"] for line in told if "text" in line)
+
+
+def test_a_conversation_over_http_is_that_of_the_model(vlm, server):
+    key = upload(server).json()["conversation"]
+    builder = vlm.get_prompt_builder()
+    for question in ("What?", "Why?"):
+        told = lines(ask(server, question, key))
+        assert told[0] == {"conversation": key, "waiting": 0}
+        builder.add_turn("human", question)
+        expected = "".join(vlm.stream(picture(1), builder.get_prompt(), max_new_tokens=8))
+        builder.add_turn("gpt", expected)
+        assert text_of(told) == page.shown(expected.strip())
+        assert told[-1]["figures"]["state_bytes"] == 49152 and told[-1]["figures"]["written"] <= 8
+
+
+def test_a_question_without_a_picture_begins_a_conversation(vlm, server):
+    first = lines(ask(server, "What?"))
+    builder = vlm.get_prompt_builder()
+    builder.add_turn("human", "What?")
+    assert text_of(first) == page.shown(vlm.generate(None, builder.get_prompt(), max_new_tokens=8))
+    second = lines(ask(server, "Why?", first[0]["conversation"]))
+    assert second[0]["conversation"] == first[0]["conversation"] and "figures" in second[-1]
+
+
+def test_stages_are_told_apart_and_searches_are_passed_on(server, script):
+    for piece in ("<SUMMARY> a <b>", "\u202e </SUMMARY>", "\n\n<CONCLUSION> 3", None):
+        script.said.put(piece)
+    told = lines(ask(server, "What?", search="stage-beam", beams=3))
+    assert told[1:-1] == [
+        {"block": 0, "stage": "SUMMARY", "text": ""},
+        {"block": 0, "stage": "SUMMARY", "text": "a <b>"},
+        {"block": 0, "stage": "SUMMARY", "text": "\\u202e"},
+        {"block": 1, "stage": "CONCLUSION", "text": ""},
+        {"block": 1, "stage": "CONCLUSION", "text": "3"},
+    ]
+    [(_, options, _)] = script.asked
+    assert options == SearchOptions("stage-beam", 3, max_new_tokens=8)
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>", png()[:100]])
+def test_what_is_no_picture_is_refused(server, data):
+    answer = upload(server, data)
+    assert answer.status_code == 400 and "cannot be opened as a picture" in answer.json()["error"]
+
+
+def test_large_bodies_are_refused(server, monkeypatch):
+    monkeypatch.setattr(page, "MAX_BYTES", 1000)
+    answer = upload(server, bytes(5000))
+    assert answer.status_code == 400 and "larger than the 1,000 bytes" in answer.json()["error"]
+    assert "larger than" in ask(server, "a" * (page._MAX_QUESTION_BYTES + 1)).json()["error"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"search": "depth-first"}, {"search": 3}, {"beams": 0}, {"beams": 10**9}, {"beams": True}, {"beams": "4"}),
+        *({"question": None}, {"question": ["a"]}, {"conversation": 3}, {"conversation": "gone"}),
+    ],
+)
+def test_questions_of_another_form_are_refused(server, change):
+    answer = ask(server, **change)
+    assert answer.status_code == 400 and answer.json()["error"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"{}", b"\xff", b"[" * 100_000])
+def test_bodies_that_are_no_question_are_refused(server, body):
+    answer = requests.post(f"{server.url}/ask", data=body, timeout=100)
+    assert answer.status_code == 400 and "load the page again" in answer.json()["error"]
+
+
+def test_what_the_model_refuses_is_told_and_the_next_question_is_answered(server):
+    key = upload(server).json()["conversation"]
+    told = lines(ask(server, "a b " * 600, key))
+    assert "and the model reads 512 at most" in told[-1]["error"]
+    # Too few tokens for the tags of four stages.
+    assert "leave no room for the four stages" in lines(ask(server, "What?", key, "vote", 2))[-1]["error"]
+    assert "figures" in lines(ask(server, "What?\ud800\x00", key))[-1]
+
+
+def test_an_unexpected_failure_is_told_here_and_there(server, script, monkeypatch, capsys):
+    monkeypatch.setattr(script.said, "get", lambda timeout: 1 / 0)
+    assert lines(ask(server))[-1]["error"] == "the answer broke off (ZeroDivisionError: division by zero)"
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert "figures" in lines(ask(server))[-1]
+
+
+def test_other_pages_and_other_names_are_kept_out(server):
+    for headers in ({"Origin": "http://elsewhere.example"}, {"Origin": "null"}, {"Host": "elsewhere.example"}):
+        assert ask(server, headers=headers).status_code == 403
+        assert requests.post(f"{server.url}/image", data=png(), headers=headers, timeout=100).status_code == 403
+    assert requests.get(server.url, headers={"Host": "elsewhere.example"}, timeout=100).status_code == 403
+    assert ask(server, headers={"Origin": server.url}).status_code == 200
+
+
+def test_the_page_names_nobody_else_and_escapes(vlm):
+    with Served(vlm, name="<b>a & b</b>") as served:
+        answer = requests.get(served.url, timeout=100)
+        files = [requests.get(f"{served.url}{path}", timeout=100) for path in ("/talk.css", "/talk.js")]
+        assert requests.get(f"{served.url}/docs", timeout=100).status_code == 404
+    assert "<b>" not in answer.text and "&lt;b&gt;a &amp; b" in answer.text
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert not any("//" in file.text.replace("://", "//").replace("// ", "") for file in files)
+    assert "http" not in answer.text
+
+
+def test_one_answer_at_a_time_and_the_next_is_told_its_place(server, script):
+    with ask(server, "first", stream=True) as first, ask(server, "second", stream=True) as second:
+        one, two = first.iter_lines(1), second.iter_lines(1)
+        assert json.loads(next(one))["waiting"] == 0
+        assert json.loads(next(two))["waiting"] == 1
+        script.said.put("a")
+        assert json.loads(next(one))["text"] == "" and json.loads(next(one))["text"] == "a"
+        assert [question for question, *_ in script.asked] == ["first"]
+        for piece in (None, "b", None):
+            script.said.put(piece)
+        assert "figures" in json.loads(list(one)[-1])
+        assert [json.loads(line).get("text") for line in two][:2] == ["", "b"]
+    assert [question for question, *_ in script.asked] == ["first", "second"]
+
+
+def test_who_goes_stops_the_answer_and_who_waits_is_next(server, script):
+    first = ask(server, "first", stream=True)
+    told = first.iter_lines(1)
+    next(told)
+    script.said.put("a")
+    assert json.loads(next(told))["block"] == 0
+    answers = []
+    waiting = threading.Thread(target=lambda: answers.append(ask(server, "second")))
+    waiting.start()
+    first.close()
+    # Pieces, until the server has seen that nobody listens.
+    while script.closed.empty():
+        script.said.put("b ")
+        time.sleep(0.01)
+    assert script.closed.get() is False
+    script.said.put(None)
+    waiting.join()
+    assert "figures" in lines(answers[0])[-1]
+
+
+def test_old_conversations_are_forgotten(server, script, monkeypatch):
+    monkeypatch.setattr(page, "_MAX_CONVERSATIONS", 2)
+    keys = [upload(server).json()["conversation"] for _ in range(3)]
+    assert "has been forgotten" in ask(server, "What?", keys[0]).json()["error"]
+    script.said.put(None)
+    assert ask(server, "What?", keys[2]).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def program():
+    path = Path(__file__).parents[2] / "scripts" / "serve.py"
+    spec = importlib.util.spec_from_file_location("serve_script", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["serve_script"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_program_serves_on_this_machine_only_unless_it_is_told(program, monkeypatch, capsys, vlm):
+    import uvicorn
+
+    served = []
+    monkeypatch.setattr("cobra.load", lambda *_, **__: vlm)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: served.append(sockets[0].getsockname()))
+    config = parse(program.ServeConfig, ["--port", "0", "--model_path", "runs/first-try"])
+    program.main(config)
+    out = capsys.readouterr().out
+    assert served[0][0] == "127.0.0.1" and f"http://127.0.0.1:{served[0][1]} " in out and "password" not in out
+    program.main(replace(config, host="0.0.0.0"))
+    assert served[1][0] == "0.0.0.0" and "there is no password" in capsys.readouterr().out
+
+
+def test_wrong_flags_and_taken_ports_are_told_before_the_model_is_loaded(program, monkeypatch):
+    monkeypatch.setattr("cobra.load", lambda *_, **__: pytest.fail("loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for port, host in ((taken.getsockname()[1], "127.0.0.1"), (70000, "127.0.0.1"), (0, "256.1.1.1")):
+            with pytest.raises(UserError, match="nothing can be served on .* --port"):
+                program.main(program.ServeConfig(host=host, port=port))
+    with pytest.raises(UserError, match="unknown"):
+        program.main(program.ServeConfig(search="depth-first"))
+
+
+def test_a_missing_package_names_the_extra(program, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(UserError, match=r"needs the package uvicorn, .*cobra-vlm\[serve\]"):
+        program.main(program.ServeConfig())
+
+
+def test_flags_are_the_first_choice_on_the_page(vlm):
+    with Served(vlm, AnswerFlags(search="vote", beams=7)) as served:
+        text = requests.get(served.url, timeout=100).text
+    assert '<option value="vote" selected>' in text and 'value="7"' in text

@@ -1,0 +1,183 @@
+"""The page in a headless Chromium: upload, ask, watch the stages come and fold; nothing goes wrong on it."""
+
+import base64
+import io
+import os
+import time
+from pathlib import Path
+
+import pytest
+from browser import Browser
+from scratch import picture
+
+pytest.importorskip("starlette", reason="the extra serve is not installed")
+pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+
+from talk_page import Script, Served
+
+from cobra.models.vlms import SearchOptions
+from cobra.talk import page as talk_page_module
+
+WAIT_SECONDS = 120
+OPEN = "Array.from(document.querySelectorAll('.stage')).map(s => s.className.split(' ').at(-1) + (s.open ? '+' : '-'))"
+TEXTS = "Array.from(document.querySelectorAll('.block .text, .outside')).map(b => b.textContent)"
+
+
+@pytest.fixture(scope="module")
+def script():
+    with pytest.MonkeyPatch.context() as patch:
+        scripted = Script()
+        patch.setattr(talk_page_module, "Conversation", scripted)
+        yield scripted
+
+
+@pytest.fixture(scope="module")
+def server(script):
+    with Served(None, name="cobra-tiny") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile")) as started:
+        yield started
+
+
+@pytest.fixture
+def page(browser, server, script):
+    """The page, just opened; at the end nothing may have gone wrong, and no other server may have been asked."""
+    browser.screen(1100, 800)
+    browser.open(server)
+    script.asked.clear()
+    yield browser
+    own = (server.url, "blob:")
+    assert [found for found in browser.problems() if not (isinstance(found, str) and found.startswith(own))] == []
+
+
+def until(page, expression):
+    """Wait for an expression to be true; the time limit is for what never comes."""
+    end = time.monotonic() + WAIT_SECONDS
+    while not page.run(expression):
+        assert time.monotonic() < end, expression
+        time.sleep(0.01)
+
+
+def upload(page, data):
+    """Choose a file, as a reader would."""
+    page.run(
+        f"(() => {{ const bytes = Uint8Array.from(atob('{base64.b64encode(data).decode()}'), c => c.charCodeAt(0));"
+        "const chosen = new DataTransfer(); chosen.items.add(new File([bytes], 'a.png'));"
+        "const field = document.getElementById('file'); field.files = chosen.files;"
+        "field.dispatchEvent(new Event('change')); })()"
+    )
+    until(page, "!document.getElementById('ask').disabled")
+
+
+def ask(page, question):
+    page.run(f"document.getElementById('question').focus(), document.getElementById('question').value = {question!r}")
+    page.press("Enter", 13, "\r")
+
+
+def say(page, script, *pieces):
+    """Let the model say something, and wait until the last of it is there."""
+    for piece in pieces:
+        script.said.put(piece)
+    if pieces[-1] is None:
+        until(page, "!document.querySelector('.writing')")
+
+
+def png(kind="png"):
+    data = io.BytesIO()
+    picture(1).save(data, kind)
+    return data.getvalue()
+
+
+def test_a_picture_is_talked_about_and_its_stages_fold(page, script, tmp_path):
+    upload(page, png())
+    until(page, "document.getElementById('preview').naturalWidth === 48")
+    ask(page, "How many shapes?")
+    say(page, script, "<SUMMARY> I count. </SUMMARY>\n\n", "<CAPTION> A red", " circle. </CAPTION>\n\n<REASON")
+    until(page, f"{TEXTS}.join('|') === 'I count.|A red circle.'")
+    # While the answer is written what there is lies open, and Stop is there in place of Ask.
+    assert page.run(OPEN) == ["summary+", "caption+"]
+    assert page.run("[document.getElementById('ask').hidden, document.getElementById('stop').hidden]") == [True, False]
+    page.run("document.querySelector('.caption summary').click()")
+    page.run("document.querySelector('.caption summary').click()")
+    say(page, script, "ING> One circle. </REASONING>\n\n<CONCLUSION>", " 1 </CONCLUSION>", None)
+    # The caption was touched by the reader, and stays as it is.
+    assert page.run(OPEN) == ["summary-", "caption+", "reasoning-", "conclusion+"]
+    assert page.run(TEXTS) == ["I count.", "A red circle.", "One circle.", "1"]
+    figures = page.run("document.querySelector('.figures').textContent")
+    assert figures == "63 tokens \u00b7 126.0 tokens/s \u00b7 1,234 read \u00b7 state 49,152 bytes"
+    page.run("document.querySelector('.reasoning summary').click()")
+    assert page.run(OPEN)[2] == "reasoning+"
+    [(question, _, image)] = script.asked
+    assert question == "How many shapes?" and image.tobytes() == picture(1).tobytes()
+    shots = Path(os.environ.get("COBRA_SCREENSHOTS") or tmp_path)
+    for width, scheme in ((1100, "light"), (1100, "dark"), (390, "light"), (390, "dark")):
+        page.screen(width, 800, scheme)
+        assert page.run("document.documentElement.scrollWidth <= innerWidth")
+        page.screenshot(shots / f"talk-{width}-{scheme}.png")
+        assert (shots / f"talk-{width}-{scheme}.png").stat().st_size > 5000
+
+
+def test_hostile_text_stays_text(page, script):
+    hostile = "<img src=x onerror=alert(1)><script>alert(2)</script></p>&lt;b&gt;"
+    ask(page, hostile)
+    say(page, script, hostile, f"<CONCLUSION>{hostile}", None)
+    assert page.run(TEXTS) == [hostile, hostile]
+    assert page.run("document.querySelector('.question').textContent") == hostile
+    assert page.run("document.querySelectorAll('img, script').length") == 2
+
+
+def test_the_search_is_chosen_and_the_conversation_goes_on(page, script):
+    assert page.run("document.getElementById('beams-field').hidden")
+    page.run(
+        "document.getElementById('search').value = 'stage-beam', document.getElementById('beams').value = 3,"
+        "document.getElementById('search').dispatchEvent(new Event('input'))"
+    )
+    assert not page.run("document.getElementById('beams-field').hidden")
+    ask(page, "one")
+    say(page, script, "a", None)
+    first = page.run("conversation")
+    ask(page, "two")
+    say(page, script, "b", None)
+    assert page.run("conversation") == first and page.run(TEXTS) == ["a", "b"]
+    assert [options for _, options, _ in script.asked] == [SearchOptions("stage-beam", 3, max_new_tokens=8)] * 2
+    page.run("document.getElementById('anew').click()")
+    assert page.run("conversation") is None and page.run(TEXTS) == []
+
+
+def test_an_answer_is_stopped(page, script):
+    while not script.closed.empty():
+        script.closed.get()
+    ask(page, "What?")
+    script.said.put("a red ")
+    until(page, f"{TEXTS}.join() === 'a red'")
+    page.run("document.getElementById('stop').click()")
+    until(page, "document.querySelector('.faults:not(#trouble)')?.textContent === 'stopped'")
+    assert not page.run("document.getElementById('ask').hidden")
+    while script.closed.empty():
+        script.said.put("b ")
+        time.sleep(0.01)
+    assert script.closed.get() is False
+    while not script.said.empty():
+        script.said.get()
+    ask(page, "Why?")
+    say(page, script, "c", None)
+    assert page.run(TEXTS) == ["a red", "c"]
+
+
+def test_a_picture_in_a_format_that_browsers_do_not_show(page):
+    upload(page, png("tiff"))
+    until(page, "!document.getElementById('unshown').hidden")
+    assert page.run("conversation") and page.run("document.getElementById('preview').hidden")
+
+
+def test_what_is_no_picture_is_told(browser, server):
+    """Chromium's console notes every answer of 400, so nothing is asked of it here."""
+    browser.open(server)
+    upload(browser, b"no picture")
+    assert "cannot be opened as a picture" in browser.run("document.getElementById('trouble').textContent")
+    upload(browser, png())
+    assert browser.run("document.getElementById('trouble').textContent") == ""
