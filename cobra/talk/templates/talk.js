@@ -75,7 +75,6 @@ class Answer {
   }
 
   write({ block, stage, text }) {
-    this.status.textContent = "";
     if (!this.blocks[block]) this.open(block, stage);
     const atEnd = innerHeight + scrollY >= document.body.scrollHeight - 80;
     this.blocks[block].append(text);
@@ -83,14 +82,16 @@ class Answer {
   }
 
   open(block, stage) {
+    this.status.className = this.status.textContent = "";
+    this.blocks.at(-1)?.classList.remove("newest");
     if (!stage) {
-      this.blocks[block] = element("p", "block outside");
+      this.blocks[block] = element("p", "block outside newest");
       this.status.before(this.blocks[block]);
       return;
     }
     const details = element("details", `block stage ${stage.toLowerCase()}`);
     details.open = true;
-    this.blocks[block] = element("p", "text");
+    this.blocks[block] = element("p", "text newest");
     const summary = element("summary", "", stage);
     // What the reader has opened or folded stays so.
     summary.addEventListener("click", () => { details.dataset.chosen = "yes"; });
