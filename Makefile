@@ -20,8 +20,8 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)  ## Fine-tune the tiny model on four-stage answers and score it on captions (under 8 minutes on 2 cores).
 	$(BIN)/python scripts/demo.py
 
-test: $(INSTALLED)  ## Run the tests.
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## Run the tests, up to four files at once.
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 soak: $(INSTALLED)  ## Run the long forms of the drills: many kills, large archives.
 	$(BIN)/python -m pytest -m slow

@@ -62,7 +62,13 @@ def benchmark_captions(config: BenchmarkConfig, world: World, console: Console) 
     if world.is_main:
         prepare_output(config.output_dir, names)
     world.barrier()
-    protocol = Protocol(resolve_prompt(config.prompt), config.max_new_tokens, config.batch_size)
+    protocol = Protocol(
+        resolve_prompt(config.prompt),
+        config.max_new_tokens,
+        config.batch_size,
+        search=config.search,
+        beams=config.beams,
+    )
     announce(console, protocol, models)
     _announce_data(console, found, chosen)
     answered = AllAnswers()

@@ -39,7 +39,14 @@ def benchmark_conclusions(config: BenchmarkConfig, world: World, console: Consol
         prepare_output(config.output_dir, names)
     world.barrier()
     digest = sha256_file(path)
-    protocol = Protocol("", config.max_new_tokens, config.batch_size, questions_sha256=digest)
+    protocol = Protocol(
+        "",
+        config.max_new_tokens,
+        config.batch_size,
+        questions_sha256=digest,
+        search=config.search,
+        beams=config.beams,
+    )
     announce(console, protocol, models)
     _announce_rows(console, path, holdout, len(images))
     answered = answer_all(models, images, pictures, protocol, config.output_dir, world, console)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cobra.evaluation.protocol import MAX_NEW_TOKENS, resolve_prompt
+from cobra.models.vlms.search import SearchOptions
 from cobra.util.errors import UserError
 from cobra.util.torch_utils import resolve_device, resolve_dtype
 
@@ -58,6 +59,11 @@ class BenchmarkConfig:
     """Score a sample of so many images, always the same one; by default all."""
     batch_size: int = 8
     """Images answered at once."""
+    search: str = "none"
+    """How a final answer is searched for: `none` takes the likeliest token at every step, `best-of-n` and `vote` write
+    several answers, `stage-beam` branches at every stage."""
+    beams: int = 4
+    """Answers, in stage-beam branches of every stage, that a search chooses from."""
     hf_token: str = ".hf_token"
     """Name of an environment variable or path of a file that holds the hub's token; only for closed repositories."""
     device: str | None = None
@@ -96,10 +102,11 @@ def check_flags(config: BenchmarkConfig) -> None:
             "--baseline_checkpoint is compared with --checkpoint: give that too, or give it as --checkpoint"
         )
     resolve_prompt(config.prompt)
-    for name in ("max_new_tokens", "max_images", "batch_size"):
+    for name in ("max_new_tokens", "max_images", "batch_size", "beams"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value} and must be at least 1")
+    SearchOptions(config.search, config.beams, max_new_tokens=config.max_new_tokens)
     resolve_dtype(config.dtype, resolve_device(config.device))
 
 

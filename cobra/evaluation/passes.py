@@ -1,5 +1,6 @@
 """One model's passes over a few batches of images: images read once, prompts sorted by length, tokens written."""
 
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from cobra.models.backbones.vision import PixelValues
 from cobra.models.backbones.vision.transforms import map_pixels, stack_pixels
 from cobra.models.mamba import MambaState
 from cobra.models.vlms.generation import GenerationOptions
+from cobra.models.vlms.search import SearchOptions
 from cobra.util.errors import UserError
 from cobra.util.shown import shown
 
@@ -100,24 +102,56 @@ class Passes:
                 for row, ids in batch.items():
                     analyses[row], spent[row] = self._text(ids), len(ids)
                     prompts[row] = self._second_prompt(self._text(ids), finals[row])
+        if self._protocol.search != "none":
+            yield from self._search(states, images, prompts, analyses, spent)
+            return
         for batch in self._generate(states, prompts, GenerationOptions(max_new_tokens=self._protocol.max_new_tokens)):
             yield {
                 row: Written(prompts[row], self._text(ids), analyses[row], spent[row] + len(ids))
                 for row, ids in batch.items()
             }
 
+    def _search(
+        self,
+        states: Sequence[MambaState],
+        images: Sequence[CaptionedImage],
+        prompts: Sequence[str],
+        analyses: Sequence[str | None],
+        spent: Sequence[int],
+    ) -> Iterator[dict[int, Written]]:
+        """Yield each batch's answers by row, searched for; an image's own seed makes them free of the batch."""
+        protocol = self._protocol
+        # Only a model that has learned the stages is held to them.
+        options = SearchOptions(
+            protocol.search, protocol.beams, guard=self._own_stages, max_new_tokens=protocol.max_new_tokens
+        )
+        for rows, prefix, _ in self._batches(states, prompts):
+            texts = [as_turn(self._vlm, prompts[row]) for row in rows]
+            seeds = [zlib.crc32(str(images[row].image_id).encode()) for row in rows]
+            found = self._vlm.search_batch(None, texts, options, prefix=prefix, seeds=seeds)
+            yield {
+                row: Written(prompts[row], one.text.strip(), analyses[row], spent[row] + one.tokens_spent)
+                for row, one in zip(rows, found, strict=True)
+            }
+
     def _generate(
         self, states: Sequence[MambaState], prompts: Sequence[str], options: GenerationOptions
     ) -> Iterator[dict[int, list[int]]]:
-        """Yield each batch's new ids by row: prompts of like length together, so that little padding is read."""
+        """Yield each batch's new ids by row."""
+        for rows, prefix, ids in self._batches(states, prompts):
+            written = self._vlm.generate_batch_ids(None, ids, options, prefix)
+            yield dict(zip(rows, written, strict=True))
+
+    def _batches(
+        self, states: Sequence[MambaState], prompts: Sequence[str]
+    ) -> Iterator[tuple[list[int], MambaState, list[list[int]]]]:
+        """Yield rows, their states and prompts' ids: prompts of like length together, to read little padding."""
         size = self._protocol.batch_size
         ids = [self._vlm.tokenize(as_turn(self._vlm, prompt)) for prompt in prompts]
         order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
         for start in range(0, len(order), size):
             rows = order[start : start + size]
-            prefix = _select(states, [divmod(row, size) for row in rows])
-            written = self._vlm.generate_batch_ids(None, [ids[row] for row in rows], options, prefix)
-            yield dict(zip(rows, written, strict=True))
+            yield rows, _select(states, [divmod(row, size) for row in rows]), [ids[row] for row in rows]
 
     def _text(self, ids: Sequence[int]) -> str:
         return self._vlm.decode(ids).strip()

@@ -83,6 +83,10 @@ class Protocol:
     """Images answered at once; it does not change the answers beyond rounding."""
     questions_sha256: str | None = None
     """Of the file whose questions are asked about images that have one of their own; None where there is no file."""
+    search: str = "none"
+    """How the final answer is searched for; see :class:`cobra.models.vlms.SearchOptions`."""
+    beams: int = 4
+    """Branches of a search."""
 
     @property
     def wordings(self) -> dict[str, str]:
@@ -98,14 +102,19 @@ class Protocol:
         return hashlib.sha256(json.dumps(self.wordings, sort_keys=True).encode()).hexdigest()
 
     @property
-    def decoding(self) -> dict[str, int | bool]:
+    def decoding(self) -> dict[str, Any]:
         """How tokens are chosen, and how many."""
         return {
             "do_sample": False,
             "max_new_tokens": self.max_new_tokens,
             "scratchpad_max_new_tokens": SCRATCHPAD_TOKENS,
             "batch_size": self.batch_size,
+            **self._searched,
         }
+
+    @property
+    def _searched(self) -> dict[str, Any]:
+        return {} if self.search == "none" else {"search": self.search, "beams": self.beams}
 
     def prompt_of(self, image: CaptionedImage) -> str:
         """Return the final prompt about an image: its own question, or that of all images."""
@@ -122,7 +131,7 @@ class Protocol:
                 "max_new_tokens": SCRATCHPAD_TOKENS,
                 "stop_strings": list(OWN_STAGES_END) if own_stages else [],
             }
-        return found
+        return found | self._searched
 
 
 @dataclass(frozen=True)

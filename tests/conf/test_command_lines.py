@@ -58,7 +58,7 @@ FLAGS = {
     "benchmark.py": (
         "checkpoint baseline_checkpoint task coco_annotations image_dir split image_ids llava_cot_annotations "
         "predictions allow_missing exclude_ids coco_instances similarity_model output_dir prompt max_new_tokens "
-        "max_images batch_size hf_token device dtype"
+        "max_images batch_size search beams hf_token device dtype"
     ),
 }
 

@@ -46,6 +46,7 @@ def ask(captions, tmp_path):
         call.printed = console.file.getvalue()
         return answered
 
+    call.captions = captions
     return call
 
 
@@ -357,3 +358,18 @@ def test_two_processes_answer_as_one_and_go_on_where_one_was(photos, whole, tmp_
     assert len(lines(tmp_path)) == 2 * COUNT
     again = answer_photos(photos, tmp_path / "answers")
     assert again.answers == whole and again.throughput["it"].captions == 0
+
+
+@pytest.mark.parametrize(("search", "own_stages"), [("best-of-n", False), ("stage-beam", True)])
+def test_searched_answers_do_not_depend_on_the_batch_and_are_kept_apart(ask, tmp_path, search, own_stages):
+    vlm, images = enliven(scratch_vlm()), ask.captions.images[:2]
+    greedy = ask(vlm, own_stages, images, max_new_tokens=40)
+    found = ask(vlm, own_stages, images, max_new_tokens=40, batch_size=2, search=search, beams=2)
+    assert len(lines(tmp_path)) == 4 * 2
+    assert found.throughput["it"].tokens > greedy.throughput["it"].tokens
+    protocol = Protocol(max_new_tokens=40, batch_size=1, search=search, beams=2)
+    pictures, again = PictureFolder(ask.captions.image_dir), AnswerStore(tmp_path / "again")
+    other = answer_variants(vlm, "it", images, pictures, protocol, again, own_stages, ALONE, QUIET)
+    assert other.answers == found.answers
+    if own_stages:
+        assert all(answer.valid_structure for answer in found.answers["it"])
