@@ -260,7 +260,7 @@ def _report(demo: _Demo, score: AnswerScore, samples: list[tuple[str, str]]) -> 
         say(Panel(escape(answer), title=escape(question), title_align="left"))
     for what, path in (
         ("fine-tuned model", demo.run_dir),
-        ("captions and scores", demo.benchmark),
+        ("captions and scores", demo.benchmark / "report.html"),
         ("all answers", demo.config.output_dir / "answers.json"),
         ("summary", demo.config.output_dir / "summary.json"),
     ):
