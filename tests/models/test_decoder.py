@@ -82,12 +82,11 @@ def uneven_prompts(vlm):
     return prompts
 
 
-@pytest.mark.parametrize("sampled", [False, True])
-@pytest.mark.parametrize("with_images", [True, False])
+@pytest.mark.parametrize(("with_images", "sampled"), [(True, False), (False, False), (False, True)])
 def test_32_uneven_prompts_are_answered_as_one_by_one(tiny, with_images, sampled, record_property):
     prompts = uneven_prompts(tiny)
     pixels = tiny.preprocess([picture(index) for index in range(32)]) if with_images else None
-    fields = {"max_new_tokens": 24, "eos_token_id": NEVER}
+    fields = {"max_new_tokens": 16, "eos_token_id": NEVER}
     if sampled:
         fields |= {"do_sample": True, "temperature": 1.5, "top_p": 0.95}
 
@@ -99,9 +98,9 @@ def test_32_uneven_prompts_are_answered_as_one_by_one(tiny, with_images, sampled
     for row, prompt in enumerate(prompts):
         own = None if pixels is None else {name: value[row : row + 1] for name, value in pixels.items()}
         [alone] = tiny.generate_batch_ids(own, [prompt], options([row]))
-        assert len(alone) == 24
+        assert len(alone) == 16
         if alone != together[row]:
-            place = next(place for place in range(24) if alone[place] != together[row][place])
+            place = next(place for place in range(16) if alone[place] != together[row][place])
             _, scores = tiny.prefill(own, [prompt + alone[:place]])
             best = scores[0].topk(2).values
             assert not sampled and best[0] - best[1] < TIE

@@ -405,8 +405,10 @@ def test_the_packaged_model_is_led_through_the_stages(tiny, kind):
     assert again == results
 
 
-@pytest.mark.parametrize("scorer", ["likelihood", "judgement"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "scorer"),
+    [*((kind, "likelihood") for kind in KINDS), ("best-of-n", "judgement"), ("stage-beam", "judgement")],
+)
 def test_images_and_branches_in_one_batch_are_as_one_by_one(lively, kind, scorer):
     pixels = lively.preprocess([picture(index) for index in range(3)])
     prompts, options = turns(lively, QUESTIONS), SearchOptions(kind, scorer=scorer, temperature=2.0, **SMALL)

@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import torch
-
 from cobra.models.backbones.llm.prompting import PromptBuilder
 from cobra.models.mamba import MambaLM, MambaState
 from cobra.models.vlms.branches import Branch, read_rows
@@ -184,10 +182,3 @@ def by_vote(candidates: Sequence[Candidate], same: Callable[[str, str], bool]) -
     # Stable: groups with as many votes stay in the order of their best members.
     groups.sort(key=lambda group: -len(group[1]))
     return [replace(one, votes=len(members)) for _, members in groups for one in members] + without
-
-
-def gather_states(parts: Sequence[MambaState], rows: Sequence[int]) -> MambaState:
-    """Return rows of several states, counted through them in order, as one state."""
-    index = torch.tensor(rows, device=parts[0].ssm.device)
-    conv, ssm = (torch.cat(values, dim=1) for values in zip(*((part.conv, part.ssm) for part in parts), strict=True))
-    return MambaState(conv, ssm).select(index)

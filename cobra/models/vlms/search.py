@@ -18,7 +18,7 @@ from cobra.models.mamba import MambaLM, MambaState
 from cobra.models.vlms.branches import Branch, Limits, read_rows, write_branches
 from cobra.models.vlms.generation import GenerationOptions
 from cobra.models.vlms.memory import branches_at_once, state_bytes
-from cobra.models.vlms.scoring import LIKELIHOOD, SCORERS, Candidate, Scorer, by_vote, gather_states
+from cobra.models.vlms.scoring import LIKELIHOOD, SCORERS, Candidate, Scorer, by_vote
 from cobra.models.vlms.structure import StageGuard, TokenTexts, same_conclusion
 from cobra.util.errors import UserError
 
@@ -244,7 +244,8 @@ class Search:
                 branches.sort(key=lambda branch: -branch.score)
             if by_stage and final is not None:
                 going = [branch for branches in found for branch in self._kept(branches)]
-                best = [gather_states([state, *best, final], [branch.row for branch in going])]
+                rows = torch.tensor([branch.row for branch in going], device=scores.device)
+                best = [MambaState.join([state, *best, final]).select(rows)]
                 for row, branch in enumerate(going):
                     branch.row = state.batch_size + row
         return found, best[0] if best else state
