@@ -288,12 +288,9 @@ def _tell_known(console: Console, variants: Sequence[_Variant], images: Sequence
     for variant in variants:
         known = len(images) - variant.open_among(images)
         if known:
-            console.print(
-                f"{variant.name}: {known:,} of {count_images(len(images))} were answered by an earlier run with the "
-                "same settings",
-                highlight=False,
-                soft_wrap=True,
-            )
+            count = f"{known:,} of {count_images(len(images))}"
+            text = f"{variant.name}: {count} were answered before, with the same settings"
+            console.print(text, highlight=False, soft_wrap=True)
 
 
 def _tell_unreadable(console: Console, unreadable: Mapping[ImageId, str]) -> None:
