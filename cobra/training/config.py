@@ -44,7 +44,7 @@ class PretrainConfig:
     """`auto` goes on with the run of this name where it has stopped; a run directory goes on with that one; `none`
     begins anew."""
     save_interval_steps: int | None = None
-    """Steps between two saves of the run's state; null saves by time alone."""
+    """Steps that a kill costs at most: the state is saved twice as often. null saves by time alone."""
     save_interval_minutes: float | None = 30.0
     """Minutes between two saves of the run's state; null saves by steps alone."""
     keep_checkpoints: int = 2
