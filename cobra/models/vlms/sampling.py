@@ -74,7 +74,8 @@ def keep_likely(scores: Tensor, top_k: int, top_p: float, min_p: float) -> tuple
         min_p: See :func:`keep_min_p`.
 
     Returns:
-        Scores (batch, n), best first, -inf where filtered, and the tokens (batch, n) that they are of.
+        Scores (batch, n), -inf where filtered, and the tokens (batch, n) that they are of, in ascending order: by it
+        a draw depends on rounding less than by the order of the scores, in which tokens may change places.
     """
     total = None if top_k or top_p >= 1.0 else scores.logsumexp(-1, keepdim=True)
     vocabulary = scores.shape[-1]
@@ -86,7 +87,8 @@ def keep_likely(scores: Tensor, top_k: int, top_p: float, min_p: float) -> tuple
         kept = keep_min_p(keep_top_p(keep_top_k(best, top_k), top_p, total), min_p)
         # Every filter drops the worst of what there is: where it drops the last one here, it drops all that are worse.
         if whole or not kept[..., -1].isfinite().any():
-            return kept, tokens
+            tokens, order = tokens.sort()
+            return kept.gather(-1, order), tokens
         width *= 16
 
 
