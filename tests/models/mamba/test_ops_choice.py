@@ -19,7 +19,7 @@ def unnamed(monkeypatch):
     """Nothing is named, and nothing was tried or said before."""
     monkeypatch.delenv(choice.VARIABLE, raising=False)
     monkeypatch.setattr(choice, "NUMBA_UNNAMED", True)
-    tried = (choice._numba_error, choice._warn)
+    tried = (choice._named, choice._fastest)
     for function in tried:
         function.cache_clear()
     yield
@@ -44,7 +44,7 @@ def test_without_numba_pytorch_is_used_and_nothing_said(without_numba, caplog):
 
 def test_a_numba_that_does_not_work_is_told_once(monkeypatch, caplog):
     monkeypatch.setattr(choice, "find_spec", lambda name: True)
-    monkeypatch.setattr(choice, "_numba_error", lambda: "ImportError: Numba needs NumPy 2.3 or less")
+    monkeypatch.setattr(choice, "_numba_failure", lambda: "ImportError: Numba needs NumPy 2.3 or less")
     with caplog.at_level(logging.WARNING):
         assert ops_for(CPU) is torch_ops
         assert ops_for(CPU) is torch_ops
@@ -59,7 +59,7 @@ def test_a_module_that_cannot_be_imported_is_a_reason(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
     for name in [name for name in sys.modules if name.startswith("cobra.models.mamba.ops.numba_")]:
         monkeypatch.delitem(sys.modules, name)
-    assert choice._numba_error().startswith("ModuleNotFoundError: ")
+    assert choice._numba_failure().startswith("ModuleNotFoundError: ")
 
 
 def test_cuda_kernels_that_do_not_work_are_told_once(monkeypatch, caplog):
@@ -69,8 +69,13 @@ def test_cuda_kernels_that_do_not_work_are_told_once(monkeypatch, caplog):
         assert ops_for(CUDA) is torch_ops
     [record] = caplog.records
     assert "do not work on cuda:0 (RuntimeError: no kernel image)" in record.message
+
+
+def test_cuda_kernels_are_used_where_they_work(monkeypatch):
     monkeypatch.setattr(cuda_ops, "failure", lambda index: None)
     assert ops_for(CUDA) is cuda_ops
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert ops_for(torch.device("cuda")) is cuda_ops
 
 
 @torch.no_grad()
@@ -135,7 +140,7 @@ def test_operations_of_another_device_are_refused(monkeypatch, name, device):
 @pytest.mark.parametrize(("name", "device"), [("numba", CPU), ("cuda", CUDA)])
 def test_the_reason_why_a_named_one_does_not_work_is_told(monkeypatch, name, device):
     monkeypatch.setattr(choice, "find_spec", lambda name: True)
-    monkeypatch.setattr(choice, "_numba_error", lambda: "OSError: broken")
+    monkeypatch.setattr(choice, "_numba_failure", lambda: "OSError: broken")
     monkeypatch.setattr(cuda_ops, "failure", lambda index: "OSError: broken")
     monkeypatch.setenv(choice.VARIABLE, name)
     with pytest.raises(UserError, match=f"names the operations '{name}' of Mamba, which do not work here: OSError: br"):

@@ -30,20 +30,18 @@ _chosen: list[str] = []
 def ops_for(device: torch.device) -> ModuleType:
     """Return the module whose functions run on `device`: the one that was named, else the fastest that works there.
 
-    The first call for the CPU imports numba and runs a loop of it, about a second; loops are compiled by the first
+    The first call for the CPU imports numba and runs one of its loops, about a second; loops are compiled by the first
     process that uses them and kept in the user's cache folder. A warning says once why an installed one is not used.
 
     Raises:
         UserError: The operations that were named are unknown, not installed, or do not work on this device.
     """
-    named = _chosen[-1] if _chosen else os.environ.get(VARIABLE)
-    if named:
-        return _named(named, device)
-    if device.type == "cuda":
-        return torch_ops if _cuda_failure(device, warn=True) else _cuda()
-    if device.type == "cpu" and NUMBA_UNNAMED and find_spec("numba") and _numba_failure(warn=True) is None:
-        return _numba()
-    return torch_ops
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    if _chosen:
+        return _named(_chosen[-1], "use_op", device)
+    name = os.environ.get(VARIABLE)
+    return _named(name, VARIABLE, device) if name else _fastest(device)
 
 
 @contextmanager
@@ -62,16 +60,17 @@ def use_op(name: str) -> Iterator[None]:
 
 
 def _check(name: str, source: str) -> None:
+    """Check that there are operations of a name and that what they need is installed."""
     if name not in OPS:
         raise UserError(f"{source} names the operations {name!r} of Mamba; there are: {', '.join(OPS)}")
-    for op, package, extra in (("numba", "numba", "fast"), ("cuda", "mamba_ssm", "cuda")):
-        if name == op and find_spec(package) is None:
-            raise missing_extra(package.replace("_", "-"), extra, f"{source} {name}")
+    package, extra = {"torch": ("torch", ""), "numba": ("numba", "fast"), "cuda": ("mamba_ssm", "cuda")}[name]
+    if find_spec(package) is None:
+        raise missing_extra(package.replace("_", "-"), extra, f"{source} {name}")
 
 
-def _named(name: str, device: torch.device) -> ModuleType:
-    """Return the operations of that name, which must work on the device."""
-    source = "use_op" if _chosen else VARIABLE
+@cache
+def _named(name: str, source: str, device: torch.device) -> ModuleType:
+    """Return the operations of a name, which must work on the device."""
     _check(name, source)
     if name == "torch":
         return torch_ops
@@ -81,10 +80,32 @@ def _named(name: str, device: torch.device) -> ModuleType:
             f"{source} names the operations {name!r} of Mamba, which are for tensors on {kind}, and one is on "
             f"{device}: move the model, or choose torch, which works on every device"
         )
-    reason = _numba_failure(warn=False) if name == "numba" else _cuda_failure(device, warn=False)
+    reason = _numba_failure() if name == "numba" else _cuda().failure(device.index)
     if reason is not None:
         raise UserError(f"{source} names the operations {name!r} of Mamba, which do not work here: {reason}")
     return _numba() if name == "numba" else _cuda()
+
+
+@cache
+def _fastest(device: torch.device) -> ModuleType:
+    """Return the fastest operations that work on a device; tell where those that are installed do not."""
+    if device.type == "cuda":
+        reason = _cuda().failure(device.index)
+        if reason is None:
+            return _cuda()
+        what, flag, extra = f"The CUDA kernels of Mamba do not work on {device}", "--no-build-isolation", "cuda"
+    elif device.type == "cpu" and NUMBA_UNNAMED and find_spec("numba") is not None:
+        reason = _numba_failure()
+        if reason is None:
+            return _numba()
+        what, flag, extra = "The loops of Mamba that numba compiles do not work here", "--upgrade", "fast"
+    else:
+        return torch_ops
+    logger.warning(
+        "%s (%s); slower PyTorch operations are used. To install them: pip install %s 'cobra-vlm[%s]'",
+        *(what, reason, flag, extra),
+    )
+    return torch_ops
 
 
 def _cuda() -> ModuleType:
@@ -93,39 +114,15 @@ def _cuda() -> ModuleType:
     return cuda_ops
 
 
-def _cuda_failure(device: torch.device, warn: bool) -> str | None:
-    index = device.index if device.index is not None else torch.cuda.current_device()
-    reason = _cuda().failure(index)
-    if warn and reason is not None:
-        _warn(f"The CUDA kernels of Mamba do not work on cuda:{index} ({reason})", "--no-build-isolation", "cuda")
-    return reason
-
-
 def _numba() -> ModuleType:
     from cobra.models.mamba.ops import numba_ops
 
     return numba_ops
 
 
-@cache
-def _numba_error() -> str | None:
+def _numba_failure() -> str | None:
     """Return why the operations of numba do not work, or None where they do."""
     try:
         return _numba().failure()
     except Exception as error:  # noqa: BLE001 - numba refuses versions of numpy by errors of several kinds
         return f"{type(error).__name__}: {error}"
-
-
-def _numba_failure(warn: bool) -> str | None:
-    reason = _numba_error()
-    if warn and reason is not None:
-        _warn(f"The loops of Mamba that numba compiles do not work here ({reason})", "--upgrade", "fast")
-    return reason
-
-
-@cache
-def _warn(what: str, flag: str, extra: str) -> None:
-    """Say once that PyTorch's operations are used instead."""
-    logger.warning(
-        "%s; slower PyTorch operations are used. To install them: pip install %s 'cobra-vlm[%s]'", what, flag, extra
-    )
