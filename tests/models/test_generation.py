@@ -167,7 +167,7 @@ def test_a_text_ends_its_row_alone(vlm, pixels, batch_sizes):
     assert "".join(pieces) == vlm.decode(free[2][:said])
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(ids=st.lists(st.integers(2, 767), min_size=1, max_size=30), data=st.data())
 def test_a_text_is_seen_with_its_last_token(decode, ids, data):
     whole = decode(ids)
@@ -271,6 +271,7 @@ def test_samples_are_distributed_as_they_should_be(options, expected):
     assert ((frequencies == 0) == (torch.tensor(expected) == 0)).all()
 
 
+@settings(deadline=None)
 @given(
     scores=st.lists(st.floats(-50, 50), min_size=1, max_size=12),
     k=st.integers(0, 15),
@@ -389,7 +390,7 @@ def test_a_character_of_several_tokens_is_told_whole(vlm, monkeypatch):
     assert "".join(told(vlm, monkeypatch, cut)) == vlm.llm_backbone.tokenizer.decode(cut) == "ab\ufffd"
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(ids=st.lists(st.integers(0, 767), max_size=12))
 def test_pieces_of_any_tokens_join_to_their_text(vlm, ids):
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -268,7 +268,7 @@ def test_conclusions(text, conclusion):
     assert extract_reasoning_trace(text).conclusion == conclusion
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
 def test_conclusions_are_those_that_are_scored(text):
     assert find_conclusion(text) == extract_reasoning_trace(text).conclusion
