@@ -10,7 +10,7 @@ from scratch import enliven, picture, scratch_vlm
 
 from cobra.models.vlms import GenerationOptions
 from cobra.models.vlms.generation import choose
-from cobra.models.vlms.sampling import draw, keep_likely, keep_min_p, next_numbers, row_seeds
+from cobra.models.vlms.sampling import best_tokens, draw, keep_likely, keep_min_p, next_numbers, row_seeds
 from cobra.util.errors import UserError
 
 NEVER = -1
@@ -48,6 +48,20 @@ def slow_filters(scores, top_k, top_p, min_p):
         chosen = chosen[probabilities[chosen] >= min_p * probabilities.max() - 1e-9]
         kept[row, chosen] = own[chosen].float()
     return kept
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    scores=st.integers(1, 40).flatmap(
+        lambda size: st.lists(
+            st.lists(st.sampled_from([-torch.inf, -1.0, 0.0, 2.0, 3.0]), min_size=size, max_size=size), min_size=1
+        )
+    )
+)
+def test_the_best_token_is_the_first_of_the_best(scores):
+    scores = torch.tensor(scores)
+    assert best_tokens(scores).tolist() == [row.index(max(row)) for row in scores.tolist()]
+    assert best_tokens(torch.tensor([[1.0] * 5 + [torch.nan] * 3])).item() == 5
 
 
 @pytest.mark.parametrize("scale", [0.3, 3.0, 30.0])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cobra.models.mamba import MambaLM, MambaState
 from cobra.models.vlms.decoder import open_decoder
-from cobra.models.vlms.sampling import draw, keep_likely, next_numbers, penalise_repetition, row_seeds
+from cobra.models.vlms.sampling import best_tokens, draw, keep_likely, next_numbers, penalise_repetition, row_seeds
 from cobra.util.errors import UserError
 
 
@@ -101,7 +101,7 @@ def choose(scores: Tensor, options: GenerationOptions, seen: Tensor | None, numb
     if seen is not None:
         scores = penalise_repetition(scores, seen, options.repetition_penalty)
     if not options.do_sample:
-        return scores.argmax(-1)
+        return best_tokens(scores)
     if numbers is None:
         device = scores.device if options.generator is None else options.generator.device
         numbers = torch.rand(len(scores), generator=options.generator, device=device).to(scores.device)
