@@ -30,8 +30,8 @@ _chosen: list[str] = []
 def ops_for(device: torch.device) -> ModuleType:
     """Return the module whose functions run on `device`: the one that was named, else the fastest that works there.
 
-    The first call for the CPU imports numba and runs one of its loops, about a second; loops are compiled by the first
-    process that uses them and kept in the user's cache folder. A warning says once why an installed one is not used.
+    The first call for the CPU may import numba: what that takes, and what is gained, is told in `numba_ops`. A warning
+    says once why something that is installed is not used.
 
     Raises:
         UserError: The operations that were named are unknown, not installed, or do not work on this device.
