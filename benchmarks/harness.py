@@ -40,18 +40,24 @@ def finish(benchmark: str, rows: Sequence[Row]) -> None:
     print(json.dumps({"benchmark": benchmark, "rows": [{**asdict(row), "met": row.met} for row in rows]}))
 
 
-def median_seconds(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def median_seconds(
+    functions: Mapping[str, Callable[[], object]], repeats: int, settle: bool = False
+) -> dict[str, float]:
     """Time functions in turn, so that a change in the machine's load meets all of them, and return the medians.
 
     Args:
         functions: By name; each is called once more, untimed, at the start.
         repeats: Timed rounds.
+        settle: Call each once more, untimed, before every timed call, as if it ran by itself. Otherwise short ones pay
+            for what the one before left: memory that it freed is given back to the system in their time.
     """
     for function in functions.values():
         function()
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
+            if settle:
+                function()
             begin = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - begin)

@@ -2,9 +2,10 @@
 
 Transformers runs with its defaults where there is no GPU: its sequential scan in PyTorch (`use_mambapy=False`; its
 associative scan takes part in compiled graphs only), its cached one-token step, no gradient checkpointing. Mambapy runs
-its default, the parallel scan. Sides take turns in one process; what takes a peer seconds is measured once. Peak memory
-is taken in a process of its own for each side, as the most resident bytes during the second call above those before it.
-Errors are against the recurrence in float64.
+its default, the parallel scan. Sides take turns in one process, each with an untimed call before every timed one, so
+that none pays for giving back what another has freed; what takes a peer seconds is measured once. Peak memory is taken
+in a process of its own for each side, as the most resident bytes during the second call above those before it. Errors
+are against the recurrence in float64.
 """
 
 import json
@@ -75,7 +76,7 @@ class Measured:
             once: Sides that take so long that they are called but once.
         """
         repeats = self.config.repeats if max(map(_seconds, runs.values())) < 1 else self.config.few
-        seconds = median_seconds(runs, repeats) | {side: _seconds(run) for side, run in (once or {}).items()}
+        seconds = median_seconds(runs, repeats, settle=True) | {side: _seconds(run) for side, run in (once or {}).items()}
         for (own, peer), required in asked.items():
             if own in seconds and peer in seconds:
                 self.rows.append(Row(f"{what}, {own} against {peer}", seconds[peer] / seconds[own], "x", required))
