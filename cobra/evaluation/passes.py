@@ -59,13 +59,13 @@ class Passes:
         self._own_stages = own_stages
 
     def check(self, images: Iterable[CaptionedImage]) -> None:
-        """Raise a UserError where the model would see a final prompt cut, that of all images or of one."""
+        """Raise a UserError where a final prompt, that of all images or of one, is longer than the model reads."""
         for prompt, number in Counter(map(self._protocol.prompt_of, images)).items():
             if not self._fits(prompt):
                 which = "--prompt" if prompt == self._protocol.prompt else f"the question {shown(prompt, 80)!r}"
                 raise UserError(
-                    f"{which}, asked about {count_images(number)}, is too long: {self._vlm.model_id} cuts texts at "
-                    f"{self._vlm.max_text_length:,} tokens; give a shorter one"
+                    f"{which}, asked about {count_images(number)}, is too long: {self._vlm.model_id} reads "
+                    f"{self._vlm.max_text_length:,} tokens at most; give a shorter one"
                 )
 
     def read_images(self, pixels: Sequence[PixelValues]) -> list[MambaState]:
@@ -157,7 +157,7 @@ class Passes:
         return self._vlm.decode(ids).strip()
 
     def _second_prompt(self, analysis: str, final: str) -> str:
-        """Return the second human turn, with the end of the analysis cut off where the final prompt would be cut."""
+        """Return the second human turn, with the end of the analysis cut off where it would be too long."""
         prompt = second_prompt(analysis, final)
         while not self._fits(prompt):
             analysis = analysis[: len(analysis) * 3 // 4]
@@ -165,7 +165,7 @@ class Passes:
         return prompt
 
     def _fits(self, prompt: str) -> bool:
-        return len(self._vlm.tokenize(as_turn(self._vlm, prompt))) < self._vlm.max_text_length
+        return len(self._vlm.encode(as_turn(self._vlm, prompt))) <= self._vlm.max_text_length
 
 
 def _select(states: Sequence[MambaState], rows: Sequence[tuple[int, int]]) -> MambaState:

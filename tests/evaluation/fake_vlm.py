@@ -47,8 +47,12 @@ class FakeVLM:
     def get_prompt_builder(self):
         return FakePromptBuilder()
 
+    def encode(self, text):
+        return [ord(character) for character in text]
+
     def tokenize(self, text):
-        return [ord(character) for character in text][: self.max_text_length]
+        assert len(text) <= self.max_text_length
+        return self.encode(text)
 
     def decode(self, ids):
         return "".join(map(chr, ids))
@@ -63,7 +67,7 @@ class FakeVLM:
         self.calls.append((len(prompts), options.max_new_tokens))
         colours = prefix.ssm[0, :, :, 0].tolist()
         return [
-            self.tokenize(self.answer(colour, self.decode(ids), options.stop_strings))
+            self.encode(self.answer(colour, self.decode(ids), options.stop_strings))
             for colour, ids in zip(colours, prompts, strict=True)
         ]
 

@@ -10,7 +10,7 @@ from scratch import enliven, picture, scratch_vlm
 
 from cobra.models.backbones.llm.backbone import load_tokenizer
 from cobra.models.backbones.llm.specs import TINY_FOLDER
-from cobra.models.vlms import CobraVLM, GenerationOptions
+from cobra.models.vlms import CobraVLM, GenerationOptions, SearchOptions
 from cobra.models.vlms.generation import choose, stops_after
 from cobra.models.vlms.sampling import keep_top_k, keep_top_p, penalise_repetition
 from cobra.util.errors import UserError
@@ -424,10 +424,18 @@ def test_an_answer_of_several_tokens_has_no_probability(vlm):
         vlm.generate_batch(None, ["A"], return_string_probabilities=["Yes", "Perhaps"])
 
 
-def test_long_prompts_are_cut_on_the_right(vlm):
-    text = "a red circle and " * 300
-    whole = vlm.llm_backbone.tokenizer(text, truncation=False, verbose=False).input_ids
-    assert vlm.tokenize(text) == whole[: vlm.llm_backbone.tokenizer.model_max_length]
+@pytest.mark.parametrize("ask", ["generate", "stream", "generate_batch", "search_batch", "search_stream"])
+def test_a_prompt_that_is_too_long_is_counted_and_never_cut(vlm, ask):
+    limit = vlm.max_text_length
+    text = "a" + " red" * (limit - 1)
+    assert len(vlm.tokenize(text)) == limit
+    arguments = {
+        "generate_batch": (None, [text + " red"]),
+        "search_batch": (None, [text + " red"], SearchOptions("vote")),
+        "search_stream": (None, text + " red", SearchOptions("vote")),
+    }.get(ask, (None, text + " red"))
+    with pytest.raises(UserError, match=f"the prompt has {limit + 1:,} tokens, and the model reads {limit:,} at most"):
+        list(getattr(vlm, ask)(*arguments))
 
 
 def test_images_of_any_mode_and_size(vlm):

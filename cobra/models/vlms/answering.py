@@ -142,12 +142,28 @@ class Answering:
             raise UserError(f"the prefix is on {prefix.ssm.device} and the model on {self.device}: read it again")
 
     def tokenize(self, text: str) -> list[int]:
-        """Return the ids of a prompt, cut on the right at the model's longest text."""
-        return self.llm_backbone.tokenizer(text, truncation=True).input_ids
+        """Return the ids of a prompt.
+
+        Raises:
+            UserError: There are more than :attr:`max_text_length`. Cut on the right, as training cuts its examples, a
+                prompt would lose the header after which the model answers.
+        """
+        ids = self.encode(text)
+        if len(ids) > self.max_text_length:
+            raise UserError(
+                f"the prompt has {len(ids):,} tokens, and the model reads {self.max_text_length:,} at most: give a "
+                "shorter one"
+            )
+        return ids
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, however long."""
+        ids: list[int] = self.llm_backbone.tokenizer(text, truncation=False, verbose=False).input_ids
+        return ids
 
     @property
     def max_text_length(self) -> int:
-        """Tokens at which :meth:`tokenize` cuts a prompt."""
+        """Tokens of text that the model reads at most, image patches not counted."""
         return int(self.llm_backbone.tokenizer.model_max_length)
 
     def generate(self, image: Image.Image | None, prompt_text: str, **kwargs: Any) -> str:
@@ -279,7 +295,7 @@ class Answering:
         """
         if not texts:
             return []
-        search = self._search(options, scorer, same)
+        search = self.new_search(options, scorer, same)
         state, scores = self.prefill(pixel_values, [self.tokenize(text) for text in texts], prefix)
         return search.run(state, scores, row_seeds(seeds, len(texts), generator))
 
@@ -294,21 +310,36 @@ class Answering:
 
         That is after every round what all answers that go on have in common, and the rest at the end.
         """
-        search = self._search(options, None, same_conclusion)
+        search = self.new_search(options)
         pixel_values = None if image is None else self.preprocess([image])
         state, scores = self.prefill(pixel_values, [self.tokenize(prompt_text)])
         yield from search.decided(state, scores, row_seeds(None, 1, generator)[0])
 
-    def _search(self, options: SearchOptions, function: TextScorer | None, same: Callable[[str, str], bool]) -> Search:
+    def new_search(
+        self,
+        options: SearchOptions,
+        scorer: TextScorer | None = None,
+        same: Callable[[str, str], bool] = same_conclusion,
+    ) -> Search:
+        """Return a search that goes on from states and scores of :meth:`prefill`.
+
+        Args:
+            options: How to search.
+            scorer: As :meth:`search_batch`.
+            same: As :meth:`search_batch`.
+
+        Raises:
+            UserError: There is no room for the four stages, or the model cannot judge its answers.
+        """
         llm, tokenizer = self.llm_backbone.llm, self.llm_backbone.tokenizer
-        texts = TokenTexts(self.decode, lambda text: tokenizer.encode(text, add_special_tokens=False))
-        scorer: Scorer = LikelihoodScorer()
-        if function is not None:
-            scorer = FunctionScorer(function, self.decode)
+        texts = TokenTexts(self.decode, self.encode)
+        chosen: Scorer = LikelihoodScorer()
+        if scorer is not None:
+            chosen = FunctionScorer(scorer, self.decode)
         elif options.scorer == JUDGEMENT:
             builder = self.llm_backbone.prompt_builder_fn(model_family="cobra")
-            scorer = judgement_scorer(llm, texts.encode, self.string2idx, builder, options.question)
-        return Search(llm, texts, self.decode, int(tokenizer.eos_token_id), scorer, options, same)
+            chosen = judgement_scorer(llm, self.encode, self.string2idx, builder, options.question)
+        return Search(llm, texts, self.decode, int(tokenizer.eos_token_id), chosen, options, same)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, without special tokens."""
