@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from harness import Row, finish, median_seconds
 
-from cobra.evaluation.protocol import ANALYSIS_PROMPT, DEFAULT_PROMPT, as_turn, second_prompt
+from cobra.evaluation.protocol import ANALYSIS_PROMPT, DEFAULT_PROMPT, second_prompt
 from cobra.models.backbones.llm import MambaLLMBackbone
 from cobra.models.backbones.llm.backbone import load_tokenizer
 from cobra.models.backbones.llm.specs import TINY_FOLDER
 from cobra.models.backbones.vision import TowerSpec, VisionBackbone, VisionSpec
 from cobra.models.mamba import MambaConfig
-from cobra.models.vlms import CobraVLM, GenerationOptions
+from cobra.models.vlms import CobraVLM, GenerationOptions, as_turn
 from cobra.util import cli
 
 # 378 / 14 is 27, and 27 * 27 patches are those of the 3B model.

@@ -9,10 +9,10 @@ up until the text varies. This project's side runs with PyTorch's operations and
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 
 import torch
 from harness import Row, finish, median_seconds
+from harness_mamba import build_transformers, own_ops
 
 from cobra.models.backbones.llm import MambaLLMBackbone
 from cobra.models.backbones.llm.backbone import load_tokenizer
@@ -74,23 +74,7 @@ def build_model(config: GenerationBenchmark) -> TextModel:
 
 def build_peer(model: TextModel) -> Callable[[Ids, int], Ids]:
     """Return transformers' way of writing so many tokens after prompts, on the same weights."""
-    from transformers import MambaConfig as PeerConfig
-    from transformers import MambaForCausalLM
-
-    own = model.llm_backbone.llm.config
-    settings = PeerConfig(
-        hidden_size=own.d_model,
-        num_hidden_layers=own.n_layer,
-        vocab_size=own.padded_vocab_size,
-        tie_word_embeddings=True,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    peer = MambaForCausalLM(settings).eval()
-    weights = model.llm_backbone.llm.state_dict()
-    peer.load_state_dict(
-        {name.replace("backbone.embedding", "backbone.embeddings"): value for name, value in weights.items()}
-    )
+    peer = build_transformers(model.llm_backbone.llm, eos_token_id=None, pad_token_id=0)
 
     def write(prompts: Ids, tokens: int) -> Ids:
         ids = torch.tensor(prompts)
@@ -125,7 +109,7 @@ def main(config: GenerationBenchmark) -> None:
 
     first, last = BATCHES
     prompts = {batch: make_prompts(config, batch) for batch in BATCHES}
-    ops = ["torch", *(["numba"] if find_spec("numba") else [])]
+    ops = list(own_ops())
     texts = {(op, batch): own(op, prompts[batch]) for op in ops for batch in BATCHES}
     differing = sum(text != peer(prompts[batch], config.tokens) for (_, batch), text in texts.items())
     sampling = {"do_sample": True, "temperature": 0.2, "top_p": 0.9, "seeds": range(last)}

@@ -82,18 +82,19 @@ def build_own(width: int, layers: int, vocabulary: int) -> MambaLM:
     return MambaLM(MambaConfig(width, layers, vocabulary)).eval()
 
 
-def build_transformers(own: MambaLM) -> Any:
-    """Build transformers' model on the same weights."""
+def build_transformers(own: MambaLM, **settings: Any) -> Any:
+    """Build transformers' model on the same weights, with further settings of its own."""
     from transformers import MambaConfig as PeerConfig
     from transformers import MambaForCausalLM
 
-    settings = PeerConfig(
+    config = PeerConfig(
         hidden_size=own.config.d_model,
         num_hidden_layers=own.config.n_layer,
         vocab_size=own.config.padded_vocab_size,
         tie_word_embeddings=True,
+        **settings,
     )
-    peer = MambaForCausalLM(settings).eval()
+    peer = MambaForCausalLM(config).eval()
     weights = own.state_dict().items()
     peer.load_state_dict({name.replace("backbone.embedding", "backbone.embeddings"): value for name, value in weights})
     return peer

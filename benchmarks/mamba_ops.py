@@ -76,7 +76,8 @@ class Measured:
             once: Sides that take so long that they are called but once.
         """
         repeats = self.config.repeats if max(map(_seconds, runs.values())) < 1 else self.config.few
-        seconds = median_seconds(runs, repeats, settle=True) | {side: _seconds(run) for side, run in (once or {}).items()}
+        seconds = median_seconds(runs, repeats, settle=True)
+        seconds |= {side: _seconds(run) for side, run in (once or {}).items()}
         for (own, peer), required in asked.items():
             if own in seconds and peer in seconds:
                 self.rows.append(Row(f"{what}, {own} against {peer}", seconds[peer] / seconds[own], "x", required))

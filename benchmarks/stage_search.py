@@ -22,7 +22,7 @@ from cobra.evaluation.metric import MeanMetric, Metrics
 from cobra.evaluation.statistics import compare_all, estimate_all
 from cobra.models.load import load
 from cobra.models.mamba import MambaState
-from cobra.models.vlms import CobraVLM, SearchOptions
+from cobra.models.vlms import CobraVLM, SearchOptions, as_turn
 from cobra.preprocessing.datasets import extract_reasoning_trace
 from cobra.util import cli
 from cobra.util.images import read_rgb
@@ -115,11 +115,7 @@ def answer(vlm: CobraVLM, rows: Sequence[ConclusionRow], prefixes: Sequence[Mamb
     candidates: list[list[str]] = []
     for prefix in prefixes:
         batch = rows[len(texts) : len(texts) + prefix.batch_size]
-        prompts = []
-        for row in batch:
-            builder = vlm.get_prompt_builder()
-            builder.add_turn("human", row.question)
-            prompts.append(builder.get_prompt())
+        prompts = [as_turn(vlm, row.question) for row in batch]
         begin = time.perf_counter()
         seeds = [seed * len(rows) + len(texts) + place for place in range(len(batch))]
         results = vlm.search_batch(None, prompts, way.options, prefix=prefix, seeds=seeds)

@@ -9,7 +9,7 @@ from typing import Any
 from rich.progress import track
 
 from cobra.evaluation.conclusions import KindScore
-from cobra.models.vlms import CobraVLM
+from cobra.models.vlms import CobraVLM, as_turn
 from cobra.preprocessing.datasets import extract_reasoning_trace
 from cobra.preprocessing.datasets.matching import match_conclusion
 from cobra.util.images import read_rgb
@@ -65,9 +65,7 @@ def answer_rows(vlm: CobraVLM, rows: Sequence[dict[str, Any]], image_dir: Path, 
         images, prompts = [], []
         for row in batch:
             images.append(read_rgb(image_dir / row["image"]))
-            builder = vlm.get_prompt_builder()
-            builder.add_turn("human", row["conversations"][0]["value"])
-            prompts.append(builder.get_prompt())
+            prompts.append(as_turn(vlm, row["conversations"][0]["value"]))
         answers += vlm.generate_batch(vlm.preprocess(images), prompts, max_new_tokens=MAX_NEW_TOKENS)
     return answers
 

@@ -14,12 +14,12 @@ from cobra.evaluation.protocol import (
     OWN_STAGES_END,
     SCRATCHPAD_TOKENS,
     Protocol,
-    as_turn,
     second_prompt,
 )
 from cobra.models.backbones.vision import PixelValues
 from cobra.models.backbones.vision.transforms import map_pixels, stack_pixels
 from cobra.models.mamba import MambaState
+from cobra.models.vlms import as_turn
 from cobra.models.vlms.generation import GenerationOptions
 from cobra.models.vlms.search import SearchOptions
 from cobra.util.errors import UserError

@@ -11,14 +11,11 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cobra.evaluation.entries import CaptionedImage, ImageId
 from cobra.preprocessing.datasets import extract_reasoning_trace
 from cobra.util.errors import UserError
-
-if TYPE_CHECKING:
-    from cobra.models.vlms import CobraVLM
 
 VARIANTS = ("baseline", "baseline+scratchpad", "finetuned", "finetuned+scratchpad", "predictions")
 
@@ -188,10 +185,3 @@ def second_prompt(analysis: str, prompt: str) -> str:
     stages = [text for text in (trace.summary, trace.caption, trace.reasoning) if text]
     kept = "\n".join(stages) if stages or trace.conclusion is not None else analysis.strip()
     return SCRATCHPAD_PROMPT.format(analysis=kept, prompt=prompt) if kept else prompt
-
-
-def as_turn(vlm: "CobraVLM", text: str) -> str:
-    """Return the text as the model's prompt format has a first human turn."""
-    builder = vlm.get_prompt_builder()
-    builder.add_turn("human", text)
-    return builder.get_prompt()

@@ -15,13 +15,13 @@ from torch.distributed.tensor import DTensor
 
 from cobra.models.backbones.vision import PixelValues
 from cobra.models.backbones.vision.transforms import map_pixels, stack_pixels
-from cobra.models.vlms import CobraVLM
+from cobra.models.vlms import CobraVLM, as_turn
 from cobra.preprocessing.datasets import FinetuneDataset
 from cobra.preprocessing.datasets.rows import PLACEHOLDER
 from cobra.training.batches import Batch
 from cobra.training.samples import SampledRow, SampleLog, structure
 from cobra.training.validation import Validation, evaluation_mode
-from cobra.util.data_utils import SKIPPED_ROW
+from cobra.util.data_utils import IGNORE_INDEX, SKIPPED_ROW
 from cobra.util.distributed import World
 
 TEXT_ONLY = "(text only)"
@@ -68,13 +68,13 @@ class Evaluator:
         self._log = SampleLog(self.rows, dataset.image_dir)
 
     def _take(self, dataset: FinetuneDataset, row: int) -> None:
-        """Take a row to ask about, unless it has no answer to compare with, or is skipped for its image."""
+        """Take a row to ask about, unless it has no answer within the longest text, or is skipped for its image."""
         values = dataset.examples[row]
         turns = values["conversations"]
         if len(turns) < 2:
             return
         example = dataset[row]
-        if SKIPPED_ROW in example:
+        if SKIPPED_ROW in example or not bool((example["labels"] != IGNORE_INDEX).any()):
             return
         question = turns[0]["value"].replace(PLACEHOLDER, "").strip()
         self.rows.append(SampledRow(row, values.get("id"), values.get("image"), question, turns[1]["value"]))
@@ -129,7 +129,7 @@ class Evaluator:
                 batch = alike[begin : begin + self._size]
                 pixels = [row_pixels for place in batch if (row_pixels := self._pixels[place]) is not None]
                 stacked = map_pixels(stack_pixels(pixels), lambda value: value.to(vlm.device)) if pixels else None
-                prompts = [_as_turn(vlm, self.rows[place].question) for place in batch]
+                prompts = [as_turn(vlm, self.rows[place].question) for place in batch]
                 written = vlm.generate_batch(stacked, prompts, max_new_tokens=self._max_new_tokens, do_sample=False)
                 for place, answer in zip(batch, written, strict=True):
                     answers[place] = answer
@@ -198,10 +198,3 @@ def gathered(vlm: CobraVLM) -> Iterator[None]:
 
 def _shards(unit: nn.Module) -> int:
     return sum(isinstance(parameter, DTensor) for parameter in unit.parameters())
-
-
-def _as_turn(vlm: CobraVLM, question: str) -> str:
-    """Return a question as the model's prompt format has a first human turn."""
-    builder = vlm.get_prompt_builder()
-    builder.add_turn("human", question)
-    return builder.get_prompt()

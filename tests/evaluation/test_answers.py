@@ -23,9 +23,9 @@ from cobra.evaluation.protocol import (
     DEFAULT_PROMPT,
     SCRATCHPAD_TOKENS,
     Protocol,
-    as_turn,
     second_prompt,
 )
+from cobra.models.vlms import as_turn
 from cobra.util.distributed import World
 from cobra.util.errors import UserError
 

@@ -14,6 +14,7 @@ from PIL import Image
 from scratch import enliven, picture, scratch_vlm
 from torch.distributed.tensor import DTensor
 
+from cobra.models.vlms import as_turn
 from cobra.preprocessing.datasets import FinetuneDataset
 from cobra.training.evaluating import Evaluator, gathered, spread
 from cobra.training.strategy import Hyperparameters, TrainStrategy
@@ -212,6 +213,16 @@ def test_rows_are_spread_over_sources_and_have_an_answer(vlm, rows_dir):
     assert make_evaluator(vlm, rows_dir).rows == make_evaluator(vlm, rows_dir, samples=20).rows[:5]
 
 
+def test_a_question_that_is_longer_than_the_longest_text_is_not_asked(vlm, tmp_path):
+    turns = [{"from": "human", "value": "Why? " * 2048}, {"from": "gpt", "value": "So."}]
+    short = [{"from": "human", "value": "Why?"}, turns[1]]
+    rows = [{"id": "long", "conversations": turns}, {"id": "short", "conversations": short}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    evaluator = make_evaluator(vlm, tmp_path)
+    assert [row.row_id for row in evaluator.rows] == ["short"]
+    evaluator.evaluate(vlm, CPU, False, 1, tmp_path)
+
+
 def test_spread_takes_every_row_once():
     assert spread(["b", "a", "b", "c", "a", "b"]) == [0, 1, 3, 2, 4, 5]
     assert spread([]) == []
@@ -222,10 +233,8 @@ def test_answers_are_those_of_generate(vlm, rows_dir, tmp_path, size):
     evaluator = make_evaluator(vlm, rows_dir, per_device_batch_size=size)
     evaluator.evaluate(vlm, CPU, False, 7, tmp_path)
     for line, row in zip(lines(tmp_path), evaluator.rows, strict=True):
-        builder = vlm.get_prompt_builder()
-        builder.add_turn("human", row.question)
         image = None if row.image is None else Image.open(rows_dir / row.image)
-        answer = vlm.generate(image, builder.get_prompt(), max_new_tokens=TOKENS)
+        answer = vlm.generate(image, as_turn(vlm, row.question), max_new_tokens=TOKENS)
         assert line == {
             "step": 7,
             "row": row.row,

@@ -340,3 +340,10 @@ def check_stage(stage: str) -> None:
     """Raise a UserError where the stage of training is unknown."""
     if stage not in STAGES:
         raise UserError(f"the stage {stage!r} is unknown; the known ones are: {', '.join(STAGES)}")
+
+
+def as_turn(vlm: CobraVLM, text: str) -> str:
+    """Return the text as the model's prompt format has a first human turn."""
+    builder = vlm.get_prompt_builder()
+    builder.add_turn("human", text)
+    return builder.get_prompt()

@@ -18,6 +18,9 @@ _CHUNK_ELEMENTS = 524_288
 # At least so many steps a chunk, so that the kept states stay a small share of the inputs.
 _MIN_CHUNK_STEPS = 8
 
+# exp(x) is computed as 2^(x log2 e), for which PyTorch takes half the time on a CPU.
+_LOG2_E = math.log2(math.e)
+
 # What only other operations have: a mixer, and a step of a block, in one call.
 inner = None
 block_step = None
@@ -127,7 +130,8 @@ def selective_scan_step(
     """
     delta = F.softplus(wide(dt) + wide(dt_bias))
     inputs = wide(u)
-    state.mul_(torch.exp(delta.unsqueeze(-1) * A)).addcmul_((delta * inputs).unsqueeze(-1), wide(B).unsqueeze(1))
+    state.mul_(torch.exp2((delta * _LOG2_E).unsqueeze(-1) * A))
+    state.addcmul_((delta * inputs).unsqueeze(-1), wide(B).unsqueeze(1))
     y = torch.bmm(state, wide(C).unsqueeze(-1)).squeeze(-1)
     return (torch.addcmul(y, inputs, wide(D)) * F.silu(wide(z))).to(u.dtype)
 
@@ -202,12 +206,9 @@ class _Buffer:
 
 
 def _run_chunk(dt: Tensor, u: Tensor, B: Tensor, rates: Tensor, h: Tensor, decay: _Buffer, hidden: _Buffer) -> None:
-    """Fill `decay` with exp(dt A) and `hidden` with the states of one chunk that starts from `h`.
-
-    As powers of two, which PyTorch computes twice as fast on a CPU.
-    """
+    """Fill `decay` with exp(dt A) and `hidden` with the states of one chunk that starts from `h`."""
     count = len(dt)
-    torch.mul(dt.unsqueeze(2), rates * math.log2(math.e), out=decay.whole[:count]).exp2_()
+    torch.mul(dt.unsqueeze(2), rates * _LOG2_E, out=decay.whole[:count]).exp2_()
     torch.mul((dt * u).unsqueeze(2), B.unsqueeze(3), out=hidden.whole[:count])
     for now, fade in zip(hidden.steps[:count], decay.steps[:count], strict=True):
         now.addcmul_(fade, h)
