@@ -13,9 +13,6 @@ from cobra.models.mamba import MambaState
 from cobra.models.vlms import CobraVLM, GenerationOptions, SearchOptions
 from cobra.models.vlms.generation import generate_ids
 from cobra.models.vlms.memory import state_bytes
-from cobra.models.vlms.scoring import LikelihoodScorer
-from cobra.models.vlms.search import Search
-from cobra.models.vlms.structure import TokenTexts
 from cobra.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,15 +28,15 @@ class Figures:
     read: int = 0
     """Tokens of text read for this question; those read before are not read again."""
     written: int = 0
-    """Tokens of the answer."""
+    """Tokens written: of the answer, and in a search of all that it was chosen from."""
     seconds: float = 0.0
-    """Spent on writing it, after the question had been read."""
+    """Spent on writing, after the question had been read."""
 
     def __str__(self) -> str:
         rate = self.written / self.seconds if self.seconds else 0.0
         return (
-            f"{self.written:,} tokens in {self.seconds:.1f} s ({rate:,.1f} tokens/s), {self.read:,} read; the state "
-            f"has {self.state_bytes:,} bytes, however long the conversation"
+            f"{self.written:,} tokens written in {self.seconds:.1f} s ({rate:,.1f} tokens/s), {self.read:,} read; the "
+            f"state has {self.state_bytes:,} bytes, however long the conversation"
         )
 
 
@@ -67,9 +64,8 @@ class Conversation:
         self._builder = vlm.get_prompt_builder()
         # Tokens of text that were read after the image, up to an end token, and the state after them.
         self._past: tuple[list[int], MambaState] | None = None
-        self._llm, self._tokenizer = vlm.llm_backbone.llm, vlm.llm_backbone.tokenizer
-        self._end = int(self._tokenizer.eos_token_id)
-        self.figures = Figures(state_bytes(self._llm.config))
+        self._end = int(vlm.llm_backbone.tokenizer.eos_token_id)
+        self.figures = Figures(state_bytes(vlm.llm_backbone.llm.config))
 
     @property
     def text(self) -> str:
@@ -128,7 +124,7 @@ class Conversation:
         Raises:
             UserError: There are more than the model's longest text has.
         """
-        ids: list[int] = self._tokenizer(prompt, truncation=False, verbose=False).input_ids
+        ids = self._vlm.encode(prompt)
         limit = self._vlm.max_text_length
         if len(ids) <= limit:
             return ids
@@ -155,7 +151,7 @@ class Conversation:
 
     def _write(self, state: MambaState, scores: Tensor, ids: list[int], options: GenerationOptions) -> Iterator[str]:
         new: list[int] = []
-        for [(_, token)] in generate_ids(self._llm, state, scores, [ids], options, self._end):
+        for [(_, token)] in generate_ids(self._vlm.llm_backbone.llm, state, scores, [ids], options, self._end):
             new.append(token)
             self.figures.written += 1
             text = self._vlm.decode(new)
@@ -166,12 +162,7 @@ class Conversation:
         yield self._vlm.decode(new)
 
     def _search(self, state: MambaState, scores: Tensor, options: SearchOptions, seed: int) -> Iterator[str]:
-        texts = TokenTexts(self._vlm.decode, self._encode)
-        search = Search(self._llm, texts, self._vlm.decode, self._end, LikelihoodScorer(), options)
+        search = self._vlm.new_search(options)
         for piece in search.decided(state, scores, str(seed)):
-            self.figures.written += len(self._encode(piece))
+            [self.figures.written] = search.tokens_spent
             yield piece
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return ids

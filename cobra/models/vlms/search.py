@@ -153,6 +153,8 @@ class Search:
         self._options = options
         self._same = same
         by_stage = options.kind == "stage-beam"
+        self._spent: list[int] = []
+        self._branched: list[int] = []
         self._limits = Limits(options.sampling, options.max_new_tokens, end_token_id, by_stage)
         self._guard = StageGuard(texts, options.max_new_tokens, options.stage_tokens) if options.guard else None
 
@@ -172,6 +174,11 @@ class Search:
                 yield piece
                 told += piece
         yield self._result(0, rounds).text[len(told) :]
+
+    @property
+    def tokens_spent(self) -> list[int]:
+        """Tokens written for each prompt so far, in all branches, and those read to judge them."""
+        return list(self._spent)
 
     def _result(self, prompt: int, rounds: list[list[Candidate]]) -> SearchResult:
         last = by_vote(rounds[-1], self._same) if self._options.kind == "vote" else rounds[-1]
