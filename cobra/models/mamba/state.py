@@ -65,29 +65,30 @@ class MambaState:
         """Return a copy with the rows of several states, in order."""
         return cls(torch.cat([state.conv for state in states], 1), torch.cat([state.ssm for state in states], 1))
 
-    def check(self, config: MambaConfig, batch: int) -> None:
+    def check(self, config: MambaConfig, batch: int | None) -> None:
         """Check that a model of these sizes can go on from this state with so many rows.
+
+        Args:
+            config: Of the model.
+            batch: Rows that there must be; None is any number.
 
         Raises:
             UserError: The state is of another model, of another number of rows, or not in fp32; it names both.
         """
-        expected = state_shapes(config, batch)
-        if (self.conv.shape, self.ssm.shape) == expected and self.conv.dtype == self.ssm.dtype == torch.float32:
-            return
         if self.conv.dtype != torch.float32 or self.ssm.dtype != torch.float32:
             raise UserError(
                 f"the state is in {self.conv.dtype} and {self.ssm.dtype}, but a Mamba state is in torch.float32, "
                 "whatever the dtype of the model"
             )
-        if (*self.conv.shape[:1], *self.conv.shape[2:], *self.ssm.shape[2:]) != (
-            *(config.n_layer, config.d_inner, config.d_conv, config.d_inner, config.d_state),
-        ):
+        rows = self.batch_size if self.ssm.ndim > 1 else 0
+        if (self.conv.shape, self.ssm.shape) != state_shapes(config, rows):
             raise UserError(
                 f"the state is of another model: (layer, batch, width, taps) {tuple(self.conv.shape)} and "
                 f"(layer, batch, width, state) {tuple(self.ssm.shape)}, but this model has {config.n_layer} layers of "
                 f"width {config.d_inner}, {config.d_conv} taps and {config.d_state} states"
             )
-        raise UserError(f"the state has {self.batch_size} rows, but {batch} rows of tokens are to be read")
+        if batch is not None and rows != batch:
+            raise UserError(f"the state has {rows} rows, but {batch} rows of tokens are to be read")
 
 
 def state_shapes(config: MambaConfig, batch: int) -> tuple[torch.Size, torch.Size]:

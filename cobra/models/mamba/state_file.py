@@ -7,6 +7,7 @@ and a fingerprint of its weights. From another model's state text comes that loo
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,10 +17,13 @@ from cobra.models.mamba.model import MambaLM
 from cobra.models.mamba.state import MambaState
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path
+from cobra.util.shown import shown
 
 _FORMAT = "cobra mamba state 1"
 # Numbers of each parameter that the fingerprint sees, evenly spaced: training changes nearly all of them.
 _SAMPLE = 1024
+# Characters of what a file tells that an error repeats.
+_SHOWN = 40
 # Of the config; the rank is there as a number.
 _SIZES = ("d_model", "n_layer", "vocab_size", "d_state", "d_conv", "expand")
 
@@ -35,7 +39,7 @@ def save_state(path: Path | str, state: MambaState, model: MambaLM) -> None:
     Raises:
         UserError: The state is not one of this model's.
     """
-    state.check(model.config, state.batch_size)
+    state.check(model.config, None)
     tensors = {"conv": state.conv.contiguous().cpu(), "ssm": state.ssm.contiguous().cpu()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"format": _FORMAT} | _identity(model))
@@ -62,33 +66,46 @@ def load_state(path: Path | str, model: MambaLM, batch: int | None = None) -> Ma
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read as a Mamba state: {error}") from error
     if found.get("format") != _FORMAT or tensors.keys() != {"conv", "ssm"}:
-        raise UserError(f"{path} is not a Mamba state: it holds {', '.join(sorted(tensors)) or 'nothing'}")
+        held = _told(", ".join(sorted(tensors)))
+        raise UserError(f"{path} is not a Mamba state: it holds {held or 'nothing'}")
     _compare(path, found, _identity(model))
     state = MambaState(tensors["conv"], tensors["ssm"])
     try:
-        state.check(model.config, state.batch_size if batch is None else batch)
+        state.check(model.config, batch)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return state
 
 
 def _compare(path: Path, found: dict[str, str], own: dict[str, str]) -> None:
-    """Check that the model that wrote a state is the one that reads it."""
-    if found.get("config") != own["config"]:
-        theirs, ours = (json.loads(side.get("config") or "{}") for side in (found, own))
-        names = [name for name in ours if theirs.get(name) != ours[name]]
-        told = (" ".join(f"{name}={side.get(name)}" for name in names) for side in (theirs, ours))
+    """Check that the model that wrote a state is the one that reads it; the file may tell anything."""
+    theirs, ours = _read_sizes(found.get("config", "")), _read_sizes(own["config"])
+    if names := [name for name in ours if theirs.get(name) != ours[name]]:
+        told = (" ".join(f"{name}={_told(side.get(name))}" for name in names) for side in (theirs, ours))
         raise UserError("{}: a state of another model: it has {}, and this one has {}".format(path, *told))
     if found.get("dtype") != own["dtype"]:
         raise UserError(
-            f"{path}: a state of the model in {found.get('dtype')}, and this one is in {own['dtype']}: load it in the "
-            "same dtype, or read the prompt again"
+            f"{path}: a state of the model in {_told(found.get('dtype'))}, and this one is in {own['dtype']}: load it "
+            "in the same dtype, or read the prompt again"
         )
     if found.get("weights") != own["weights"]:
         raise UserError(
-            f"{path}: a state of other weights ({found.get('weights')}) than this model's ({own['weights']}): load the "
-            "checkpoint that wrote it, or read the prompt again"
+            f"{path}: a state of other weights ({_told(found.get('weights'))}) than this model's ({own['weights']}): "
+            "load the checkpoint that wrote it, or read the prompt again"
         )
+
+
+def _read_sizes(text: str) -> dict[str, Any]:
+    """Return the sizes in a text, and none where it holds none."""
+    try:
+        sizes = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return sizes if isinstance(sizes, dict) else {}
+
+
+def _told(value: Any) -> str:
+    return shown(str(value), _SHOWN)
 
 
 def _identity(model: MambaLM) -> dict[str, str]:

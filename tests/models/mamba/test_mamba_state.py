@@ -1,7 +1,10 @@
 """The inference state as a value: copies, branches, rows, files, and what does not fit."""
 
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cobra.models.mamba import MambaConfig, MambaLM, MambaState
@@ -133,6 +136,57 @@ def test_files_that_hold_no_state_are_refused(lm, state, tmp_path):
     save_file(load_file(tmp_path / "a"), tmp_path / "b")
     with pytest.raises(UserError, match="is not a Mamba state: it holds conv, ssm"):
         load_state(tmp_path / "b", lm)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"config": "no JSON"}, "of another model: it has d_conv=None .* and this one has d_conv=4 "),
+        ({"config": "[" * 100_000}, "of another model: it has d_conv=None "),
+        ({"config": "[1]"}, "of another model: it has d_conv=None "),
+        ({"config": '{"d_conv": "\\u001b[2J"}'}, r"of another model: it has d_conv=\\u001b\[2J "),
+        ({"dtype": "\x1b[2J"}, r"a state of the model in \\u001b\[2J, and"),
+        ({"weights": "a" * 1000}, r"a state of other weights \(a{40}\.\.\.\) than"),
+    ],
+)
+def test_a_file_of_somebody_elses_may_tell_anything_of_its_model(lm, state, change, words, tmp_path):
+    save_state(tmp_path / "a", state, lm)
+    with safe_open(tmp_path / "a", "pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(tmp_path / "a"), tmp_path / "b", metadata | change)
+    with pytest.raises(UserError, match=words):
+        load_state(tmp_path / "b", lm)
+
+
+def test_sizes_are_compared_whatever_way_they_are_written(lm, state, tmp_path):
+    save_state(tmp_path / "a", state, lm)
+    with safe_open(tmp_path / "a", "pt") as file:
+        metadata = file.metadata()
+    sizes = json.dumps(json.loads(metadata["config"]), indent=1)
+    save_file(load_file(tmp_path / "a"), tmp_path / "b", metadata | {"config": sizes})
+    assert_equal(load_state(tmp_path / "b", lm), state)
+
+
+@pytest.mark.parametrize(
+    ("conv", "ssm"),
+    [
+        ((3,), (3,)),
+        ((), ()),
+        ((3, 2, 64, 4), (3,)),
+        ((3,), (3, 2, 64, 5)),
+        ((3, 2, 64, 4), (3, 1, 64, 5)),
+        ((3, 2, 64, 4), (2, 2, 64, 5)),
+        ((3, 2, 64, 4), (3, 2, 64, 5, 1)),
+    ],
+)
+def test_shapes_that_no_state_has_are_refused(lm, state, conv, ssm, tmp_path):
+    save_state(tmp_path / "a", state, lm)
+    with safe_open(tmp_path / "a", "pt") as file:
+        save_file({"conv": torch.zeros(conv), "ssm": torch.zeros(ssm)}, tmp_path / "b", file.metadata())
+    with pytest.raises(UserError, match="the state is of another model: .* but this model has 3 layers of width 64"):
+        load_state(tmp_path / "b", lm)
+    with pytest.raises(UserError, match="the state is of another model: .* but this model has 3 layers of width 64"):
+        save_state(tmp_path / "c", MambaState(torch.zeros(conv), torch.zeros(ssm)), lm)
 
 
 @torch.no_grad()
