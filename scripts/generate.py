@@ -1,7 +1,7 @@
 """Talk to a model about images: `python scripts/generate.py --model_path cobra-tiny`."""
 
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,11 @@ def converse(vlm: Any, conversation: "Conversation", config: GenerateConfig) -> 
     from cobra.talk.conversation import Conversation
     from cobra.talk.fetch_image import open_image
 
+    with suppress(ImportError):
+        # Lines are edited and remembered; a terminal by itself cuts them at 4,095 bytes, and says nothing.
+        import readline  # noqa: F401
+    # Bytes that are not UTF-8 are a wrong character, and not the end.
+    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     while True:
         line = input(_MENU).strip()
         if line in ("q", "quit"):
@@ -84,12 +89,10 @@ def main(config: GenerateConfig) -> None:
     if config.prompt is not None:
         answer(conversation, config.prompt, config)
         return
-    # Bytes that are not UTF-8 are a wrong character, and not the end.
-    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         converse(vlm, conversation, config)
     except EOFError:
-        return
+        print()
 
 
 if __name__ == "__main__":

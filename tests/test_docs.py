@@ -19,6 +19,7 @@ from torch.distributed.run import get_args_parser
 import cobra
 from cobra.demo.tiny import RUNS
 from cobra.evaluation.protocol import ANALYSIS_PROMPT, DEFAULT_PROMPT, SCRATCHPAD_PROMPT
+from cobra.preprocessing.datasets import extract_reasoning_trace
 from cobra.preprocessing.datasets.datasets import read_rows
 from cobra.util.cli import parse
 from cobra.util.errors import UserError
@@ -76,7 +77,10 @@ def config_class(script: str) -> type:
     spec = importlib.util.spec_from_file_location("documented_script", ROOT / script)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        # As for a script that is run.
+        patch.syspath_prepend(str((ROOT / script).parent))
+        spec.loader.exec_module(module)
     (parameter,) = inspect.signature(module.main).parameters
     return typing.get_type_hints(module.main)[parameter]
 
@@ -245,3 +249,10 @@ def test_python_example_runs(monkeypatch, capsys):
     exec(compile(example, "README.md", "exec"), {})
     first, batch, streamed = capsys.readouterr().out.splitlines()
     assert first and [first, streamed.strip()] == ast.literal_eval(batch)
+
+
+def test_search_example_runs(capsys):
+    (example,) = [body for body in blocks("FINETUNING_GUIDE.md", "python") if "search_batch" in body]
+    exec(compile(example, "FINETUNING_GUIDE.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert extract_reasoning_trace(out.rpartition("</CONCLUSION>")[0] + "</CONCLUSION>").is_valid

@@ -8,7 +8,6 @@ for. So other settings never meet these answers, and come back to them when they
 time it is read.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ from typing import Any
 from cobra.evaluation.entries import ImageId
 from cobra.evaluation.protocol import Answer
 from cobra.util.errors import UserError
-from cobra.util.files import write_json
+from cobra.util.files import append_bytes, write_json
 
 # Counted up when the same settings would be answered otherwise by changed code.
 _FORMAT = 1
@@ -86,14 +85,7 @@ class AnswerFile:
         try:
             if not self._is_open:
                 self._begin()
-            with self._path.open("ab", buffering=0) as file:
-                end = file.tell()
-                try:
-                    if file.write(data) != len(data):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                except OSError:
-                    file.truncate(end)
-                    raise
+            append_bytes(self._path, data)
         except OSError as error:
             raise UserError(
                 f"answers cannot be written to {self._path} ({error.strerror}): mend that, and run the same command "

@@ -1,12 +1,13 @@
 """Files of JSON lines that grow with the steps of a run: whole lines only, and cut back when a run goes on."""
 
-import errno
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from cobra.util.files import append_bytes
 
 
 class StepLines:
@@ -36,14 +37,7 @@ class StepLines:
             OSError: The file cannot be written, on a full disk say; it is as it was.
         """
         data = "".join(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines).encode()
-        with self._path.open("ab", buffering=0) as file:
-            end = file.tell()
-            try:
-                if file.write(data) != len(data):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-            except OSError:
-                file.truncate(end)
-                raise
+        append_bytes(self._path, data)
 
     def read(self) -> Iterator[dict[str, Any]]:
         """Yield the lines, from the first."""

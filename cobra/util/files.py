@@ -1,5 +1,6 @@
 """Files that are either whole or absent, and JSON read with errors that name the line."""
 
+import errno
 import hashlib
 import json
 import os
@@ -45,6 +46,22 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: Any, indent: int | None = 2) -> None:
     """Write `value` as JSON, atomically; a trailing newline is added."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def append_bytes(path: Path | str, data: bytes) -> None:
+    """Add bytes to the end of a file, all or none, and hand them to the system at once: a process may be killed.
+
+    Raises:
+        OSError: The file cannot be written, on a full disk say; it is as it was.
+    """
+    with Path(path).open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def read_json(path: Path | str, what: str, remedy: str = "") -> Any:

@@ -1,7 +1,12 @@
 """The program that talks in a terminal: one question or a conversation, which survives what goes wrong."""
 
+import contextlib
 import importlib.util
 import io
+import os
+import re
+import select
+import subprocess
 import sys
 from pathlib import Path
 
@@ -107,6 +112,8 @@ def test_a_conversation_survives_everything(script, vlm, image, monkeypatch, cap
 def test_the_end_of_the_input_ends_it(script, vlm, monkeypatch, capsys, lines):
     out, err = talk(script, monkeypatch, capsys, lines)
     assert err.count("tokens/s") == lines.count(b"What?")
+    # What comes next in a terminal begins on a line of its own.
+    assert out.endswith("\n")
 
 
 def test_an_interrupt_stops_the_answer_and_not_the_program(script, vlm, image, monkeypatch, capsys):
@@ -124,6 +131,37 @@ def test_an_interrupt_stops_the_answer_and_not_the_program(script, vlm, image, m
     first = out.split("\n")[0]
     assert whole.startswith(first) and 0 < len(first) < len(whole)
     assert "stopped" in err and err.count("tokens/s") == 1
+
+
+CONVERSE = """
+import runpy, sys, types
+script = runpy.run_path("scripts/generate.py")
+sys.modules["cobra.talk.conversation"] = types.SimpleNamespace(Conversation=None)
+script["converse"].__globals__["answer"] = lambda conversation, question, config: print(f"<{len(question)}>")
+script["converse"](None, None, None)
+"""
+
+
+def test_a_long_question_in_a_terminal_is_not_cut():
+    """A terminal by itself hands over 4,095 bytes of a line, drops the rest, and says nothing."""
+    pty, _ = pytest.importorskip("pty"), pytest.importorskip("readline")
+    keyboard, terminal = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", CONVERSE], cwd=ROOT, stdin=terminal, stdout=terminal, stderr=terminal
+    ) as process:
+        os.close(terminal)
+        said, to_write = b"", b"word " * 2000 + b"\nq\n"
+        while b"question: " not in said:
+            said += os.read(keyboard, 1 << 16)
+        while process.poll() is None:
+            readable, writable, _ = select.select([keyboard], [keyboard] if to_write else [], [], 0.1)
+            if writable:
+                to_write = to_write[os.write(keyboard, to_write[:256]) :]
+            if readable:
+                with contextlib.suppress(OSError):
+                    said += os.read(keyboard, 1 << 16)
+    os.close(keyboard)
+    assert process.returncode == 0 and re.findall(rb"<\d+>", said) == [b"<9999>"]
 
 
 FOUR = "<SUMMARY> a[b] </SUMMARY>\n\n<CAPTION> :smile: \x1b[2J\u202e </CAPTION>\n\n<CONCLUSION> 3 </CONCLUSION>"
