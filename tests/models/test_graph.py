@@ -194,6 +194,35 @@ def test_weights_that_moved_are_captured_anew(llm, captured):
     )
 
 
+@torch.no_grad()
+def test_a_graph_of_weights_that_moved_while_it_was_lent_is_not_lent_again(llm, captured):
+    lent = decoder_for(llm, random_state(llm, 1))
+    llm.backbone.norm_f.weight = torch.nn.Parameter(llm.backbone.norm_f.weight * 3)
+    assert can_capture(llm)
+    lent.close()
+    decoder = decoder_for(llm, random_state(llm, 1))
+    torch.testing.assert_close(
+        decoder.read(torch.tensor([3])), Decoder(llm, random_state(llm, 1)).read(torch.tensor([3]))
+    )
+
+
+@torch.no_grad()
+def test_other_operations_are_captured_anew(llm, captured, monkeypatch):
+    decoder_for(llm, random_state(llm, 1)).close()
+    monkeypatch.setattr(graph, "ops_for", lambda device: graph)
+    decoder_for(llm, random_state(llm, 1)).close()
+    assert captured.made == 2
+
+
+def test_a_graph_captured_in_inference_mode_is_used_outside(vlm, captured):
+    answers = []
+    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
+        with mode():
+            answers.append(vlm.generate_batch(None, TEXTS, max_new_tokens=6))
+    assert answers[0] == answers[1] == answers[2]
+    assert captured.made == 1 and captured.replays == 3 * 5
+
+
 def test_when_nothing_is_captured(llm, captured, monkeypatch):
     assert can_capture(llm)
     llm.train()

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from cobra.models.mamba import MambaLM, MambaState
+from cobra.models.mamba.ops import ops_for
 from cobra.models.vlms.decoder import Decoder, read_tokens
 
 logger = logging.getLogger(__name__)
@@ -45,9 +46,11 @@ class CapturedStep:
     """
 
     def __init__(self, llm: MambaLM, rows: int, device: torch.device) -> None:
-        self.tokens = torch.zeros(rows, dtype=torch.long, device=device)
-        self.state = MambaState.zeros(llm.config, rows, device)
-        self.scores, self.replay = _capture(lambda: read_tokens(llm, self.tokens, self.state))
+        # Buffers that were made in inference mode could not be written outside.
+        with torch.inference_mode(False), torch.no_grad():
+            self.tokens = torch.zeros(rows, dtype=torch.long, device=device)
+            self.state = MambaState.zeros(llm.config, rows, device)
+            self.scores, self.replay = _capture(lambda: read_tokens(llm, self.tokens, self.state))
 
 
 def _capture(step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
@@ -65,10 +68,10 @@ def _capture(step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
 
 
 class _Steps:
-    """The graphs of one model that no decoder is using, by bucket."""
+    """The graphs of one model that no decoder is using, by bucket; they hold while operations and weights are these."""
 
     def __init__(self) -> None:
-        self.weights: tuple[int, ...] = ()
+        self.holds_for: tuple[object, ...] = ()
         self.free: dict[int, list[CapturedStep]] = defaultdict(list)
         self.failed = False
 
@@ -85,10 +88,11 @@ def can_capture(llm: MambaLM) -> bool:
     if any(isinstance(parameter, DTensor) for parameter in parameters):
         return False
     # A graph reads the addresses that it was captured with: after `to` or a load by assignment they are others.
-    weights = tuple(parameter.data_ptr() for parameter in parameters)
-    if weights != held.weights:
-        held.weights = weights
-        held.free.clear()
+    holds_for = (ops_for(parameters[0].device), *(parameter.data_ptr() for parameter in parameters))
+    if holds_for != held.holds_for:
+        held.holds_for = holds_for
+        # Another dict: those that are lent are given back to the old one, and forgotten with it.
+        held.free = defaultdict(list)
     return True
 
 
@@ -97,6 +101,7 @@ class GraphDecoder(Decoder):
 
     def __init__(self, llm: MambaLM, state: MambaState) -> None:
         super().__init__(llm, state)
+        self._free = _steps[llm].free
         self._step: CapturedStep | None = None
         self._bucket: int | None = None
         self._place(state)
@@ -124,7 +129,7 @@ class GraphDecoder(Decoder):
     def close(self) -> None:
         """Give the graph back for the next decoder of the model."""
         if self._step is not None and self._bucket is not None:
-            _steps[self._llm].free[self._bucket].append(self._step)
+            self._free[self._bucket].append(self._step)
         self._step = self._bucket = None
 
     def _place(self, state: MambaState) -> None:
@@ -145,8 +150,8 @@ class GraphDecoder(Decoder):
         held = _steps[self._llm]
         if bucket is None or held.failed:
             return None
-        if held.free[bucket]:
-            return held.free[bucket].pop()
+        if self._free[bucket]:
+            return self._free[bucket].pop()
         try:
             return CapturedStep(self._llm, bucket, device)
         except RuntimeError as error:
