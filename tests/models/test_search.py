@@ -339,6 +339,7 @@ def test_pieces_are_told_as_they_are_decided():
         ({"kind": "beam"}, "search 'beam' is unknown; the known ones are: none, best-of-n, vote, stage-beam"),
         ({"scorer": "likely"}, "scorer 'likely' is unknown; the known ones are: likelihood, judgement"),
         ({"beams": 0}, "0 branches and is to keep 1"),
+        ({"beams": 10**9}, "1,000,000,000 branches of each prompt, more than the 4,096 .* give fewer .beams."),
         ({"beams": 2, "keep": 3}, "2 branches and is to keep 3"),
         ({"keep": 0}, "4 branches and is to keep 0"),
         ({"memory": 0.0}, "memory of the search is 0.0 GiB"),

@@ -24,6 +24,9 @@ from cobra.util.errors import UserError
 
 KINDS = ("none", "best-of-n", "vote", "stage-beam")
 
+# The tokens of all branches are kept to the end, and no limit of memory counts them: 512 of so many take 75 MB.
+MAX_BEAMS = 4096
+
 JUDGEMENT_QUESTION = "Check what you have written against the image. Is it right as far as it goes? Answer Yes or No."
 
 
@@ -70,6 +73,11 @@ class SearchOptions:
             raise UserError(
                 f"the search has {self.beams} branches and is to keep {self.keep}: both must be at least 1, and no "
                 "more can be kept than there are"
+            )
+        if self.beams > MAX_BEAMS:
+            raise UserError(
+                f"the search has {self.beams:,} branches of each prompt, more than the {MAX_BEAMS:,} that it can "
+                "remember: give fewer (beams)"
             )
         if self.memory is not None and not self.memory > 0:
             raise UserError(f"the memory of the search is {self.memory} GiB, expected a number above 0")
