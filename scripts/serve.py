@@ -52,9 +52,12 @@ def main(config: ServeConfig) -> None:
         raise missing_extra(f"{error.name}", "serve", "The page") from error
     # Wrong options and a port that is taken are told before a model is loaded.
     config.options()
+    from cobra.talk.page import LOOPBACK, MAX_BEAMS, TalkServer
+
+    if config.beams > MAX_BEAMS:
+        raise UserError(f"--beams is {config.beams}: on the page a search has {MAX_BEAMS} branches at most")
     with listen(config.host, config.port) as listener:
         import cobra
-        from cobra.talk.page import LOOPBACK, TalkServer
         from cobra.util.tokens import read_hf_token
 
         token = read_hf_token(config.hf_token)

@@ -246,6 +246,9 @@ def test_wrong_flags_and_taken_ports_are_told_before_the_model_is_loaded(program
                 program.main(program.ServeConfig(host=host, port=port))
     with pytest.raises(UserError, match="unknown"):
         program.main(program.ServeConfig(search="depth-first"))
+    # The page would refuse every question.
+    with pytest.raises(UserError, match="--beams is 65: on the page a search has 64 branches at most"):
+        program.main(program.ServeConfig(beams=65))
 
 
 def test_a_missing_package_names_the_extra(program, monkeypatch):
