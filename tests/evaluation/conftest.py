@@ -8,6 +8,7 @@ import pytest
 from fake_vlm import COLOURS
 from PIL import Image
 
+from cobra.evaluation import java_metrics
 from cobra.evaluation.coco import read_captions
 
 
@@ -20,6 +21,15 @@ class CaptionSet:
     @property
     def images(self):
         return read_captions(self.annotations)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_java_metrics(request):
+    """METEOR and SPICE take seconds for every set of captions: only their own tests run them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.module.__name__ != "test_java_metrics":
+            patch.setattr(java_metrics, "PACKAGE", "pycocoevalcap_that_is_not_installed")
+        yield
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from cobra.conf import ModelConfig
 from cobra.models.load import cast
 from cobra.models.mamba import model as mamba_model
+from cobra.models.mamba.ops import use_op
 from cobra.training.lora import LoraConfig, apply_lora, is_adapter
 from cobra.training.optimizer import build_optimizer
 from cobra.training.planning.activations import Pass, count_activations
@@ -28,6 +29,13 @@ from cobra.util.distributed import World
 
 ROWS, TEXT, PATCHES = 2, 90, 9
 ALONE = Sharding(world_size=1, shards=1, freed=False, accumulation=2)
+
+
+@pytest.fixture(autouse=True)
+def torch_operations():
+    """What is planned for a CPU is what PyTorch's operations hold; numba's hold less."""
+    with use_op("torch"):
+        yield
 
 
 def make_pass(checkpointing, element=4, kernels=False) -> Pass:

@@ -18,7 +18,6 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 def unnamed(monkeypatch):
     """Nothing is named, and nothing was tried or said before."""
     monkeypatch.delenv(choice.VARIABLE, raising=False)
-    monkeypatch.setattr(choice, "NUMBA_UNNAMED", True)
     tried = (choice._named, choice._fastest)
     for function in tried:
         function.cache_clear()

@@ -21,8 +21,6 @@ logger = logging.getLogger(__name__)
 
 OPS = ("torch", "numba", "cuda")
 VARIABLE = "COBRA_MAMBA_OP"
-# Whether numba's loops are used on the CPU where nothing is named.
-NUMBA_UNNAMED = False
 
 _chosen: list[str] = []
 
@@ -94,7 +92,7 @@ def _fastest(device: torch.device) -> ModuleType:
         if reason is None:
             return _cuda()
         what, flag, extra = f"The CUDA kernels of Mamba do not work on {device}", "--no-build-isolation", "cuda"
-    elif device.type == "cpu" and NUMBA_UNNAMED and find_spec("numba") is not None:
+    elif device.type == "cpu" and find_spec("numba") is not None:
         reason = _numba_failure()
         if reason is None:
             return _numba()
