@@ -161,6 +161,11 @@ def test_scan_holds_the_state_where_rows_are_padded(ops, with_state):
     torch.testing.assert_close(last[2], before[2], rtol=0, atol=0)
 
 
+def test_extreme_steps_in_rows_that_end_in_any_chunk(ops):
+    inputs = scan_inputs(batch=4, steps=70, dt_scale=100.0, a_scale=10.0)
+    compare_scan(ops, inputs, torch.arange(70) < torch.tensor([70, 65, 17, 1])[:, None])
+
+
 def test_scan_takes_bf16(ops):
     inputs = scan_inputs(steps=20)
     inputs |= {name: inputs[name].bfloat16() for name in ("u", "dt", "B", "C", "z")}
@@ -177,6 +182,14 @@ def test_scan_takes_tensors_that_are_not_contiguous(ops):
     assert not any(strided[name].is_contiguous() for name in ("u", "z", "B", "C", "A", "state"))
     for own, expected in zip(ops.selective_scan(**strided, valid=None), reference_scan(**inputs), strict=True):
         assert_close(own, expected)
+
+    def of_strided(**values):
+        halves = {name: torch.cat([values[name]] * 2, -1).chunk(2, -1)[1] for name in inputs}
+        return ops.selective_scan(**halves, valid=None)
+
+    expected = with_gradients(reference_scan, inputs)[1]
+    for name, gradient in with_gradients(of_strided, inputs)[1].items():
+        assert_close(gradient, expected[name], tolerance=1e-5, what=name)
     y = ops.selective_scan(**{name: tensor.requires_grad_() for name, tensor in inputs.items()}, valid=None)[0]
     # The gradient of a sum is one number, expanded.
     y.sum().backward()
@@ -215,16 +228,19 @@ def test_convolution_and_its_gradients(ops, steps, given):
         assert_close(gradient, expected_gradients[name], what=name)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("width", [WIDTH, 32])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_convolution_in_steps(ops, width, with_bias):
+def test_convolution_in_steps(ops, width, with_bias, dtype, tolerance):
     inputs = conv_inputs(steps=7, width=width)
+    inputs |= {name: inputs[name].to(dtype) for name in ("x", "weight", "bias")}
     x, weight, bias, window = (inputs[name] for name in ("x", "weight", "bias", "window"))
     bias = bias if with_bias else None
     moved = window.clone()
     outs = [ops.causal_conv_step(x[:, t], weight, bias, moved) for t in range(7)]
-    assert_close(torch.stack(outs, 1), reference_conv(x, weight, bias, window))
-    torch.testing.assert_close(moved, torch.cat([window, x.transpose(1, 2)], -1)[:, :, -TAPS:], rtol=0, atol=0)
+    assert {out.dtype for out in outs} == {dtype}
+    assert_close(torch.stack(outs, 1), reference_conv(x, weight, bias, window), tolerance)
+    torch.testing.assert_close(moved, torch.cat([window, x.float().transpose(1, 2)], -1)[:, :, -TAPS:], rtol=0, atol=0)
 
 
 def test_convolution_takes_bf16_and_tensors_that_are_not_contiguous(ops):
