@@ -12,6 +12,8 @@ from cobra.util.cli import run
 from cobra.util.errors import UserError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from cobra.talk.conversation import Conversation
 
 _MENU = "[i]mage, [p]rompt, [q]uit, or a question: "
@@ -44,10 +46,23 @@ def answer(conversation: "Conversation", question: str, config: GenerateConfig) 
     Console(stderr=True).print(str(conversation.figures), style="dim", highlight=False, soft_wrap=True)
 
 
+def ask_for_image() -> "Image.Image | None":
+    """Open the picture that the user names, and say so; None where no name is given."""
+    from cobra.talk.fetch_image import open_image
+
+    name = input("path or address of the image (nothing for none): ").strip()
+    # As a file comes that was dragged into the terminal.
+    if len(name) > 1 and name[0] == name[-1] and name[0] in "'\"":
+        name = name[1:-1]
+    image = open_image(name) if name else None
+    seen = "no image" if image is None else f"an image of {image.width} x {image.height}"
+    Console(stderr=True).print(f"a new conversation with {seen}", style="dim", highlight=False)
+    return image
+
+
 def converse(vlm: Any, conversation: "Conversation", config: GenerateConfig) -> None:
     """Read images and questions from the keyboard until the user quits; a new image begins a new conversation."""
     from cobra.talk.conversation import Conversation
-    from cobra.talk.fetch_image import open_image
 
     with suppress(ImportError):
         # Lines are edited and remembered; a terminal by itself cuts them at 4,095 bytes, and says nothing.
@@ -60,7 +75,7 @@ def converse(vlm: Any, conversation: "Conversation", config: GenerateConfig) -> 
             return
         try:
             if line in ("i", "image"):
-                conversation = Conversation(vlm, open_image(input("path or address of the image: ")))
+                conversation = Conversation(vlm, ask_for_image())
             elif line in ("p", "prompt"):
                 answer(conversation, input("prompt: "), config)
             elif line:

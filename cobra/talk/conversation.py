@@ -29,14 +29,17 @@ class Figures:
     """Tokens of text read for this question; those read before are not read again."""
     written: int = 0
     """Tokens written: of the answer, and in a search of all that it was chosen from."""
+    branches: int = 1
+    """That were written at a time: those of a search."""
     seconds: float = 0.0
     """Spent on writing, after the question had been read."""
 
     def __str__(self) -> str:
         rate = self.written / self.seconds if self.seconds else 0.0
+        where = f" in {self.branches:,} branches" if self.branches > 1 else ""
         return (
-            f"{self.written:,} tokens written in {self.seconds:.1f} s ({rate:,.1f} tokens/s), {self.read:,} read; the "
-            f"state has {self.state_bytes:,} bytes, however long the conversation"
+            f"{self.written:,} tokens written{where} in {self.seconds:.2f} s ({rate:,.1f} tokens/s), {self.read:,} of "
+            f"text read; the state has {self.state_bytes:,} bytes, however long the conversation"
         )
 
 
@@ -92,7 +95,8 @@ class Conversation:
         # Halves of surrogate pairs, left of bytes that were no UTF-8, have no tokens.
         builder.add_turn("human", question.encode("utf-8", "replace").decode("utf-8"))
         ids = self._tokenize(builder.get_prompt())
-        self.figures = Figures(self.figures.state_bytes)
+        branches = options.width if isinstance(options, SearchOptions) else 1
+        self.figures = Figures(self.figures.state_bytes, branches=branches)
         return self._answer(builder, ids, options, seed)
 
     def _answer(
@@ -131,7 +135,7 @@ class Conversation:
         if self._builder.turn_count == 0:
             what, remedy = "the question has", "ask a shorter one"
         else:
-            what, remedy = "conversation and question have", "ask a shorter one, or begin anew with an image"
+            what, remedy = "conversation and question have", "ask a shorter one, or begin anew"
         raise UserError(f"{what} {len(ids):,} tokens, and the model reads {limit:,} at most: {remedy}")
 
     def _read(self, ids: list[int]) -> tuple[MambaState, Tensor]:

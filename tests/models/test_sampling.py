@@ -1,6 +1,7 @@
 """Filters of the scores, draws, and samples that belong to a row whatever its batch."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scratch import enliven, picture, scratch_vlm
 
-from cobra.models.vlms import GenerationOptions
+from cobra.models.vlms import GenerationOptions, sampling
 from cobra.models.vlms.generation import choose
 from cobra.models.vlms.sampling import best_tokens, draw, keep_likely, keep_min_p, next_numbers, row_seeds
 from cobra.util.errors import UserError
@@ -219,6 +220,13 @@ def test_seeds_leave_the_generator_alone_and_greedy_needs_neither(vlm):
     assert generator.get_state().equal(before)
     ids_of(vlm, generator=generator)
     assert not generator.get_state().equal(before)
+
+
+def test_the_largest_number_stays_below_1_where_there_is_no_fp64(monkeypatch):
+    monkeypatch.setattr(sampling, "_exact", lambda device: torch.float32)
+    numbers = next_numbers([SimpleNamespace(random=lambda: 1 - 2**-53)], torch.device("cpu"))
+    assert numbers.dtype == torch.float32 and numbers.item() < 1
+    assert draw(torch.tensor([[0.0, 0.0, -torch.inf]]), numbers).item() == 1
 
 
 def test_streams_are_fixed_for_good():

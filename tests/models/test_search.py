@@ -225,6 +225,41 @@ def uneven(prompt, letters):
     return {"abcdefgh"[(start + shift) % 8]: 0.5**shift for shift in range(5)}
 
 
+GIB = 2**30
+UNLIMITED = 9223372036854771712
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "left"),
+    [
+        ("0::/jobs/one", {"jobs/memory": (8, 7, 1), "jobs/one/memory": ("max", 3, 0)}, 2),
+        ("0::/jobs/one", {"jobs/memory": (8, 1, 0), "jobs/one/memory": (4, 3, 2)}, 3),
+        # A container sees its own group at the root, and another's path.
+        ("0::/outside", {"memory": (2, 1, 0)}, 1),
+        ("3:cpu:/x\n2:memory,hugetlb:/jobs", {"memory/jobs/memory": (5, 2, 0)}, 3),
+        ("2:memory:/", {"memory/memory": (UNLIMITED / GIB, 2, 0)}, 10),
+        ("0::/", {}, 10),
+    ],
+)
+def test_memory_ends_where_a_container_ends(monkeypatch, tmp_path, groups, files, left):
+    (tmp_path / "cgroup").write_text(groups + "\n")
+    (tmp_path / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {10 * 2**20} kB\n")
+    (tmp_path / "memory").mkdir()
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    names = {kind: entry[1:] for kind, entry in memory._GROUP_FILES.items()}
+    roots = {"": tmp_path, "memory": tmp_path / "memory"}
+    monkeypatch.setattr(memory, "_GROUP_FILES", {kind: (roots[kind], *names[kind]) for kind in names})
+    for place, (limit, used, cached) in files.items():
+        folder = (tmp_path / place).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        limit_file, used_file, cached_key = names["" if groups.startswith("0") else "memory"]
+        (folder / limit_file).write_text(f"{limit if limit == 'max' else int(limit * GIB)}\n")
+        (folder / used_file).write_text(f"{used * GIB}\n")
+        (folder / "memory.stat").write_text(f"anon 1\n{cached_key} {cached * GIB}\nother 2\n")
+    assert memory.free_memory(torch.device("cpu")) == left * GIB
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_branches_that_do_not_fit_wait_and_nothing_else_changes(kind):
     prompts, seeds = ["p", "q", "r"], [5, 6, 7]

@@ -1,5 +1,7 @@
 """The guard of the four stages: whatever a model wants to write, what comes out is well formed and bounded."""
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -230,6 +232,15 @@ def test_a_copy_goes_on_by_itself():
     taken = other.copy().take_forced()
     assert "".join(VOCABULARY[token] for token in taken) == "\n\n<CAPTION>"
     assert other.forced == taken and guard.forced == []
+
+
+def test_a_stage_that_would_not_end_leaves_room_to_those_after_it(tiny_texts):
+    """As a model does that has learned no stages."""
+    word = tiny_texts.encode(" red")
+    ids = write(StageGuard(tiny_texts, 512, 256), itertools.cycle(word))
+    trace = extract_reasoning_trace("".join(tiny_texts[token] for token in ids))
+    lengths = [len(tiny_texts.encode(f" {text}")) for text in (trace.summary, trace.caption, trace.reasoning)]
+    assert len(ids) <= 512 and lengths[0] == 256 and min(lengths) > 30 < len(tiny_texts.encode(trace.conclusion))
 
 
 @pytest.mark.parametrize(("limit", "stage"), [(20, 8), (500, 0)])

@@ -79,6 +79,7 @@ def test_a_search_goes_on_too_and_finds_the_same(vlm, kind):
         [found] = vlm.search_batch(vlm.preprocess([picture(1)]), [prompt], options, seeds=[5])
         assert answer == found.text
     assert len(pieces[0]) == (4 if kind == "stage-beam" else 1)
+    assert "in 2 branches" in str(conversation.figures)
     assert conversation.figures.written == found.tokens_spent > len(vlm.encode(answers[1]))
 
 

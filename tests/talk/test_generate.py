@@ -108,6 +108,14 @@ def test_a_conversation_survives_everything(script, vlm, image, monkeypatch, cap
     assert "".join(vlm.stream(picture(1), prompt_of(vlm, "What?"), max_new_tokens=8)) in out
 
 
+def test_an_image_is_told_and_may_be_quoted_or_left_out(script, vlm, image, monkeypatch, capsys):
+    quoted = f"'{image}'".encode()
+    out, err = talk(script, monkeypatch, capsys, [b"i", quoted, b"What?", b"i", b"", b"What?", b"q"])
+    assert "a new conversation with an image of 48 x 48" in err and "a new conversation with no image" in err
+    for seen in (picture(1), None):
+        assert "".join(vlm.stream(seen, prompt_of(vlm, "What?"), max_new_tokens=8)) in out
+
+
 @pytest.mark.parametrize("lines", [[b"What?"], [b"i"], [b"p"], []])
 def test_the_end_of_the_input_ends_it(script, vlm, monkeypatch, capsys, lines):
     out, err = talk(script, monkeypatch, capsys, lines)

@@ -13,6 +13,18 @@ _STATES = 3
 # Bytes for each entry of the vocabulary while a token is drawn: scores and their filtered copies in fp32, their
 # probabilities and the sums of these in fp64.
 _BYTES_PER_SCORE = 40
+_MEMINFO, _CGROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup")
+# By its controllers in that file: where groups are, and the files of a limit, of what is used, and of what of that is
+# a cache of files.
+_GROUP_FILES = {
+    "": (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    "memory": (
+        Path("/sys/fs/cgroup/memory"),
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+}
 # Of what is free so much is left to others.
 _SPARE = 0.2
 
@@ -22,11 +34,38 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
+    if _MEMINFO.is_file():
         # Unlike the free pages this counts what the system would give up: its cache of files.
-        return 1024 * int(meminfo.read_text().partition("MemAvailable:")[2].split()[0])
+        available = 1024 * int(_MEMINFO.read_text().partition("MemAvailable:")[2].split()[0])
+        return min([available, *_left_to_groups()])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _left_to_groups() -> list[int]:
+    """Return the bytes that control groups still leave to this process, as in a container or a cluster's job.
+
+    The limit of each group that it is in, of version 2 or 1, less what is used, files that can be given up aside; empty
+    where there is none.
+    """
+    left = []
+    for line in _CGROUPS.read_text().splitlines() if _CGROUPS.is_file() else []:
+        _, controllers, place = line.split(":", 2)
+        kind = "memory" if "memory" in controllers.split(",") else controllers
+        if kind not in _GROUP_FILES:
+            continue
+        root, limit, used, cached = _GROUP_FILES[kind]
+        # Within a container the path may be one of outside: its own group is then the root.
+        inner = root / place.lstrip("/")
+        for folder in {root, inner, *(parent for parent in inner.parents if root in parent.parents)}:
+            try:
+                most = (folder / limit).read_text().strip()
+                if most != "max":
+                    files = (folder / "memory.stat").read_text().partition(f"{cached} ")[2].split()
+                    left.append(int(most) - int((folder / used).read_text()) + int(files[0]))
+            except (OSError, ValueError, IndexError):
+                # No such group, or none with a limit.
+                continue
+    return left
 
 
 def state_bytes(config: MambaConfig) -> int:

@@ -147,7 +147,10 @@ def draw_seed(generator: torch.Generator | None) -> int:
 
 def next_numbers(streams: Sequence[random.Random], device: torch.device) -> Tensor:
     """Take the next number of every stream: (rows,) fp64 (fp32 on mps) in [0, 1)."""
-    return torch.tensor([stream.random() for stream in streams], dtype=_exact(device)).to(device)
+    dtype = _exact(device)
+    # The largest of them are 1 when they are rounded to fp32.
+    numbers = torch.tensor([stream.random() for stream in streams], dtype=dtype).clamp(max=1 - torch.finfo(dtype).eps)
+    return numbers.to(device)
 
 
 def draw(scores: Tensor, numbers: Tensor) -> Tensor:

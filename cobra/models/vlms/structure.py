@@ -24,6 +24,8 @@ _CONCLUSION = re.compile(
 _LETTERS = 3
 # Characters at the end of a text in which a closing tag is looked for.
 TAIL = 64
+# Parts of an answer's text, of which every stage leaves one to each of the later ones.
+_SHARES = 8
 # Tokens refused at one place after which the stage is closed: the model wants nothing but another tag.
 _MAX_REFUSED = 32
 # Around the edges of conclusions these do not count.
@@ -88,8 +90,8 @@ class StageGuard:
 
         Args:
             texts: Of the tokens.
-            max_tokens: Of the whole answer, tags included; every stage leaves to the later ones what they need at
-                least.
+            max_tokens: Of the whole answer, tags included; every stage leaves to each of the later ones an eighth of
+                what there is for text.
             stage_tokens: Of the text of one stage.
 
         Raises:
@@ -109,6 +111,7 @@ class StageGuard:
                 f"and a token of each take {least}; allow at least that many, and a token a stage"
             )
         self._left = max_tokens
+        self._share = max(1, (max_tokens - sum(self._tags)) // _SHARES)
         self._stage_tokens = stage_tokens
         self.stage = 0
         self.forced: list[int] = []
@@ -172,7 +175,7 @@ class StageGuard:
         self._body, self._spent, self.refused = "", 0, 0
         self.forced = [] if stage == len(STAGE_TAGS) else list(self._opening[stage])
         self._unopened = len(self.forced)
-        needed = sum(self._tags[stage:]) + len(self._tags[stage + 1 :])
+        needed = sum(self._tags[stage:]) + self._share * len(self._tags[stage + 1 :])
         self._limit = min(self._stage_tokens, self._left - needed)
 
     def _fits(self, piece: str) -> bool:

@@ -104,9 +104,10 @@ class Answer {
     }
   }
 
-  tell({ written, seconds, read, state_bytes: bytes }) {
+  tell({ written, branches, seconds, read, state_bytes: bytes }) {
     const rate = seconds ? (written / seconds).toFixed(1) : "0";
-    const words = [`${written.toLocaleString("en")} tokens`, `${rate} tokens/s`, `${read.toLocaleString("en")} read`];
+    const where = branches > 1 ? ` in ${branches} branches` : "";
+    const words = [`${written.toLocaleString("en")} tokens${where}`, `${rate} tokens/s`, `${read.toLocaleString("en")} read`];
     this.status.className = "figures";
     this.status.textContent = [...words, `state ${bytes.toLocaleString("en")} bytes`].join(" \u00b7 ");
   }
