@@ -2,10 +2,12 @@
 
 Transformers runs with its defaults where there is no GPU: its sequential scan in PyTorch (`use_mambapy=False`; its
 associative scan takes part in compiled graphs only), its cached one-token step, no gradient checkpointing. Mambapy runs
-its default, the parallel scan. Sides take turns in one process, each with an untimed call before every timed one, so
-that none pays for giving back what another has freed; what takes a peer seconds is measured once. Peak memory is taken
-in a process of its own for each side, as the most resident bytes during the second call above those before it. Errors
-are against the recurrence in float64.
+its default, the parallel scan. The sides of a comparison take turns in one process, each with an untimed call before
+every timed one, so that none pays for giving back what another has freed; what takes a peer seconds is measured once.
+Every group of comparisons has a process of its own: how long a peer takes to get its memory depends on what ran before
+(transformers' step of training at 256 tokens takes 240 to 590 ms). Peak memory is taken in a process of its own for
+each side, as the most resident bytes during the second call above those before it. Errors are against the recurrence in
+float64.
 """
 
 import json
@@ -15,10 +17,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,8 +58,8 @@ class MambaBenchmark:
     """Timed rounds of the rest."""
     threads: int | None = None
     """Of torch; null leaves the machine's."""
-    memory_of: str | None = None
-    """Only print the bytes of one call, as the benchmark asks of a process of its own."""
+    part: str | None = None
+    """Only measure this and print it, as the benchmark asks of a process of its own."""
 
 
 class Measured:
@@ -152,7 +155,7 @@ def measure_training(measured: Measured) -> None:
         x, targets = torch.randn(1, steps, 256), torch.randint(VOCABULARY, (steps,))
 
         def train(name: str, x: Tensor = x, targets: Tensor = targets) -> None:
-            F.cross_entropy(own.logits(sides[name](x))[0], targets).backward()
+            F.cross_entropy(own.logits(sides[name](x)).flatten(0, 1), targets).backward()
 
         slow = {"transformers"} & sides.keys() if steps == 1024 else set()
         times[steps] = measured.compare(
@@ -232,7 +235,7 @@ def bytes_of(run: Callable[[], object], before: int | None = None) -> int:
 
 
 def call_for_memory(what: str) -> dict[str, list[float]]:
-    """Do what a process of its own is for, and return figures by name."""
+    """Make one call, in a process of its own, and return figures by name."""
     kind, _, name = what.partition(" ")
     if kind == "prefill":
         return prefill_figures(name)
@@ -259,16 +262,18 @@ def prefill_figures(name: str) -> dict[str, list[float]]:
         # What libraries make once.
         read(texts[0][:, :16], CHUNK)
         before = _resident("VmRSS")
+        # The least of several: what else the machine does must not look like growth.
+        rounds = [[_seconds(partial(read, ids, CHUNK)) for ids in texts] for _ in range(5)]
         return {
             "bytes": [bytes_of(partial(read, ids, CHUNK), before) for ids in texts],
-            "seconds": [min(_seconds(partial(read, ids, CHUNK)) for _ in range(2)) for ids in texts],
+            "seconds": [min(times) for times in zip(*rounds, strict=True)],
             "bytes at once": [bytes_of(partial(read, texts[-1], PREFILLS[-1]), before)],
         }
 
 
-def ask(config: MambaBenchmark, what: str) -> dict[str, list[float]]:
-    """Have :func:`call_for_memory` do something in a process of its own."""
-    values = vars(replace(config, memory_of=what)).items()
+def ask(config: MambaBenchmark, what: str) -> Any:
+    """Have a part measured by a process of its own; return what it prints."""
+    values = vars(replace(config, part=what)).items()
     flags = [f"--{name}={value}" for name, value in values if value is not None]
     process = subprocess.run([sys.executable, __file__, *flags], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(process.stdout.splitlines()[-1])
@@ -315,27 +320,45 @@ def told(what: str) -> Iterator[None]:
     print(f"{what}: {time.perf_counter() - begin:.0f} s", file=sys.stderr)
 
 
+PARTS: dict[str, Callable[[Measured], None]] = {
+    "scans": measure_scans,
+    "whole models forward": measure_forward,
+    "a step of training": measure_training,
+    "writing": measure_writing,
+    "errors": measure_errors,
+}
+
+
+def measure_part(config: MambaBenchmark, part: str) -> list[dict[str, Any]] | dict[str, list[float]]:
+    """Measure one of `PARTS` and return its rows, or memory."""
+    if part not in PARTS:
+        return call_for_memory(part)
+    measured = Measured(config)
+    PARTS[part](measured)
+    return [asdict(row) for row in measured.rows]
+
+
 def main(config: MambaBenchmark) -> None:
     """Measure, and print the rows."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    if config.memory_of is not None:
-        print(json.dumps(call_for_memory(config.memory_of)))
+    if config.part is not None:
+        print(json.dumps(measure_part(config, config.part)))
         return
     if "transformers" not in peers():
         raise UserError("transformers is not installed: pip install transformers")
     for name in (name for name in ("numba", "mambapy") if find_spec(name) is None):
         print(f"rows of {name} are left out: it is not installed (pip install {name})", file=sys.stderr)
     measured = Measured(config)
-    parts = [measure_scans, measure_forward, measure_training, measure_writing, measure_errors]
     if Path("/proc/self/clear_refs").is_file():
-        # First, because it forks: the parent is small then.
-        parts = [measure_memory, measure_prefill, *parts]
+        for measure in (measure_memory, measure_prefill):
+            with told(measure.__name__.removeprefix("measure_")):
+                measure(measured)
     else:
         print("memory is not measured: this system has no /proc/PID/clear_refs", file=sys.stderr)
-    for part in parts:
-        with told(part.__name__.removeprefix("measure_")):
-            part(measured)
+    for part in PARTS:
+        with told(part):
+            measured.rows += [Row(**row) for row in ask(config, part)]
     finish(f"mamba_ops: {torch.get_num_threads()} threads", measured.rows)
 
 
