@@ -26,7 +26,7 @@ test: $(INSTALLED)  ## Run the tests, up to four files at once.
 soak: $(INSTALLED)  ## Run the long forms of the drills: many kills, large archives.
 	$(BIN)/python -m pytest -m slow
 
-bench: $(INSTALLED)  ## Measure speed, memory and disk against named peers, and write benchmarks/RESULTS.md (25 minutes on 2 cores).
+bench: $(INSTALLED)  ## Measure speed, memory and disk against named peers, and write benchmarks/RESULTS.md (20 minutes on 2 cores).
 	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
 	test -d runs/demo/cobra-tiny-cot || $(BIN)/python scripts/demo.py
 	$(BIN)/python benchmarks/run_all.py
