@@ -1,4 +1,4 @@
-"""How the variants answer: the same images, the same final wording, the same limits, always the likeliest token.
+"""How the variants answer: the same images, final wording and limits; the likeliest token, unless a search is asked for.
 
 A variant is a model answering at once, or after a scratchpad: a first pass writes an analysis of the image, the second
 sees the image and the analysis and answers the common final prompt. A model that was fine-tuned on four-stage answers
@@ -111,7 +111,8 @@ class Protocol:
 
     @property
     def _searched(self) -> dict[str, Any]:
-        return {} if self.search == "none" else {"search": self.search, "beams": self.beams}
+        # A search samples the final pass; a scratchpad's first pass stays greedy.
+        return {} if self.search == "none" else {"do_sample": True, "search": self.search, "beams": self.beams}
 
     def prompt_of(self, image: CaptionedImage) -> str:
         """Return the final prompt about an image: its own question, or that of all images."""

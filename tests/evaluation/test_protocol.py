@@ -115,3 +115,10 @@ def test_the_hash_is_of_the_wordings_alone():
     assert Protocol().prompt_sha256 == Protocol(batch_size=1, max_new_tokens=3).prompt_sha256
     assert Protocol().prompt_sha256 != Protocol(prompt=DEFAULT_PROMPT + " ").prompt_sha256
     assert set(Protocol().wordings.values()) >= {DEFAULT_PROMPT, ANALYSIS_PROMPT}
+
+
+def test_a_search_is_told_as_the_sampling_that_it_is():
+    plain, searched = Protocol("What?"), Protocol("What?", search="stage-beam", beams=3)
+    assert plain.decoding["do_sample"] is False and "search" not in plain.decoding
+    for found in (searched.decoding, searched.settings(True, True)):
+        assert (found["do_sample"], found["search"], found["beams"]) == (True, "stage-beam", 3)
