@@ -1,4 +1,4 @@
-"""How the variants answer: the same images, final wording and limits; the likeliest token, unless a search is asked for.
+"""How the variants answer: the same images, final wording and limits; greedily, unless a search is asked for.
 
 A variant is a model answering at once, or after a scratchpad: a first pass writes an analysis of the image, the second
 sees the image and the analysis and answers the common final prompt. A model that was fine-tuned on four-stage answers
