@@ -125,10 +125,10 @@ class Passes:
         options = SearchOptions(
             protocol.search, protocol.beams, guard=self._own_stages, max_new_tokens=protocol.max_new_tokens
         )
-        for rows, prefix, _ in self._batches(states, prompts):
-            texts = [as_turn(self._vlm, prompts[row]) for row in rows]
-            seeds = [zlib.crc32(str(images[row].image_id).encode()) for row in rows]
-            found = self._vlm.search_batch(None, texts, options, prefix=prefix, seeds=seeds)
+        search = self._vlm.new_search(options)
+        for rows, prefix, ids in self._batches(states, prompts):
+            seeds = [str(zlib.crc32(str(images[row].image_id).encode())) for row in rows]
+            found = search.run(*self._vlm.prefill(None, ids, prefix), seeds)
             yield {
                 row: Written(prompts[row], one.text.strip(), analyses[row], spent[row] + one.tokens_spent)
                 for row, one in zip(rows, found, strict=True)

@@ -136,6 +136,14 @@ def stops_after(
     return stop
 
 
+def tokens_of(prompts: Sequence[Sequence[int]], scores: Tensor) -> Tensor:
+    """Return which tokens each prompt has: bool, of the shape (batch, vocabulary) of scores and on their device."""
+    seen = torch.zeros_like(scores, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        seen[row, list(prompt)] = True
+    return seen
+
+
 @torch.no_grad()
 def generate_ids(
     llm: MambaLM,
@@ -167,11 +175,7 @@ def generate_ids(
         streams = [random.Random(seed) for seed in row_seeds(options.seeds, len(prompts), options.generator)]
     rows = list(range(len(prompts)))
     left = [options.budget(len(prompt)) for prompt in prompts]
-    seen = None
-    if options.repetition_penalty != 1.0:
-        seen = torch.zeros_like(scores, dtype=torch.bool)
-        for row, prompt in enumerate(prompts):
-            seen[row, list(prompt)] = True
+    seen = None if options.repetition_penalty == 1.0 else tokens_of(prompts, scores)
     decoder = open_decoder(llm, state)
     try:
         while True:
