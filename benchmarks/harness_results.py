@@ -125,12 +125,10 @@ def _machine_name(number: int, machines: list[dict[str, str]]) -> str:
 
 
 def _section(name: str, result: Result, where: str) -> list[str]:
-    told = (
-        ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text())) if (FOLDER / f"{name}.py").is_file() else ""
-    )
+    told = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text())) or ""
     source = f" at {result['source']}" if result["source"] else ""
     return [
-        *(f"## {name}", "", *(told or "").splitlines(), ""),
+        *(f"## {name}", "", *told.splitlines(), ""),
         f"`{result['benchmark']}`, measured on {result['date']}{source} in {result['seconds']:,} s{where}.",
         *("", "| figure | value | asked | met |", "|---|---:|---|---|"),
         *(

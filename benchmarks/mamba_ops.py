@@ -12,21 +12,20 @@ float64.
 
 import json
 import math
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from harness import Row, finish, median_seconds
 from harness_mamba import build_own, build_transformers, exact_scan, hidden_of, own_ops, peers, scan_inputs, scan_with
+from harness_memory import ask, can_measure_memory, peak_of, resident
 from torch import Tensor
 
 from cobra.models.mamba import MambaState
@@ -221,19 +220,6 @@ def _error(found: Tensor | None, expected: Tensor | None) -> float:
     return ((found - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
 
 
-def _resident(line: str) -> int:
-    """Return a line of /proc/self/status in bytes."""
-    return 1024 * int(Path("/proc/self/status").read_text().partition(line + ":")[2].split()[0])
-
-
-def bytes_of(run: Callable[[], object], before: int | None = None) -> int:
-    """Return the most resident bytes during a call above those before it, or above another number."""
-    before = _resident("VmRSS") if before is None else before
-    Path("/proc/self/clear_refs").write_text("5")
-    run()
-    return _resident("VmHWM") - before
-
-
 def call_for_memory(what: str) -> dict[str, list[float]]:
     """Make one call, in a process of its own, and return figures by name."""
     kind, _, name = what.partition(" ")
@@ -246,7 +232,8 @@ def call_for_memory(what: str) -> dict[str, list[float]]:
     with torch.set_grad_enabled(kind == "training"):
         # What libraries make once.
         run(x[:, :8]).sum()
-        return {kind: [bytes_of(lambda: run(x).sum().backward() if kind == "training" else run(x))]}
+        before = resident()
+        return {kind: [peak_of(lambda: run(x).sum().backward() if kind == "training" else run(x)) - before]}
 
 
 @torch.no_grad()
@@ -261,22 +248,16 @@ def prefill_figures(name: str) -> dict[str, list[float]]:
     with use_op(name):
         # What libraries make once.
         read(texts[0][:, :16], CHUNK)
-        before = _resident("VmRSS")
+        before = resident()
+        # The shortest first, and all before anything is timed: what a long one leaves resident counts with the next.
+        peaks = [peak_of(partial(read, ids, CHUNK)) - before for ids in texts]
         # The least of several: what else the machine does must not look like growth.
         rounds = [[_seconds(partial(read, ids, CHUNK)) for ids in texts] for _ in range(5)]
         return {
-            "bytes": [bytes_of(partial(read, ids, CHUNK), before) for ids in texts],
+            "bytes": [float(peak) for peak in peaks],
             "seconds": [min(times) for times in zip(*rounds, strict=True)],
-            "bytes at once": [bytes_of(partial(read, texts[-1], PREFILLS[-1]), before)],
+            "bytes at once": [peak_of(partial(read, texts[-1], PREFILLS[-1])) - before],
         }
-
-
-def ask(config: MambaBenchmark, what: str) -> Any:
-    """Have a part measured by a process of its own; return what it prints."""
-    values = vars(replace(config, part=what)).items()
-    flags = [f"--{name}={value}" for name, value in values if value is not None]
-    process = subprocess.run([sys.executable, __file__, *flags], check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(process.stdout.splitlines()[-1])
 
 
 def measure_memory(measured: Measured) -> None:
@@ -286,7 +267,7 @@ def measure_memory(measured: Measured) -> None:
         ("training", "mambapy", "a block of the 2.8B model forward and backward", "<= 0.25"),
     ):
         sides = [name for name in (*own_ops(), peer) if name in (*own_ops(), *peers())]
-        found = {name: ask(measured.config, f"{kind} {name}")[kind][0] for name in sides}
+        found = {name: ask(__file__, measured.config, part=f"{kind} {name}")[kind][0] for name in sides}
         for name, value in found.items():
             if name != peer and peer in found:
                 ratio = value / found[peer]
@@ -297,7 +278,7 @@ def measure_memory(measured: Measured) -> None:
 def measure_prefill(measured: Measured) -> None:
     """Measure how memory and time grow with a prompt."""
     for name in own_ops():
-        found = ask(measured.config, f"prefill {name}")
+        found = ask(__file__, measured.config, part=f"prefill {name}")
         memory, times = found["bytes"], found["seconds"]
         label = f"{PREFILLS[-1]:,} tokens of a prompt"
         # The slope of a line through log(tokens) and log(seconds): 1 is linear.
@@ -350,15 +331,13 @@ def main(config: MambaBenchmark) -> None:
     for name in (name for name in ("numba", "mambapy") if find_spec(name) is None):
         print(f"rows of {name} are left out: it is not installed (pip install {name})", file=sys.stderr)
     measured = Measured(config)
-    if Path("/proc/self/clear_refs").is_file():
+    if can_measure_memory():
         for measure in (measure_memory, measure_prefill):
             with told(measure.__name__.removeprefix("measure_")):
                 measure(measured)
-    else:
-        print("memory is not measured: this system has no /proc/PID/clear_refs", file=sys.stderr)
     for part in PARTS:
         with told(part):
-            measured.rows += [Row(**row) for row in ask(config, part)]
+            measured.rows += [Row(**row) for row in ask(__file__, config, part=part)]
     finish(f"mamba_ops: {torch.get_num_threads()} threads", measured.rows)
 
 

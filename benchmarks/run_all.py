@@ -56,8 +56,7 @@ def main(config: AllBenchmarks) -> int:
         try:
             reason = run_one(name)
         except KeyboardInterrupt:
-            left = " ".join(names[place:])
-            print(f"\nto go on: python benchmarks/run_all.py --only {left.replace(' ', ',')}", file=sys.stderr)
+            print(f"\nto go on: python benchmarks/run_all.py --only {','.join(names[place:])}", file=sys.stderr)
             raise
         if reason is not None:
             without[name] = reason

@@ -7,15 +7,13 @@ own for each side, as the most resident bytes during the step above those before
 """
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from harness import Row, finish, median_seconds
+from harness_memory import ask, can_measure_memory, peak_of, resident
 from torch import Tensor
 
 from cobra.models.backbones.llm import MambaLLMBackbone
@@ -166,34 +164,22 @@ def gradient_figures(strategy: TrainStrategy, batches: list[Batch]) -> list[Row]
     ]
 
 
-def _resident(line: str) -> int:
-    """Return a line of /proc/self/status in bytes."""
-    return 1024 * int(Path("/proc/self/status").read_text().partition(line + ":")[2].split()[0])
-
-
 def step_memory(config: TrainStepBenchmark, side: str) -> tuple[int, int]:
     """Return how many bytes a side's step takes above what was there before it, and the process at its peak."""
     strategy = build_strategy(config)
     # Makes the optimiser's state, and what libraries make once.
     steps(strategy, make_batches(replace(config, rows=1, passes=1, text=16)), 0.0)[side]()
     step = steps(strategy, make_batches(config), 1e-4)[side]
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    step()
-    peak = _resident("VmHWM")
+    before = resident()
+    peak = peak_of(step)
     return peak - before, peak
 
 
 def memory_figures(config: TrainStepBenchmark) -> list[Row]:
     """Measure both sides' memory, each in a process of its own."""
-    if not Path("/proc/self/clear_refs").is_file():
-        print("memory is not measured: this system has no /proc/PID/clear_refs", file=sys.stderr)
+    if not can_measure_memory():
         return []
-    found = {}
-    for side in SIDES:
-        flags = [f"--{name}={value}" for name, value in vars(replace(config, memory_of=side)).items()]
-        process = subprocess.run([sys.executable, __file__, *flags], check=True, stdout=subprocess.PIPE, text=True)
-        found[side] = json.loads(process.stdout.splitlines()[-1])
+    found = {side: ask(__file__, config, memory_of=side) for side in SIDES}
     (own, own_peak), (peer, peer_peak) = found[SIDES[0]], found[SIDES[1]]
     return [
         Row("peak memory of a step against Cobra's way", own / peer, "x", "<= 0.5"),
