@@ -1,7 +1,10 @@
 """Processes that work together: started by torchrun, or a single one."""
 
 import os
+import time
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +14,11 @@ from torch import Tensor
 from cobra.util.errors import UserError
 from cobra.util.parallel import end_with_parent
 from cobra.util.torch_utils import resolve_device
+
+_TASKS = Path("/proc/self/task")
+_GLOO_WORKER = "pt_gloo_runloop"
+_PAUSE = 0.02
+_LONGEST_WAIT = 5.0
 
 
 @dataclass(frozen=True)
@@ -55,9 +63,33 @@ class World:
             dist.barrier()
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Leave the process group; the process can end after it.
+
+        gloo's threads outlive their group and let go of a collective's tensors some time after it has returned. A
+        thread that asks for the interpreter for that while it is ending aborts the process (pytorch/pytorch#190489).
+        """
         if dist.is_initialized():
             dist.destroy_process_group()
+            _let_workers_rest()
+
+
+def _let_workers_rest() -> None:
+    """Wait, without holding the interpreter, until gloo's threads are asleep at three looks in a row, or 5 s."""
+    quiet, end = 0, time.monotonic() + _LONGEST_WAIT
+    while quiet < 3 and time.monotonic() < end:
+        time.sleep(_PAUSE)
+        quiet = 0 if _workers_run() else quiet + 1
+
+
+def _workers_run() -> bool:
+    """Whether a thread of gloo is running or wants to; never where the system does not show its threads."""
+    states = []
+    for status in _TASKS.glob("*/stat"):
+        with suppress(OSError):  # The thread has ended.
+            # `number (name) state ...`, see proc(5).
+            name, _, rest = status.read_text().partition("(")[2].rpartition(")")
+            states += [rest.split()[0]] if name == _GLOO_WORKER else []
+    return any(state != "S" for state in states)
 
 
 def join_world(device: str | None = None) -> World:

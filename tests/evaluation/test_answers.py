@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from fake_vlm import FakeVLM
 from PIL import Image
+from processes import together
 from rich.console import Console
 from scratch import enliven, picture, scratch_vlm
 
@@ -328,15 +327,12 @@ def test_the_batch_size_changes_no_answer_beyond_rounding(photos, whole, tmp_pat
     assert differing == 0
 
 
-def work(rank, photos, folder):
+def work(world, photos, folder):
     """What a second and a third process do, as torchrun would start them."""
-    store = dist.FileStore(str(folder / "rendezvous"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    answered = answer_photos(photos, folder / "answers", World(rank, 2, torch.device("cpu")))
+    answered = answer_photos(photos, folder / "answers", world)
     found = {name: [vars(answer) for answer in own] for name, own in answered.answers.items()}
     counts = {name: rate.captions for name, rate in answered.throughput.items()}
-    (folder / f"{rank}.json").write_text(json.dumps([found, counts]))
-    dist.destroy_process_group()
+    (folder / f"{world.rank}.json").write_text(json.dumps([found, counts]))
 
 
 def test_two_processes_answer_as_one_and_go_on_where_one_was(photos, whole, tmp_path):
@@ -347,7 +343,7 @@ def test_two_processes_answer_as_one_and_go_on_where_one_was(photos, whole, tmp_
         path.write_bytes(content[: content.rfind(b"\n", 0, -300) + 20])
     known = len(lines(tmp_path)) - 2
     assert 0 < known < 2 * BATCH * WINDOW_BATCHES
-    mp.spawn(work, (photos, tmp_path), nprocs=2)
+    together(2, tmp_path, work, photos, tmp_path)
     expected = {name: [vars(answer) for answer in own] for name, own in whole.items()}
     for rank in (0, 1):
         found, counts = json.loads((tmp_path / f"{rank}.json").read_text())

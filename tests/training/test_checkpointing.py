@@ -1,15 +1,13 @@
 """Saving a model: what is gathered for it, and what stays when it cannot be written."""
 
-import os
 import resource
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from lora_run import adapted_vlm
+from processes import together
 from scratch import scratch_vlm
 
 from cobra.models.backbones.llm.specs import TINY_FOLDER
@@ -82,11 +80,8 @@ def aligned() -> CobraVLM:
     return vlm
 
 
-def save_as_one_of_two(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(GLOO_SOCKET_IFNAME="lo")
-    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
-    world, vlm = World(rank, 2, torch.device("cpu")), aligned()
+def save_as_one_of_two(world: World, folder: Path) -> None:
+    vlm = aligned()
     shard(vlm, "fsdp-full-shard", world, None)
     save_checkpoint(vlm, folder / "whole", world, 1, 1, 0.5)
     if world.is_main:
@@ -94,12 +89,11 @@ def save_as_one_of_two(rank: int, folder: Path) -> None:
         (folder / "checkpoints").touch()
     with pytest.raises(NotSavedError) as error:
         save_checkpoint(vlm, folder, world, 1, 1, 0.5)
-    (folder / f"{rank}.txt").write_text(error.value.reason)
-    dist.destroy_process_group()
+    (folder / f"{world.rank}.txt").write_text(error.value.reason)
 
 
 def test_two_processes_save_what_one_saves_and_both_learn_that_the_main_one_could_not(tmp_path):
-    mp.spawn(save_as_one_of_two, (tmp_path,), nprocs=2)
+    together(2, tmp_path, save_as_one_of_two, tmp_path)
     save_checkpoint(aligned(), tmp_path / "alone", CPU, 1, 1, 0.5)
     found, expected = (torch.load(tmp_path / name / LATEST, weights_only=True)["model"] for name in ("whole", "alone"))
     assert list(found) == list(expected) == ["projector"]

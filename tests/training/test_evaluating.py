@@ -1,16 +1,13 @@
 """Answers while a model trains: the same on any processes, and nothing of the training changes for them."""
 
 import json
-import os
 import resource
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
+from processes import together
 from scratch import enliven, picture, scratch_vlm
 from torch.distributed.tensor import DTensor
 
@@ -142,19 +139,13 @@ def quiet(world: World, rows: Path) -> bool:
     return len(answers) == (5 if world.is_main else 0)
 
 
-def work(rank: int, size: int, rows: Path, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(GLOO_SOCKET_IFNAME="lo")
-    store = dist.FileStore(str(folder / "store"), size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(minutes=2))
-    world = World(rank, size, torch.device("cpu"))
+def work(world: World, rows: Path, folder: Path) -> None:
     found = {}
     assert quiet(world, rows)
     for strategy in STRATEGIES:
         (folder / strategy).mkdir(exist_ok=True)
         found[strategy] = [train(world, strategy, rows, run_dir) for run_dir in (None, folder / strategy)]
-    (folder / f"found-{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    (folder / f"found-{world.rank}.json").write_text(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
@@ -164,19 +155,19 @@ def alone(rows_dir, tmp_path_factory) -> tuple[list, list[dict]]:
 
 
 @pytest.fixture(scope="module")
-def together(rows_dir, tmp_path_factory) -> Path:
+def found_together(rows_dir, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("together")
-    mp.spawn(work, (2, rows_dir, folder), nprocs=2)
+    together(2, folder, work, rows_dir, folder)
     return folder
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_answers_are_those_of_one_process(alone, together, strategy):
+def test_answers_are_those_of_one_process(alone, found_together, strategy):
     expected, answers = alone
-    assert lines(together / strategy) == answers
+    assert lines(found_together / strategy) == answers
     assert len({line["answer"] for line in answers}) > len(answers) / 2
     for rank in range(2):
-        found = json.loads((together / f"found-{rank}.json").read_text())[strategy][1]
+        found = json.loads((found_together / f"found-{rank}.json").read_text())[strategy][1]
         evaluated = [entry for entry in found if isinstance(entry, dict)]
         assert [sorted(entry) for entry in evaluated] == [["Valid Stages", "Validation Loss"]] * len(EVALUATED)
         for one, other in zip(evaluated, (entry for entry in expected if isinstance(entry, dict)), strict=True):
@@ -184,8 +175,8 @@ def test_answers_are_those_of_one_process(alone, together, strategy):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_training_is_the_same_with_and_without_looking(together, strategy):
-    found = [json.loads((together / f"found-{rank}.json").read_text())[strategy] for rank in range(2)]
+def test_training_is_the_same_with_and_without_looking(found_together, strategy):
+    found = [json.loads((found_together / f"found-{rank}.json").read_text())[strategy] for rank in range(2)]
     assert found[0] == found[1]
     without, looked = found[0]
     assert [entry for entry in looked if not isinstance(entry, dict)] == without

@@ -1,12 +1,10 @@
 """What follows a step: steps that are not finite, saves, looks at held-out rows, and files of a run."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 from scratch import scratch_vlm
 from test_matrix import Recorder, make_rows
 
@@ -91,27 +89,23 @@ def test_gradient_alone_that_is_not_finite_names_the_rows_of_the_step(tmp_path):
         train(strategy, rows_with_nan(), tmp_path, max_skipped=1)
 
 
-def work(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(GLOO_SOCKET_IFNAME="lo")
-    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
-    strategy = trainer(World(rank, 2, torch.device("cpu")))
+def work(world: World, folder: Path) -> None:
+    strategy = trainer(world)
     calls = []
 
     def poison(gradient):
         calls.append(0)
-        return gradient * float("nan") if rank == 1 and len(calls) == 3 else gradient
+        return gradient * float("nan") if world.rank == 1 and len(calls) == 3 else gradient
 
     strategy.vlm.llm_backbone.llm.backbone.embedding.register_forward_hook(
         lambda module, inputs, output: output.register_hook(poison) and None
     )
     train(strategy, rows_with_nan(6), folder)
-    torch.save((strategy.global_step, strategy.skipped_steps, strategy.is_finite()), folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    torch.save((strategy.global_step, strategy.skipped_steps, strategy.is_finite()), folder / f"{world.rank}.pt")
 
 
 def test_all_processes_skip_what_one_of_them_meets(tmp_path):
-    mp.spawn(work, (tmp_path,), nprocs=2)
+    together(2, tmp_path, work, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first == second
     steps, skipped, finite = first

@@ -1,12 +1,10 @@
 """Adapters on a model that is sharded over processes, also with the weights beneath them in half precision."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 from scratch import scratch_vlm
 from test_matrix import make_rows
 
@@ -53,19 +51,14 @@ def train(world: World, strategy: str, half: bool) -> tuple[list[tuple[float, fl
     return results, adapter_state(vlm)
 
 
-def work(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(GLOO_SOCKET_IFNAME="lo")
-    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
-    world = World(rank, 2, torch.device("cpu"))
+def work(world: World, folder: Path) -> None:
     found = [train(world, *cell) for cell in CELLS]
     if world.is_main:
         torch.save(found, folder / "found.pt")
-    dist.destroy_process_group()
 
 
 def test_two_processes_train_as_one(tmp_path):
-    mp.spawn(work, (tmp_path,), nprocs=2)
+    together(2, tmp_path, work, tmp_path)
     found = torch.load(tmp_path / "found.pt")
     initial = adapter_state_at_start()
     for (strategy, half), (steps, state) in zip(CELLS, found, strict=True):

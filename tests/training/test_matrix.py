@@ -1,13 +1,11 @@
 """The loss and the norm of every step are the same number on any processes, passes and kind of sharding."""
 
 import math
-import os
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 from scratch import scratch_vlm
 
 from cobra.training.loop import TrainingLoop
@@ -75,19 +73,14 @@ def train(world: World, strategy: str, accumulation: int, group: int | None, fol
     return recorder.steps
 
 
-def work(rank: int, size: int, cells: list, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(GLOO_SOCKET_IFNAME="lo")
-    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), size), rank=rank, world_size=size)
-    world = World(rank, size, torch.device("cpu"))
+def work(world: World, cells: list, folder: Path) -> None:
     found = {cell: train(world, *cell, folder) for cell in cells}
     if world.is_main:
         torch.save({str(cell): steps for cell, steps in found.items()}, folder / "found.pt")
-    dist.destroy_process_group()
 
 
 def run(size: int, cells: list, folder: Path) -> dict[str, list[tuple[float, float]]]:
-    mp.spawn(work, (size, cells, folder), nprocs=size)
+    together(size, folder, work, cells, folder)
     return torch.load(folder / "found.pt")
 
 
