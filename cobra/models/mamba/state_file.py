@@ -55,7 +55,8 @@ def load_state(path: Path | str, model: MambaLM, batch: int | None = None) -> Ma
 
     Raises:
         UserError: The file is absent or damaged, or no state, or of another model, of other weights or dtype, or of
-            another number of rows; what was found and what was expected are named.
+            another number of rows, or holds numbers that are not finite; what was found and what was expected are
+            named.
     """
     path = Path(path)
     if not path.is_file():
@@ -74,6 +75,8 @@ def load_state(path: Path | str, model: MambaLM, batch: int | None = None) -> Ma
         state.check(model.config, batch)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    if not (state.conv.isfinite().all() and state.ssm.isfinite().all()):
+        raise UserError(f"{path}: the state holds numbers that are not finite: read the prompt again")
     return state
 
 

@@ -138,6 +138,16 @@ def test_files_that_hold_no_state_are_refused(lm, state, tmp_path):
         load_state(tmp_path / "b", lm)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["conv", "ssm"])
+def test_a_state_with_numbers_that_are_not_finite_is_refused(lm, state, part, value, tmp_path):
+    broken = state.clone()
+    getattr(broken, part)[-1, 0, 0, 0] = value
+    save_state(tmp_path / "a", broken, lm)
+    with pytest.raises(UserError, match="numbers that are not finite"):
+        load_state(tmp_path / "a", lm)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
