@@ -31,6 +31,7 @@ from pathlib import Path
 
 REPO_ID = "Xkev/LLaVA-CoT-100k"
 _BLOCK_BYTES = 2**16
+_QUIET_SECONDS, _SETTLE_SECONDS = 0.05, 30.0
 
 
 @dataclass
@@ -98,6 +99,7 @@ class HubServer:
         self._commits: dict[str, Path] = {}
         self._hashes: dict[Path, tuple[str, str]] = {}
         self._sent: Counter[str] = Counter()
+        self._answering, self._last_answer = 0, 0.0
         self._lock = threading.Lock()
         self.publish(folder)
         self._servers = [ThreadingHTTPServer(("127.0.0.1", number), _handler(self)) for number in (port, 0)]
@@ -136,16 +138,29 @@ class HubServer:
         self.branches[branch] = commit
         return commit
 
-    def bytes_sent(self, name: str | None = None) -> int:
-        """Bytes of bodies sent, of one file or of all."""
+    def bytes_sent(self, name: str | None = None, settled: bool = True) -> int:
+        """Bytes of bodies sent, of one file or of all; as soon as no request is being answered, or at once."""
+        if settled:
+            self._settle()
         with self._lock:
             return self._sent.total() if name is None else self._sent[name]
 
     def forget(self) -> None:
-        """Set the counters back."""
+        """Set the counters back, as soon as no request is being answered."""
+        self._settle()
         with self._lock:
             self._sent.clear()
             self.requests.clear()
+
+    def _settle(self) -> None:
+        """Wait for threads that still answer, or count, what a client has or has given up, and that were slow to."""
+        end = time.monotonic() + _SETTLE_SECONDS
+        while time.monotonic() < end:
+            with self._lock:
+                if not self._answering and time.monotonic() - self._last_answer > _QUIET_SECONDS:
+                    return
+            time.sleep(_QUIET_SECONDS / 5)
+        raise TimeoutError(f"requests are still being answered after {_SETTLE_SECONDS:.0f} s")
 
     def start(self) -> "HubServer":
         for server in self._servers:
@@ -165,9 +180,22 @@ class HubServer:
 
     def answer(self, handler):
         """Answer one request."""
+        with self._lock:
+            self._answering += 1
+        try:
+            self._answer(handler)
+        finally:
+            with self._lock:
+                self._answering -= 1
+                self._last_answer = time.monotonic()
+
+    def _answer(self, handler):
         path = urllib.parse.unquote(urllib.parse.urlsplit(handler.path).path)
         if path == "/counts":
             return _send_json(handler, dict(self._sent))
+        if path == "/api/agent-harnesses":
+            # huggingface_hub asks for it once in a process, before anything else, and does without.
+            return _refuse(handler, 404)
         at, folder, name = self._locate(handler, path)
         asked = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", ""))
         start = int(asked[1]) if asked else 0
@@ -326,6 +354,8 @@ def _refuse(handler, status, code=""):
         if code:
             handler.send_header("X-Error-Code", code)
         handler.send_header("Content-Length", "0")
+        # Else the client may send its next request before it sees that the connection is closed.
+        handler.send_header("Connection", "close")
         handler.end_headers()
 
 

@@ -71,8 +71,8 @@ def test_passing_faults_are_mended(hub, tmp_path, fault):
 
 
 def test_every_attempt_takes_a_new_link(hub, tmp_path):
-    hub.link_seconds = 0.5
-    hub.faults = [Fault("drop", after=300_000), Fault("slow", "cdn", after=0.6)]
+    hub.link_seconds = 1.5
+    hub.faults = [Fault("drop", after=300_000), Fault("slow", "cdn", after=1.8)]
     assert fetch(URL, tmp_path / "to").read_bytes() == BODY
     assert [request.at for request in hub.requests] == ["api"] + ["hub", "cdn"] * 3
     # The link had expired when the second answer came, so nothing of it was lost or repeated.
