@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -213,8 +214,10 @@ class Watched:
         found = {path.name: 0 for path in self._drill.published.iterdir()}
         for path in [*self._folder.glob("*"), *self._folder.glob(".fetch/*")]:
             name = path.name if path.name in found else path.name.removesuffix(".part")
-            if name in found and path.is_file():
-                found[name] = max(found[name], path.stat().st_size)
+            # It may be renamed or deleted between the listing and the look at it.
+            with suppress(FileNotFoundError):
+                if name in found:
+                    found[name] = max(found[name], path.stat().st_size)
         return found
 
 
