@@ -83,13 +83,13 @@ def _let_workers_rest() -> None:
 
 def _workers_run() -> bool:
     """Whether a thread of gloo is running or wants to; never where the system does not show its threads."""
-    states = []
     for status in _TASKS.glob("*/stat"):
         with suppress(OSError):  # The thread has ended.
             # `number (name) state ...`, see proc(5).
             name, _, rest = status.read_text().partition("(")[2].rpartition(")")
-            states += [rest.split()[0]] if name == _GLOO_WORKER else []
-    return any(state != "S" for state in states)
+            if name == _GLOO_WORKER and rest.split()[0] != "S":
+                return True
+    return False
 
 
 def join_world(device: str | None = None) -> World:
