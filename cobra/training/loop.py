@@ -1,5 +1,6 @@
 """The training loop: steps in order, what follows each of them, and going on where an earlier start has stopped."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -96,7 +97,6 @@ class TrainingLoop:
         self.saver = RunSaver(run_dir, self.world, strategy.vlm, strategy.optimizer, self.options.keep_checkpoints)
         self.best: float | None = None
         self._flops = count_flops(strategy.vlm)
-        self._skipped_in_a_row = 0
         self._bad_images = torch.zeros(len(modality_lengths), dtype=torch.int32)
         self._last_save = time.monotonic()
 
@@ -104,11 +104,17 @@ class TrainingLoop:
         """Go on from a saved state.
 
         Raises:
-            UserError: It cannot be read.
+            UserError: It cannot be read, or is of a step that the run does not have.
         """
         state = self.saver.restore(path)
+        if state.step > self.plan.total_steps:
+            raise UserError(
+                f"the state {path} says that {state.step:,} steps are done, and the run has {self.plan.total_steps:,}: "
+                "delete that folder to go on from the one before it"
+            )
         self.strategy.global_step, self.strategy.tokens = state.step, state.tokens
-        self.strategy.skipped_steps, self.best = state.skipped, state.best_validation_loss
+        self.strategy.skipped_steps, self.strategy.skipped_in_a_row = state.skipped, state.skipped_in_a_row
+        self.best = state.best_validation_loss
 
     def run(self) -> StepResult | None:
         """Train to the last step.
@@ -158,8 +164,9 @@ class TrainingLoop:
                 step, result.loss, rate, result.grad_norm, result.tokens, rows, extra, flops=flops
             )
         progress.advance(step, values)
-        held_out = found.get("Validation Loss")
-        better = held_out is not None and (self.best is None or held_out < self.best)
+        held_out = found.get("Validation Loss", math.inf)
+        # A loss that is not a number is never the best: no later one would be less than it.
+        better = held_out < (math.inf if self.best is None else self.best)
         # Before the state of this step: a run that goes on from it has its files.
         if (ends or better) and self._save_model(epoch, result.loss, ends, better, progress):
             self.best = held_out if better else self.best
@@ -221,7 +228,8 @@ class TrainingLoop:
 
     def _save(self, progress: StepProgress) -> None:
         strategy = self.strategy
-        state = RunState(strategy.global_step, strategy.tokens, strategy.skipped_steps, self.best, self.setting)
+        skipped, in_a_row = strategy.skipped_steps, strategy.skipped_in_a_row
+        state = RunState(strategy.global_step, strategy.tokens, skipped, self.best, self.setting, in_a_row)
         self._tell(self.saver.begin(state), progress)
         self._last_save = time.monotonic()
 
@@ -244,21 +252,21 @@ class TrainingLoop:
             )
 
     def _give_up_if_broken(self, result: StepResult, epoch: int, progress: StepProgress) -> None:
-        """Count a step that changed nothing; after too many in a row save the state and stop.
+        """Tell of a step that changed nothing; after too many in a row save the state and stop.
 
         Raises:
-            UserError: With the ids of the rows whose loss is not finite.
+            UserError: Too many were skipped in a row, with the ids of the rows whose loss is not finite; or more than
+                half of all steps were, which is known after the last one.
         """
+        self._fail_if_mostly_skipped()
         if not result.skipped:
-            self._skipped_in_a_row = 0
             return
-        self._skipped_in_a_row += 1
-        step = self.strategy.global_step
+        step, in_a_row = self.strategy.global_step, self.strategy.skipped_in_a_row
         progress.say(
             f"warning: step {step} changed nothing: its loss ({result.loss}) or gradient ({result.grad_norm}) is not a "
-            f"finite number ({self.strategy.skipped_steps} such steps, {self._skipped_in_a_row} in a row)"
+            f"finite number ({self.strategy.skipped_steps} such steps, {in_a_row} in a row)"
         )
-        if self._skipped_in_a_row < self.options.max_skipped:
+        if in_a_row < self.options.max_skipped:
             return
         rows = self._broken_rows(epoch)
         if self.strategy.is_finite():
@@ -270,10 +278,20 @@ class TrainingLoop:
         else:
             kept = "the weights are not finite either, so their state was not saved"
         raise UserError(
-            f"{self._skipped_in_a_row} steps in a row, up to step {step}, had a loss or gradient that is not a finite "
+            f"{in_a_row} steps in a row, up to step {step}, had a loss or gradient that is not a finite "
             f"number, and changed nothing; {kept}. {rows}. Look at these rows and their images, use a lower learning "
             "rate, or allow more with --max_skipped."
         )
+
+    def _fail_if_mostly_skipped(self) -> None:
+        """Raise a UserError after the last step where most of all changed nothing: such a run is no success."""
+        skipped, steps = self.strategy.skipped_steps, self.plan.total_steps
+        if self.strategy.global_step == steps and 2 * skipped > steps:
+            raise UserError(
+                f"{skipped:,} of {steps:,} steps had a loss or gradient that is not a finite number, and changed "
+                f"nothing: the run has failed, and no checkpoint of its last step is written. Begin anew under another "
+                "--run_id, with a lower learning rate or without the rows that the warnings name"
+            )
 
     @torch.no_grad()
     def _broken_rows(self, epoch: int) -> str:

@@ -6,7 +6,9 @@ the step is all that is kept of them. A folder has its name only when it is whol
 """
 
 import json
+import math
 import os
+import re
 import shutil
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
@@ -48,6 +50,22 @@ class RunState:
     best_validation_loss: float | None = None
     setting: dict[str, Any] = field(default_factory=dict)
     """What has to be the same for the run to go on."""
+    skipped_in_a_row: int = 0
+    """The last steps that changed nothing, one after the other."""
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError where the values, which come from a file, are of no run."""
+        for name in ("step", "tokens", "skipped", "skipped_in_a_row"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise ValueError(f"its {name} is {value!r} and must be a whole number of at least 0")
+        if not self.skipped_in_a_row <= self.skipped <= self.step:
+            raise ValueError(f"{self.skipped} of its {self.step} steps are skipped, {self.skipped_in_a_row} in a row")
+        best = self.best_validation_loss
+        if best is not None and not (isinstance(best, int | float) and math.isfinite(best)):
+            raise ValueError(f"its best_validation_loss is {best!r} and must be a finite number or null")
+        if not isinstance(self.setting, dict):
+            raise ValueError(f"its setting is {self.setting!r} and must be an object")
 
 
 class RunSaver:
@@ -154,8 +172,8 @@ def states(folder: Path) -> list[Path]:
     """Return the whole states in a run's folder `resume`, oldest first."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if path.name.startswith("step-") and not path.suffix]
-    return sorted((path for path in found if (path / _STATE).is_file()), key=lambda path: path.name)
+    found = [path for path in folder.iterdir() if re.fullmatch(r"step-[0-9]{6,12}", path.name)]
+    return sorted((path for path in found if (path / _STATE).is_file()), key=state_step)
 
 
 def read_state(path: Path) -> RunState:
@@ -165,9 +183,12 @@ def read_state(path: Path) -> RunState:
         UserError: It cannot be read.
     """
     try:
-        return RunState(**json.loads((path / _STATE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        state = RunState(**json.loads((path / _STATE).read_text(encoding="utf-8")))
+        if state.step != state_step(path):
+            raise ValueError(f"its step is {state.step:,}, which is not that of its name")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise _unreadable(path, error) from error
+    return state
 
 
 def state_step(path: Path) -> int:

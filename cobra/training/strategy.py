@@ -79,6 +79,7 @@ class TrainStrategy:
         global_step: Steps done, skipped ones too.
         tokens: Labelled tokens that have been trained on.
         skipped_steps: Steps that changed nothing.
+        skipped_in_a_row: Those among them that no other step has followed.
         skipped_rows: Rows that were met with a bad image, over all processes; known at the end of the training.
     """
 
@@ -130,6 +131,7 @@ class TrainStrategy:
         self.global_step = 0
         self.tokens = 0
         self.skipped_steps = 0
+        self.skipped_in_a_row = 0
         self.skipped_rows = 0
 
     def _scheduled_rate(self, step: int, total_steps: int) -> float:
@@ -190,6 +192,7 @@ class TrainStrategy:
         self.global_step += 1
         self.tokens += int(tokens) if finite else 0
         self.skipped_steps += not finite
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         positions = int(texts) + int(images) * self.vlm.vision_backbone.num_patches
         return StepResult(mean.item(), grad_norm.item(), int(tokens), not finite, int(images), positions)
 

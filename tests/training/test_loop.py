@@ -9,7 +9,7 @@ from scratch import scratch_vlm
 from test_matrix import Recorder, make_rows
 
 from cobra.training.loop import LoopOptions, TrainingLoop
-from cobra.training.run_state import states
+from cobra.training.run_state import RunState, states
 from cobra.training.strategy import Hyperparameters, TrainStrategy
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World
@@ -43,12 +43,24 @@ def trainer(world: World = CPU, steps: int = 8) -> TrainStrategy:
     return strategy
 
 
-def train(strategy, rows, folder: Path, recorder=None, evaluator=None, **options):
+def open_loop(strategy, rows, folder: Path, recorder=None, evaluator=None, **options) -> TrainingLoop:
     lengths = [(True, len(row["input_ids"])) for row in rows]
-    loop = TrainingLoop(
+    return TrainingLoop(
         strategy, rows, COLLATOR, lengths, folder, recorder, seed=5, evaluator=evaluator, options=LoopOptions(**options)
     )
-    return loop.run()
+
+
+def train(*arguments, **options):
+    return open_loop(*arguments, **options).run()
+
+
+def train_again(rows, folder: Path, **options) -> TrainStrategy:
+    """Train on from the newest state with a fresh model."""
+    strategy = trainer()
+    loop = open_loop(strategy, rows, folder, **options)
+    loop.restore(states(folder / "resume")[-1])
+    loop.run()
+    return strategy
 
 
 def test_step_with_a_broken_image_changes_nothing_and_the_run_goes_on(tmp_path, capsys):
@@ -67,6 +79,43 @@ def test_too_many_in_a_row_stop_with_a_state_and_the_rows(tmp_path):
         train(strategy, rows_with_nan(*range(16)), tmp_path, max_skipped=2)
     assert str(error.value).count("(id 'id-") == 4
     assert [path.name for path in states(tmp_path / "resume")] == ["step-000002"]
+
+
+@pytest.mark.fault("A6")
+def test_starting_again_does_not_allow_more_skipped_steps(tmp_path):
+    broken = rows_with_nan(*range(16))
+    with pytest.raises(UserError, match="3 steps in a row, up to step 3,"):
+        train(trainer(), broken, tmp_path, max_skipped=3)
+    for step in (4, 5):
+        with pytest.raises(UserError, match=f"{step} steps in a row, up to step {step},"):
+            train_again(broken, tmp_path, max_skipped=3)
+    with pytest.raises(UserError, match="7 steps in a row, up to step 7,"):
+        train_again(broken, tmp_path, max_skipped=7)
+
+
+@pytest.mark.fault("A6")
+def test_mended_rows_are_trained_on_after_giving_up(tmp_path):
+    with pytest.raises(UserError, match="3 steps in a row"):
+        train(trainer(), rows_with_nan(*range(16)), tmp_path, max_skipped=3)
+    strategy = train_again(rows_with_nan(), tmp_path, max_skipped=3)
+    assert (strategy.global_step, strategy.skipped_steps, strategy.skipped_in_a_row) == (8, 3, 0)
+
+
+@pytest.mark.fault("A6")
+def test_run_of_mostly_skipped_steps_fails_without_a_last_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="8 of 8 steps .* the run has failed"):
+        train(trainer(), rows_with_nan(*range(16)), tmp_path, max_skipped=100)
+    assert not [*tmp_path.glob("checkpoints/step-000008*")]
+
+
+@pytest.mark.fault("A12")
+def test_state_beyond_the_last_step_is_refused(tmp_path):
+    strategy = trainer()
+    saver = open_loop(strategy, rows_with_nan(), tmp_path).saver
+    saver.begin(RunState(9, 0, 0))
+    saver.finish()
+    with pytest.raises(UserError, match="9 steps are done, and the run has 8: delete that folder"):
+        train_again(rows_with_nan(), tmp_path)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
@@ -114,10 +163,10 @@ def test_all_processes_skip_what_one_of_them_meets(tmp_path):
 
 
 class Falling:
-    """A loss on held-out rows that falls, then rises."""
+    """A loss on held-out rows that falls, then rises; once it is not a number."""
 
     def __init__(self):
-        self.losses = iter([3.0, 2.0, 2.5, 4.0])
+        self.losses = iter([float("nan"), 2.0, 2.5, 4.0])
 
     def evaluate(self, *args):
         return {"Validation Loss": next(self.losses)}

@@ -1,5 +1,6 @@
 """Saving what a run needs to go on: bitwise back, in the background, whole or not at all, the newest few."""
 
+import json
 import shutil
 
 import pytest
@@ -8,7 +9,7 @@ from test_step import CPU, ROWS, collate, make_strategy
 
 from cobra.models.checkpoint import LATEST
 from cobra.training import run_state
-from cobra.training.run_state import RunSaver, RunState, clear_unfinished, states
+from cobra.training.run_state import RunSaver, RunState, clear_unfinished, read_state, states
 from cobra.util.errors import UserError
 
 
@@ -49,6 +50,50 @@ def test_state_comes_back_bitwise_and_training_goes_on_bitwise(tmp_path):
     assert_equal(everything(fresh), expected)
     assert [fresh.train_step([collate(*ROWS)], 1e-3) for _ in range(2)] == uninterrupted
     assert_equal(everything(fresh), everything(strategy))
+
+
+@pytest.mark.fault("A12")
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"step": -3}, "its step is -3 and must be a whole number"),
+        ({"step": [3]}, "its step is"),
+        ({"step": True}, "its step is True"),
+        ({"step": 3.0}, "its step is 3.0"),
+        ({"step": 10**12}, "its step is 1,000,000,000,000, which is not that of its name"),
+        ({"tokens": None}, "its tokens is None"),
+        ({"skipped": 4}, "4 of its 3 steps are skipped"),
+        ({"skipped_in_a_row": 1}, "0 of its 3 steps are skipped, 1 in a row"),
+        ({"best_validation_loss": float("nan")}, "its best_validation_loss is nan"),
+        ({"best_validation_loss": "low"}, "its best_validation_loss is 'low'"),
+        ({"setting": []}, "its setting is"),
+        ({"unknown": 1}, "unexpected keyword"),
+    ],
+)
+def test_state_of_impossible_values_is_refused(tmp_path, values, told):
+    path = tmp_path / "step-000003"
+    path.mkdir()
+    (path / "state.json").write_text(json.dumps({"step": 3, "tokens": 100, "skipped": 0} | values))
+    with pytest.raises(UserError, match=f"step-000003 cannot be read: .*{told}.*Delete that folder"):
+        read_state(path)
+
+
+@pytest.mark.fault("A12")
+def test_state_that_is_no_object_is_refused(tmp_path):
+    path = tmp_path / "step-000003"
+    path.mkdir()
+    for text in ("[3]", "3", "null", "", "[" * 100_000):
+        (path / "state.json").write_text(text)
+        with pytest.raises(UserError, match="cannot be read"):
+            read_state(path)
+
+
+@pytest.mark.fault("A12")
+def test_states_are_in_the_order_of_their_steps_and_other_folders_are_passed_over(tmp_path):
+    for name in ("step-1000000", "step-999999", "step-of-mine", "step-000001.tmp", "step-"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").write_text("{}")
+    assert [path.name for path in states(tmp_path)] == ["step-999999", "step-1000000"]
 
 
 def test_the_newest_few_are_kept(tmp_path):
