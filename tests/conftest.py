@@ -62,20 +62,33 @@ def golden_vlm(golden_registered: GoldenSet):
     return cobra.load(golden_registered.path("run"), device="cpu")
 
 
+@pytest.fixture(scope="session")
+def golden_images(golden: GoldenSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden pictures with the pixels that Cobra reads; ours differ where they are transparent or of 16 bits."""
+    from PIL import Image
+
+    folder, stored = tmp_path_factory.mktemp("images"), golden.path("images")
+    for path in (path for path in stored.rglob("*") if path.is_file()):
+        target = folder / path.relative_to(stored)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as picture:
+            picture.convert("RGB").save(target, "PNG")
+    return folder
+
+
 @pytest.fixture
-def golden_data(golden_registered: GoldenSet, golden_vlm):
+def golden_data(golden_registered: GoldenSet, golden_vlm, golden_images: Path):
     """The golden rows of both kinds as datasets, and their collator."""
     from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
     from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 
     golden, vlm = golden_registered, golden_vlm
     transform, tokenizer = vlm.vision_backbone.image_transform, vlm.llm_backbone.tokenizer
-    images = golden.path("images")
     return SimpleNamespace(
         finetune=FinetuneDataset(
-            golden.path("finetune.json"), images, transform, tokenizer, vlm.llm_backbone.prompt_builder_fn
+            golden.path("finetune.json"), golden_images, transform, tokenizer, vlm.llm_backbone.prompt_builder_fn
         ),
-        align=AlignDataset(golden.path("align.json"), images, transform, tokenizer),
+        align=AlignDataset(golden.path("align.json"), golden_images, transform, tokenizer),
         collator=PaddedCollatorForLanguageModeling(
             tokenizer.model_max_length, tokenizer.pad_token_id, vlm.vision_backbone.default_image_resolution
         ),

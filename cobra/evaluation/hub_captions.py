@@ -1,6 +1,7 @@
 """Captions and images out of a data set of the hub, such as lmms-lab/COCO-Caption2017, or of its files on the disk."""
 
 import io
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,7 +82,7 @@ class RowPictures(Pictures):
         if value["bytes"] is not None:
             return io.BytesIO(value["bytes"])
         path = Path(value["path"] or "")
-        return path if path.is_file() else None
+        return path if os.path.isfile(path) else None
 
     def others(self) -> list[str]:
         """Return a few ids."""

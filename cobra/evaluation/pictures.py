@@ -1,7 +1,7 @@
 """The pictures of captioned images: in a folder, or in the rows of a data set."""
 
 import io
-import re
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -13,7 +13,7 @@ from rich.progress import track
 
 from cobra.evaluation.entries import FETCH_COMMAND, CaptionedImage, ImageId, count_images, photo_number, refuse
 from cobra.util.errors import UserError
-from cobra.util.images import check_decodes, read_rgb
+from cobra.util.images import BadImageError, check_decodes, read_rgb
 from cobra.util.shown import shown
 
 PictureFile = Path | io.BytesIO
@@ -68,10 +68,10 @@ class Pictures(ABC):
             raise UserError(f"{name} does not exist")
         try:
             return decode(file)
-        # Pillow's decoders raise nearly anything on damaged files.
-        except Exception as error:
-            reason = re.sub(re.escape(repr(str(file))) + "|<_io.BytesIO [^>]*>", "the file", str(error))
-            raise UserError(f"{name} is not a readable image ({' '.join(reason.split())})") from error
+        except FileNotFoundError as error:
+            raise UserError(f"{name} does not exist") from error
+        except BadImageError as error:
+            raise UserError(f"{name} is not a readable image ({error})") from error
 
 
 class PictureFolder(Pictures):
@@ -99,7 +99,8 @@ class PictureFolder(Pictures):
     def file(self, image: CaptionedImage) -> Path | None:
         """Return the path of an image; None where there is none under any of its names."""
         paths = (self._folder / name for name in _names(image.file_name))
-        return next((path for path in paths if path.is_file()), None)
+        # False, too, of a name that no file can have.
+        return next((path for path in paths if os.path.isfile(path)), None)
 
     def others(self) -> list[str]:
         """Return a few files of the folder."""

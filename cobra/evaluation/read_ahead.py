@@ -14,6 +14,7 @@ from cobra.models.backbones.vision import PixelValues
 from cobra.models.backbones.vision.transforms import ImageTransform
 from cobra.util.errors import UserError
 from cobra.util.files import sha256_file
+from cobra.util.images import file_status
 from cobra.util.parallel import available_cores
 
 # Pillow decodes outside Python's lock; more threads than this would only take cores from the model.
@@ -34,10 +35,11 @@ class LoadedImage:
 
 
 def hash_image(image: CaptionedImage, pictures: Pictures) -> str:
-    """Return the SHA-256 of an image's file as it is stored; empty where there is none, or it cannot be read."""
+    """Return the SHA-256 of an image's file as it is stored; empty where there is none, or none that is read."""
     file = pictures.file(image)
     try:
         if isinstance(file, Path):
+            file_status(file)
             return sha256_file(file)
     except OSError:
         return ""

@@ -6,13 +6,13 @@ import string
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from PIL import Image
 from rich.progress import track
 
 from cobra.preprocessing.archives import extract_archive
 from cobra.preprocessing.fetching import HubUnreachable, fetch
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path
+from cobra.util.images import check_decodes, read_header, read_rgb
 
 # Published OCR-VQA images come in these forms too; the annotations name every one `.jpg`.
 _CONVERTED_SUFFIXES = {".png", ".gif", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -198,8 +198,7 @@ def convert_to_jpg(image_dir: Path) -> None:
     for path in track(todo, description="converting to jpg", disable=not todo):
         try:
             content = _as_jpeg(path)
-        # Pillow's decoders raise nearly anything on damaged files.
-        except Exception as error:
+        except OSError as error:
             unreadable.append(f"{path.name} ({error})")
         else:
             with atomic_path(path.with_suffix(".jpg")) as temporary:
@@ -213,15 +212,9 @@ def convert_to_jpg(image_dir: Path) -> None:
 
 def _as_jpeg(path: Path) -> bytes:
     """Return an image as an RGB JPEG file; one that is JPEG under another suffix stays as it is, byte by byte."""
-    with Image.open(path) as image:
-        image.load()
-        if image.format == "JPEG":
-            return path.read_bytes()
-        if image.has_transparency_data:
-            pixels = image.convert("RGBA")
-            rgb = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
-        else:
-            rgb = image.convert("RGB")
-        buffer = io.BytesIO()
-        rgb.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
-        return buffer.getvalue()
+    if read_header(path).format == "JPEG":
+        check_decodes(path)
+        return path.read_bytes()
+    buffer = io.BytesIO()
+    read_rgb(path).save(buffer, format="JPEG", quality=_JPEG_QUALITY)
+    return buffer.getvalue()

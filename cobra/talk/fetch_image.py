@@ -58,16 +58,13 @@ def decode_image(data: bytes, name: str) -> "Image.Image":
     Raises:
         UserError: It is not a picture.
     """
-    from cobra.util.images import FORMATS, read_rgb
+    from cobra.util.images import FORMATS, BadImageError, read_rgb
 
     try:
         return read_rgb(io.BytesIO(data))
-    # Decoders answer damaged files with errors of almost any kind.
-    except Exception as error:
-        # Pillow names the memory in which the file lies.
-        reason = "it is in none of the known formats" if "BytesIO" in str(error) else str(error) or repr(error)
+    except BadImageError as error:
         raise UserError(
-            f"{_name(name)} cannot be opened as a picture ({reason}): give a whole file in one of the formats "
+            f"{_name(name)} cannot be opened as a picture ({error}): give a whole file in one of the formats "
             f"{', '.join(FORMATS)}"
         ) from error
 

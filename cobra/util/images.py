@@ -7,48 +7,215 @@ resize. Draft mode would act on pictures of 768 pixels and more, and change them
 CMYK and reads JPEG alone; torchvision reads 16-bit PNG to 16 bits. `benchmarks/dataset.py` measures it again.
 """
 
+import os
+import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
-from PIL import Image
+import numpy as np
+from PIL import Image, UnidentifiedImageError
 
-# Only formats with a decoder inside Pillow: EPS, for one, would start Ghostscript.
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
+from cobra.util.jpeg import complete_jpeg, is_cut_jpeg
+
+# Named one by one, so that a new release of Pillow opens nothing that has not been looked at. Left out on purpose: EPS
+# (starts Ghostscript), WMF (Windows' own code), BUFR, FITS, GRIB, HDF5 and MPEG (no decoder in Pillow), PSD and others
+# that no data set of photos has.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "TGA")
+
+# Of a file. The largest pictures that Pillow opens, 179 million pixels, take 0.5 GB without any compression.
+_MAX_BYTES = 2**30
+# Of one that may lack only its end: it is read into memory.
+_MAX_MENDED_BYTES = 2**26
+
+# What files that are no pictures begin with, in lower case, and what to say of them.
+_STRANGERS = (
+    ((b"<!doctype html", b"<html", b"<head", b"<body"), "it is a web page (HTML): its download has failed"),
+    ((b"version https://git-lfs",), "it is a pointer of Git LFS: fetch the file itself with `git lfs pull`"),
+    ((b"<svg", b"<?xml"), "it is XML or SVG text, which has no pixels: convert it to PNG"),
+    ((b"{", b"["), "it is JSON text: its download has failed"),
+    ((b"%pdf", b"%!ps", b"8bps"), "it is a PDF, PostScript or Photoshop file: convert it to PNG"),
+    ((b"pk\x03\x04", b"\x1f\x8b"), "it is a packed archive: unpack it"),
+)
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 
 
-def read_rgb(path: Path | str | IO[bytes]) -> Image.Image:
+class BadImageError(OSError):
+    """A file is no picture, or none that can be read whole; the text says why, and leaves naming it to the caller."""
+
+
+class Header(NamedTuple):
+    """What a file says of its first picture."""
+
+    format: str
+    """Pillow's name."""
+    width: int
+    height: int
+
+
+def read_rgb(file: Path | str | IO[bytes]) -> Image.Image:
     """Decode the first picture of a file to RGB, (height, width, 3) of 8 bits, as it is stored: EXIF does not turn it.
 
     Args:
-        path: A file in one of :data:`FORMATS`, told by its content, or its bytes.
+        file: A file in one of :data:`FORMATS`, told by its content, or its bytes. A JPEG file may lack its end marker
+            if every pixel is there.
 
     Raises:
         FileNotFoundError: There is no such file.
-        Exception: Whatever the decoder raises on a file that is not a whole picture: errors of almost any kind,
-            NotImplementedError and struct.error among them. A picture of more than twice
-            `PIL.Image.MAX_IMAGE_PIXELS` is a DecompressionBombError.
+        BadImageError: It cannot be opened, is no picture, or breaks off, has more than twice
+            `PIL.Image.MAX_IMAGE_PIXELS`, or is not a regular file (a pipe would be waited for).
     """
-    with warnings.catch_warnings():
-        # Of odd palettes, damaged EXIF and large pictures, which all decode.
-        warnings.simplefilter("ignore")
-        with Image.open(path, formats=FORMATS) as image:
-            return image.convert("RGB")
+    return _decode(file, quick=False)
 
 
-def check_decodes(path: Path | str | IO[bytes]) -> None:
+def check_decodes(file: Path | str | IO[bytes]) -> None:
     """Decode the first picture of a file as :func:`read_rgb` would, and keep nothing of it.
 
     JPEG is decoded to an eighth of its size: all its data are read and checked as ever, in half the time or less.
 
     Args:
-        path: See :func:`read_rgb`.
+        file: See :func:`read_rgb`.
 
     Raises:
-        Exception: As :func:`read_rgb`.
+        FileNotFoundError: As :func:`read_rgb`.
+        BadImageError: As :func:`read_rgb`.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(path, formats=FORMATS) as image:
-            image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))
-            image.convert("RGB")
+    _decode(file, quick=True)
+
+
+def read_header(file: Path | str | IO[bytes]) -> Header:
+    """Return what the header of a file says of its first picture; nothing else is read.
+
+    Args:
+        file: See :func:`read_rgb`.
+
+    Raises:
+        FileNotFoundError: As :func:`read_rgb`.
+        BadImageError: As :func:`read_rgb`, so far as the header tells.
+    """
+    with _told(file), Image.open(file, formats=FORMATS) as image:
+        return Header(str(image.format), *image.size)
+
+
+def file_status(path: Path | str) -> os.stat_result:
+    """Return the status of a file that may be opened: its size and time of change, say.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        BadImageError: It cannot be reached, is too large, or no regular file: a pipe would be waited for.
+    """
+    try:
+        status = os.stat(path)
+    except NotADirectoryError as error:
+        raise FileNotFoundError(*error.args) from error
+    except FileNotFoundError:
+        raise
+    # Of a name with a NUL or half a surrogate pair a ValueError.
+    except (OSError, ValueError) as error:
+        raise BadImageError(getattr(error, "strerror", None) or str(error)) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise BadImageError("it is a folder" if stat.S_ISDIR(status.st_mode) else "it is not a regular file")
+    if status.st_size > _MAX_BYTES:
+        raise BadImageError(f"it has {status.st_size:,} bytes, and pictures may have {_MAX_BYTES:,}")
+    return status
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture as RGB of 8 bits, the way a viewer shows it.
+
+    Transparent pixels show white. Of 16 bits, and of whole or floating-point numbers, all levels are kept apart: Pillow
+    would make white of everything above 255. The same as `convert("RGB")` for all other pictures.
+
+    Args:
+        image: Of any mode; it is left as it is.
+    """
+    if image.mode.startswith("I") or image.mode == "F":
+        return _to_grey(image).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    pixels = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
+
+
+def _to_grey(image: Image.Image) -> Image.Image:
+    """Return a picture of wide numbers in 8 bits; what exceeds black or white is cut, a number that is none is black.
+
+    White is known for 16 bits. Else it is the first of 1 (of floating-point numbers), 255 and 65,535 that no pixel
+    exceeds, or the highest pixel.
+    """
+    stored = np.asarray(image)
+    values = np.nan_to_num(stored.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    if image.mode.startswith("I;16") or image.format == "PPM" and image.mode == "I":
+        white = 65535.0
+    else:
+        peak = float(values.max(initial=0))
+        whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        white = next((white for white in whites if peak <= white), peak)
+    grey = np.rint(np.clip(values * (255 / white), 0, 255)).astype(np.uint8)
+    if "transparency" in image.info:
+        grey[stored == image.info["transparency"]] = 255
+    return Image.fromarray(grey)
+
+
+def _decode(file: Path | str | IO[bytes], quick: bool) -> Image.Image:
+    with _told(file):
+        with Image.open(file, formats=FORMATS) as image:
+            if quick:
+                image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))
+            try:
+                image.load()
+            except OSError:
+                data = _content(file)
+                if data is None or not is_cut_jpeg(data) or (whole := complete_jpeg(data)) is None:
+                    raise
+                return to_rgb(whole)
+            return to_rgb(image)
+
+
+@contextmanager
+def _told(file: Path | str | IO[bytes]) -> Iterator[None]:
+    """Look at a file before it is opened, and put in words what its decoder raises."""
+    if isinstance(file, Path | str):
+        file_status(file)
+    try:
+        with warnings.catch_warnings():
+            # Of odd palettes, damaged EXIF and large pictures, which all decode.
+            warnings.simplefilter("ignore")
+            yield
+    # It may have vanished meanwhile.
+    except FileNotFoundError:
+        raise
+    # Decoders answer damaged files with errors of almost any kind.
+    except Exception as error:
+        raise BadImageError(_explain(file, error)) from error
+
+
+def _explain(file: Path | str | IO[bytes], error: Exception) -> str:
+    """Return why a file cannot be read, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, UnidentifiedImageError):
+        data = _content(file) if isinstance(error, OSError) else None
+        cut = "truncated" in reason.lower() or (data is not None and is_cut_jpeg(data))
+        return f"it breaks off before its end: fetch it again ({reason})" if cut else reason
+    begin = (_content(file, 256) or b"").lower()
+    if not begin:
+        return "it is empty"
+    if begin[4:8] == b"ftyp" and begin[8:12] in _HEIF_BRANDS:
+        return "it is HEIC, which is not read: convert it to JPEG"
+    found = (words for beginnings, words in _STRANGERS if begin.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(beginnings))
+    return next(found, f"it is in none of the formats {', '.join(FORMATS)}")
+
+
+def _content(file: Path | str | IO[bytes], size: int | None = None) -> bytes | None:
+    """Return the bytes of a file, or its first ones; None where it is too large to be read whole."""
+    if isinstance(file, Path | str):
+        with open(file, "rb") as opened:
+            return _content(opened, size)
+    if size is None and file.seek(0, os.SEEK_END) > _MAX_MENDED_BYTES:
+        return None
+    file.seek(0)
+    return file.read(-1 if size is None else size)

@@ -5,9 +5,7 @@ import io
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
-from cobra.util.images import FORMATS, read_rgb
+from cobra.util.images import read_header, read_rgb
 
 # CSS pixels at most, in either direction, and decoded pixels above which a picture is not shown: it would take 100 MB.
 _SIDE = 280
@@ -27,13 +25,12 @@ class Thumbnail(NamedTuple):
 def thumbnail(path: Path | io.BytesIO) -> Thumbnail | str:
     """Return a small copy of the picture in a file or its bytes, or in one sentence why there is none."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-        if width * height > _MAX_PIXELS:
-            return f"The picture has {width:,} x {height:,} pixels, too many to show here."
+        header = read_header(path)
+        if header.width * header.height > _MAX_PIXELS:
+            return f"The picture has {header.width:,} x {header.height:,} pixels, too many to show here."
         small = read_rgb(path)
-    # Pillow's decoders raise nearly anything on damaged files; rows may have been kept without looking at them.
-    except Exception:
+    # Rows may have been kept without looking at their pictures.
+    except OSError:
         return "The picture cannot be read."
     small.thumbnail((_SIDE, _SIDE))
     buffer = io.BytesIO()

@@ -89,3 +89,13 @@ def test_unreadable_images_are_returned_with_the_reason(tmp_path):
     for image in images("half.png")[:1]:
         with pytest.raises(UserError, match="not a readable image"):
             folder.load(image)
+
+
+@pytest.mark.fault("C1")
+@pytest.mark.parametrize("name", ["x/" * 2500 + "a.png", "a" * 256, "a.png/b.png", "\ud800.png"])
+def test_a_name_that_no_file_can_have_is_missing(tmp_path, name):
+    save(tmp_path / "a.png")
+    folder = PictureFolder(tmp_path)
+    assert not folder.has(images(name)[0])
+    with pytest.raises(UserError, match="lacks 1 image"):
+        check_present(images("a.png", name), folder)

@@ -141,12 +141,12 @@ def test_golden_generation_of_the_llm_alone(golden_vlm, cases):
         assert golden_vlm.generate_batch_ids(None, prompts, options) == expected, case["tag"]
 
 
-def test_golden_run_directory_generates_from_the_image_file(golden, golden_vlm, cases):
+def test_golden_run_directory_generates_from_the_image_file(golden, golden_images, golden_vlm, cases):
     """The picture is the one whose pixels the set holds. Cobra crashes without its cache; ours never needs telling."""
     case = next(case for case in cases[0] if "vlm.generate_text" in case)
     expected = by_tower(golden.pixels(golden.npz("generation.npz")))
     found = []
-    for path in sorted(path for path in golden.path("images").rglob("*") if path.is_file()):
+    for path in sorted(path for path in golden_images.rglob("*") if path.is_file()):
         with Image.open(path) as picture:
             actual = by_tower(golden_vlm.preprocess([picture]))
             if all(torch.allclose(actual[name], expected[name], **PIXELS) for name in expected):

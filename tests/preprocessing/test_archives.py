@@ -27,9 +27,12 @@ UNSAFE_NAMES = [
     "COM1.txt",
     "a\nb",
     "a" * 256,
+    "\u00e9" * 128,
+    "/".join(["a" * 200] * 4),
 ]
 
 
+@pytest.mark.fault("C1")
 @pytest.mark.parametrize("name", UNSAFE_NAMES)
 def test_zip_with_an_unsafe_name_is_refused_whole(tmp_path, name):
     archive = tmp_path / "in" / "x.zip"

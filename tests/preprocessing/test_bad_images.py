@@ -1,5 +1,7 @@
 """Rows whose image is missing or unreadable: an error that names them, or a place without a label."""
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import cobra.models.tiny
+from cobra.evaluation.entries import CaptionedImage
+from cobra.evaluation.pictures import PictureFolder
+from cobra.evaluation.read_ahead import hash_image
 from cobra.models.backbones.llm.backbone import load_tokenizer
 from cobra.models.backbones.llm.prompting import ZephyrChatPromptBuilder
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
+from cobra.preprocessing.llava_cot.images import ImageChecker
+from cobra.preprocessing.llava_cot.rows import Defect
 from cobra.util.data_utils import IGNORE_INDEX, PaddedCollatorForLanguageModeling
 from cobra.util.errors import UserError
 
@@ -162,3 +169,75 @@ def test_an_image_that_the_transform_refuses_is_named_with_its_row(folder, token
     rows = [{"id": 7, "image": "a.png", "conversations": PAIR}]
     with pytest.raises(UserError, match=r"row 0 \(id 7\) of .*a.png: too thin"):
         finetune(folder, tokenizer, rows, transform=strict)[0]
+
+
+ZOO = Path(__file__).parents[1] / "faults" / "zoo" / "images"
+ODD = [
+    "pipe.png",
+    "folder.png",
+    "loop.png",
+    "a.png/b.png",
+    "x" * 256,
+    "/".join(["x" * 250] * 20),
+    "large.jpg",
+    "\ud800",
+]
+
+
+@pytest.fixture
+def odd_images(folder):
+    """The zoo, and what else can lie or be named where a picture should be."""
+    images = folder / "images"
+    shutil.copytree(ZOO, images, dirs_exist_ok=True)
+    os.mkfifo(images / "pipe.png")
+    (images / "folder.png").mkdir()
+    (images / "loop.png").symlink_to("loop.png")
+    with (images / "large.jpg").open("wb") as file:
+        file.truncate(2**40)
+    return folder
+
+
+REFUSED = {"cut20.jpg", "cuthalf.jpg", "empty.jpg", "html.jpg", "progcut.jpg"}
+
+
+@pytest.mark.fault("C1")
+@pytest.mark.fault("F17")
+def test_preparation_training_and_benchmark_agree_on_every_file(odd_images, tokenizer):
+    names = sorted(path.name for path in ZOO.iterdir()) + ODD
+    rows = [{"id": number, "image": name, "conversations": PAIR} for number, name in enumerate(names)]
+    dataset = finetune(odd_images, tokenizer, rows, on_bad_image="skip")
+    trained = {name for number, name in enumerate(names) if "skipped_row" not in dataset[number]}
+    with ImageChecker(odd_images / "images", odd_images / "record.jsonl") as checker:
+        checker.check(names)
+        prepared = {name for name in names if checker.is_usable(name)}
+    pictures = PictureFolder(odd_images / "images")
+    shown = set()
+    for name in names:
+        image = CaptionedImage(name, name, ("a word",))
+        try:
+            pictures.load(image)
+            pictures.check(image)
+            shown.add(name)
+            assert hash_image(image, pictures)
+        except UserError as error:
+            assert pictures.has(image) == (name in {*REFUSED, "large.jpg"}), error
+            # A file of 2^40 bytes would be hashed for an hour.
+            assert bool(hash_image(image, pictures)) == (name in REFUSED)
+    assert trained == prepared == shown == set(names) - REFUSED - set(ODD)
+
+
+@pytest.mark.fault("C1")
+@pytest.mark.parametrize("mode", ["full", "fast", "none"])
+def test_preparation_tells_a_missing_image_from_one_that_cannot_be_reached(odd_images, mode):
+    with ImageChecker(odd_images / "images", odd_images / "record.jsonl", mode) as checker:
+        checker.check([*ODD, "absent.png"])
+        assert not any(map(checker.is_usable, [*ODD, "absent.png"]))
+        assert checker.counts() == {Defect.MISSING_IMAGE: 2, Defect.UNREADABLE_IMAGE: len(ODD) - 1}
+
+
+@pytest.mark.fault("C1")
+def test_a_path_of_any_length_is_named_in_a_line(odd_images, tokenizer):
+    dataset = finetune(odd_images, tokenizer, [{"id": 7, "image": "x/" * 5000 + "a.png", "conversations": PAIR}])
+    with pytest.raises(UserError, match="row 0 .*cannot be read.*File name too long") as error:
+        dataset[0]
+    assert len(str(error.value)) < 1000

@@ -25,6 +25,7 @@ from cobra.models.vlms.scoring import (
 from cobra.models.vlms.search import Search, SearchOptions, SearchResult
 from cobra.models.vlms.structure import TokenTexts, same_conclusion
 from cobra.util.errors import UserError
+from cobra.util.images import to_rgb
 
 # Positions that a CPU reads at once: 16 images of 729 patches fall out of its cache, and together take 1.6 times as
 # long as two by two.
@@ -62,8 +63,8 @@ class Answering:
         raise NotImplementedError
 
     def preprocess(self, images: Sequence[Image.Image]) -> PixelValues:
-        """Return the pixels of pictures, stacked on the model's device and, where there are several, by tower."""
-        pixels = [self.vision_backbone.image_transform(image.convert("RGB")) for image in images]
+        """Return the pixels of pictures of any mode, stacked on the model's device and, if several, by tower."""
+        pixels = [self.vision_backbone.image_transform(to_rgb(image)) for image in images]
         return map_pixels(stack_pixels(pixels), lambda value: value.to(self.device))
 
     @torch.no_grad()

@@ -22,13 +22,16 @@ from cobra.preprocessing.datasets.reasoning import ReasoningTrace, extract_reaso
 from cobra.preprocessing.datasets.rows import PLACEHOLDER
 from cobra.util.data_utils import IGNORE_INDEX, SKIPPED_ROW
 from cobra.util.errors import UserError
-from cobra.util.images import read_rgb
+from cobra.util.images import BadImageError, read_rgb
+from cobra.util.shown import shown
 
 ON_BAD_IMAGE = ("raise", "skip")
 TRUNCATIONS = ("right", "drop")
 
 # Side of the picture that shows what form the transform's pixels have.
 _PROBE = 64
+# Characters of a path in an error; one of the data can have any length.
+_SHOWN_PATH = 300
 
 
 class _RowDataset(Dataset[dict[str, Any]]):
@@ -82,23 +85,22 @@ class _RowDataset(Dataset[dict[str, Any]]):
         if "image" not in row:
             return None
         path = self.image_dir / row["image"]
+        name = shown(str(path), _SHOWN_PATH)
         try:
             # By the path's text: a link that the user has made in the folder, to another disk say, is the user's own.
             if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.image_dir)):
                 raise ValueError(f"it lies outside the image folder {self.image_dir}")
             image = read_rgb(path)
         except FileNotFoundError as error:
-            raise UserError(f"{self.examples.where(index)} names an image that does not exist: {path}") from error
-        # Decoders answer damaged files with errors of almost any kind.
-        except Exception as error:
+            raise UserError(f"{self.examples.where(index)} names an image that does not exist: {name}") from error
+        except (BadImageError, ValueError) as error:
             raise UserError(
-                f"{self.examples.where(index)} names an image that cannot be read: {path} ({error}); replace the file "
-                "or take the row out"
+                f"{self.examples.where(index)} names an image that cannot be read: {name} ({error})"
             ) from error
         try:
             return self.image_transform(image)
         except UserError as error:
-            raise UserError(f"{self.examples.where(index)}: {path}: {error}") from error
+            raise UserError(f"{self.examples.where(index)}: {name}: {error}") from error
 
     def _blank_pixels(self) -> PixelValues:
         if self._blank is None:

@@ -2,22 +2,24 @@
 
 import hashlib
 import json
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from PIL import Image
+import PIL
 from rich.console import Console
 from rich.progress import track
 
 from cobra.preprocessing.llava_cot.rows import Defect, RowError
-from cobra.util.images import FORMATS, check_decodes
+from cobra.util.images import BadImageError, check_decodes, file_status, read_header
 from cobra.util.parallel import parallel_map
 
 VERIFY_MODES = ("full", "fast", "none")
+
+# What has looked at the images; the number changes with what this package reads.
+_READER = f"2, Pillow {PIL.__version__}"
 
 # What a process is given at once: some tenths of a second of decoding, and what a kill can lose.
 _CHUNK = 32
@@ -126,9 +128,12 @@ class ImageChecker:
     def _is_known(self, image: str) -> bool:
         """Take over an earlier outcome, of the same or a stricter mode, where the file has not changed since."""
         try:
-            status = (self._folder / image).stat()
-        except OSError:
+            status = file_status(self._folder / image)
+        except FileNotFoundError:
             self._checked[image] = _MISSING
+            return True
+        except BadImageError as error:
+            self._checked[image] = Outcome(0, 0, self._mode, str(error), None)
             return True
         if self._mode == "none":
             self._checked[image] = Outcome(status.st_size, status.st_mtime_ns, "none", None, None)
@@ -144,7 +149,7 @@ class ImageChecker:
     def _remember(self, images: Sequence[str], outcomes: Sequence[Outcome]) -> None:
         self._checked.update(zip(images, outcomes, strict=True))
         lines = [
-            json.dumps([image, *outcome]) + "\n"
+            json.dumps([image, *outcome, _READER]) + "\n"
             for image, outcome in zip(images, outcomes, strict=True)
             if outcome.size >= 0
         ]
@@ -157,8 +162,9 @@ class ImageChecker:
             line = b"\n"
             for line in file:
                 try:
-                    image, size, mtime_ns, mode, problem, digest = json.loads(line)
-                    if mode in VERIFY_MODES:
+                    image, size, mtime_ns, mode, problem, digest, *reader = json.loads(line)
+                    # What one release could not read, another may.
+                    if mode in VERIFY_MODES and (problem is None or reader == [_READER]):
                         self._known[image] = Outcome(size, mtime_ns, mode, problem, digest)
                 except (ValueError, TypeError):
                     continue
@@ -174,21 +180,19 @@ def _look_at_all(chunk: tuple[Path, list[str], str]) -> list[Outcome]:
 
 def _look_at(path: Path, mode: str) -> Outcome:
     """Check one image; it may vanish meanwhile."""
-    try:
-        status = path.stat()
-    except OSError:
-        return _MISSING
     problem = digest = None
+    size = mtime_ns = 0
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if mode == "full":
-                check_decodes(path)
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-            else:
-                Image.open(path, formats=FORMATS).close()
-    # Pillow's decoders raise nearly anything on damaged files.
-    except Exception as error:
-        problem = " ".join(f"{type(error).__name__}: {error}".replace(str(path), path.name).split())
-    return Outcome(status.st_size, status.st_mtime_ns, mode, problem, digest)
+        status = file_status(path)
+        size, mtime_ns = status.st_size, status.st_mtime_ns
+        if mode == "full":
+            check_decodes(path)
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        else:
+            read_header(path)
+    except FileNotFoundError:
+        return _MISSING
+    except OSError as error:
+        problem = " ".join(str(error).split())
+    return Outcome(size, mtime_ns, mode, problem, digest)

@@ -101,7 +101,7 @@ def find_root(folder: Path, images: Sequence[str]) -> str | None:
     names = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
     # `unzip` into a folder `images` of an archive that has one too.
     candidates = ["", *(f"{name}/" for name in names), *(f"{name}/{name}/" for name in names)]
-    return _best(candidates, lambda prefix: sum((folder / (prefix + image)).is_file() for image in images))
+    return _best(candidates, lambda prefix: sum(os.path.isfile(folder / (prefix + image)) for image in images))
 
 
 def _best(candidates: Iterable[str], score: Callable[[str], int]) -> str | None:
