@@ -10,7 +10,6 @@ time it is read.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from cobra.evaluation.entries import ImageId
 from cobra.evaluation.protocol import Answer
 from cobra.util.errors import UserError
 from cobra.util.files import append_bytes, write_json
+from cobra.util.jsonl import cut_torn_line, read_log
 
 # Counted up when the same settings would be answered otherwise by changed code.
 _FORMAT = 1
@@ -71,8 +71,8 @@ class AnswerFile:
         Lines that are not whole, as a killed run or a failing disk leaves them, are passed over.
         """
         paths = [self._folder / f"{self.key}.jsonl", *sorted(self._folder.glob(f"{self.key}.rank*.jsonl"))]
-        lines = (line for path in paths if path.is_file() for line in path.read_bytes().split(b"\n")[:-1])
-        found = map(_parse, lines)
+        values = (value for path in paths if path.is_file() for _, value in read_log(path))
+        found = map(_parse, values)
         return {stored.answer.image_id: stored for stored in found if stored is not None}
 
     def append(self, answers: Iterable[StoredAnswer]) -> None:
@@ -96,10 +96,7 @@ class AnswerFile:
         """Make the folder, say what the key stands for, and cut off a line that a killed run has not finished."""
         self._folder.mkdir(parents=True, exist_ok=True)
         write_json(self._folder / f"{self.key}.json", self._settings)
-        self._path.touch()
-        content = self._path.read_bytes()
-        # One call of the system, which is done or not.
-        os.truncate(self._path, content.rfind(b"\n") + 1)
+        cut_torn_line(self._path)
         self._is_open = True
 
 
@@ -116,12 +113,8 @@ def _line(stored: StoredAnswer) -> str:
     return json.dumps(values) + "\n"
 
 
-def _parse(line: bytes) -> StoredAnswer | None:
-    """Return the answer in a line; None where it is not one, whatever it holds."""
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+def _parse(values: Any) -> StoredAnswer | None:
+    """Return the answer in a line's value; None where it is not one, whatever it is."""
     if not isinstance(values, dict) or not _is_answer(values):
         return None
     answer = Answer.of(values["image_id"], values["prompt"], values["raw"], values["analysis"], values["problem"])

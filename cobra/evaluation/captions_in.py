@@ -78,7 +78,7 @@ def read_caption_set(
         if path.is_dir() and not in_folder:
             raise UserError(f"{path} holds neither {FOLDER_FILE} nor Parquet files: give an annotation file")
         file = path / FOLDER_FILE if in_folder else path
-        content = read_json(file, "the annotation file", f"COCO's own comes with: {FETCH_COMMAND}")
+        content = read_json(file, "the annotation file", f"COCO's own comes with: {FETCH_COMMAND}", lines=True)
         images, known, form = _parse(content, file, split)
         sha256 = sha256_file(file)
         pictures = pictures or (PictureFolder(path) if in_folder else None)

@@ -59,7 +59,7 @@ def read_holdout(path: Path) -> Holdout:
     """Read held-out rows in LLaVA's format, as `fine_tune/prepare_llava_cot.py` leaves them beside the images.
 
     Args:
-        path: `llava_cot_100k_holdout.json`, a JSON list; or a row a line, in `.jsonl`.
+        path: `llava_cot_100k_holdout.json`, a JSON list or JSON lines.
 
     Raises:
         UserError: The file is missing, is not JSON (with the line) or not of that form (with the row), an image's path

@@ -21,7 +21,7 @@ from cobra.evaluation.entries import (
     whole_text,
 )
 from cobra.util.errors import UserError, missing_extra
-from cobra.util.files import read_json
+from cobra.util.files import parse_json, read_json, read_text
 
 TEST_IDS = "karpathy-test"
 """Asks for the test images by the ids that the package eccv-caption holds."""
@@ -105,10 +105,10 @@ def read_ids(image_ids: Path | str) -> list[ImageId]:
     if str(image_ids) == TEST_IDS:
         return list(map(int, read_json(_package_file(), "the list of Karpathy's test images")))
     path = Path(image_ids)
-    if path.is_file() and path.read_bytes().lstrip()[:1] not in (b"[", b"{"):
-        content: Any = path.read_text(encoding="utf-8", errors="replace").split()
-    else:
-        content = read_json(path, "the file of image ids", f"The word {TEST_IDS} needs no file.")
+    what, remedy = "the file of image ids", f"The word {TEST_IDS} needs no file."
+    text = read_text(path, what, remedy)
+    is_json = text.lstrip()[:1] in ("[", "{")
+    content: Any = parse_json(text, f"{path} ({what})", remedy) if is_json else text.split()
     if not isinstance(content, list) or not content or not all(type(entry) in (int, str) for entry in content):
         raise UserError(f"{path} is not a list of image ids, numbers or texts: {shortened(content)}")
     return list(dict.fromkeys(content))

@@ -80,14 +80,15 @@ def read_training_ids(path: Path) -> TrainingIds:
 
     Args:
         path: `coco_ids.json`, a JSON list of numbers or file names, or training rows in LLaVA's format (a JSON list, or
-            a row a line in `.jsonl`), whose image paths are looked at.
+            JSON lines), whose image paths are looked at.
 
     Raises:
         UserError: The file is missing or is none of these.
     """
     if path.suffix == ".jsonl" and path.is_file():
         return TrainingIds(_of_rows(path), str(path))
-    content = read_json(path, "the file of training images", f"fine_tune/prepare_llava_cot.py writes {FILE_NAME}.")
+    remedy = f"fine_tune/prepare_llava_cot.py writes {FILE_NAME}."
+    content = read_json(path, "the file of training images", remedy, lines=True)
     if isinstance(content, list) and content and isinstance(content[0], dict):
         return TrainingIds(_of_rows(path), str(path))
     listed = content if isinstance(content, list) else None

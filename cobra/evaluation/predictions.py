@@ -35,7 +35,7 @@ def read_predictions(
     that number is 42. So results with ids as text are scored too; the remark says so.
 
     Args:
-        path: The file.
+        path: The file; its list may be written as JSON lines.
         known: Ids of all images that have references; captions of those that are not wanted are left out.
         wanted: Ids among them that a caption is needed for.
         allow_missing: Whether wanted ones may be missing, though not all.
@@ -45,7 +45,7 @@ def read_predictions(
         UserError: The file is missing, is not JSON (with the line) or not of that form, or its ids repeat, are unknown
             or lack wanted ones.
     """
-    content = read_json(path, "the predictions file")
+    content = read_json(path, "the predictions file", lines=True)
     if not isinstance(content, list):
         raise UserError(
             f'{path} is not in COCO\'s results format: a list of {{"image_id", "caption"}} was expected, and '

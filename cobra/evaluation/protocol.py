@@ -16,6 +16,7 @@ from typing import Any
 from cobra.evaluation.entries import CaptionedImage, ImageId
 from cobra.preprocessing.datasets import extract_reasoning_trace
 from cobra.util.errors import UserError
+from cobra.util.files import decode, encoding_of
 
 VARIANTS = ("baseline", "baseline+scratchpad", "finetuned", "finetuned+scratchpad", "predictions")
 
@@ -40,8 +41,8 @@ def resolve_prompt(prompt: str) -> str:
     """Return the final prompt that a flag asks for.
 
     Args:
-        prompt: A name of :data:`PROMPTS`; `@path`, a UTF-8 file, whose text counts without the white space around it;
-            anything else is the prompt itself, names of files too.
+        prompt: A name of :data:`PROMPTS`; `@path`, a file of UTF-8 text, which counts without a byte order mark and
+            the white space around it; anything else is the prompt itself, names of files too.
 
     Raises:
         UserError: The prompt is empty, or the file is not there, is not UTF-8 text, or is empty.
@@ -54,15 +55,14 @@ def resolve_prompt(prompt: str) -> str:
         return prompt
     path = Path(prompt[1:])
     try:
-        text = path.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise UserError(f"--prompt {prompt}: {path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+        content = path.read_bytes()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
             f"--prompt {prompt}: the file {path} cannot be read ({reason}). A prompt that begins with @ has to be put "
             "into a file"
         ) from error
+    text = decode(content, encoding_of(content), f"--prompt {prompt}: {path}").strip()
     if not text:
         raise UserError(f"--prompt {prompt}: the file {path} holds no text")
     return text

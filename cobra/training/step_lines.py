@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cobra.util.files import append_bytes
+from cobra.util.jsonl import read_log
 
 
 class StepLines:
@@ -28,7 +29,7 @@ class StepLines:
         self._key = step_key
         path.touch()
         # Cutting is one call of the system: it is done or not, and needs no room on the disk.
-        os.truncate(path, sum(size for size, _ in _whole_lines(path, step_key, last_step)))
+        os.truncate(path, max((end for end, _ in _whole_lines(path, step_key, last_step)), default=0))
 
     def append(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Write lines, all of them or none; a number that is not finite becomes null.
@@ -45,18 +46,12 @@ class StepLines:
 
 
 def _whole_lines(path: Path, step_key: str, last_step: float) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the (bytes, values) of lines, up to a step or the first line that is not whole."""
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                values = json.loads(line)
-            # A line that was being written when the power failed may hold anything.
-            except (ValueError, RecursionError):
-                return
-            step = values.get(step_key) if isinstance(values, dict) else None
-            if not line.endswith(b"\n") or not isinstance(step, int) or step > last_step:
-                return
-            yield len(line), values
+    """Yield (bytes up to their end, values) of lines, up to a step or the first line that is not whole."""
+    for end, values in read_log(path):
+        step = values.get(step_key) if isinstance(values, dict) else None
+        if not isinstance(step, int) or step > last_step:
+            return
+        yield end, values
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""Files that are either whole or absent, and JSON read with errors that name the line."""
+"""Files that are either whole or absent, and text and JSON read with errors that name the line."""
 
+import codecs
 import errno
 import hashlib
 import json
@@ -11,6 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from cobra.util.errors import UserError
+
+# The mark of UTF-16 begins that of UTF-32.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_LINES = (".jsonl", ".ndjson")
 
 
 @contextmanager
@@ -64,8 +75,13 @@ def append_bytes(path: Path | str, data: bytes) -> None:
             raise
 
 
-def read_json(path: Path | str, what: str, remedy: str = "") -> Any:
-    """Read a JSON file.
+def encoding_of(beginning: bytes) -> str:
+    """Return the encoding that a file's byte order mark names, which reading takes off; UTF-8 where there is none."""
+    return next((encoding for mark, encoding in _MARKS if beginning.startswith(mark)), "utf-8")
+
+
+def read_text(path: Path | str, what: str, remedy: str = "") -> str:
+    """Read a text file: UTF-8, or UTF-16 or UTF-32 with a byte order mark, which is no part of the text.
 
     Args:
         path: The file.
@@ -73,25 +89,108 @@ def read_json(path: Path | str, what: str, remedy: str = "") -> Any:
         remedy: A closing sentence for the errors, e.g. the command that makes the file.
 
     Raises:
-        UserError: The file is absent, is not UTF-8, or is not JSON (with line and column).
+        UserError: The file is absent, or is no text in these encodings.
     """
     path = Path(path)
-    tail = f" {remedy}" if remedy else ""
     if not path.is_file():
-        raise UserError(f"{what[:1].upper()}{what[1:]} does not exist: {path}.{tail}")
+        raise missing(path, what, remedy)
+    content = path.read_bytes()
+    return decode(content, encoding_of(content), f"{path} ({what})", remedy)
+
+
+def missing(path: Path, what: str, remedy: str = "") -> UserError:
+    """Return the error that a file is absent; the arguments are those of :func:`read_text`."""
+    tail = f" {remedy}" if remedy else ""
+    return UserError(f"{what[:1].upper()}{what[1:]} does not exist: {path}.{tail}")
+
+
+def decode(content: bytes, encoding: str, where: str, remedy: str = "") -> str:
+    """Decode a file's bytes, its mark included.
+
+    Args:
+        content: The bytes.
+        encoding: As :func:`encoding_of` returns it.
+        where: What the bytes are, for the error.
+        remedy: A closing sentence for the error.
+
+    Raises:
+        UserError: They are not in this encoding.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} ({what}) is not UTF-8 text: {error.reason} at byte {error.start}.{tail}") from error
+        name = encoding.removesuffix("-sig").upper()
+        tail = f" {remedy}" if remedy else ""
+        raise UserError(f"{where} is not {name} text: {error.reason} at byte {error.start}.{tail}") from error
+
+
+def read_json(path: Path | str, what: str, remedy: str = "", lines: bool = False) -> Any:
+    """Read a JSON file, encoded as :func:`read_text` takes it.
+
+    Args:
+        path: The file.
+        what: What the file is, for the error, e.g. ``the annotation file``.
+        remedy: A closing sentence for the errors, e.g. the command that makes the file.
+        lines: Whether the file may be JSON lines, whatever it is called: they are the list of their values. A single
+            line is that where the file is named so.
+
+    Raises:
+        UserError: The file is absent, is no text, or is not JSON (with line and column).
+    """
+    path = Path(path)
+    text = read_text(path, what, remedy)
+    if lines and (values := _values_of_lines(text)):
+        return values if len(values) > 1 or path.suffix.lower() in _LINES else values[0]
+    return parse_json(text, f"{path} ({what})", remedy)
+
+
+def parse_json(text: str, where: str, remedy: str = "") -> Any:
+    """Parse a JSON value.
+
+    Args:
+        text: The value, with white space around it.
+        where: What the text is, for the error.
+        remedy: A closing sentence for the error.
+
+    Raises:
+        UserError: The text is not JSON (with column, and line where there are several), or not to be read.
+    """
+    tail = f" {remedy}" if remedy else ""
+    try:
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} ({what}) is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.{tail}"
-        ) from error
+        place = f"line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f"column {error.colno}"
+        raise UserError(f"{where} is not valid JSON: {place}: {_problem(text, error)}.{tail}") from error
     except RecursionError as error:
-        raise UserError(f"{path} ({what}) holds lists or objects nested too deeply to be read.{tail}") from error
+        raise UserError(f"{where} holds lists or objects nested too deeply to be read.{tail}") from error
     except ValueError as error:
         # A number of thousands of digits, which Python refuses to convert.
-        raise UserError(f"{path} ({what}) cannot be read as JSON: {error}.{tail}") from error
+        raise UserError(f"{where} cannot be read as JSON: {error}.{tail}") from error
+
+
+def _problem(text: str, error: json.JSONDecodeError) -> str:
+    """Return what is wrong with a text that is not JSON; the parser's own word where none is plainer."""
+    if not text.strip():
+        return "nothing is there"
+    if "\0" in text[:4]:
+        return "zero bytes between the characters, as UTF-16 without a byte order mark has them; save it as UTF-8"
+    if error.msg == "Extra data":
+        return "a second value begins where the end was expected (one value a line is JSON lines)"
+    if text[error.pos : error.pos + 1] in ("]", "}") and text[: error.pos].rstrip().endswith(","):
+        return "a comma stands before the closing bracket"
+    if error.pos >= len(text.rstrip()):
+        return "it ends in the middle of a value"
+    return error.msg
+
+
+def _values_of_lines(text: str) -> list[Any] | None:
+    """Return the values of JSON lines; None where a line is none, or the text is a list."""
+    if text.lstrip()[:1] == "[":
+        return None
+    try:
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (ValueError, RecursionError):
+        return None
 
 
 def sha256_file(path: Path | str) -> str:

@@ -69,7 +69,7 @@ UNKNOWN = {
     "no object": ([{"file_name": "a.png", "captions": ["a"]}, 5], r"\[1\] has the file name None"),
     "repeated": ([{"file_name": "a.png", "captions": ["a"]}] * 2, r"\[1\]: the file name 'a\.png' was there before"),
     "outside": ({"../a.png": ["a"]}, "leads out of its folder"),
-    "not JSON": ('{"a.png": ["a"],}', "line 1, column 17"),
+    "not JSON": ('{"a.png": ["a"],}', "column 17: a comma stands before"),
 }
 
 

@@ -66,9 +66,9 @@ def test_rows_are_read_with_their_first_question_and_conclusion(tmp_path):
 BROKEN = {
     "nothing to score": (ROWS[2:3] + ROWS[4:5], "no row to score: 1 have no CONCLUSION .* 1 no image"),
     "outside": ([row(1, "../a.png", "?", tagged("1"))], r"row 0 \(id 1\).*leads out of its folder"),
-    "captions": ({"images": [], "annotations": []}, "must be a JSON list of rows"),
+    "captions": ({"images": [], "annotations": []}, "has no conversations; expected"),
     "other rows": ([{"image_id": 1, "caption": "a"}], "row 0 .* has no conversations"),
-    "empty": ([], "an empty list"),
+    "empty": ([], "is empty"),
 }
 
 

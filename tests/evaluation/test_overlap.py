@@ -68,7 +68,7 @@ BROKEN = {
     "null": ({"train2017": [None]}, "has None among its ids"),
     "true": ([True], "has True among its ids"),
     "other rows": ([{"image": "a.jpg"}], "row 0 .* has no conversations"),
-    "not JSON": ("[1,", "line 1"),
+    "not JSON": ("[1,", "column 4: it ends in the middle"),
 }
 
 

@@ -1,13 +1,17 @@
 """Results files, and their ids against those of the annotations."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cobra.evaluation.captions_in import read_caption_set
 from cobra.evaluation.predictions import read_predictions
 from cobra.util.errors import UserError
+
+FAULTS = Path(__file__).parents[1] / "faults" / "eval"
 
 
 def results_file(folder, rows):
@@ -21,6 +25,24 @@ def test_captions_come_in_the_order_asked_and_those_of_other_known_images_are_le
     found = read_predictions(path, [1, 2, 3], [1, 3])
     assert list(found.captions.items()) == [(1, ""), (3, "c3")]
     assert found.missing == [] and found.remark is None
+
+
+@pytest.mark.fault("F13")
+@pytest.mark.parametrize("name", ["bom-preds/pred.json", "bom-preds-only/pred.json", "jsonl-preds/pred.jsonl"])
+def test_marks_and_lines_give_the_same_captions(name):
+    images = read_caption_set((FAULTS / name).parent / "captions.json").images
+    plain = json.loads((FAULTS / "bom-preds-only/pred.json").read_text("utf-8-sig"))
+    ids = [image.image_id for image in images]
+    found = read_predictions(FAULTS / name, ids, ids)
+    assert found.captions == {entry["image_id"]: entry["caption"] for entry in plain}
+    assert len(found.captions) == len(images) == 24
+
+
+@pytest.mark.fault("F13")
+def test_a_single_line_is_a_list_by_its_name(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"image_id": 1, "caption": "a"}')
+    assert read_predictions(path, [1], [1]).captions == {1: "a"}
 
 
 REFUSED = {

@@ -67,6 +67,13 @@ def test_a_prompt_from_a_file(tmp_path, monkeypatch):
     assert resolve_prompt("caption") == "caption"
 
 
+@pytest.mark.fault("F13")
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_the_mark_of_a_prompt_file_is_not_asked(tmp_path, encoding):
+    (tmp_path / "prompt.txt").write_text("Was ist das?\n", encoding=encoding)
+    assert resolve_prompt(f"@{tmp_path}/prompt.txt") == "Was ist das?"
+
+
 def bad_prompts(folder):
     (folder / "empty").write_text(" \n")
     (folder / "latin").write_bytes("Gr\u00fc\u00dfe".encode("latin-1"))

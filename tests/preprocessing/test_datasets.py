@@ -198,10 +198,11 @@ def test_a_row_that_is_no_object_is_named(folder, tokenizer):
     ("text", "expected"),
     [
         ('[\n{"id": 1,\n}\n]', "line 3"),
-        ('{"id": 1}\n{"id": 2}', "line 2"),
-        ('{"id": 1}', "list of rows.*dict"),
-        ("[]", "empty list"),
-        ("", "line 1"),
+        ('{"id": 1}\n{"id": 2}', r"line 1 \(id 1\) .* has no conversations"),
+        ('{\n "rows": []}', "line 1 .*in the middle of a value.*JSON list of rows"),
+        ("[]", "is empty. Expected is a JSON list"),
+        ("", "is empty"),
+        ("id,image,answer\n1,a.png,red", "line 1 .*JSON list of rows, or JSON lines"),
     ],
 )
 def test_what_is_no_list_of_rows_is_refused(folder, tokenizer, text, expected):

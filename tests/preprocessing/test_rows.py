@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import time
 from pathlib import Path
 
@@ -257,7 +258,7 @@ BAD_LINES = {
     "latin-1": (b'{"id": "\xe9"}', "line 3 of .*not UTF-8.*byte 8"),
     "deep": (b"[" * 100_000, "line 3 of .*deeply"),
     "long number": (b"9" * 10_000, "line 3 of .*cannot be read"),
-    "two objects": (GOOD_LINE + GOOD_LINE, "line 3 of .*Extra data"),
+    "two objects": (GOOD_LINE + GOOD_LINE, "line 3 of .*a second value begins"),
 }
 
 
@@ -276,3 +277,31 @@ def test_a_file_without_a_line_is_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n \n")
     with pytest.raises(UserError, match="rows.jsonl.*empty"):
         read_rows(tmp_path / "rows.jsonl")
+
+
+FAULTS = Path(__file__).parents[1] / "faults"
+FILES = (
+    "bom/rows.json",
+    "bom/rows.jsonl",
+    "wrong-ending/rows.json",
+    "wrong-ending/rows.jsonl",
+    "wrong-ending/rows2.jsonl",
+)
+
+
+@pytest.mark.fault("F13")
+@pytest.mark.parametrize("name", (*FILES, "wrong-ending/rows3.JSONL"))
+def test_marks_and_wrong_endings_do_not_matter(tmp_path, name):
+    path = tmp_path / Path(name).name
+    shutil.copy(FAULTS / name, path)
+    turns = [{"from": "human", "value": "What shapes are there?"}, {"from": "gpt", "value": "A red square."}]
+    rows = read_rows(path)
+    assert list(rows) == [{"id": f"r{number}", "conversations": turns, "image": "a.png"} for number in range(4)]
+    assert rows.where(0).startswith("row 0" if (FAULTS / name).read_text("utf-8-sig").startswith("[") else "line 1")
+
+
+@pytest.mark.fault("F13")
+def test_rows_of_messages_are_told_what_to_rename(tmp_path):
+    row = {"id": 1, "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}
+    with pytest.raises(UserError, match=r"row 0 \(id 1\) .*`messages`.*`human` for `user`, `gpt` for `assistant`"):
+        read_rows(write_rows(tmp_path, [row]))

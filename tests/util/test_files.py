@@ -87,9 +87,16 @@ def test_json_comes_back(tmp_path_factory, value):
 
 BROKEN = {
     "bracket": (b'{\n  "a": 1,\n  "b": [1, 2\n}', "line 4, column 1"),
-    "empty": (b"", "line 1, column 1"),
+    "empty": (b"", "column 1: nothing is there"),
     "bytes": (b'{"a": "\xff"}', "not UTF-8 text: invalid start byte at byte 7"),
-    "byte order mark": (b"\xef\xbb\xbf{}", "utf-8-sig"),
+    "latin-1": (b'{"a": "Gr\xfc\xdfe"}', "not UTF-8 text"),
+    "UTF-16 without a mark": ('{"a": 1}'.encode("utf-16-le"), "UTF-16 without a byte order mark"),
+    "UTF-16 cut short": ('\ufeff{"a": 1}'.encode("utf-16-le")[:-1], "not UTF-16 text: truncated data at byte"),
+    "half": (b'{"a": [1, 2', "column 12: it ends in the middle of a value"),
+    "comma in a list": (b"[\n  1,\n]", "line 3, column 1: a comma stands before the closing bracket"),
+    "comma in an object": (b'{"a": 1,}', "a comma stands before the closing bracket"),
+    "lines": (b'{"a": 1}\n{"a": 2}\n', "line 2, column 1: a second value begins"),
+    "objects in a row": (b'{"a": 1}{"a": 2}', "column 9: a second value begins"),
     "deep": (b"[" * 200_000, "nested too deeply"),
     "long number": (b"[" + b"9" * 5000 + b"]", "4300"),
 }

@@ -127,7 +127,7 @@ class Rows(Sequence[Row]):
 
 
 def read_rows(path: Path) -> Rows:
-    """Open an annotation file: a JSON list of rows, or a row a line where it is named `.jsonl`.
+    """Open an annotation file: a JSON list of rows, or JSON lines.
 
     The first time every row is checked and an Arrow file is made (:func:`cobra.preprocessing.datasets.caching.cached`
     says where); later it is mapped.

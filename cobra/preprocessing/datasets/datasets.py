@@ -132,7 +132,7 @@ class AlignDataset(_RowDataset):
         """Open the rows.
 
         Args:
-            chat_json: Rows of one question and one answer: a JSON list, or a row a line in `.jsonl`.
+            chat_json: Rows of one question and one answer: a JSON list, or JSON lines.
             image_dir: Folder that the rows' image paths are relative to.
             image_transform: From a picture to pixels.
             tokenizer: Its `model_max_length` is where captions are cut, on the right.
@@ -186,7 +186,7 @@ class FinetuneDataset(_RowDataset):
         """Open the rows.
 
         Args:
-            instruct_json: A JSON list of rows, or a row a line in `.jsonl`.
+            instruct_json: A JSON list of rows, or JSON lines.
             image_dir: Folder that the rows' image paths are relative to.
             image_transform: From a picture to pixels.
             tokenizer: Its `model_max_length` is where rows are cut, on the right.

@@ -14,6 +14,7 @@ from rich.progress import track
 
 from cobra.preprocessing.llava_cot.rows import Defect, RowError
 from cobra.util.images import BadImageError, check_decodes, file_status, read_header
+from cobra.util.jsonl import cut_torn_line, read_log
 from cobra.util.parallel import parallel_map
 
 VERIFY_MODES = ("full", "fast", "none")
@@ -64,8 +65,8 @@ class ImageChecker:
         self._known: dict[str, Outcome] = {}
         self._checked: dict[str, Outcome] = {}
         record.parent.mkdir(parents=True, exist_ok=True)
-        if record.is_file():
-            self._load(record)
+        cut_torn_line(record)
+        self._load(record)
         self._record = record.open("a", encoding="utf-8")
 
     def __enter__(self) -> Self:
@@ -157,20 +158,15 @@ class ImageChecker:
         self._record.flush()
 
     def _load(self, record: Path) -> None:
-        """Read the outcomes of earlier runs; a line that a kill left torn is passed over."""
-        with record.open("rb+") as file:
-            line = b"\n"
-            for line in file:
-                try:
-                    image, size, mtime_ns, mode, problem, digest, *reader = json.loads(line)
-                    # What one release could not read, another may.
-                    if mode in VERIFY_MODES and (problem is None or reader == [_READER]):
-                        self._known[image] = Outcome(size, mtime_ns, mode, problem, digest)
-                except (ValueError, TypeError):
-                    continue
-            # A torn last line must not swallow the first one of this run.
-            if not line.endswith(b"\n"):
-                file.write(b"\n")
+        """Read the outcomes of earlier runs; a line that is none is passed over."""
+        for _, value in read_log(record):
+            try:
+                image, size, mtime_ns, mode, problem, digest, *reader = value
+                # What one release could not read, another may.
+                if mode in VERIFY_MODES and (problem is None or reader == [_READER]):
+                    self._known[image] = Outcome(size, mtime_ns, mode, problem, digest)
+            except (ValueError, TypeError):
+                continue
 
 
 def _look_at_all(chunk: tuple[Path, list[str], str]) -> list[Outcome]:

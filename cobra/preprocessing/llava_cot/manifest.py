@@ -4,7 +4,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
+
+from cobra.util.jsonl import cut_torn_line, read_log
 
 
 class Entry(NamedTuple):
@@ -25,10 +27,10 @@ class Manifest:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._entries: dict[str, Entry] = {}
+        cut_torn_line(path)
+        self._entries = {entry.path: entry for _, value in read_log(path) if (entry := _entry(value)) is not None}
         # Unbuffered: what a call of add returns from is with the operating system.
-        self._file = path.open("ab+", buffering=0)
-        self._load()
+        self._file = path.open("ab", buffering=0)
 
     def __enter__(self) -> Self:
         return self
@@ -51,16 +53,10 @@ class Manifest:
         if lines:
             self._file.write("".join(lines).encode())
 
-    def _load(self) -> None:
-        self._file.seek(0)
-        line = b"\n"
-        with open(self._file.fileno(), "rb", closefd=False) as file:
-            for line in file:
-                try:
-                    entry = Entry(**json.loads(line))
-                except (ValueError, TypeError):
-                    continue
-                self._entries[entry.path] = entry
-        # A torn last line must not swallow the first one of this run.
-        if not line.endswith(b"\n"):
-            self._file.write(b"\n")
+
+def _entry(value: Any) -> Entry | None:
+    """Return the entry in a line's value; None where it is none."""
+    try:
+        return Entry(**value)
+    except TypeError:
+        return None

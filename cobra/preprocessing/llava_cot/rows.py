@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cobra.preprocessing.archives import unsafe_name
+from cobra.util import jsonl
 from cobra.util.errors import UserError
 
 # The published rows have some 2 KB; a hostile line may not fill the memory.
@@ -73,18 +74,18 @@ def read_lines(path: Path) -> Iterator[tuple[int, int, bytes | None]]:
 
     The line is None where it is longer than `MAX_LINE_BYTES`. Blank lines are left out.
     """
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            read = len(line)
-            if read <= MAX_LINE_BYTES or line.endswith(b"\n"):
-                if line.strip():
-                    yield number, read, line.rstrip(b"\r\n")
-                continue
-            while not line.endswith(b"\n") and (line := file.readline(MAX_LINE_BYTES)):
-                read += len(line)
-            yield number, read, None
+    number = 0
+    pieces = jsonl.read_lines(path, MAX_LINE_BYTES + 1)
+    for line in pieces:
+        number += 1
+        read = len(line)
+        if read <= MAX_LINE_BYTES or line.endswith(b"\n"):
+            if line.strip():
+                yield number, read, line.rstrip(b"\r\n")
+            continue
+        while not line.endswith(b"\n") and (line := next(pieces, b"")):
+            read += len(line)
+        yield number, read, None
 
 
 def parse_line(line: bytes | None) -> dict[str, Any]:

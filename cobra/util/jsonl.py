@@ -1,0 +1,121 @@
+"""JSON lines: records of people, told from a JSON list by content, and logs whose last line a kill may have torn."""
+
+import codecs
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jsonlines
+
+from cobra.util.errors import UserError
+from cobra.util.files import decode, encoding_of, missing, parse_json, read_json
+
+# Enough to see past a mark and blank lines; whole characters of every encoding.
+_BEGINNING = 4096
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
+
+class Record(NamedTuple):
+    """One value of a file of many."""
+
+    number: int
+    """Place in a JSON list, from 0; line in JSON lines, from 1."""
+    value: Any
+    json: bytes
+    """The value as JSON, UTF-8."""
+
+
+def opens_list(path: Path) -> bool:
+    """Return whether a file is a JSON list, by its first character; JSON lines hold an object each."""
+    with path.open("rb") as file:
+        beginning = file.read(_BEGINNING)
+    return beginning.decode(encoding_of(beginning), "ignore").lstrip()[:1] == "["
+
+
+def read_records(path: Path, what: str, remedy: str) -> Iterator[Record]:
+    """Yield the items of a JSON list, which is read whole, or the values of JSON lines, one line in memory at a time.
+
+    The content decides, not the name. A byte order mark is taken off, also in front of later lines, as files that were
+    joined have it; blank lines are left out.
+
+    Args:
+        path: The file.
+        what: What the file is, for the error.
+        remedy: A closing sentence for the errors.
+
+    Raises:
+        UserError: The file is absent, is no text, or is not JSON (with line and column).
+    """
+    if not path.is_file():
+        raise missing(path, what, remedy)
+    if opens_list(path):
+        for number, value in enumerate(read_json(path, what, remedy)):
+            # A text may hold half a surrogate pair, which plain UTF-8 has no bytes for; json.loads reads these.
+            yield Record(number, value, _ENCODER.encode(value).encode("utf-8", "surrogatepass"))
+        return
+    for number, line in enumerate(read_lines(path), 1):
+        content = line.removeprefix(codecs.BOM_UTF8).strip()
+        if content:
+            where = f"line {number} of {path} ({what})"
+            yield Record(number, parse_json(decode(content, "utf-8", where, remedy), where, remedy), content)
+
+
+def read_lines(path: Path, limit: int = -1) -> Iterator[bytes]:
+    r"""Yield the lines of a text file as UTF-8, each with its `\n`; bytes of other files are left as they are.
+
+    Args:
+        path: UTF-8, or UTF-16 or UTF-32 with a byte order mark.
+        limit: A longer line is yielded in pieces of at most so many bytes (of UTF-8 files; else characters).
+
+    Raises:
+        UserError: The file has the mark of UTF-16 or UTF-32 and is not of that encoding.
+    """
+    with path.open("rb") as file:
+        encoding = encoding_of(file.read(4))
+        if encoding.startswith("utf-8"):
+            file.seek(0)
+            while line := file.readline(limit):
+                yield line
+            return
+    try:
+        with path.open(encoding=encoding, newline="\n") as text:
+            while characters := text.readline(limit):
+                yield characters.encode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} has the mark of {encoding.upper()} and is not such text: {error.reason}") from error
+
+
+def read_log(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (bytes of the file up to its end, value) of the lines of a log; None is the value of one that is not whole.
+
+    A kill, a full disk or a failing one may leave such lines, and a line without an end in the last place.
+    """
+    with path.open("rb") as file:
+        whole = (line if line.endswith(b"\n") else b"" for line in file)
+        with jsonlines.Reader(whole, loads=_loads) as reader:
+            while True:
+                try:
+                    value = reader.read(allow_none=True)
+                except jsonlines.InvalidLineError:
+                    value = None
+                except EOFError:
+                    return
+                yield file.tell(), value
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut off a last line without an end, so that it does not swallow the next one; an absent file is made."""
+    path.touch()
+    content = path.read_bytes()
+    # One call of the system, which is done or not.
+    os.truncate(path, content.rfind(b"\n") + 1)
+
+
+def _loads(text: str | bytes) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
