@@ -26,7 +26,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?=//)|(data|file):", re.IGNORE
 
 
 def open_image(where: str) -> "Image.Image":
-    """Open a picture as RGB.
+    """Open a picture as RGB, turned upright as its EXIF orientation says.
 
     Args:
         where: A path, or an address that begins with http:// or https://.
@@ -49,7 +49,7 @@ def open_image(where: str) -> "Image.Image":
 
 
 def decode_image(data: bytes, name: str) -> "Image.Image":
-    """Decode a picture's file as RGB; its content alone tells what it is.
+    """Decode a picture's file as RGB, upright; its content alone tells what it is.
 
     Args:
         data: The file.
@@ -58,10 +58,10 @@ def decode_image(data: bytes, name: str) -> "Image.Image":
     Raises:
         UserError: It is not a picture.
     """
-    from cobra.util.images import FORMATS, BadImageError, read_rgb
+    from cobra.util.images import FORMATS, BadImageError, read_upright
 
     try:
-        return read_rgb(io.BytesIO(data))
+        return read_upright(io.BytesIO(data))[0]
     except BadImageError as error:
         raise UserError(
             f"{_name(name)} cannot be opened as a picture ({error}): give a whole file in one of the formats "

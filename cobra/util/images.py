@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from cobra.util.jpeg import complete_jpeg, is_cut_jpeg
 
@@ -41,6 +41,17 @@ _STRANGERS = (
 )
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 
+# What makes a picture upright, by the number that its EXIF data state (EXIF 3.0, 4.6.5.1); 1 is upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 
 class BadImageError(OSError):
     """A file is no picture, or none that can be read whole; the text says why, and leaves naming it to the caller."""
@@ -58,6 +69,8 @@ class Header(NamedTuple):
 def read_rgb(file: Path | str | IO[bytes]) -> Image.Image:
     """Decode the first picture of a file to RGB, (height, width, 3) of 8 bits, as it is stored: EXIF does not turn it.
 
+    That is how Cobra reads the pictures of training and benchmark. (TIFF is turned by Pillow itself.)
+
     Args:
         file: A file in one of :data:`FORMATS`, told by its content, or its bytes. A JPEG file may lack its end marker
             if every pixel is there.
@@ -67,7 +80,24 @@ def read_rgb(file: Path | str | IO[bytes]) -> Image.Image:
         BadImageError: It cannot be opened, is no picture, or breaks off, has more than twice
             `PIL.Image.MAX_IMAGE_PIXELS`, or is not a regular file (a pipe would be waited for).
     """
-    return _decode(file, quick=False)
+    return _decode(file, quick=False)[0]
+
+
+def read_upright(file: Path | str | IO[bytes]) -> tuple[Image.Image, bool]:
+    """Decode a picture as :func:`read_rgb` does, and turn it as EXIF says, as viewers and browsers show it.
+
+    Args:
+        file: See :func:`read_rgb`.
+
+    Returns:
+        The picture, and whether it is stored turned.
+
+    Raises:
+        FileNotFoundError: As :func:`read_rgb`.
+        BadImageError: As :func:`read_rgb`.
+    """
+    picture, turn = _decode(file, quick=False)
+    return (picture, False) if turn is None else (picture.transpose(turn), True)
 
 
 def check_decodes(file: Path | str | IO[bytes]) -> None:
@@ -159,7 +189,8 @@ def _to_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey)
 
 
-def _decode(file: Path | str | IO[bytes], quick: bool) -> Image.Image:
+def _decode(file: Path | str | IO[bytes], quick: bool) -> tuple[Image.Image, Image.Transpose | None]:
+    """Return a picture as it is stored, and what turns it upright."""
     with _told(file):
         with Image.open(file, formats=FORMATS) as image:
             if quick:
@@ -170,8 +201,17 @@ def _decode(file: Path | str | IO[bytes], quick: bool) -> Image.Image:
                 data = _content(file)
                 if data is None or not is_cut_jpeg(data) or (whole := complete_jpeg(data)) is None:
                     raise
-                return to_rgb(whole)
-            return to_rgb(image)
+                return to_rgb(whole), _turn(whole)
+            return to_rgb(image), _turn(image)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Return what the EXIF data of a decoded picture ask for, where Pillow has not done it already."""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    # Of damaged EXIF data errors of almost any kind; the picture itself is good.
+    except Exception:  # noqa: BLE001
+        return None
 
 
 @contextmanager

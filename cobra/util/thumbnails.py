@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 from typing import NamedTuple
 
-from cobra.util.images import read_header, read_rgb
+from cobra.util.images import read_header, read_upright
 
 # CSS pixels at most, in either direction, and decoded pixels above which a picture is not shown: it would take 100 MB.
 _SIDE = 280
@@ -20,19 +20,22 @@ class Thumbnail(NamedTuple):
     """As a data URI."""
     width: int
     height: int
+    turned: bool
+    """Shown upright, while it is stored, and was read by a model, turned."""
 
 
 def thumbnail(path: Path | io.BytesIO) -> Thumbnail | str:
-    """Return a small copy of the picture in a file or its bytes, or in one sentence why there is none."""
+    """Return a small upright copy of the picture in a file or its bytes, or in one sentence why there is none."""
     try:
         header = read_header(path)
         if header.width * header.height > _MAX_PIXELS:
             return f"The picture has {header.width:,} x {header.height:,} pixels, too many to show here."
-        small = read_rgb(path)
+        small, turned = read_upright(path)
     # Rows may have been kept without looking at their pictures.
     except OSError:
         return "The picture cannot be read."
     small.thumbnail((_SIDE, _SIDE))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=_JPEG_QUALITY)
-    return Thumbnail("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), *small.size)
+    data = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return Thumbnail(data, *small.size, turned)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import ImageChops
 from rich.console import Console
 from scratch import enliven, picture, scratch_vlm
 
@@ -67,6 +68,23 @@ def test_one_question_is_answered_and_the_figures_stand_beside(script, vlm, imag
     printed = capsys.readouterr()
     assert printed.out == "".join(vlm.stream(picture(1), prompt_of(vlm, "What?"), max_new_tokens=8)) + "\n"
     assert "tokens/s" in printed.err and "the state has 49,152 bytes" in printed.err
+
+
+@pytest.mark.fault("F6")
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_phone_photo_is_answered_as_its_upright_copy(script, vlm, capsys, monkeypatch, number):
+    answers, preprocess = {}, vlm.preprocess
+    for kind in ("phone", "upright"):
+        path = ROOT / f"tests/faults/exif/images/00000000000{number}-{kind}.jpg"
+        seen = []
+        monkeypatch.setattr(vlm, "preprocess", lambda images, seen=seen: seen.extend(images) or preprocess(images))
+        flags = ["--image", str(path), "--prompt", "Describe the picture.", "--max_new_tokens", "16"]
+        script.main(parse(script.GenerateConfig, flags))
+        answers[kind] = capsys.readouterr().out, seen[0]
+    assert answers["phone"][0] == answers["upright"][0]
+    # Both were compressed, each its own way round.
+    difference = ImageChops.difference(answers["phone"][1], answers["upright"][1])
+    assert max(high for _, high in difference.getextrema()) < 10
 
 
 def test_flags_are_checked_before_the_model_is_loaded(script, monkeypatch, capsys):

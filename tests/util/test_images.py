@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
-from cobra.util.images import FORMATS, BadImageError, check_decodes, read_header, read_rgb, to_rgb
+from cobra.util.images import FORMATS, BadImageError, check_decodes, read_header, read_rgb, read_upright, to_rgb
 
 
 def gradient(mode, size=(31, 17)):
@@ -305,3 +305,50 @@ def test_what_cannot_be_a_picture_file_is_refused_without_waiting(tmp_path, look
     (tmp_path / "file").touch()
     with pytest.raises(FileNotFoundError):
         look(tmp_path / "file" / "a.png")
+
+
+# What a file's EXIF orientation has been done to, so that following it gives the picture back.
+STORED_AS = {
+    **{2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM},
+    **{5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE},
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def with_orientation(number, kind, mode="RGB"):
+    picture = gradient("RGB").convert(mode)
+    stored = picture.transpose(STORED_AS[number]) if number in STORED_AS else picture
+    exif, data = Image.Exif(), io.BytesIO()
+    exif[0x0112] = number
+    options = {"MPO": {"save_all": True, "append_images": [stored]}, "WEBP": {"lossless": True}}
+    stored.save(data, kind, exif=exif, **options.get(kind, {}))
+    return picture.convert("RGB"), stored.convert("RGB"), data
+
+
+@pytest.mark.fault("F6")
+@pytest.mark.parametrize("number", [0, 1, *STORED_AS, 9])
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_pictures_are_turned_as_viewers_turn_them(kind, number):
+    picture, stored, data = with_orientation(number, kind)
+    found, turned = read_upright(data)
+    # Pillow turns TIFF before anybody asks.
+    assert turned == (number in STORED_AS and kind != "TIFF")
+    assert found.size == picture.size and read_rgb(data).size == (picture if kind == "TIFF" else stored).size
+    difference = max(high for _, high in ImageChops.difference(found, picture).getextrema())
+    assert difference == 0 if kind in ("PNG", "WEBP", "TIFF") else difference < 60
+
+
+@pytest.mark.fault("F6")
+@pytest.mark.parametrize("mode", ["P", "L", "RGBA"])
+def test_other_modes_are_turned_too(mode):
+    picture, _, data = with_orientation(6, "PNG", mode)
+    assert read_upright(data)[0].size == picture.size
+
+
+@pytest.mark.fault("F6")
+@pytest.mark.parametrize("exif", [b"", b"garbage", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_turns_nothing(kind, exif):
+    data = io.BytesIO()
+    gradient("RGB").save(data, kind, exif=b"Exif\0\0" + exif)
+    assert read_upright(data)[0].tobytes() == read_rgb(data).tobytes()
