@@ -75,13 +75,13 @@ def find_components(stage: str, dataset_cfg: DatasetConfig) -> tuple[Path, Path]
         if not exists:
             raise UserError(
                 f"the {kind} of {dataset_cfg.dataset_id} for the stage {stage} does not exist: {path}. "
-                f"{_remedy(dataset_cfg, stage)}"
+                f"{where_from(dataset_cfg, stage)}"
             )
     return annotation_file, image_dir
 
 
-def _remedy(config: DatasetConfig, stage: str) -> str:
-    """Return the sentence with the command that makes a dataset's files."""
+def where_from(config: DatasetConfig, stage: str) -> str:
+    """Return the sentence with the command that makes a dataset's files, or with the flags that name one's own."""
     root = shlex.quote(str(config.dataset_root_dir))
     if config.dataset_id == DatasetRegistry.CUSTOM.dataset_id:
         components = "align_stage_components" if stage == "align" else "finetune_stage_components"

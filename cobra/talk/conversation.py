@@ -14,6 +14,7 @@ from cobra.models.vlms import CobraVLM, GenerationOptions, SearchOptions
 from cobra.models.vlms.generation import generate_ids
 from cobra.models.vlms.memory import state_bytes
 from cobra.util.errors import UserError
+from cobra.util.special_tokens import without_special_tokens
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -84,7 +85,7 @@ class Conversation:
         the iterator, ends it there. An answer without a character is forgotten then, and its question with it.
 
         Args:
-            question: Any text.
+            question: Any text; special tokens of the tokenizer are taken out of it.
             options: How to write the answer, or to search for it.
             seed: Of what is sampled.
 
@@ -92,8 +93,8 @@ class Conversation:
             UserError: Conversation and question are longer than the model's longest text; or as the search.
         """
         builder = copy.copy(self._builder)
-        # Halves of surrogate pairs, left of bytes that were no UTF-8, have no tokens.
-        builder.add_turn("human", question.encode("utf-8", "replace").decode("utf-8"))
+        # Halves of surrogate pairs, left of bytes that were no UTF-8, have no tokens; an end token would end the turn.
+        builder.add_turn("human", without_special_tokens(question.encode("utf-8", "replace").decode("utf-8")))
         ids = self._tokenize(builder.get_prompt())
         branches = options.width if isinstance(options, SearchOptions) else 1
         self.figures = Figures(self.figures.state_bytes, branches=branches)

@@ -27,12 +27,17 @@ def count_targets(labels: Tensor, multimodal_indices: Tensor) -> Tensor:
     return labelled[:, 1:].sum() + labelled[multimodal_indices, 0].sum()
 
 
-def grouped(loader: DataLoader, size: int) -> Iterator[list[Batch]]:
-    """Yield lists of `size` successive batches; the sampler pads every global batch, so none is left over."""
+def grouped(loader: DataLoader, size: int) -> Iterator[list[Batch] | UserError]:
+    """Yield lists of `size` successive batches; the sampler pads every global batch, so none is left over.
+
+    The error of a bad row comes in place of the list that it would be in, and is the last: what to do is for all
+    processes to agree on.
+    """
     group: list[Batch] = []
     for batch in loader:
         if isinstance(batch, UserError):
-            raise batch
+            yield batch
+            return
         group.append(batch)
         if len(group) == size:
             yield group

@@ -136,7 +136,8 @@ class TrainingLoop:
         ):
             for epoch in range(began // plan.batches_per_epoch, plan.epochs):
                 self.sampler.set_epoch(epoch, strategy.global_step - epoch * plan.batches_per_epoch)
-                for batches in grouped(self.loader, plan.accumulation_steps):
+                for read in grouped(self.loader, plan.accumulation_steps):
+                    batches = self._readable(read, began, progress)
                     mark_skipped(batches, self._bad_images)
                     _seed_step(self.seed, strategy.global_step, self.world.rank)
                     rate = strategy.rate(strategy.global_step, plan.total_steps)
@@ -148,6 +149,26 @@ class TrainingLoop:
                         break
         strategy.skipped_rows = int(self.world.sum(self._bad_images.to(self.world.device)).count_nonzero())
         return result
+
+    def _readable(self, read: list[Batch] | UserError, began: int, progress: StepProgress) -> list[Batch]:
+        """Return the batches of a step; where any process has met a bad row, save the state before the step and stop.
+
+        Raises:
+            UserError: A row cannot be read.
+        """
+        bad = torch.tensor(int(isinstance(read, UserError)), device=self.world.device)
+        if not self.world.max(bad).item():
+            assert isinstance(read, list)
+            return read
+        errors = self.world.gather(read if isinstance(read, UserError) else None)
+        first = next(error for error in errors if error is not None)
+        step = self.strategy.global_step
+        if step == began:
+            raise UserError(f"{first}. No step was done since the start")
+        self._save(progress)
+        problem = self.saver.finish()
+        kept = f"could not be saved ({problem}); earlier ones are in" if problem else "is saved in"
+        raise UserError(f"{first}. The state after step {step} {kept} {self.saver.folder}: the same command goes on")
 
     def _report(self, result: StepResult, rate: float, epoch: int, progress: StepProgress) -> None:
         """Validate and save the model where that is due, and log the step."""

@@ -27,6 +27,7 @@ from cobra.training.materialize import get_train_strategy, stage_hyperparameters
 from cobra.training.metrics import Metrics, check_trackers
 from cobra.training.planning import show_plan
 from cobra.training.provenance import describe_run
+from cobra.training.row_checks import check_images, tell_markers
 from cobra.training.run_directory import FINISHED, check_setting, find_run, setting_of, write_run_dir
 from cobra.training.run_state import RESUME, clear_unfinished, state_step
 from cobra.training.schedule import check_batches
@@ -78,14 +79,15 @@ def _pretrain(config: PretrainConfig, world: World) -> Path:
     options = loop_options(config)
     set_global_seed(config.seed)
     vlm, loaded, source = _build(config, run_dir, say)
-    dataset, collator = _open_rows(config, config.dataset, vlm)
+    dataset, collator = _open_rows(config, config.dataset, vlm, world, state, say)
     data_sha256 = sha256_file(annotation_file)
     setting = setting_of(config, data_sha256, len(dataset))
     if state is not None:
         check_setting(run_dir, state, setting)
+    tell_markers(dataset, say)
     lengths = _lengths(config, dataset, vlm, say)
     strategy = _strategy(config, vlm, world)
-    evaluator = _open_holdout(config, vlm, say)
+    evaluator = _open_holdout(config, vlm, world, state, say)
     strategy.run_setup()
     _announce(config, world, vlm, len(dataset), say)
     metrics = None
@@ -238,9 +240,9 @@ def _build(config: PretrainConfig, run_dir: Path, say: Any) -> tuple[CobraVLM, l
 
 
 def _open_rows(
-    config: PretrainConfig, rows: DatasetConfig, vlm: CobraVLM
+    config: PretrainConfig, rows: DatasetConfig, vlm: CobraVLM, world: World, state: Path | None, say: Any
 ) -> tuple[AlignDataset | FinetuneDataset, PaddedCollatorForLanguageModeling]:
-    return get_dataset_and_collator(
+    dataset, collator = get_dataset_and_collator(
         config.stage,
         rows,
         vlm.vision_backbone.image_transform,
@@ -248,9 +250,13 @@ def _open_rows(
         vlm.llm_backbone.prompt_builder_fn,
         vlm.vision_backbone.default_image_resolution,
     )
+    check_images(dataset, config, state is not None, world, say)
+    return dataset, collator
 
 
-def _open_holdout(config: PretrainConfig, vlm: CobraVLM, say: Any) -> Evaluator | None:
+def _open_holdout(
+    config: PretrainConfig, vlm: CobraVLM, world: World, state: Path | None, say: Any
+) -> Evaluator | None:
     """Open the rows that are never trained on, where the data set has some."""
     components = config.dataset.holdout_components
     if config.stage == "align" or components is None:
@@ -260,8 +266,9 @@ def _open_holdout(config: PretrainConfig, vlm: CobraVLM, say: Any) -> Evaluator 
         say(f"there are no held-out rows ({file} does not exist): no loss is reported on rows that are not trained on")
         return None
     # All of them, whatever is dropped of the training rows: one number for all runs.
-    rows = replace(config.dataset, finetune_stage_components=components, truncation="right")
-    dataset, collator = _open_rows(config, rows, vlm)
+    # One whose image breaks off is named and left out of it: it ends no run in the middle.
+    rows = replace(config.dataset, finetune_stage_components=components, truncation="right", on_bad_image="skip")
+    dataset, collator = _open_rows(config, rows, vlm, world, state, say)
     say(f"{len(dataset):,} held-out rows in {file}")
     assert isinstance(dataset, FinetuneDataset)
     lengths = dataset.get_modality_lengths()

@@ -208,7 +208,7 @@ def _decode(file: Path | str | IO[bytes], quick: bool) -> tuple[Image.Image, Ima
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """Return what the EXIF data of a decoded picture ask for, where Pillow has not done it already."""
     try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     # Of damaged EXIF data errors of almost any kind; the picture itself is good.
     except Exception:  # noqa: BLE001
         return None

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import zipfile
@@ -532,3 +533,26 @@ def test_memory_does_not_hold_the_rows(tmp_path):
         tracemalloc.stop()
     assert report.rows_written == 3001
     assert (folder / "o.json").stat().st_size > 6_000_000 and peak < 2_000_000
+
+
+@pytest.mark.fault("F16")
+def test_special_tokens_are_taken_out_and_counted(tmp_path):
+    made = Publication(4)
+    image = NAMES[0].format(0)
+    faults = json.loads((Path(__file__).parents[1] / "faults" / "special-tokens" / "rows.json").read_text())
+    for place, row in enumerate(faults):
+        made.add({**row, "id": f"odd{place}", "image": image})
+    made.add({"id": "nothing left", "image": image, "conversations": turns("Q?", "<|endoftext|>")})
+    folder = made.write(tmp_path)
+    report = prepare(PrepareConfig(tmp_path, download=False, holdout=0))
+    rows = json.loads((folder / "llava_cot_100k.json").read_text())
+    written = [[turn["value"] for turn in row["conversations"]] for row in rows if str(row["id"]).startswith("odd")]
+    assert len(written) == len(faults) > 0
+    assert all(texts == ["Hi there <|assistant|>", "A red square. And a blue one."] for texts in written)
+    assert (report.special_tokens, report.other_markers) == (len(faults), len(faults))
+    assert report.rejected == {"no answer": 1}
+    console = Console(file=io.StringIO(), width=120)
+    report.show(console)
+    shown = console.file.getvalue()
+    assert re.search(r"kept without <\|endoftext\|> or <\|padding\|> in its texts +\S* +4", shown)
+    assert re.search(r"kept with what other tools mark turns with, as </s> +\S* +4", shown)

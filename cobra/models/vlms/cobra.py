@@ -28,6 +28,7 @@ from cobra.util.data_utils import IGNORE_INDEX
 from cobra.util.errors import UserError
 from cobra.util.files import sha256_file
 from cobra.util.nn_utils import FusedLDPProjector, FusedMLPProjector, LinearProjector, MLPProjector
+from cobra.util.special_tokens import without_special_tokens
 
 STAGES = ("align", "finetune", "full-finetune")
 
@@ -343,7 +344,7 @@ def check_stage(stage: str) -> None:
 
 
 def as_turn(vlm: CobraVLM, text: str) -> str:
-    """Return the text as the model's prompt format has a first human turn."""
+    """Return the text as the model's prompt format has a first human turn; without special tokens of the tokenizer."""
     builder = vlm.get_prompt_builder()
-    builder.add_turn("human", text)
+    builder.add_turn("human", without_special_tokens(text))
     return builder.get_prompt()

@@ -21,10 +21,11 @@ from cobra.preprocessing.datasets.caching import cached, file_key, watch
 from cobra.preprocessing.datasets.rows import PLACEHOLDER, CheckedRow, Row, check_rows, name_row
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path
+from cobra.util.special_tokens import has_other_markers, has_special_tokens
 
 _ENDING = ".rows.arrow"
 # Changes with the columns and with what rows are checked for.
-_FORMAT = "1"
+_FORMAT = "2"
 # Rows of one record batch: a place in the file is found by division.
 _BATCH = 1024
 
@@ -32,13 +33,18 @@ _BATCH = 1024
 # finds damaged rows.
 _LEVEL = 1
 
+# The others are numbers.
+_BYTES = ("json", "image")
 _COLUMNS = {
     "json": pa.large_binary(),
+    "image": pa.large_binary(),
     "number": pa.int64(),
     "has_image": pa.bool_(),
     "turns": pa.int64(),
     "words": pa.int64(),
     "words_without_placeholder": pa.int64(),
+    "special_tokens": pa.bool_(),
+    "other_markers": pa.bool_(),
 }
 
 
@@ -54,6 +60,8 @@ class Rows(Sequence[Row]):
         turns: Turns of a row (rows,), int64.
         words: Words of all turns, between white space (rows,), int64.
         words_without_placeholder: The same without `<image>`.
+        special_tokens: Whether a text of the row spells a special token of the tokenizer (rows,), bool.
+        other_markers: Whether a text of the row holds what other tools mark turns with (rows,), bool.
     """
 
     def __init__(self, annotation_file: Path, cache: Path, key: str, kept: NDArray[np.int64] | None = None) -> None:
@@ -79,8 +87,9 @@ class Rows(Sequence[Row]):
         table.validate(full=True)
         if any(len(batch) != _BATCH for batch in batches[:-1]) or table.schema.names != list(_COLUMNS):
             raise ValueError(f"{cache} is damaged")
-        self._json = [batch.column(0) for batch in batches]
-        numbers = {name: table.column(name).to_numpy() for name in table.schema.names[1:]}
+        self._json = [batch.column("json") for batch in batches]
+        self._images = table.column("image")
+        numbers = {name: table.column(name).to_numpy() for name in table.schema.names if name not in _BYTES}
         if kept is not None:
             numbers = {name: values[kept] for name, values in numbers.items()}
         self._numbers = numbers["number"]
@@ -88,6 +97,8 @@ class Rows(Sequence[Row]):
         self.turns: NDArray[np.int64] = numbers["turns"]
         self.words: NDArray[np.int64] = numbers["words"]
         self.words_without_placeholder: NDArray[np.int64] = numbers["words_without_placeholder"]
+        self.special_tokens: NDArray[np.bool_] = numbers["special_tokens"]
+        self.other_markers: NDArray[np.bool_] = numbers["other_markers"]
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -115,6 +126,14 @@ class Rows(Sequence[Row]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Rows, (self.annotation_file, self._cache, self.key, self._kept)
+
+    def images(self) -> list[str | None]:
+        """Return the image path of every row, None for a row of text only; without parsing the rows.
+
+        Half a surrogate pair, which JSON can spell, is three U+FFFD here.
+        """
+        column = self._images if self._kept is None else self._images.take(pa.array(self._kept))
+        return [None if path is None else path.decode("utf-8", "replace") for path in column.to_pylist()]
 
     def where(self, index: int) -> str:
         """Return what errors call a row: its number or line in the annotation file, and its id."""
@@ -156,6 +175,7 @@ def _batches(rows: Iterator[CheckedRow]) -> Iterator[dict[str, list[Any]]]:
         words = [sum(len(text.split()) for text in turns) for turns in texts]
         yield {
             "json": [zlib.compress(checked.json, _LEVEL) for checked in batch],
+            "image": [_image(checked.row) for checked in batch],
             "number": [checked.number for checked in batch],
             "has_image": ["image" in checked.row for checked in batch],
             "turns": [len(turns) for turns in texts],
@@ -163,7 +183,14 @@ def _batches(rows: Iterator[CheckedRow]) -> Iterator[dict[str, list[Any]]]:
             "words_without_placeholder": [
                 count - sum(_lost_words(text) for text in turns) for turns, count in zip(texts, words, strict=True)
             ],
+            "special_tokens": [any(map(has_special_tokens, turns)) for turns in texts],
+            "other_markers": [any(map(has_other_markers, turns)) for turns in texts],
         }
+
+
+def _image(row: Row) -> bytes | None:
+    # A path may hold half a surrogate pair, which plain UTF-8 has no bytes for.
+    return str(row["image"]).encode("utf-8", "surrogatepass") if "image" in row else None
 
 
 def _lost_words(text: str) -> int:

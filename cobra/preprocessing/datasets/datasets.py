@@ -30,6 +30,8 @@ TRUNCATIONS = ("right", "drop")
 
 # Side of the picture that shows what form the transform's pixels have.
 _PROBE = 64
+# Both let a run go on that has begun.
+_REMEDY = "put a whole file there, or give --dataset.on_bad_image skip"
 # Characters of a path in an error; one of the data can have any length.
 _SHOWN_PATH = 300
 
@@ -92,10 +94,12 @@ class _RowDataset(Dataset[dict[str, Any]]):
                 raise ValueError(f"it lies outside the image folder {self.image_dir}")
             image = read_rgb(path)
         except FileNotFoundError as error:
-            raise UserError(f"{self.examples.where(index)} names an image that does not exist: {name}") from error
+            raise UserError(
+                f"{self.examples.where(index)} names an image that does not exist: {name}; {_REMEDY}"
+            ) from error
         except (BadImageError, ValueError) as error:
             raise UserError(
-                f"{self.examples.where(index)} names an image that cannot be read: {name} ({error})"
+                f"{self.examples.where(index)} names an image that cannot be read: {name} ({error}); {_REMEDY}"
             ) from error
         try:
             return self.image_transform(image)

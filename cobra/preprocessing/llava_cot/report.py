@@ -16,6 +16,7 @@ from cobra.preprocessing.llava_cot.rows import Defect, Row
 from cobra.preprocessing.llava_cot.samples import Samples
 from cobra.preprocessing.llava_cot.token_counts import TokenCounts
 from cobra.preprocessing.llava_cot.unpacking import Unpacked
+from cobra.util.special_tokens import SPECIAL_TOKENS, has_other_markers
 
 LICENCE_NOTE = (
     "LLaVA-CoT-100k: the dataset card says apache-2.0; its repository adds that it is a research preview for "
@@ -44,6 +45,10 @@ class Report:
     """Training and held-out rows whose last question had no answer and was dropped."""
     duplicate_ids: int = 0
     """Training and held-out rows with the id of an earlier row of other content; they are kept."""
+    special_tokens: int = 0
+    """Training and held-out rows whose texts held a special token of the tokenizer, which was taken out."""
+    other_markers: int = 0
+    """Training and held-out rows whose texts hold what other tools mark turns with; it is kept, as ordinary text."""
     missing_images: int = 0
     """Distinct image files; rows are under `rejected`."""
     unreadable_images: int = 0
@@ -89,6 +94,8 @@ class Report:
         source = self.sources.name(source)
         self.sources.add(source, held_out)
         self.dropped_turns += row.dropped_turn
+        self.special_tokens += row.cleaned
+        self.other_markers += any(has_other_markers(turn["value"]) for turn in row.turns)
         self.turns[len(row.answers)] += 1
         traces = [extract_reasoning_trace(answer) for answer in row.answers]
         for trace in traces:
@@ -154,8 +161,9 @@ class Report:
         """Print the report as tables, and the licence note."""
         console.print(_source_table(self))
         console.print(_answer_table(self))
-        if self.rejected or self.dropped_turns or self.duplicate_ids:
-            console.print(_defect_table(self))
+        defects = _defect_table(self)
+        if defects.row_count:
+            console.print(defects)
         if self.tokens is not None:
             console.print(_token_table(self.tokens))
         else:
@@ -216,10 +224,15 @@ def _defect_table(report: Report) -> Table:
     table = Table("defect", *_right("rows"), title="Defects")
     for defect, number in sorted(report.rejected.items()):
         table.add_row(f"rejected: {defect}", f"{number:,}")
-    if report.dropped_turns:
-        table.add_row("kept without a last question that has no answer", f"{report.dropped_turns:,}")
-    if report.duplicate_ids:
-        table.add_row("kept though an earlier row has the same id", f"{report.duplicate_ids:,}")
+    kept = {
+        "kept without a last question that has no answer": report.dropped_turns,
+        "kept though an earlier row has the same id": report.duplicate_ids,
+        f"kept without {' or '.join(SPECIAL_TOKENS)} in its texts": report.special_tokens,
+        "kept with what other tools mark turns with, as </s>": report.other_markers,
+    }
+    for name, number in kept.items():
+        if number:
+            table.add_row(name, f"{number:,}")
     if report.missing_images or report.unreadable_images:
         table.add_section()
         table.add_row("image files that are missing", f"{report.missing_images:,}")

@@ -12,6 +12,7 @@ from typing import Any
 from cobra.preprocessing.archives import unsafe_name
 from cobra.util import jsonl
 from cobra.util.errors import UserError
+from cobra.util.special_tokens import has_special_tokens, without_special_tokens
 
 # The published rows have some 2 KB; a hostile line may not fill the memory.
 MAX_LINE_BYTES = 16 * 2**20
@@ -53,6 +54,8 @@ class Row:
     """`{"from": "human" | "gpt", "value": text}`, alternating, an answer last."""
     dropped_turn: bool
     """Whether a last question without an answer was dropped."""
+    cleaned: bool = False
+    """Whether special tokens of the tokenizer were taken out of its texts."""
 
     @property
     def answers(self) -> list[str]:
@@ -113,7 +116,7 @@ def check_row(value: dict[str, Any], line: int) -> Row:
     """Check one parsed line and normalise what must be.
 
     A last question without an answer is dropped; a missing id becomes `line-{number}`; keys that training does not
-    read are left out. The texts stay as they are.
+    read are left out. Special tokens of the tokenizer are taken out of the texts, which stay as they are otherwise.
 
     Args:
         value: The JSON object.
@@ -131,11 +134,14 @@ def check_row(value: dict[str, Any], line: int) -> Row:
         turns = turns[:-1]
     if not turns:
         raise RowError(Defect.NO_ANSWER, "the only turn is a question")
+    cleaned = any(has_special_tokens(turn["value"]) for turn in turns)
+    if cleaned:
+        turns = [{**turn, "value": without_special_tokens(turn["value"])} for turn in turns]
     empty = next((number for number, turn in enumerate(turns, 1) if not number % 2 and not turn["value"].strip()), None)
     if empty is not None:
         raise RowError(Defect.NO_ANSWER, f"turn {empty} is an empty answer")
     row_id = value.get("id")
-    return Row(f"line-{line}" if row_id is None else row_id, image, turns, dropped)
+    return Row(f"line-{line}" if row_id is None else row_id, image, turns, dropped, cleaned)
 
 
 def _checked_image(image: Any) -> str:

@@ -1,0 +1,69 @@
+"""What is said of the rows before the first step, so that nothing of it is met hours later."""
+
+import os
+from collections.abc import Callable
+
+from cobra.conf import DatasetRegistry
+from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
+from cobra.preprocessing.datasets.presence import look_for_images
+from cobra.preprocessing.materialize import where_from
+from cobra.training.config import PretrainConfig
+from cobra.util.distributed import World
+from cobra.util.errors import UserError
+from cobra.util.special_tokens import SPECIAL_TOKENS
+
+RowDataset = AlignDataset | FinetuneDataset
+
+
+def check_images(
+    dataset: RowDataset, config: PretrainConfig, has_state: bool, world: World, say: Callable[[str], None]
+) -> None:
+    """Look whether the image of every row is there, once on each machine; every process has to call it.
+
+    Args:
+        dataset: The rows.
+        config: Says what is done about missing images, and where the images come from.
+        has_state: Whether the run has begun: its rows are those that it has, then.
+        world: The processes.
+        say: Tells the user.
+
+    Raises:
+        UserError: Images are missing.
+    """
+    rows, told = dataset.examples, ""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        found = look_for_images(rows, dataset.image_dir)
+        if found.late:
+            say(
+                f"{found.looked_for:,} images were looked for in {dataset.image_dir}, which is slow; those of other "
+                "rows are looked for as these come"
+            )
+        told = found.name_missing(rows) if found.missing else ""
+    named = next(filter(None, world.gather(told)), None)
+    if named is None:
+        return
+    named = f"{named} name an image that is not in {dataset.image_dir}"
+    if config.dataset.on_bad_image == "skip":
+        say(f"warning: {named}: they teach nothing (--dataset.on_bad_image skip)")
+        return
+    known = config.dataset.dataset_id != DatasetRegistry.CUSTOM.dataset_id
+    bring = f"Put the images there{f' ({where_from(config.dataset, config.stage)})' if known else ''}"
+    out = "" if has_state else ", take the rows out"
+    raise UserError(f"{named}. {bring}{out}, or go on without them: --dataset.on_bad_image skip")
+
+
+def tell_markers(dataset: RowDataset, say: Callable[[str], None]) -> None:
+    """Tell of texts that hold special tokens, or what other tools mark turns with; they are trained on as they are."""
+    rows = dataset.examples
+    special, other = int(rows.special_tokens.sum()), int(rows.other_markers.sum())
+    if special:
+        say(
+            f"warning: the texts of {special:,} of {len(rows):,} rows hold {' or '.join(SPECIAL_TOKENS)}, which the "
+            "tokenizer reads as a token of its own: in an answer the end of answers is learned in its middle. "
+            f"Take them out: sed -i 's/{'//g; s/'.join(SPECIAL_TOKENS)}//g' {rows.annotation_file}"
+        )
+    if other:
+        say(
+            f"the texts of {other:,} of {len(rows):,} rows hold what other tools mark turns with, such as </s>, "
+            "<|im_end|> or [INST]: it is ordinary text here and is learned as such; take it out if it was left over"
+        )

@@ -1,0 +1,37 @@
+"""Tokens of the tokenizer that a text can spell, and markers of other tools' chat formats that were left in texts."""
+
+import re
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|padding|>")
+"""What GPT-NeoX's tokenizer reads as one token each, the first as the end of an answer."""
+
+_SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
+_BLANKS = " \t"
+# Ordinary text to the tokenizer. The names of speakers count where they begin a line.
+_OTHER = re.compile(
+    r"</?s>|<\|(?!endoftext\|>|padding\|>)\w+\|>|\[/?INST\]|<(?:start|end)_of_turn>"
+    r"|^(?:USER|ASSISTANT|### ?(?:Human|Assistant|Instruction|Response)):",
+    re.MULTILINE,
+)
+
+
+def without_special_tokens(text: str) -> str:
+    """Return a text with a space for each special token and the blanks around it.
+
+    A space, so that no new one comes together from what is left.
+    """
+    first, *others = _SPECIAL.split(text)
+    if not others:
+        return text
+    between = [part.strip(_BLANKS) for part in others[:-1]]
+    return " ".join([first.rstrip(_BLANKS), *between, others[-1].lstrip(_BLANKS)])
+
+
+def has_special_tokens(text: str) -> bool:
+    """Return whether the tokenizer would read a special token out of a text."""
+    return any(token in text for token in SPECIAL_TOKENS)
+
+
+def has_other_markers(text: str) -> bool:
+    """Return whether a text holds what other tools mark turns with, such as `<|im_end|>`, `</s>` or `[INST]`."""
+    return _OTHER.search(text) is not None
