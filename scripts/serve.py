@@ -1,7 +1,7 @@
 """Talk to a model on a page in the browser: `python scripts/serve.py --model_path cobra-tiny`."""
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cobra.talk.options import AnswerFlags
@@ -18,7 +18,11 @@ class ServeConfig(AnswerFlags):
     hf_token: str = ".hf_token"
     """Name of an environment variable or path of a file that holds the hub's token; only for closed repositories."""
     host: str = "127.0.0.1"
-    """Address to listen on: by default this machine alone can reach it, with 0.0.0.0 whoever reaches the machine."""
+    """Address to listen on: by default this machine alone can reach it, with 0.0.0.0 whoever reaches the machine and
+    knows the token in the address that is printed."""
+    allowed_hosts: list[str] = field(default_factory=list)
+    """Further names under which it is opened, `[models.example.org]`; needed where one leads to this machine's
+    loopback, as a proxy's does."""
     port: int = 7860
     """To listen on; 0 is any that is free."""
     device: str | None = None
@@ -47,12 +51,13 @@ def main(config: ServeConfig) -> None:
     """Load the model and serve."""
     try:
         import starlette  # noqa: F401
-        import uvicorn
+        import uvicorn  # noqa: F401
     except ImportError as error:
         raise missing_extra(f"{error.name}", "serve", "The page") from error
     # Wrong options and a port that is taken are told before a model is loaded.
     config.options()
-    from cobra.talk.page import LOOPBACK, MAX_BEAMS, TalkServer
+    from cobra.talk.access import Access, page_address
+    from cobra.talk.page import MAX_BEAMS, TalkServer, web_server
 
     if config.beams > MAX_BEAMS:
         raise UserError(f"--beams is {config.beams}: on the page a search has {MAX_BEAMS} branches at most")
@@ -60,16 +65,16 @@ def main(config: ServeConfig) -> None:
         import cobra
         from cobra.util.tokens import read_hf_token
 
+        address, port = listener.getsockname()[:2]
+        access = Access.for_address(address, tuple(config.allowed_hosts))
+
         token = read_hf_token(config.hf_token)
         vlm = cobra.load(config.model_path, hf_token=token, device=config.device, dtype=config.dtype)
-        local = config.host in LOOPBACK
-        app = TalkServer(vlm, config, Path(config.model_path).name, LOOPBACK if local else None).app()
-        host = f"[{config.host}]" if ":" in config.host else config.host
-        print(f"open http://{host}:{listener.getsockname()[1]} in a browser; Ctrl-C ends it", flush=True)
-        if not local:
-            print("whoever reaches this machine can use the model: there is no password", flush=True)
-        settings = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=1)
-        uvicorn.Server(settings).run(sockets=[listener])
+        app = TalkServer(vlm, config, Path(config.model_path).name, access).app()
+        print(f"open {page_address(access, config.host, port)} in a browser; Ctrl-C ends it", flush=True)
+        if access.token is not None:
+            print("whoever knows that address can use the model; who reads the network's traffic learns it", flush=True)
+        web_server(app).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -60,14 +60,17 @@ class Conversation:
 
         Args:
             vlm: In evaluation mode.
-            image: The picture; it is read with the first question.
+            image: The picture. Only the pixels that the model takes are kept of it, and only up to the first question,
+                with which they are read.
+
+        Raises:
+            UserError: The picture is too thin for the model's image resize strategy.
         """
         self._vlm = vlm
-        self._image = image
-        self._image_state: MambaState | None = None
+        self._pixels = None if image is None else vlm.preprocess([image])
         self._builder = vlm.get_prompt_builder()
         # Tokens of text that were read after the image, up to an end token, and the state after them.
-        self._past: tuple[list[int], MambaState] | None = None
+        self._past: tuple[list[int], MambaState | None] = [], None
         self._end = int(vlm.llm_backbone.tokenizer.eos_token_id)
         self.figures = Figures(state_bytes(vlm.llm_backbone.llm.config))
 
@@ -77,7 +80,11 @@ class Conversation:
         return self._builder.get_prompt()
 
     def ask(
-        self, question: str, options: GenerationOptions | SearchOptions, seed: int = 0
+        self,
+        question: str,
+        options: GenerationOptions | SearchOptions,
+        seed: int = 0,
+        between_steps: Callable[[], None] = lambda: None,
     ) -> Generator[str, None, None]:
         """Ask, and yield the answer piece by piece as it is written or, in a search, decided.
 
@@ -88,6 +95,8 @@ class Conversation:
             question: Any text; special tokens of the tokenizer are taken out of it.
             options: How to write the answer, or to search for it.
             seed: Of what is sampled.
+            between_steps: Called before every token that the model writes, also where no piece of the answer comes of
+                it; what it raises ends the answer.
 
         Raises:
             UserError: Conversation and question are longer than the model's longest text; or as the search.
@@ -98,18 +107,24 @@ class Conversation:
         ids = self._tokenize(builder.get_prompt())
         branches = options.width if isinstance(options, SearchOptions) else 1
         self.figures = Figures(self.figures.state_bytes, branches=branches)
-        return self._answer(builder, ids, options, seed)
+        return self._answer(builder, ids, options, seed, between_steps)
 
     def _answer(
-        self, builder: PromptBuilder, ids: list[int], options: GenerationOptions | SearchOptions, seed: int
+        self,
+        builder: PromptBuilder,
+        ids: list[int],
+        options: GenerationOptions | SearchOptions,
+        seed: int,
+        between_steps: Callable[[], None],
     ) -> Generator[str, None, None]:
-        said, done = "", False
+        said, done, past = "", False, self._past
         try:
-            state, scores = self._read(ids)
+            past, state, scores = self._read(ids)
             if isinstance(options, SearchOptions):
-                pieces = self._search(state, scores, options, seed)
+                pieces = self._search(state, scores, options, seed, between_steps)
             else:
-                pieces = self._write(state, scores, ids, replace(options, generator=None, seeds=[seed]))
+                own = replace(options, generator=None, seeds=[seed])
+                pieces = self._write(state, scores, ids, own, between_steps)
             began = time.perf_counter()
             for piece in pieces:
                 self.figures.seconds = time.perf_counter() - began
@@ -121,7 +136,8 @@ class Conversation:
         finally:
             if done or said.strip():
                 builder.add_turn("gpt", said)
-                self._builder = builder
+                # Together: of a question that is forgotten the state must not remember anything.
+                self._builder, self._past = builder, past
 
     def _tokenize(self, prompt: str) -> list[int]:
         """Return all ids of a prompt.
@@ -139,23 +155,29 @@ class Conversation:
             what, remedy = "conversation and question have", "ask a shorter one, or begin anew"
         raise UserError(f"{what} {len(ids):,} tokens, and the model reads {limit:,} at most: {remedy}")
 
-    def _read(self, ids: list[int]) -> tuple[MambaState, Tensor]:
-        """Read what is new in a prompt; return the state and the scores of the first new token (1, vocabulary)."""
-        if self._image is not None and self._image_state is None:
-            self._image_state = self._vlm.read_images(self._vlm.preprocess([self._image]))
-        known: list[int] = []
-        state = self._image_state
-        if self._past is not None and self._past[0] == ids[: len(self._past[0])]:
-            known, state = self._past
+    def _read(self, ids: list[int]) -> tuple[tuple[list[int], MambaState | None], MambaState, Tensor]:
+        """Read what is new in a prompt; return the new past, the state, and the next scores (1, vocabulary)."""
+        if self._pixels is not None:
+            self._past = [], self._vlm.read_images(self._pixels)
+            self._pixels = None
+        known, state = past = self._past
         last_end = max((place for place, token in enumerate(ids[:-1]) if token == self._end), default=-1)
         if len(known) <= last_end:
             state, _ = self._vlm.prefill(None, [ids[len(known) : last_end + 1]], state)
-            self._past = ids[: last_end + 1], state
+            past = ids[: last_end + 1], state
         self.figures.read = len(ids) - len(known)
-        return self._vlm.prefill(None, [ids[last_end + 1 :]], state)
+        return past, *self._vlm.prefill(None, [ids[last_end + 1 :]], state)
 
-    def _write(self, state: MambaState, scores: Tensor, ids: list[int], options: GenerationOptions) -> Iterator[str]:
+    def _write(
+        self,
+        state: MambaState,
+        scores: Tensor,
+        ids: list[int],
+        options: GenerationOptions,
+        between_steps: Callable[[], None],
+    ) -> Iterator[str]:
         new: list[int] = []
+        between_steps()
         for [(_, token)] in generate_ids(self._vlm.llm_backbone.llm, state, scores, [ids], options, self._end):
             new.append(token)
             self.figures.written += 1
@@ -164,10 +186,18 @@ class Conversation:
             if not text.endswith("\ufffd"):
                 yield text
                 new = []
+            between_steps()
         yield self._vlm.decode(new)
 
-    def _search(self, state: MambaState, scores: Tensor, options: SearchOptions, seed: int) -> Iterator[str]:
-        search = self._vlm.new_search(options)
+    def _search(
+        self,
+        state: MambaState,
+        scores: Tensor,
+        options: SearchOptions,
+        seed: int,
+        between_steps: Callable[[], None],
+    ) -> Iterator[str]:
+        search = self._vlm.new_search(options, between_steps=between_steps)
         for piece in search.decided(state, scores, str(seed)):
             [self.figures.written] = search.tokens_spent
             yield piece

@@ -48,19 +48,26 @@ def open_image(where: str) -> "Image.Image":
     return decode_image(fetch_bytes(where), where)
 
 
-def decode_image(data: bytes, name: str) -> "Image.Image":
+def decode_image(data: bytes, name: str, max_pixels: int | None = None) -> "Image.Image":
     """Decode a picture's file as RGB, upright; its content alone tells what it is.
 
     Args:
         data: The file.
         name: Where it is from, for the error.
+        max_pixels: Pictures of more, by their header, are not decoded; None leaves it to Pillow.
 
     Raises:
-        UserError: It is not a picture.
+        UserError: It is not a picture, or too large.
     """
-    from cobra.util.images import FORMATS, BadImageError, read_upright
+    from cobra.util.images import FORMATS, BadImageError, read_header, read_upright
 
     try:
+        header = read_header(io.BytesIO(data))
+        if max_pixels is not None and header.width * header.height > max_pixels:
+            raise UserError(
+                f"{_name(name)} is a picture of {header.width:,} x {header.height:,} pixels, and {max_pixels:,} are "
+                "taken in all: make it smaller"
+            )
         return read_upright(io.BytesIO(data))[0]
     except BadImageError as error:
         raise UserError(

@@ -6,48 +6,50 @@ Everything is served from here: the page asks nothing of any other server. Its p
 import asyncio
 import json
 import secrets
+import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, TypeAlias, TypeVar
 
+import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from cobra.models.vlms import CobraVLM
 from cobra.models.vlms.search import KINDS
+from cobra.talk.access import HEADERS, Access, Guard
 from cobra.talk.conversation import Conversation
-from cobra.talk.fetch_image import MAX_BYTES, decode_image
 from cobra.talk.options import AnswerFlags
 from cobra.talk.stages import Part, StageReader
+from cobra.talk.uploads import Uploads, read_body
 from cobra.util.errors import UserError
 from cobra.util.pages import page_templates
 from cobra.util.shown import shown
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
 MAX_BEAMS = 64
-# Conversations that are remembered, each with its picture and states; the one unused for longest is forgotten first.
+# Conversations that are remembered; the one unused for longest is forgotten first. Each holds a state, or before its
+# first question the pixels that the model takes of its picture.
 _MAX_CONVERSATIONS = 64
-_MAX_QUESTION_BYTES = 1 << 20
-
-_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src blob: data:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
+_MAX_KEPT_BYTES = 1 << 30
+_MAX_QUESTION_BYTES = 1 << 18
+# Of a picture for two towers, 3 x 384 x 384 each in fp32.
+_PIXEL_BYTES = 3_538_944
+_MAX_WAITING = 64
+_MAX_CONNECTIONS = 256
 
 Result = TypeVar("Result")
+Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
+
+
+class _ReaderGoneError(Exception):
+    """Nobody reads the answer that is being written."""
 
 
 @dataclass(frozen=True)
@@ -82,23 +84,23 @@ class Question:
 class TalkServer:
     """Conversations with one model, which writes one answer at a time; who asks meanwhile waits in line."""
 
-    def __init__(self, vlm: CobraVLM, flags: AnswerFlags, name: str, hosts: tuple[str, ...] | None = LOOPBACK) -> None:
+    def __init__(self, vlm: CobraVLM, flags: AnswerFlags, name: str, access: Access | None = None) -> None:
         """Take a model.
 
         Args:
             vlm: In evaluation mode.
             flags: How answers are written; a question chooses its own search.
             name: Of the model, for the page.
-            hosts: Names under which it answers; None is any. On loopback this keeps out pages under other names that
-                lead here.
+            access: What requests must bring; None is what those of this machine bring.
         """
-        self._hosts = hosts
+        self._access = access or Access()
         self._vlm = vlm
         self._flags = flags
         self._conversations: OrderedDict[str, Conversation] = OrderedDict()
         # All of the model's work is done in one thread: torch keeps its helpers for each thread that calls it.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._turn = asyncio.Lock()
+        self._uploads = Uploads()
         self._asking = 0
         templates = page_templates("cobra.talk")
         page = templates.get_template("talk.html.j2").render(
@@ -112,74 +114,68 @@ class TalkServer:
             "/talk.js": (script, "text/javascript"),
         }
 
-    def app(self) -> Starlette:
+    def app(self) -> ASGIApp:
         """Return the application."""
-        routes = [Route(path, self._guarded(self._file)) for path in self._files]
+        routes = [Route(path, self._file) for path in self._files]
         posts = {"/image": self._take_image, "/ask": self._take_question}
-        routes += [Route(path, self._guarded(handle), methods=["POST"]) for path, handle in posts.items()]
-        return Starlette(routes=routes)
+        routes += [Route(path, _in_words(handle), methods=["POST"]) for path, handle in posts.items()]
+        app = Starlette(routes=routes)
+        # It would build an address of what the request says.
+        app.router.redirect_slashes = False
+        return Guard(app, self._access)
 
     async def _file(self, request: Request) -> Response:
-        text, kind = self._files[request.url.path]
-        return Response(text, media_type=kind, headers=_HEADERS)
-
-    def _guarded(self, handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        """Return a handler that refuses what other pages send, and tells errors in words."""
-
-        async def handler(request: Request) -> Response:
-            host, origin = request.headers.get("host", ""), request.headers.get("origin")
-            known = self._hosts is None or request.url.hostname in self._hosts
-            # A page of somebody else's may send requests here, but not without saying so.
-            if not known or (origin is not None and urlsplit(origin).netloc != host):
-                return JSONResponse({"error": "the request comes from another page"}, 403, _HEADERS)
-            try:
-                return await handle(request)
-            except UserError as error:
-                return JSONResponse({"error": shown(str(error))}, 400, _HEADERS)
-
-        return handler
+        text, kind = self._files[request.scope["path"]]
+        return Response(text, media_type=kind, headers=HEADERS)
 
     async def _take_image(self, request: Request) -> Response:
         """Begin a conversation about the picture that is the request's body."""
-        data = await _body(request, MAX_BYTES, "the picture")
         # Not by the model's worker: who uploads need not wait for an answer.
-        image = await asyncio.to_thread(decode_image, data, "the file")
-        return JSONResponse({"conversation": self._begin(Conversation(self._vlm, image))}, headers=_HEADERS)
+        talk = await self._uploads.take(request, lambda image: Conversation(self._vlm, image))
+        return JSONResponse({"conversation": self._begin(talk)}, headers=HEADERS)
 
     def _begin(self, conversation: Conversation) -> str:
         key = secrets.token_urlsafe(16)
         self._conversations[key] = conversation
-        while len(self._conversations) > _MAX_CONVERSATIONS:
+        fit = max(_MAX_KEPT_BYTES // max(conversation.figures.state_bytes, _PIXEL_BYTES), 1)
+        while len(self._conversations) > min(fit, _MAX_CONVERSATIONS):
             self._conversations.popitem(last=False)
         return key
 
     async def _take_question(self, request: Request) -> Response:
         """Answer a question with lines of JSON; see :meth:`_lines`."""
-        question = Question.from_json(await _body(request, _MAX_QUESTION_BYTES, "the question"))
+        if self._asking > _MAX_WAITING:
+            raise UserError(f"{self._asking} questions wait already: ask again later")
+        question = Question.from_json(await read_body(request, _MAX_QUESTION_BYTES, "the question"))
         replace(self._flags, beams=question.beams).options(question.search)
         key = question.conversation or self._begin(Conversation(self._vlm))
         if key not in self._conversations:
             raise UserError("this conversation has been forgotten, others came after it: begin a new one")
         self._conversations.move_to_end(key)
-        lines = self._lines(request, key, self._conversations[key], question)
-        return StreamingResponse(lines, media_type="application/x-ndjson", headers=_HEADERS)
+        lines = self._lines(key, self._conversations[key], question)
+        return StreamingResponse(lines, media_type="application/x-ndjson", headers=HEADERS)
 
-    async def _lines(self, request: Request, key: str, talk: Conversation, question: Question) -> AsyncIterator[str]:
+    async def _lines(self, key: str, talk: Conversation, question: Question) -> AsyncIterator[str]:
         """Yield what there is to tell: the conversation's id, who is before it in line, parts, and figures at the end.
 
-        When the reader goes, the answer ends.
+        When the reader goes, this is cancelled, and the answer or search ends with the model's step.
         """
-        yield _line(conversation=key, waiting=self._asking)
+        gone, waiting = threading.Event(), self._asking
+
+        def look() -> None:
+            if gone.is_set():
+                raise _ReaderGoneError
+
         self._asking += 1
         try:
+            yield _line(conversation=key, waiting=waiting)
             async with self._turn:
-                parts = self._parts(talk, question)
+                parts = self._parts(talk, question, look)
                 try:
                     while (part := await self._work(next, parts, None)) is not None:
-                        if await request.is_disconnected():
-                            break
                         yield part
                 finally:
+                    gone.set()
                     # Put in line behind a step that may still be running, so it is not closed while it runs.
                     self._worker.submit(parts.close)
         finally:
@@ -188,18 +184,22 @@ class TalkServer:
     async def _work(self, function: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
 
-    def _parts(self, talk: Conversation, question: Question) -> Generator[str, None, None]:
+    def _parts(
+        self, talk: Conversation, question: Question, between_steps: Callable[[], None]
+    ) -> Generator[str, None, None]:
         """Write an answer; yield its lines."""
         options = replace(self._flags, beams=question.beams).options(question.search)
         reader = StageReader()
         try:
-            with closing(talk.ask(question.text, options, self._flags.seed)) as pieces:
+            with closing(talk.ask(question.text, options, self._flags.seed, between_steps)) as pieces:
                 for piece in pieces:
                     for part in reader.feed(piece):
                         yield _part_line(part)
             for part in reader.finish():
                 yield _part_line(part)
             yield _line(figures=asdict(talk.figures))
+        except _ReaderGoneError:
+            return
         except UserError as error:
             yield _line(error=shown(str(error)))
         except Exception as error:
@@ -216,15 +216,34 @@ def _part_line(part: Part) -> str:
     return _line(block=part.block, stage=part.stage, text=shown(part.text))
 
 
-async def _body(request: Request, limit: int, what: str) -> bytes:
-    """Return the body of a request.
+def _in_words(handle: Handler) -> Handler:
+    """Return a handler that tells errors in words, and nothing to whoever has gone."""
 
-    Raises:
-        UserError: It is larger than `limit` bytes.
+    async def handler(request: Request) -> Response:
+        try:
+            return await handle(request)
+        except UserError as error:
+            return JSONResponse({"error": shown(str(error))}, 400, HEADERS)
+        except ClientDisconnect:
+            return Response(status_code=400)
+
+    return handler
+
+
+def web_server(app: ASGIApp) -> uvicorn.Server:
+    """Return the server for a page's application.
+
+    What strangers send wrong is answered with an error, and not written to the terminal.
     """
-    data = bytearray()
-    async for block in request.stream():
-        data += block
-        if len(data) > limit:
-            raise UserError(f"{what} is larger than the {limit:,} bytes that are taken")
-    return bytes(data)
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_level="error",
+            server_header=False,
+            limit_concurrency=_MAX_CONNECTIONS,
+            timeout_graceful_shutdown=1,
+        )
+    )

@@ -4,19 +4,17 @@ import socket
 import threading
 from queue import Queue
 
-import uvicorn
-
 from cobra.talk.conversation import Figures
 from cobra.talk.options import AnswerFlags
-from cobra.talk.page import TalkServer
+from cobra.talk.page import TalkServer, web_server
 
 
 class Served:
     """A TalkServer while the block lasts; :attr:`url` is its page's."""
 
-    def __init__(self, vlm, flags=None, name="a model"):
-        app = TalkServer(vlm, flags or AnswerFlags(max_new_tokens=8), name).app()
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
+    def __init__(self, vlm, flags=None, name="a model", access=None):
+        app = TalkServer(vlm, flags or AnswerFlags(max_new_tokens=8), name, access).app()
+        self._server = web_server(app)
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
@@ -52,15 +50,16 @@ class _ScriptedConversation:
         self._script, self._image = script, image
         self.figures = Figures(49152)
 
-    def ask(self, question, options, seed):
+    def ask(self, question, options, seed, between_steps):
         self._script.asked.append((question, options, self._image))
         self.figures = Figures(49152, read=1234, written=63, seconds=0.5)
-        return self._pieces()
+        return self._pieces(between_steps)
 
-    def _pieces(self):
+    def _pieces(self, between_steps):
         whole = False
         try:
             while (piece := self._script.said.get(timeout=60)) is not None:
+                between_steps()
                 yield piece
             whole = True
         finally:

@@ -1,5 +1,7 @@
 """A conversation goes on from the state: its answers are those of reading everything again."""
 
+import weakref
+
 import pytest
 import torch
 from scratch import enliven, picture, scratch_vlm
@@ -159,9 +161,50 @@ def test_characters_come_whole_and_odd_ones_do_no_harm(vlm, monkeypatch):
 def test_states_are_not_changed_by_what_is_read_after_them(vlm):
     conversation = Conversation(vlm, picture(1))
     ask(conversation, "What?")
+    ids, kept = conversation._past
     ask(conversation, "Why?")
-    kept = conversation._image_state
-    assert torch.equal(kept.ssm, vlm.read_images(vlm.preprocess([picture(1)])).ssm)
+    again = vlm.read_images(vlm.preprocess([picture(1)]))
+    assert torch.equal(kept.ssm, (vlm.prefill(None, [ids], again)[0] if ids else again).ssm)
+
+
+@pytest.mark.fault("B2")
+def test_nothing_is_kept_of_a_picture_but_pixels_and_then_the_state(vlm):
+    image = picture(1)
+    kept = weakref.ref(image)
+    conversation = Conversation(vlm, image)
+    del image
+    assert kept() is None and conversation._pixels is not None
+    ask(conversation, "What?")
+    assert conversation._pixels is None
+
+
+def test_a_question_that_is_forgotten_leaves_no_trace(vlm):
+    conversation = Conversation(vlm, picture(1))
+    ask(conversation, "What?")
+    conversation.ask("Why?", GREEDY).close()
+    broken = conversation.ask("Why?", GREEDY, between_steps=lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(broken)
+    other = Conversation(vlm, picture(1))
+    ask(other, "What?")
+    assert ask(conversation, "Who?") == ask(other, "Who?")
+
+
+@pytest.mark.fault("B8")
+@pytest.mark.parametrize("kind", ["none", "best-of-n", "vote", "stage-beam"])
+def test_what_is_raised_between_steps_ends_every_kind_of_answer_there(vlm, kind):
+    steps, options = [], SearchOptions(kind, 2, max_new_tokens=96, stage_tokens=8) if kind != "none" else GREEDY
+
+    def look():
+        steps.append(1)
+        if len(steps) == 5:
+            raise InterruptedError
+
+    conversation = Conversation(vlm, picture(1))
+    with pytest.raises(InterruptedError):
+        ask(conversation, "What?", options, between_steps=look)
+    assert len(steps) == 5
+    assert ask(conversation, "What?", options) and conversation.figures.written > 5
 
 
 @pytest.mark.fault("F16")

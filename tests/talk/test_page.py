@@ -20,7 +20,7 @@ pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 from talk_page import Script, Served
 
 from cobra.models.vlms import SearchOptions
-from cobra.talk import page
+from cobra.talk import page, uploads
 from cobra.talk.options import AnswerFlags
 from cobra.util.cli import parse
 from cobra.util.errors import UserError
@@ -111,7 +111,7 @@ def test_what_is_no_picture_is_refused(server, data):
 
 
 def test_large_bodies_are_refused(server, monkeypatch):
-    monkeypatch.setattr(page, "MAX_BYTES", 1000)
+    monkeypatch.setattr(uploads, "MAX_BYTES", 1000)
     answer = upload(server, bytes(5000))
     assert answer.status_code == 400 and "larger than the 1,000 bytes" in answer.json()["error"]
     assert "larger than" in ask(server, "a" * (page._MAX_QUESTION_BYTES + 1)).json()["error"]
@@ -206,6 +206,66 @@ def test_who_goes_stops_the_answer_and_who_waits_is_next(server, script):
     assert "figures" in lines(answers[0])[-1]
 
 
+@pytest.mark.fault("B8")
+def test_who_goes_stops_an_answer_of_which_nothing_is_shown_yet(server, script):
+    """A search, or an answer that begins with white space."""
+    with ask(server, "first", search="vote", stream=True) as first:
+        next(first.iter_lines(1))
+        script.said.put("")
+    end = time.monotonic() + 60
+    while script.closed.empty() and time.monotonic() < end:
+        script.said.put("")
+        time.sleep(0.01)
+    assert script.closed.get(timeout=1) is False
+    while not script.said.empty():
+        script.said.get()
+    script.said.put(None)
+    assert "figures" in lines(ask(server, "second"))[-1]
+
+
+@pytest.mark.fault("B8")
+def test_who_goes_while_waiting_is_not_waited_for(server, script):
+    with ask(server, "first", stream=True) as first:
+        # Kept: what is read of them goes with the iterators, and the connection with it.
+        one = first.iter_lines(1)
+        next(one)
+        with ask(server, "second", stream=True) as second:
+            two = second.iter_lines(1)
+            assert json.loads(next(two))["waiting"] == 1
+        while True:
+            with ask(server, "third", stream=True) as third:
+                told = third.iter_lines(1)
+                # The server has not seen yet that the second has gone, or a third of before.
+                if json.loads(next(told))["waiting"] == 1:
+                    for _ in range(2):
+                        script.said.put(None)
+                    assert "figures" in json.loads(list(told)[-1])
+                    break
+    assert [question for question, *_ in script.asked] == ["first", "third"]
+
+
+def test_not_everybody_may_wait(server, script, monkeypatch):
+    monkeypatch.setattr(page, "_MAX_WAITING", 0)
+    with ask(server, "first", stream=True) as first:
+        told = first.iter_lines(1)
+        next(told)
+        script.said.put("a")
+        next(told)
+        refused = ask(server, "second")
+        assert refused.status_code == 400 and "1 questions wait already" in refused.json()["error"]
+        script.said.put(None)
+        list(told)
+
+
+def test_conversations_are_forgotten_by_the_bytes_they_hold(server, script, monkeypatch):
+    monkeypatch.setattr(page, "_MAX_KEPT_BYTES", 2 * page._PIXEL_BYTES)
+    keys = [upload(server).json()["conversation"] for _ in range(3)]
+    assert "has been forgotten" in ask(server, "What?", keys[0]).json()["error"]
+    for key in keys[1:]:
+        script.said.put(None)
+        assert ask(server, "What?", key).status_code == 200
+
+
 def test_old_conversations_are_forgotten(server, script, monkeypatch):
     monkeypatch.setattr(page, "_MAX_CONVERSATIONS", 2)
     keys = [upload(server).json()["conversation"] for _ in range(3)]
@@ -233,9 +293,10 @@ def test_the_program_serves_on_this_machine_only_unless_it_is_told(program, monk
     config = parse(program.ServeConfig, ["--port", "0", "--model_path", "runs/first-try"])
     program.main(config)
     out = capsys.readouterr().out
-    assert served[0][0] == "127.0.0.1" and f"http://127.0.0.1:{served[0][1]} " in out and "password" not in out
+    assert served[0][0] == "127.0.0.1" and f"http://127.0.0.1:{served[0][1]} " in out and "token" not in out
     program.main(replace(config, host="0.0.0.0"))
-    assert served[1][0] == "0.0.0.0" and "there is no password" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert served[1][0] == "0.0.0.0" and f":{served[1][1]}/?token=" in out and "0.0.0.0" not in out
 
 
 def test_wrong_flags_and_taken_ports_are_told_before_the_model_is_loaded(program, monkeypatch):

@@ -321,6 +321,7 @@ class Answering:
         options: SearchOptions,
         scorer: TextScorer | None = None,
         same: Callable[[str, str], bool] = same_conclusion,
+        between_steps: Callable[[], None] = lambda: None,
     ) -> Search:
         """Return a search that goes on from states and scores of :meth:`prefill`.
 
@@ -328,6 +329,7 @@ class Answering:
             options: How to search.
             scorer: As :meth:`search_batch`.
             same: As :meth:`search_batch`.
+            between_steps: As :class:`Search`.
 
         Raises:
             UserError: There is no room for the four stages, or the model cannot judge its answers.
@@ -340,7 +342,7 @@ class Answering:
         elif options.scorer == JUDGEMENT:
             builder = self.llm_backbone.prompt_builder_fn(model_family="cobra")
             chosen = judgement_scorer(llm, self.encode, self.string2idx, builder, options.question)
-        return Search(llm, texts, self.decode, int(tokenizer.eos_token_id), chosen, options, same)
+        return Search(llm, texts, self.decode, int(tokenizer.eos_token_id), chosen, options, same, between_steps)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, without special tokens."""

@@ -1,7 +1,7 @@
 """Branches of answers, written together from copies of constant-size states."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -99,6 +99,7 @@ def write_branches(
     limits: Limits,
     texts: TokenTexts,
     final: MambaState | None,
+    between_steps: Callable[[], None],
 ) -> None:
     """Write every branch to the end of its stage, or of its answer.
 
@@ -110,11 +111,13 @@ def write_branches(
         limits: When to stop.
         texts: Of the tokens.
         final: A row for each branch, overwritten with what it has read; None where nobody wants to know.
+        between_steps: Called before every token.
     """
     decoder = open_decoder(llm, state)
     going = list(range(len(branches)))
     try:
         while True:
+            between_steps()
             values, gains = _choose([branches[index] for index in going], scores, limits.sampling)
             stops = [
                 _push(branches[index], value, gain, limits, texts)

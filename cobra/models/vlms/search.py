@@ -139,6 +139,7 @@ class Search:
         scorer: Scorer,
         options: SearchOptions,
         same: Callable[[str, str], bool] = same_conclusion,
+        between_steps: Callable[[], None] = lambda: None,
     ) -> None:
         """Take what a search needs of a model.
 
@@ -150,6 +151,7 @@ class Search:
             scorer: As `options` ask for.
             options: How to search.
             same: Whether two conclusions say the same, for a vote.
+            between_steps: Called before every token of the branches; what it raises ends the search.
 
         Raises:
             UserError: The limits leave no room for four stages.
@@ -160,6 +162,7 @@ class Search:
         self._scorer = scorer
         self._options = options
         self._same = same
+        self._between_steps = between_steps
         by_stage = options.kind == "stage-beam"
         self._spent: list[int] = []
         self._branched: list[int] = []
@@ -296,7 +299,10 @@ class Search:
         final = None
         if self._limits.by_stage or self._scorer.reads_state:
             final = MambaState.zeros(self._llm.config, len(plan), state.ssm.device)
-        write_branches(self._llm, branches, state.select(index), scores[index], self._limits, self._texts, final)
+        states = state.select(index)
+        write_branches(
+            self._llm, branches, states, scores[index], self._limits, self._texts, final, self._between_steps
+        )
         read = self._scorer.score(branches, final)
         for place, ((row, _), branch, judged) in enumerate(zip(plan, branches, read, strict=True)):
             branch.row = place

@@ -1,0 +1,148 @@
+"""Who may use the page: the names under which it answers, pages of other origins, and a token for other machines."""
+
+import hashlib
+import ipaddress
+import re
+import secrets
+import socket
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src blob: data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+"""Of every answer that the page gives."""
+
+_AUTHORITY = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?", re.IGNORECASE)
+_PORTS = {"http": "80", "https": "443"}
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a request must bring."""
+
+    hosts: tuple[str, ...] | None = LOOPBACK
+    """Names in its address; None is any. They keep out pages of other people's names that are made to lead here."""
+    token: str | None = None
+    """A secret that its address brought once; None is none."""
+
+    @classmethod
+    def for_address(cls, address: str, allowed_hosts: tuple[str, ...] = ()) -> "Access":
+        """Return the access to a page that is served on an address.
+
+        Args:
+            address: An IP address. One of loopback is reached by this machine's users alone and needs no token, but
+                has only its own names. Any other needs a new token, which makes up for names that are not known.
+            allowed_hosts: Further names.
+        """
+        own = (*LOOPBACK, address, *allowed_hosts)
+        if ipaddress.ip_address(address).is_loopback:
+            return cls(own)
+        return cls(own if allowed_hosts else None, secrets.token_urlsafe(24))
+
+    def refusal(self, request: Request) -> Response | None:
+        """Return what a request gets in place of the page, or None where it may have it."""
+        names, origins = request.headers.getlist("host"), request.headers.getlist("origin")
+        host = _authority(names[0]) if len(names) == 1 else None
+        if host is None or len(origins) > 1:
+            return _refused("the request names no address, or several", 400)
+        if self.hosts is not None and host[0] not in map(_plain, self.hosts):
+            return _refused(
+                f"the page is not served under the name {host[0]}: open the address that the terminal shows, or start "
+                "it with --allowed_hosts",
+                403,
+            )
+        return (self._other_page(origins[0], host) if origins else None) or self._without_token(request)
+
+    def _other_page(self, origin: str, host: tuple[str, str]) -> Response | None:
+        # A page of somebody else's may send requests here, but not without saying so.
+        if origin == "null":
+            return _refused("the request comes from another page", 403)
+        scheme, _, rest = origin.partition("://")
+        found = _authority(rest) if scheme in _PORTS else None
+        if found is None:
+            return _refused("the request names no page that it comes from", 400)
+        default = _PORTS[scheme]
+        if (found[0], found[1] or default) != (host[0], host[1] or default):
+            return _refused("the request comes from another page", 403)
+        return None
+
+    def _without_token(self, request: Request) -> Response | None:
+        if self.token is None:
+            return None
+        # Ports of a machine share their cookies.
+        cookie = "cobra_" + hashlib.sha256(self.token.encode()).hexdigest()[:8]
+        if self._is_token(request.cookies.get(cookie)):
+            return None
+        if not self._is_token(request.query_params.get("token")):
+            return _refused("the address lacks its token: open the whole address that the terminal shows", 403)
+        # Away from the address bar, where it would be seen and passed on.
+        answer = RedirectResponse("/", 303, HEADERS)
+        answer.set_cookie(cookie, self.token, httponly=True, samesite="lax")
+        return answer
+
+    def _is_token(self, given: str | None) -> bool:
+        return secrets.compare_digest((given or "").encode("utf-8", "replace"), (self.token or "").encode())
+
+
+class Guard:
+    """ASGI application that lets through what an :class:`Access` allows."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        refusal = self._access.refusal(Request(scope)) if scope["type"] == "http" else None
+        await (refusal or self._app)(scope, receive, send)
+
+
+def _refused(reason: str, status: int) -> Response:
+    return JSONResponse({"error": reason}, status, HEADERS)
+
+
+def _authority(text: str) -> tuple[str, str] | None:
+    """Return (name, port or nothing) of `name:port`, or None where it is not of that form."""
+    found = _AUTHORITY.fullmatch(text)
+    if found is None or int(found["port"] or 0) > 65535:
+        return None
+    try:
+        return _plain(found["name"]), found["port"] or ""
+    except ValueError:
+        return None
+
+
+def _plain(name: str) -> str:
+    """Return a host's name as it is compared.
+
+    Raises:
+        ValueError: It stands in brackets and is no IPv6 address.
+    """
+    bare = name.lower().removesuffix(".")
+    if bare.startswith("[") or ":" in bare:
+        return str(ipaddress.IPv6Address(bare.strip("[]")))
+    return bare
+
+
+def page_address(access: Access, host: str, port: int) -> str:
+    """Return the address to open in a browser.
+
+    Args:
+        access: To the page.
+        host: The name or address that it listens on; of every address of the machine (0.0.0.0, ::) its name is shown.
+        port: That it listens on.
+    """
+    shown_host = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"http://{shown_host}:{port}" + ("" if access.token is None else f"/?token={access.token}")
