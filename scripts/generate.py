@@ -10,6 +10,7 @@ from rich.console import Console
 from cobra.talk.options import AnswerFlags
 from cobra.util.cli import run
 from cobra.util.errors import UserError
+from cobra.util.home import PathText
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,11 +24,11 @@ _MENU = "[i]mage, [p]rompt, [q]uit, or a question: "
 class GenerateConfig(AnswerFlags):
     """Load a model and answer prompts about images, in a conversation or once."""
 
-    model_path: str = "cobra+3b"
+    model_path: PathText = "cobra+3b"
     """A run directory, a checkpoint file in one, or a model id; `cobra-tiny` needs no network."""
-    hf_token: str = ".hf_token"
+    hf_token: PathText = ".hf_token"
     """Name of an environment variable or path of a file that holds the hub's token; only for closed repositories."""
-    image: str | None = None
+    image: PathText | None = None
     """A picture, by its path or its address (http, https); with --prompt it is asked about once."""
     prompt: str | None = None
     """A question; the answer is printed and the program ends."""

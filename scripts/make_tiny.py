@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cobra.demo.tiny import make_tiny
 from cobra.util.cli import run
+from cobra.util.lock import hold
 
 
 @dataclass
@@ -19,7 +20,8 @@ class MakeTinyConfig:
 
 def main(config: MakeTinyConfig) -> None:
     """Make what the flags ask for."""
-    make_tiny(config.work_dir.resolve(), config.step)
+    with hold(config.work_dir, "another start makes the files of cobra-tiny"):
+        make_tiny(config.work_dir.resolve(), config.step)
 
 
 if __name__ == "__main__":

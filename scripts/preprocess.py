@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cobra.preprocessing.download import convert_to_jpg, download_extract
 from cobra.util import cli
+from cobra.util.home import PathText
 from cobra.util.tokens import read_hf_token
 
 
@@ -18,7 +19,7 @@ class PreprocessConfig:
     """Folder to put `download/` in."""
     revision: str = "main"
     """Branch, tag or commit on the hub, for llava-cot-100k."""
-    hf_token: str = ".hf_token"
+    hf_token: PathText = ".hf_token"
     """Name of an environment variable or path of a file that holds the hub's token; not needed, but it raises the
     hub's limits."""
 

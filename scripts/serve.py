@@ -7,15 +7,16 @@ from pathlib import Path
 from cobra.talk.options import AnswerFlags
 from cobra.util.cli import run
 from cobra.util.errors import UserError, missing_extra
+from cobra.util.home import PathText
 
 
 @dataclass
 class ServeConfig(AnswerFlags):
     """Load a model and serve a page to talk to it; nothing is asked of any other server, and nothing is stored."""
 
-    model_path: str = "cobra+3b"
+    model_path: PathText = "cobra+3b"
     """A run directory, a checkpoint file in one, or a model id; `cobra-tiny` needs no network."""
-    hf_token: str = ".hf_token"
+    hf_token: PathText = ".hf_token"
     """Name of an environment variable or path of a file that holds the hub's token; only for closed repositories."""
     host: str = "127.0.0.1"
     """Address to listen on: by default this machine alone can reach it, with 0.0.0.0 whoever reaches the machine and

@@ -21,6 +21,7 @@ from cobra.demo.datasets import LlavaCotSummary, write_coco_captions, write_llav
 from cobra.models.load import load
 from cobra.util.errors import UserError
 from cobra.util.files import read_json, write_json
+from cobra.util.lock import LOCK, hold
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUN_ID = "cobra-tiny-cot"
@@ -98,12 +99,18 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         What `summary.json` holds: sizes, seconds by part, scores of captions and of answers.
 
     Raises:
-        UserError: A command failed, or the folder holds something that is not the demonstration's.
+        UserError: A command failed, another demonstration runs in the folder, or the folder holds something that is not
+            the demonstration's.
     """
     if Path.cwd() != REPOSITORY:
         # The commands run in the repository's root.
         config = replace(config, output_dir=config.output_dir.resolve())
-    demo = _Demo(config, Console(highlight=False, soft_wrap=True))
+    with hold(config.output_dir, "another demonstration runs"):
+        return _run(_Demo(config, Console(highlight=False, soft_wrap=True)))
+
+
+def _run(demo: _Demo) -> dict[str, Any]:
+    config = demo.config
     _empty_folder(config)
     cot = _write_data(demo)
     _command(demo, "prepare", "Unpack the images, convert and check the rows, report what is wrong with them", _prepare)
@@ -119,13 +126,15 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
 def _empty_folder(config: DemoConfig) -> None:
     """Remove what an earlier demonstration left, and nothing else."""
     folder = config.output_dir
-    if folder.exists() and any(folder.iterdir()):
+    found = [path for path in folder.iterdir() if path.name != LOCK]
+    if found:
         if not (folder / _MARKER).is_file():
             raise UserError(
                 f"{folder} holds files that the demonstration did not write and will not touch: choose another "
                 "--output_dir, or move them away"
             )
-        shutil.rmtree(folder)
+        for path in found:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     write_json(folder / _MARKER, {"note": "make demo empties this folder when it starts"})
 
 

@@ -7,7 +7,7 @@ from cobra.evaluation.caption_task import benchmark_captions
 from cobra.evaluation.conclusion_task import benchmark_conclusions
 from cobra.evaluation.config import CONCLUSIONS, BenchmarkConfig, check_flags
 from cobra.evaluation.report import Results
-from cobra.util.distributed import join_world
+from cobra.util.distributed import hold_together, join_world
 
 
 def benchmark(config: BenchmarkConfig) -> Results | None:
@@ -22,7 +22,8 @@ def benchmark(config: BenchmarkConfig) -> Results | None:
         What was printed and written; None on a process that is not the main one.
 
     Raises:
-        UserError: Flags, files, images or a checkpoint are not as they must be; no results are written then. Answers
+        UserError: Flags, files, images or a checkpoint are not as they must be, or another benchmark writes to the
+            same folder; no results are written then. Answers
             that were given are kept, and the same command goes on from them.
     """
     check_flags(config)
@@ -30,7 +31,8 @@ def benchmark(config: BenchmarkConfig) -> Results | None:
     console = Console(quiet=not world.is_main)
     try:
         run = benchmark_conclusions if config.task == CONCLUSIONS else benchmark_captions
-        results = run(config, world, console)
+        with hold_together(world, config.output_dir, "another benchmark is at work"):
+            results = run(config, world, console)
     finally:
         world.close()
     console.print(

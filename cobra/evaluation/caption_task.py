@@ -59,9 +59,7 @@ def benchmark_captions(config: BenchmarkConfig, world: World, console: Console) 
     models = ModelsUnderTest(config, world.device)
     names = [name for name in VARIANTS if name.split("+")[0] in models.entries]
     names += [_PREDICTIONS] * (chosen.predictions is not None)
-    if world.is_main:
-        prepare_output(config.output_dir, names)
-    world.barrier()
+    world.on_main(lambda: prepare_output(config.output_dir, names))
     protocol = Protocol(
         resolve_prompt(config.prompt),
         config.max_new_tokens,

@@ -35,9 +35,7 @@ def benchmark_conclusions(config: BenchmarkConfig, world: World, console: Consol
     check_present(images, pictures, config.output_dir / LIST_FILE)
     models = ModelsUnderTest(config, world.device)
     names = [name for name in VARIANTS if name.split("+")[0] in models.entries]
-    if world.is_main:
-        prepare_output(config.output_dir, names)
-    world.barrier()
+    world.on_main(lambda: prepare_output(config.output_dir, names))
     digest = sha256_file(path)
     protocol = Protocol(
         "",

@@ -6,6 +6,7 @@ from pathlib import Path
 from cobra.evaluation.protocol import MAX_NEW_TOKENS, resolve_prompt
 from cobra.models.vlms.search import SearchOptions
 from cobra.util.errors import UserError
+from cobra.util.home import PathText
 from cobra.util.torch_utils import resolve_device, resolve_dtype
 
 CAPTIONS = "captions"
@@ -20,13 +21,13 @@ class BenchmarkConfig:
     A model answers twice: at once, and after a scratchpad. With a baseline beside it that makes the four variants.
     """
 
-    checkpoint: str | None = None
+    checkpoint: PathText | None = None
     """The model: a run directory, a .pt file in one, or a model id."""
-    baseline_checkpoint: str | None = None
+    baseline_checkpoint: PathText | None = None
     """A model to compare it with, in the same forms."""
     task: str = CAPTIONS
     """`captions` scores captions of images; `llava-cot` scores the conclusions on held-out rows of LLaVA-CoT-100k."""
-    coco_annotations: str | None = None
+    coco_annotations: PathText | None = None
     """Captions: COCO's annotation file, Karpathy's dataset_coco.json, a JSON file of captions by file name, a folder
     with such a captions.json, or a data set (id on the hub, or folder of Parquet); by default what the data set
     coco-captions brings."""
@@ -34,7 +35,7 @@ class BenchmarkConfig:
     """Folder of the images that the annotations name; by default that of coco-captions."""
     split: str | None = None
     """Of Karpathy's file (by default test) or of a data set."""
-    image_ids: str | None = None
+    image_ids: PathText | None = None
     """Keep these images alone: a file with ids or file names, or `karpathy-test`."""
     llava_cot_annotations: Path | None = None
     """Held-out rows of the task llava-cot; by default those that fine_tune/prepare_llava_cot.py left in data."""
@@ -47,7 +48,7 @@ class BenchmarkConfig:
     is reported alone."""
     coco_instances: Path | None = None
     """COCO's instances file of the same images, for CHAIR: the share of objects that are not there."""
-    similarity_model: str | None = None
+    similarity_model: PathText | None = None
     """Folder or hub id of a sentence-transformers model; by default the packaged all-MiniLM-L6-v2."""
     output_dir: Path = Path("runs/benchmark")
     """Folder of report.html, metrics.json, predictions/ and answers/; a run that was interrupted goes on there."""
@@ -64,7 +65,7 @@ class BenchmarkConfig:
     several answers, `stage-beam` branches at every stage."""
     beams: int = 4
     """Answers, in stage-beam branches of every stage, that a search chooses from."""
-    hf_token: str = ".hf_token"
+    hf_token: PathText = ".hf_token"
     """Name of an environment variable or path of a file that holds the hub's token; only for closed repositories."""
     device: str | None = None
     """cuda, mps or cpu; by default the best at hand."""

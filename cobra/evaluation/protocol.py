@@ -17,6 +17,7 @@ from cobra.evaluation.entries import CaptionedImage, ImageId
 from cobra.preprocessing.datasets import extract_reasoning_trace
 from cobra.util.errors import UserError
 from cobra.util.files import decode, encoding_of
+from cobra.util.home import expand_home
 
 VARIANTS = ("baseline", "baseline+scratchpad", "finetuned", "finetuned+scratchpad", "predictions")
 
@@ -53,7 +54,7 @@ def resolve_prompt(prompt: str) -> str:
         raise UserError("--prompt is empty: leave it out for the default one")
     if not prompt.startswith("@"):
         return prompt
-    path = Path(prompt[1:])
+    path = Path(expand_home(prompt[1:], "prompt"))
     try:
         content = path.read_bytes()
     except (OSError, ValueError) as error:

@@ -4,10 +4,11 @@ import pickle
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 from cobra.util.errors import UserError
+from cobra.util.mounts import can_map
 
 # The newest checkpoint of a run, relative to its directory.
 LATEST = Path("checkpoints") / "latest-checkpoint.pt"
@@ -36,8 +37,8 @@ def read_tensors(path: Path) -> dict:
         raise UserError(f"the checkpoint does not exist: {path}")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return load_file(path) if can_map(path) else load(path.read_bytes())
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=can_map(path))
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds more than tensors, or is damaged; unpickling objects could run foreign code, so it is "

@@ -17,6 +17,7 @@ from cobra.models.load import PROVENANCE, SAFETENSORS, CheckpointSource, find_ch
 from cobra.models.model_card import model_card
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path, read_json, sha256_file, write_json, write_text
+from cobra.util.home import PathText
 from cobra.util.tokens import read_hf_token
 
 FORMATS = ("pt", "safetensors")
@@ -29,7 +30,7 @@ _PUBLIC = ("run_id", "stage", "seed")
 class ExportConfig:
     """Write a model as one folder that `cobra.load` and `--pretrained_checkpoint` take, with adapters merged."""
 
-    checkpoint: str
+    checkpoint: PathText
     """What to export: a run directory, a checkpoint file in one, or a model id."""
     output: Path
     """The folder to write; it must not exist yet."""
@@ -39,7 +40,7 @@ class ExportConfig:
     """A repository of the hub, user/name, that the folder is uploaded to; it is made where there is none."""
     private: bool = True
     """Whether that repository must be private."""
-    hf_token: str = ".hf_token"
+    hf_token: PathText = ".hf_token"
     """Name of an environment variable or path of a file that holds the hub's token."""
 
 

@@ -10,9 +10,11 @@ from rich.progress import track
 
 from cobra.preprocessing.archives import extract_archive
 from cobra.preprocessing.fetching import HubUnreachable, fetch
+from cobra.preprocessing.llava_cot.parts_record import RECORDS
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path
 from cobra.util.images import check_decodes, read_header, read_rgb
+from cobra.util.lock import hold
 
 # Published OCR-VQA images come in these forms too; the annotations name every one `.jpg`.
 _CONVERTED_SUFFIXES = {".png", ".gif", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -100,11 +102,16 @@ def download_extract(dataset_id: str, root_dir: Path, revision: str = "main", to
     if dataset_id not in DATASET_REGISTRY:
         raise UserError(f"{dataset_id!r} is not a known dataset; the known ones are: {', '.join(DATASET_REGISTRY)}")
     folder = Path(root_dir) / "download" / dataset_id
-    if dataset_id == COT_ID:
-        _download_cot(folder, revision, token)
-        return
-    if revision != "main":
+    if revision != "main" and dataset_id != COT_ID:
         raise UserError(f"--revision {revision} is of no use with {dataset_id}: only {COT_ID} has revisions. Drop it.")
+    with hold(folder / RECORDS, "another run is at work"):
+        if dataset_id == COT_ID:
+            _download_cot(folder, revision, token)
+        else:
+            _download_components(dataset_id, folder, token)
+
+
+def _download_components(dataset_id: str, folder: Path, token: str | None) -> None:
     for component in DATASET_REGISTRY[dataset_id]:
         if not _is_there(component, folder):
             try:

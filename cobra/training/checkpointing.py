@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from cobra.training.lora import adapter_state
 from cobra.training.run_state import cause_of
 from cobra.util.distributed import World
 from cobra.util.errors import UserError
-from cobra.util.files import atomic_path
+from cobra.util.files import UNFINISHED, atomic_path
+from cobra.util.mounts import replace
 
 
 class NotSavedError(UserError):
@@ -42,6 +45,7 @@ def save_checkpoint(
     loss: float,
     milestone: bool = True,
     best: bool = False,
+    keep: int | None = None,
 ) -> Path:
     """Write `checkpoints/step-NNNNNN-epoch-NN-loss=L.pt` and make `latest-checkpoint.pt` the same file.
 
@@ -56,6 +60,7 @@ def save_checkpoint(
         loss: Of the last step.
         milestone: Whether the file with the step in its name is wanted.
         best: Whether to make `best-checkpoint.pt` the same file.
+        keep: Files with a step in their name that stay, the newest; None leaves all.
 
     Returns:
         The path of the file with the step in its name, which without `milestone` is not there.
@@ -69,6 +74,7 @@ def save_checkpoint(
     if world.is_main:
         try:
             _write(modules, path, milestone, best)
+            _drop_old(path.parent, keep)
         # torch.save turns what the file says into a RuntimeError.
         except (OSError, RuntimeError) as error:
             reason = cause_of(error)
@@ -107,16 +113,30 @@ def _write(modules: dict[str, dict[str, Tensor]], path: Path, milestone: bool, b
             path.unlink()
 
 
+def _drop_old(folder: Path, keep: int | None) -> None:
+    """Delete the checkpoints with a step in their name, but the newest few; the latest and the best are other names."""
+    if keep is not None:
+        for old in sorted(folder.glob("step-*-epoch-*-loss=*.pt"), key=_step)[:-keep]:
+            with suppress(OSError):
+                old.unlink()
+
+
+def _step(path: Path) -> int:
+    """Return the step in a checkpoint's name; behind all others where it is no number: that file is none of ours."""
+    number = path.name.split("-")[1]
+    return int(number) if number.isdecimal() else sys.maxsize
+
+
 def _point(name: Path, path: Path) -> None:
     """Make `name` the same file as `path`, without ever leaving a half one."""
-    temporary = path.with_name(f".{name.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{name.name}.{os.getpid()}{UNFINISHED}")
     temporary.unlink(missing_ok=True)
     try:
-        try:
-            os.link(path, temporary)
-        except OSError:
-            # A file system without hard links.
-            shutil.copyfile(path, temporary)
-        temporary.replace(name)
+        os.link(path, temporary)
+        replace(temporary, name)
+    except OSError:
+        # A file system without hard links.
+        with atomic_path(name) as copy:
+            shutil.copyfile(path, copy)
     finally:
         temporary.unlink(missing_ok=True)

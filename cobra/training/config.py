@@ -8,6 +8,7 @@ from cobra.training.loop import LoopOptions
 from cobra.training.lora import LoraConfig
 from cobra.training.planning.config import PlanConfig
 from cobra.util.errors import UserError
+from cobra.util.home import PathText
 
 
 @dataclass
@@ -20,7 +21,7 @@ class PretrainConfig:
     """Data; `--dataset.type` picks a set, `--dataset.<field>` overrides a field."""
     stage: str = "finetune"
     """`align` trains the projector, `finetune` also the language model, `full-finetune` also the vision towers."""
-    pretrained_checkpoint: str | None = None
+    pretrained_checkpoint: PathText | None = None
     """Weights to start from: a .pt, a .safetensors, a run directory or a model id. Every module it holds is loaded."""
     run_id: str | None = None
     """Name of the run; by default made of dataset, model, stage and seed."""
@@ -28,7 +29,7 @@ class PretrainConfig:
     """Folder of all runs."""
     seed: int = 7
     """Of the order of rows and of everything random."""
-    hf_token: str = ".hf_token"
+    hf_token: PathText = ".hf_token"
     """Name of an environment variable or path of a file that holds the hub's token; only for closed repositories."""
     trackers: tuple[str, ...] = ("jsonl",)
     """Out of jsonl, wandb, tensorboard."""
@@ -40,7 +41,7 @@ class PretrainConfig:
     """cuda, mps or cpu; by default the best at hand."""
     num_workers: int | None = None
     """Processes that read rows, for each training process; by default up to 4 where there are cores to spare."""
-    resume: str = "auto"
+    resume: PathText = "auto"
     """`auto` goes on with the run of this name where it has stopped; a run directory goes on with that one; `none`
     begins anew."""
     save_interval_steps: int | None = None
@@ -48,7 +49,10 @@ class PretrainConfig:
     save_interval_minutes: float | None = 30.0
     """Minutes between two saves of the run's state; null saves by steps alone."""
     keep_checkpoints: int = 2
-    """States that are kept; the weights of every epoch's end and the best by validation loss stay anyway."""
+    """States that are kept; the weights of the last epochs' ends and the best by validation loss stay anyway."""
+    keep_epochs: int | None = 3
+    """Checkpoints of epochs' ends that are kept, the newest, beside the latest and the best; null keeps all. Of more
+    than 10 epochs every second, third, ... end has one, so that a run writes 10 at most."""
     time_limit: float | None = None
     """Minutes after which the run saves its state and ends with exit code 75."""
     max_skipped: int = 10
@@ -75,7 +79,7 @@ def loop_options(config: PretrainConfig) -> LoopOptions:
     Raises:
         UserError: A setting makes no sense; its flag is named.
     """
-    at_least_one = ("save_interval_steps", "keep_checkpoints", "max_skipped", "eval_interval_steps")
+    at_least_one = ("save_interval_steps", "keep_checkpoints", "keep_epochs", "max_skipped", "eval_interval_steps")
     above_zero = ("save_interval_minutes", "time_limit")
     for name in (*at_least_one, *above_zero):
         value = getattr(config, name)
@@ -89,4 +93,5 @@ def loop_options(config: PretrainConfig) -> LoopOptions:
         config.max_skipped,
         config.eval_interval_steps,
         config.time_limit,
+        config.keep_epochs,
     )

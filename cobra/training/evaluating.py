@@ -31,6 +31,7 @@ class Evaluator:
     """Held-out rows, and what is asked about some of them, the same at every evaluation.
 
     Attributes:
+        dataset: The held-out rows.
         rows: The rows that are asked about.
     """
 
@@ -56,6 +57,7 @@ class Evaluator:
         Raises:
             UserError: A chosen row's image cannot be read, and such rows are not skipped.
         """
+        self.dataset = dataset
         self._validation = Validation(dataset, collator, modality_lengths, per_device_batch_size)
         self._size = per_device_batch_size
         self._max_new_tokens = max_new_tokens

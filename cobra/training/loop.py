@@ -42,6 +42,8 @@ class LoopOptions:
     """Steps between two looks at the held-out rows; None looks at the end of every epoch and of the run."""
     time_limit_minutes: float | None = None
     """After which the run saves its state and stops."""
+    keep_epochs: int | None = None
+    """Checkpoints of epochs' ends that are kept, the newest; None keeps all."""
 
 
 class TrainingLoop:
@@ -188,8 +190,9 @@ class TrainingLoop:
         held_out = found.get("Validation Loss", math.inf)
         # A loss that is not a number is never the best: no later one would be less than it.
         better = held_out < (math.inf if self.best is None else self.best)
+        milestone = self.plan.is_milestone(step)
         # Before the state of this step: a run that goes on from it has its files.
-        if (ends or better) and self._save_model(epoch, result.loss, ends, better, progress):
+        if (milestone or better) and self._save_model(epoch, result.loss, milestone, better, progress):
             self.best = held_out if better else self.best
 
     def _save_model(self, epoch: int, loss: float, milestone: bool, best: bool, progress: StepProgress) -> bool:
@@ -198,9 +201,9 @@ class TrainingLoop:
         Raises:
             NotSavedError: There was none for the model of the last step.
         """
-        step = self.strategy.global_step
+        step, vlm, keep = self.strategy.global_step, self.strategy.vlm, self.options.keep_epochs
         try:
-            save_checkpoint(self.strategy.vlm, self.run_dir, self.world, step, epoch + 1, loss, milestone, best)
+            save_checkpoint(vlm, self.run_dir, self.world, step, epoch + 1, loss, milestone, best, keep)
         except NotSavedError as error:
             if step == self.plan.total_steps:
                 raise
@@ -225,7 +228,7 @@ class TrainingLoop:
         return found
 
     def _save_or_stop(self, stop: StopRequests, progress: StepProgress) -> None:
-        """Save the run's state where that is due, at the end of every epoch too, and leave where that is asked.
+        """Save the run's state where that is due, at the end of an epoch too, and leave where that is asked.
 
         Raises:
             Stopped: The run was asked to stop.
@@ -238,7 +241,7 @@ class TrainingLoop:
         interval = options.save_interval_steps
         # Twice an interval: while a state is being written, it is the one before that a kill falls back to.
         in_turn = interval is not None and step % max(1, interval // 2) == 0
-        in_turn = in_turn or step % self.plan.batches_per_epoch == 0
+        in_turn = in_turn or self.plan.is_milestone(step)
         if step == self.plan.total_steps or not (reason or late or in_turn):
             return
         self._save(progress)

@@ -26,20 +26,25 @@ from cobra.training.lora import apply_lora, check_base, check_lora
 from cobra.training.materialize import get_train_strategy, stage_hyperparameters, stage_prefix
 from cobra.training.metrics import Metrics, check_trackers
 from cobra.training.planning import show_plan
-from cobra.training.provenance import describe_run
+from cobra.training.provenance import describe_run, going_on
 from cobra.training.row_checks import check_images, tell_markers
-from cobra.training.run_directory import FINISHED, check_setting, find_run, setting_of, write_run_dir
+from cobra.training.run_directory import FINISHED, find_run, write_run_dir
 from cobra.training.run_state import RESUME, clear_unfinished, state_step
 from cobra.training.schedule import check_batches
+from cobra.training.setting import check_setting, setting_of
 from cobra.training.sharding import check_strategy
 from cobra.training.stopping import Stopped
 from cobra.training.strategy import StepResult, TrainStrategy, check_hyperparameters
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
-from cobra.util.distributed import World, join_world
+from cobra.util.distributed import World, hold_together, join_world
 from cobra.util.errors import UserError
-from cobra.util.files import sha256_file, write_json
+from cobra.util.files import write_json
+from cobra.util.lock import Hold
 from cobra.util.tokens import read_hf_token
 from cobra.util.torch_utils import set_global_seed
+
+# What a second start is told.
+_TAKEN = "another start trains"
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -65,36 +70,42 @@ def pretrain(config: PretrainConfig) -> Path:
         console = Console(quiet=os.environ.get("RANK", "0") != "0", soft_wrap=True, highlight=False)
         show_plan(config, config.plan, config.lora, run_dir, console, config.offload_optimizer)
         return run_dir
+    run_dir = find_run(config)[1]
     world = join_world(config.device)
     try:
-        return _pretrain(config, world)
+        with hold_together(world, run_dir, _TAKEN) as held:
+            return _pretrain(config, world, held)
     finally:
         world.close()
 
 
-def _pretrain(config: PretrainConfig, world: World) -> Path:
+def _pretrain(config: PretrainConfig, world: World, held: Hold | None) -> Path:
     say = Console(quiet=not world.is_main, soft_wrap=True, highlight=False).print
+    # Again: another start may have saved a state meanwhile.
     run_id, run_dir, state = find_run(config)
     annotation_file = _check(config, world)
     options = loop_options(config)
     set_global_seed(config.seed)
     vlm, loaded, source = _build(config, run_dir, say)
     dataset, collator = _open_rows(config, config.dataset, vlm, world, state, say)
-    data_sha256 = sha256_file(annotation_file)
-    setting = setting_of(config, data_sha256, len(dataset))
-    if state is not None:
-        check_setting(run_dir, state, setting)
     tell_markers(dataset, say)
+    evaluator = _open_holdout(config, vlm, world, state, say)
+    setting = world.on_main(lambda: _setting(config, vlm, dataset, evaluator, run_dir, state, say))
+    if config.lora.rank:
+        check_base(vlm, loaded)
+        apply_lora(vlm, config.lora)
     lengths = _lengths(config, dataset, vlm, say)
     strategy = _strategy(config, vlm, world)
-    evaluator = _open_holdout(config, vlm, world, state, say)
     strategy.run_setup()
     _announce(config, world, vlm, len(dataset), say)
-    metrics = None
-    if world.is_main:
-        made_of = describe_run(world, annotation_file, data_sha256, len(dataset), source, loaded)
-        metrics = _open_run_dir(config, world, run_id, run_dir, state, made_of, evaluator)
-    world.barrier()
+
+    def open_run_dir() -> Metrics:
+        assert held is not None
+        held.confirm(_TAKEN)
+        made_of = describe_run(world, annotation_file, dataset.examples.sha256, len(dataset), source, loaded)
+        return _open_run_dir(config, world, run_id, run_dir, state, made_of, evaluator)
+
+    metrics = world.on_main(open_run_dir)
     workers = _workers(config, world)
     loop = TrainingLoop(
         strategy, dataset, collator, lengths, run_dir, metrics, config.seed, workers, evaluator, options, setting
@@ -115,6 +126,27 @@ def _pretrain(config: PretrainConfig, world: World) -> Path:
             metrics.finalize()
     _finish(strategy, result, run_dir, len(dataset), say)
     return run_dir
+
+
+def _setting(
+    config: PretrainConfig,
+    vlm: CobraVLM,
+    dataset: AlignDataset | FinetuneDataset,
+    evaluator: Evaluator | None,
+    run_dir: Path,
+    state: Path | None,
+    say: Any,
+) -> dict[str, Any]:
+    """Return what must not change when the run goes on, and compare it with the state that it goes on from."""
+    setting = setting_of(config, vlm, dataset, None if evaluator is None else evaluator.dataset)
+    if state is not None:
+        unknown = check_setting(run_dir, state, setting)
+        if unknown:
+            say(
+                f"warning: the state {state} was saved by an older version, which did not keep {', '.join(unknown)}: "
+                "these are not compared with those of the run's beginning"
+            )
+    return setting
 
 
 def _strategy(config: PretrainConfig, vlm: CobraVLM, world: World) -> TrainStrategy:
@@ -149,7 +181,7 @@ def _open_run_dir(
     if evaluator is not None:
         evaluator.cut_back(run_dir, reached or 0)
     hparams = write_run_dir(config, run_id, run_dir)
-    write_json(run_dir / PROVENANCE, made_of)
+    write_json(run_dir / PROVENANCE, made_of if reached is None else going_on(run_dir / PROVENANCE, made_of))
     return Metrics(
         config.trackers,
         run_id,
@@ -233,9 +265,6 @@ def _build(config: PretrainConfig, run_dir: Path, say: Any) -> tuple[CobraVLM, l
     if config.stage == "align" and config.model.arch_specifier.startswith("no-align"):
         say(f"warning: the architecture {config.model.arch_specifier!r} needs no align stage; it is run all the same")
     vlm.freeze_backbones(config.stage)
-    if config.lora.rank:
-        check_base(vlm, loaded)
-        apply_lora(vlm, config.lora)
     return vlm, loaded, path
 
 

@@ -1,5 +1,6 @@
 """What a run was made of: code, packages, machine, data and weights."""
 
+import json
 import platform
 import subprocess  # noqa: S404 - git alone is run, with fixed arguments
 import sys
@@ -81,3 +82,25 @@ def describe_run(
             "modules": loaded_modules,
         },
     }
+
+
+def going_on(path: Path, start: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a run that goes on: that of its beginning, which stays, with this start in `resumed`.
+
+    Args:
+        path: The record as it is; where it cannot be read, this start's takes its place.
+        start: From :func:`describe_run`.
+    """
+    try:
+        record = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return start
+    for name in ("data", "weights"):
+        before, now = record.get(name), start[name]
+        moved = isinstance(before, dict) and before.get("path") is not None and not Path(str(before["path"])).is_file()
+        if moved or (isinstance(before, dict) and before.get("sha256") == now["sha256"]):
+            # Where it lies today.
+            record[name] = now
+    again = {name: value for name, value in start.items() if name not in ("data", "weights")}
+    earlier = record.get("resumed")
+    return record | {"resumed": [*(earlier if isinstance(earlier, list) else []), again]}

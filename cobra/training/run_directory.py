@@ -1,7 +1,6 @@
 """The directory of a run: its name, what is in it before the first step, and what a later start goes on from."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,7 @@ import draccus
 from cobra.conf import DatasetRegistry
 from cobra.models.checkpoint import LATEST
 from cobra.training.config import PretrainConfig
-from cobra.training.materialize import stage_hyperparameters
-from cobra.training.run_state import RESUME, read_state, states
+from cobra.training.run_state import RESUME, states
 from cobra.util.errors import UserError
 from cobra.util.files import write_json, write_text
 
@@ -60,36 +58,6 @@ def find_run(config: PretrainConfig) -> tuple[str, Path, Path | None]:
             "--run_root_dir, or move that folder away"
         )
     return run_id, run_dir, None
-
-
-def setting_of(config: PretrainConfig, data_sha256: str, rows: int) -> dict[str, Any]:
-    """Return what decides the sequence of rows and rates, and so must not change when a run goes on."""
-    values = asdict(stage_hyperparameters(config.model, config.stage))
-    # How rows are spread over passes may change.
-    del values["per_device_batch_size"]
-    return values | {
-        "model": config.model.model_id,
-        "stage": config.stage,
-        "seed": config.seed,
-        "rows": rows,
-        "data": data_sha256,
-        "lora": asdict(config.lora) | {"target_modules": list(config.lora.target_modules)}
-        if config.lora.rank
-        else None,
-    }
-
-
-def check_setting(run_dir: Path, state: Path, setting: dict[str, Any]) -> None:
-    """Raise a UserError where a saved state was made with another setting, or cannot be read."""
-    before = read_state(state).setting
-    differing = [
-        f"{name} {before.get(name)!r} (now {value!r})" for name, value in setting.items() if before.get(name) != value
-    ]
-    if differing:
-        raise UserError(
-            f"the run {run_dir} cannot go on with another setting; it was begun with {', '.join(differing)}. "
-            "Give the former values, or --resume none and another --run_id."
-        )
 
 
 def write_run_dir(config: PretrainConfig, run_id: str, run_dir: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ the step is all that is kept of them. A folder has its name only when it is whol
 
 import json
 import math
-import os
 import re
 import shutil
 from concurrent.futures import Future
@@ -27,12 +26,12 @@ from torch.distributed.checkpoint.storage import WriteResult
 from cobra.models.checkpoint import LATEST
 from cobra.util.distributed import World
 from cobra.util.errors import UserError
-from cobra.util.files import write_json
+from cobra.util.files import UNFINISHED, unfinished, write_json
+from cobra.util.mounts import can_flush, flush_folder
 
 RESUME = "resume"
 
 _STATE = "state.json"
-_UNFINISHED = ".tmp"
 # Frozen parameters come from where the run started, as at its start.
 _OPTIONS = StateDictOptions(ignore_frozen_params=True)
 
@@ -102,7 +101,7 @@ class RunSaver:
         """
         problem = self.finish()
         self._name = f"step-{state.step:06d}"
-        unfinished = self.folder / (self._name + _UNFINISHED)
+        unfinished = self.folder / (self._name + UNFINISHED)
         if self._world.is_main:
             shutil.rmtree(unfinished, ignore_errors=True)
         self._world.barrier()
@@ -132,15 +131,15 @@ class RunSaver:
             raise
         except BaseException as error:
             if self._world.is_main:
-                shutil.rmtree(self.folder / (self._name + _UNFINISHED), ignore_errors=True)
+                shutil.rmtree(self.folder / (self._name + UNFINISHED), ignore_errors=True)
             return cause_of(error)
         return None
 
     def _complete(self) -> None:
         target = self.folder / self._name
         _delete(target)
-        (self.folder / (self._name + _UNFINISHED)).rename(target)
-        _flush(self.folder)
+        (self.folder / (self._name + UNFINISHED)).rename(target)
+        flush_folder(self.folder)
         for old in states(self.folder)[: -self._keep]:
             _delete(old)
 
@@ -198,11 +197,11 @@ def state_step(path: Path) -> int:
 
 def clear_unfinished(run_dir: Path) -> None:
     """Delete what a killed run has left of states, checkpoints and other files that it was writing or deleting."""
-    for path in (run_dir / RESUME).glob(f"*{_UNFINISHED}"):
+    for path in (run_dir / RESUME).glob(f"*{UNFINISHED}"):
         shutil.rmtree(path, ignore_errors=True)
     # By the names that atomic_path gives; those of checkpoints are as big as the model.
     for folder in (run_dir, run_dir / LATEST.parent):
-        for path in folder.glob(f".*{_UNFINISHED}"):
+        for path in unfinished(folder):
             path.unlink(missing_ok=True)
 
 
@@ -227,7 +226,7 @@ class _Writer(dcp.FileSystemWriter):
     """
 
     def __init__(self, path: Path, state: RunState | None) -> None:
-        super().__init__(path)
+        super().__init__(path, sync_files=can_flush(path.parent))
         self._state = state
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
@@ -254,15 +253,6 @@ def _unreadable(path: Path, error: BaseException) -> UserError:
 def _delete(path: Path) -> None:
     """Delete a folder so that a kill meanwhile does not leave a half one under its name."""
     if path.exists():
-        doomed = path.with_name(path.name + _UNFINISHED)
+        doomed = path.with_name(path.name + UNFINISHED)
         path.rename(doomed)
         shutil.rmtree(doomed)
-
-
-def _flush(folder: Path) -> None:
-    """Flush the names in a folder to disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from cobra.util.errors import UserError
 
+# Checkpoints of epochs' ends that a run writes at most. An epoch of few rows may be a single step.
+MOST_MILESTONES = 10
+
 SCHEDULES = ("linear-warmup+cosine-decay",)
 
 
@@ -35,6 +38,19 @@ class StepPlan:
     def epochs(self) -> int:
         """Passes over the data, the last one perhaps cut short."""
         return math.ceil(self.total_steps / self.batches_per_epoch)
+
+    @property
+    def milestones(self) -> int:
+        """Number of the steps after which :meth:`is_milestone` holds."""
+        return math.ceil(self.epochs / self._milestone_epochs)
+
+    @property
+    def _milestone_epochs(self) -> int:
+        return math.ceil(self.epochs / MOST_MILESTONES)
+
+    def is_milestone(self, step: int) -> bool:
+        """Return whether a step ends the run, or an epoch whose end has a checkpoint: all, where epochs are few."""
+        return step == self.total_steps or step % (self.batches_per_epoch * self._milestone_epochs) == 0
 
 
 def check_batches(global_batch_size: int, per_device_batch_size: int, world_size: int, prefix: str) -> None:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import os
 import sys
+import time
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -16,13 +17,17 @@ import yaml
 from draccus import ChoiceRegistry
 from draccus.utils import CONFIG_ARG, DraccusException
 
-from cobra.util.errors import UserError
+from cobra.util.errors import SharedError, UserError, file_problem
+from cobra.util.home import expand_home, is_path
 
 Config = TypeVar("Config")
 
 # Exit codes: 0 done, 1 the work was done and its result is a failure, 2 the input or configuration is wrong.
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+
+# torchrun ends all processes once one has ended: those that say nothing let the main one say it first.
+_HEAD_START_SECONDS = 1.0
 
 # Stands on both sides of text on its way through draccus; it cannot occur in an argument.
 _GUARD = "\x00"
@@ -36,6 +41,15 @@ class _Kind(Enum):
     TEXT = "as it was typed"
     OPTIONAL = "as it was typed, or null"
     LIST = "YAML's [a, b], or a,b"
+
+
+@dataclasses.dataclass(frozen=True)
+class _TextFlag:
+    """A flag of text."""
+
+    kind: _Kind
+    is_path: bool
+    """Whether `~` at its beginning, or that of a list's items, is the home directory."""
 
 
 def run(main: Callable[[Config], int | None], config_class: type[Config], args: Sequence[str] | None = None) -> None:
@@ -52,14 +66,28 @@ def run(main: Callable[[Config], int | None], config_class: type[Config], args: 
         config = parse(config_class, args)
         code = main(config)
     except UserError as error:
-        # Of several processes each says what it met: a bad row lies in the share of one of them.
-        rank = os.environ.get("RANK", "0")
-        print(f"error{'' if rank == '0' else f' (process {rank})'}: {error}", file=sys.stderr)
+        _tell(error)
+        sys.exit(EXIT_USER_ERROR)
+    except OSError as error:
+        # A disk that is full, a folder that takes no files: wherever that is met.
+        problem = file_problem(error)
+        if problem is None:
+            raise
+        _tell(UserError(problem))
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(code or 0)
+
+
+def _tell(error: UserError) -> None:
+    """Print an error; of several processes each says what it met: a bad row lies in the share of one of them."""
+    rank = os.environ.get("RANK", "0")
+    if rank != "0" and isinstance(error, SharedError):
+        time.sleep(_HEAD_START_SECONDS)
+    else:
+        print(f"error{'' if rank == '0' else f' (process {rank})'}: {error}", file=sys.stderr, flush=True)
 
 
 def parse(config_class: type[Config], args: Sequence[str] | None = None) -> Config:
@@ -70,6 +98,7 @@ def parse(config_class: type[Config], args: Sequence[str] | None = None) -> Conf
     """
     text_flags = _text_flags(config_class)
     arguments = _join_values(sys.argv[1:] if args is None else args, text_flags)
+    arguments = [_expand_config_path(argument) for argument in arguments]
     _check_choices(config_class, arguments)
     try:
         arguments += _default_choices(config_class, arguments)
@@ -77,8 +106,8 @@ def parse(config_class: type[Config], args: Sequence[str] | None = None) -> Conf
         config = draccus.parse(config_class, args=guarded, exit_on_error=False)
     except (DraccusException, argparse.ArgumentError, OSError, UnicodeError, yaml.YAMLError) as error:
         raise UserError(f"{_one_line(error)}. Run with --help for the flags.") from error
-    for flag in text_flags:
-        _unguard(config, flag)
+    for flag, text in text_flags.items():
+        _take_text(config, flag, text)
     _refuse_nulls(config)
     return config
 
@@ -102,7 +131,7 @@ def _check_choices(config_class: type, arguments: Sequence[str]) -> None:
             raise UserError(f"--{flag} takes no name: choose with --{flag}.type {value}")
 
 
-def _join_values(arguments: Sequence[str], text_flags: dict[str, _Kind]) -> list[str]:
+def _join_values(arguments: Sequence[str], text_flags: dict[str, _TextFlag]) -> list[str]:
     """Write `--flag value` as `--flag=value`, so that text that looks like a flag is not taken for one."""
     joined: list[str] = []
     waiting: str | None = None
@@ -146,26 +175,37 @@ def _fields_of_file(path: str | None) -> set[str]:
     return set(values) if isinstance(values, dict) else set()
 
 
-def _text_flags(config_class: type, prefix: str = "") -> dict[str, _Kind]:
+def _text_flags(config_class: type, prefix: str = "") -> dict[str, _TextFlag]:
     """Return every flag whose value is text, a path or a list of them; those of nested fields are `group.name`."""
-    flags: dict[str, _Kind] = {}
-    hints = typing.get_type_hints(config_class)
+    flags: dict[str, _TextFlag] = {}
+    hints = typing.get_type_hints(config_class, include_extras=True)
     for field in dataclasses.fields(typing.cast(Any, config_class)):
         kind = hints[field.name]
         flag = prefix + field.name
-        members = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+        members = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
         concrete = [member for member in members if member is not types.NoneType]
         if dataclasses.is_dataclass(kind):
             flags |= _text_flags(typing.cast(type, kind), f"{flag}.")
         elif typing.get_origin(kind) in (tuple, list):
-            if all(item in (str, Path, ...) for item in typing.get_args(kind)):
-                flags[flag] = _Kind.LIST
-        elif all(member in (str, Path) for member in concrete):
-            flags[flag] = _Kind.TEXT if len(concrete) == len(members) else _Kind.OPTIONAL
+            items = [item for item in typing.get_args(kind) if item is not ...]
+            if all(map(_is_text, items)):
+                flags[flag] = _TextFlag(_Kind.LIST, any(item is Path for item in items))
+        elif all(map(_is_text, concrete)):
+            named = any(member is Path or is_path(member) for member in concrete)
+            flags[flag] = _TextFlag(_Kind.TEXT if len(concrete) == len(members) else _Kind.OPTIONAL, named)
     return flags
 
 
-def _guard(argument: str, text_flags: dict[str, _Kind]) -> str:
+def _is_text(kind: Any) -> bool:
+    return kind in (str, Path) or is_path(kind)
+
+
+def _expand_config_path(argument: str) -> str:
+    flag, equals, value = argument.partition("=")
+    return f"{flag}={expand_home(value, CONFIG_ARG)}" if equals and flag == f"--{CONFIG_ARG}" else argument
+
+
+def _guard(argument: str, text_flags: dict[str, _TextFlag]) -> str:
     """Guard the value of a flag of text, so that draccus' YAML reading leaves it as it was typed.
 
     Without this `--prompt yes` arrives as 'True', `--prompt "What: a?"` as a mapping in text form, and
@@ -174,7 +214,7 @@ def _guard(argument: str, text_flags: dict[str, _Kind]) -> str:
     flag, equals, value = argument.removeprefix("--").partition("=")
     if not (argument.startswith("--") and equals and flag in text_flags):
         return argument
-    kind = text_flags[flag]
+    kind = text_flags[flag].kind
     if kind is _Kind.LIST:
         items = [_quote(item.strip()) for item in value.split(",") if item.strip()]
         return argument if value.lstrip().startswith("[") else f"--{flag}=[{', '.join(items)}]"
@@ -188,14 +228,20 @@ def _quote(text: str) -> str:
     return '"' + "".join(f"\\U{ord(character):08X}" for character in text) + '"'
 
 
-def _unguard(config: Any, flag: str) -> None:
-    """Take the guard off a field of text, in place."""
+def _take_text(config: Any, flag: str, text: _TextFlag) -> None:
+    """Take the guard off a field of text, and expand the home directory where it is a path; in place."""
     *groups, name = flag.split(".")
     for group in groups:
         config = getattr(config, group)
+
+    def taken(value: Any) -> Any:
+        if not isinstance(value, (str, Path)):
+            return value
+        plain = str(value).removeprefix(_GUARD).removesuffix(_GUARD)
+        return type(value)(expand_home(plain, flag) if text.is_path else plain)
+
     value = getattr(config, name)
-    if isinstance(value, (str, Path)):
-        setattr(config, name, type(value)(str(value).removeprefix(_GUARD).removesuffix(_GUARD)))
+    setattr(config, name, type(value)(map(taken, value)) if isinstance(value, (tuple, list)) else taken(value))
 
 
 def _refuse_nulls(config: Any, prefix: str = "") -> None:

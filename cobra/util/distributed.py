@@ -2,18 +2,22 @@
 
 import os
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cobra.util.errors import UserError
+from cobra.util.errors import SharedError, UserError, file_problem
+from cobra.util.lock import Hold, hold
 from cobra.util.parallel import end_with_parent
 from cobra.util.torch_utils import resolve_device
+
+T = TypeVar("T")
 
 _TASKS = Path("/proc/self/task")
 _GLOO_WORKER = "pt_gloo_runloop"
@@ -61,6 +65,27 @@ class World:
         """Wait until every process is here."""
         if self.size > 1:
             dist.barrier()
+
+    def on_main(self, work: Callable[[], T]) -> T | None:
+        """Do something on the main process alone while the others wait; return what it returns, elsewhere None.
+
+        Raises:
+            SharedError: It has failed with a UserError, or for a file (a full disk, say); raised on every process.
+        """
+        value, problem = None, None
+        if self.is_main:
+            try:
+                value = work()
+            except UserError as error:
+                problem = str(error)
+            except OSError as error:
+                problem = file_problem(error)
+                if problem is None:
+                    raise
+        [problem, *_] = self.gather(problem)
+        if problem is not None:
+            raise SharedError(problem)
+        return value
 
     def close(self) -> None:
         """Leave the process group; the process can end after it.
@@ -121,3 +146,14 @@ def join_world(device: str | None = None) -> World:
         # gloo stays beside nccl: checkpoints are gathered through CPU tensors.
         dist.init_process_group("cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo")
     return World(rank, size, target)
+
+
+@contextmanager
+def hold_together(world: World, folder: Path, what: str) -> Iterator[Hold | None]:
+    """Let the main process :func:`hold` a folder for all processes of a world; each has to call it.
+
+    Raises:
+        SharedError: Somebody is there, or the folder takes no files.
+    """
+    with ExitStack() as stack:
+        yield world.on_main(lambda: stack.enter_context(hold(folder, what)))

@@ -7,11 +7,12 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cobra.util.errors import UserError
+from cobra.util.mounts import flush, replace
 
 # The mark of UTF-16 begins that of UTF-32.
 _MARKS = (
@@ -22,30 +23,74 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _LINES = (".jsonl", ".ndjson")
+# Ends the names of files and folders that are being written.
+UNFINISHED = ".tmp"
+
+# How one answers that takes no hidden files (`veto files` of Samba).
+_NO_HIDDEN = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOENT)
+# How writing to an open file fails.
+_UNNAMED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+# Characters of `tempfile` in a name.
+_RANDOM = 8
+# Bytes of a file's name that its temporary file bears too: names end at 255.
+_NAMED_BYTES = 200
 
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it into place.
 
-    The parent folder is created. On an exception the temporary file is removed and `path` is left as it was.
+    The parent folder is created. On an exception the temporary file is removed and `path` is left as it was. What a
+    file system cannot do beside that (set permissions, flush, replace a file that is open) does not fail the work.
+
+    Raises:
+        OSError: The file cannot be written; it names `path` where the system names no file.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
     try:
-        yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        # mkstemp makes files private; a finished file gets the permissions that open() would have given it.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        try:
+            yield temporary
+            with temporary.open("rb+") as written:
+                flush(written.fileno())
+            # mkstemp makes files private; a finished file gets the permissions that open() would have given it.
+            umask = os.umask(0)
+            os.umask(umask)
+            with suppress(OSError):
+                temporary.chmod(0o666 & ~umask)
+            replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        # What a write raises names no file.
+        if error.errno in _UNNAMED and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def _temporary(path: Path) -> Path:
+    """Make an empty file beside a path, hidden where the file system takes hidden files."""
+    name = os.fsencode(path.name)[:_NAMED_BYTES].decode(errors="ignore")
+    try:
+        handle, made = tempfile.mkstemp(prefix=f".{name}.", suffix=UNFINISHED, dir=path.parent)
+    except OSError as error:
+        if error.errno not in _NO_HIDDEN:
+            raise
+        handle, made = tempfile.mkstemp(prefix=f"{name}.", suffix=UNFINISHED, dir=path.parent)
+    os.close(handle)
+    return Path(made)
+
+
+def unfinished(folder: Path) -> Iterator[Path]:
+    """Yield the files that a process which was killed was writing in a folder, by the names :func:`atomic_path` gives.
+
+    Only for who is alone in the folder: see :func:`cobra.util.lock.hold`.
+    """
+    for path in folder.glob(f"*{UNFINISHED}"):
+        random = path.stem.rpartition(".")[2]
+        if path.is_file() and (path.name.startswith(".") or len(random) == _RANDOM):
+            yield path
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -70,8 +115,9 @@ def append_bytes(path: Path | str, data: bytes) -> None:
         try:
             if file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        except OSError:
+        except OSError as error:
             file.truncate(end)
+            error.filename = error.filename or str(path)
             raise
 
 

@@ -190,7 +190,7 @@ def test_folder_that_cannot_be_written_is_a_user_error(server, dataset, tmp_path
     server.files["/x"] = BODY
     dataset(part("x", "/x", extract=False))
     (tmp_path / "download").write_text("a file where the folder should be")
-    with pytest.raises(UserError, match="x of made could not be written"):
+    with pytest.raises(UserError, match="download/made/.prepare cannot be used .Not a directory"):
         download_extract("made", tmp_path)
 
 

@@ -1,11 +1,16 @@
 """Rows mapped from a cache file: the same as json.load gives, shared, and never out of date."""
 
 import copy
+import errno
+import fcntl
 import json
+import mmap
 import multiprocessing
 import os
 import pickle
+import pwd
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,6 +22,7 @@ from hypothesis import strategies as st
 from cobra.preprocessing.datasets import arrow_rows
 from cobra.preprocessing.datasets.arrow_rows import read_rows
 from cobra.util.errors import UserError
+from cobra.util.files import sha256_file
 
 PAIR = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
 CACHE = ".rows.json.rows.arrow"
@@ -131,6 +137,29 @@ def test_a_changed_file_is_read_again(tmp_path):
     assert sorted(name.name for name in tmp_path.iterdir() if name.suffix != ".lock") == [CACHE, "rows.json"]
 
 
+@pytest.mark.fault("A9")
+def test_rows_that_changed_under_the_same_size_and_time_are_read_again(tmp_path):
+    """As `rsync -t` and `cp -p` leave them."""
+    path = write_rows(tmp_path, [make_row(1)])
+    before = path.stat()
+    first = read_rows(path)
+    write_rows(tmp_path, [make_row(2)])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    second = read_rows(path)
+    assert (first[0]["id"], second[0]["id"]) == (1, 2)
+    assert second.sha256 == sha256_file(path) != first.sha256
+
+
+@pytest.mark.fault("A9")
+def test_the_same_rows_at_another_time_are_not_checked_again(tmp_path, monkeypatch):
+    path = write_rows(tmp_path, [make_row(1)])
+    read_rows(path)
+    os.utime(path, ns=(1, 1))
+    monkeypatch.setattr(arrow_rows, "check_rows", pytest.fail)
+    assert read_rows(path) == [make_row(1)]
+
+
 @pytest.mark.parametrize("damage", [b"", b"ARROW1\0\0", "cut", "text", "other version"])
 def test_a_damaged_cache_is_made_again(tmp_path, damage, monkeypatch):
     path = write_rows(tmp_path, [make_row(index) for index in range(50)])
@@ -181,6 +210,17 @@ def test_a_process_does_not_take_the_rows_of_another_state(tmp_path):
         copy.copy(rows)
 
 
+@pytest.fixture
+def nobody(tmp_path_factory, monkeypatch) -> Path:
+    """The folder for temporary files of a user without a home and a name."""
+    folder = tmp_path_factory.mktemp("temporary")
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
 def _open_slowly(path, log):
     build = arrow_rows._build
 
@@ -217,11 +257,78 @@ def test_a_folder_that_takes_no_files_has_its_cache_in_the_users_folder(tmp_path
     assert read_rows(path) == [make_row(1)]
 
 
+def refusing(number, place, call):
+    """Return a call of the system that fails for files of one folder."""
+
+    def refused(path, *rest, **options):
+        if str(path).startswith(f"{place}/"):
+            raise OSError(number, os.strerror(number), str(path))
+        return call(path, *rest, **options)
+
+    return refused
+
+
+@pytest.mark.fault("F7")
+@pytest.mark.parametrize("call", ["open", "rename"])
+def test_a_folder_that_says_it_takes_files_and_does_not(tmp_path, monkeypatch, user_cache, call):
+    """The place that errors would name is tried: a mount may refuse what `access` has promised."""
+    path = write_rows(tmp_path, [make_row(1)])
+    if call == "open":
+        monkeypatch.setattr(tempfile._os, "open", refusing(errno.EROFS, tmp_path, os.open))
+    else:
+        monkeypatch.setattr(os, "replace", refusing(errno.ENOTSUP, tmp_path, os.replace))
+    assert read_rows(path) == [make_row(1)]
+    assert len(list((user_cache / "cobra").glob("*-rows.json.rows.arrow"))) == 1
+
+
+@pytest.mark.fault("F7")
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EINVAL])
+def test_a_mount_without_locks_has_its_cache(tmp_path, monkeypatch, number):
+    path = write_rows(tmp_path, [make_row(1)])
+
+    def refused(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    assert read_rows(path) == [make_row(1)]
+    assert (tmp_path / CACHE).exists()
+
+
+@pytest.mark.fault("F7")
+def test_a_mount_that_maps_nothing_has_its_cache_read(tmp_path, monkeypatch):
+    path = write_rows(tmp_path, [make_row(1)])
+
+    def refused(*arguments, **options):
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(mmap, "mmap", refused)
+    monkeypatch.setattr(arrow_rows.pa, "memory_map", refused)
+    assert list(read_rows(path)) == [make_row(1)]
+    assert (tmp_path / CACHE).exists()
+
+
+@pytest.mark.fault("F18")
+def test_without_a_home_the_cache_lies_beside_the_rows(tmp_path, monkeypatch, nobody):
+    path = write_rows(tmp_path, [make_row(1)])
+    assert read_rows(path) == [make_row(1)]
+    assert (tmp_path / CACHE).exists() and not list(nobody.iterdir())
+
+
+@pytest.mark.fault("F18")
+def test_without_a_home_and_beside_rows_that_cannot_be_written_beside_it_is_temporary(tmp_path, monkeypatch, nobody):
+    (tmp_path / "data").mkdir()
+    path = write_rows(tmp_path / "data", [make_row(1)])
+    monkeypatch.setattr(tempfile._os, "open", refusing(errno.EROFS, tmp_path / "data", os.open))
+    assert read_rows(path) == [make_row(1)]
+    (folder,) = nobody.iterdir()
+    assert folder.name == f"cobra-{os.getuid()}" and folder.stat().st_mode & 0o777 == 0o700
+    assert len(list(folder.glob("*-rows.json.rows.arrow"))) == 1
+
+
 def test_without_any_place_for_the_cache_the_error_says_what_to_set(tmp_path, monkeypatch):
     path = write_rows(tmp_path, [make_row(1)])
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))
-    access = os.access
-    monkeypatch.setattr(os, "access", lambda folder, mode: folder != tmp_path and access(folder, mode))
+    monkeypatch.setattr(os, "access", lambda folder, mode: False)
     with pytest.raises(UserError, match="XDG_CACHE_HOME"):
         read_rows(path)
 

@@ -1,5 +1,7 @@
 """Parsing of command lines: text arrives as it was typed, and every mistake is one paragraph and an exit code."""
 
+import errno
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,8 +10,10 @@ from draccus import ChoiceRegistry
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from cobra.evaluation.protocol import resolve_prompt
 from cobra.util.cli import parse, run
-from cobra.util.errors import UserError
+from cobra.util.errors import SharedError, UserError
+from cobra.util.home import PathText
 
 
 @dataclass
@@ -45,6 +49,9 @@ class Config:
     ratio: float = 0.5
     fast: bool = False
     names: tuple[str, ...] = ("a",)
+    model: PathText = "stock"
+    base: PathText | None = None
+    parts: tuple[Path, Path] = (Path("rows"), Path("images"))
     drink: Drink = field(default_factory=Tea)
 
 
@@ -93,7 +100,7 @@ def test_text_arrives_as_typed(text):
 
 
 @example("\U0001f600", "/")
-@given(text=st.text(st.characters(exclude_characters="\x00")), path=st.text(st.characters(exclude_characters="\x00")))
+@given(text=st.text(st.characters(exclude_characters="\x00")), path=st.text(st.characters(exclude_characters="\x00~")))
 def test_any_text_arrives_as_typed(text, path):
     config = parse(Config, ["--prompt", text, "--root", path, "--note", "x" + text, "--drink.source", path])
     assert config.prompt == text
@@ -107,6 +114,59 @@ def test_paths_arrive_as_typed(path):
     config = parse(Config, ["--root", path, "--drink.source", path])
     assert config.root == config.drink.source == Path(path)
     assert isinstance(config.root, Path)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.fault("F14")
+@pytest.mark.parametrize("joined", [False, True])
+def test_the_home_directory_is_put_into_paths(home, joined):
+    given = {"root": "~", "cache": "~/c d", "model": "~/run", "base": "~/base.pt", "drink.source": "~/shelf"}
+    given |= {"parts": "[~/rows.json, ~/images]"}
+    pairs = [[f"--{flag}={value}"] if joined else [f"--{flag}", value] for flag, value in given.items()]
+    config = parse(Config, [argument for pair in pairs for argument in pair])
+    assert (config.root, config.cache) == (home, home / "c d")
+    assert (config.model, config.base) == (str(home / "run"), str(home / "base.pt"))
+    assert config.drink.source == home / "shelf"
+    assert config.parts == (home / "rows.json", home / "images")
+    assert parse(Config, ["--parts", "~/a,~/b"]).parts == (home / "a", home / "b")
+
+
+@pytest.mark.fault("F14")
+def test_another_users_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/nowhere")
+    assert parse(Config, ["--root", "~root/data", "--base", "~root"]) == Config(root=Path("/root/data"), base="/root")
+
+
+@pytest.mark.fault("F14")
+def test_only_paths_are_expanded(home):
+    config = parse(
+        Config, ["--prompt", "~/x", "--note", "~", "--names", "[~b, ~/a]", "--root", "a/~/b", "--model", "x~"]
+    )
+    assert (config.prompt, config.note, config.names) == ("~/x", "~", ("~b", "~/a"))
+    assert (config.root, config.model) == (Path("a/~/b"), "x~")
+
+
+@pytest.mark.fault("F14")
+def test_files_that_flags_are_read_from_may_lie_at_home(home):
+    (home / "flags.yaml").write_text("root: ~/data\ncount: 5\n")
+    (home / "prompt.txt").write_text("What is it?\n")
+    config = parse(Config, ["--config_path", "~/flags.yaml"])
+    assert (config.root, config.count) == (home / "data", 5)
+    assert resolve_prompt("@~/prompt.txt") == "What is it?"
+
+
+@pytest.mark.fault("F14")
+def test_without_such_a_home_no_folder_of_that_name_is_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--root ~nobody-of-this-name/x: there is no home directory"):
+        parse(Config, ["--root", "~nobody-of-this-name/x"])
+    (tmp_path / "~nobody-of-this-name").mkdir()
+    assert parse(Config, ["--root", "~nobody-of-this-name/x"]).root == Path("~nobody-of-this-name/x")
 
 
 @pytest.mark.parametrize("null", ["null", "None", "none"])
@@ -232,6 +292,48 @@ def test_of_several_processes_each_reports(capsys, monkeypatch):
         run(main, Config, [])
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error (process 1): wrong\n"
+
+
+DISK_ERRORS = {
+    "ENOSPC": "make room",
+    "EDQUOT": "delete files of yours",
+    "EROFS": "a folder that takes files",
+    "EACCES": "a folder that takes files",
+    "EFBIG": "ulimit -f",
+    "ENAMETOOLONG": "a shorter name",
+    "EISDIR": "move that folder away",
+    "ENOTDIR": "is a file",
+}
+
+
+@pytest.mark.fault("A10")
+@pytest.mark.parametrize("name", DISK_ERRORS)
+def test_what_a_disk_refuses_is_one_paragraph_with_the_path_and_what_helps(capsys, name):
+    number = getattr(errno, name)
+
+    def main(config):
+        raise OSError(number, os.strerror(number), "/disk/run\x1b[2J")
+
+    with pytest.raises(SystemExit) as stop:
+        run(main, Config, [])
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: /disk/run\\u001b[2J cannot be used ({os.strerror(number)}): ")
+    assert DISK_ERRORS[name] in told and told.count("\n") == 1
+
+
+@pytest.mark.fault("A7", "A10")
+def test_what_all_processes_end_with_is_said_by_one(capsys, monkeypatch):
+    def main(config):
+        raise SharedError("the folder is taken")
+
+    monkeypatch.setattr("cobra.util.cli._HEAD_START_SECONDS", 0.0)
+    for rank, told in (("1", ""), ("0", "error: the folder is taken\n")):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as stop:
+            run(main, Config, [])
+        assert stop.value.code == 2
+        assert capsys.readouterr().err == told
 
 
 def test_interrupt_exits_with_130(capsys):

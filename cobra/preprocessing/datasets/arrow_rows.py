@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.ipc
 from numpy.typing import NDArray
 
-from cobra.preprocessing.datasets.caching import cached, file_key, watch
+from cobra.preprocessing.datasets.caching import cached, watch
 from cobra.preprocessing.datasets.rows import PLACEHOLDER, CheckedRow, Row, check_rows, name_row
 from cobra.util.errors import UserError
-from cobra.util.files import atomic_path
+from cobra.util.files import atomic_path, sha256_file
+from cobra.util.mounts import can_map
 from cobra.util.special_tokens import has_other_markers, has_special_tokens
 
 _ENDING = ".rows.arrow"
@@ -78,7 +79,7 @@ class Rows(Sequence[Row]):
         """
         self.annotation_file, self.key = annotation_file, key
         self._cache, self._kept = cache, kept
-        with pyarrow.ipc.open_file(pa.memory_map(str(cache))) as reader:
+        with pyarrow.ipc.open_file(pa.memory_map(str(cache)) if can_map(cache) else pa.OSFile(str(cache))) as reader:
             if (reader.schema.metadata or {}).get(b"key") != key.encode():
                 raise ValueError(f"{cache} was made from another state of {annotation_file}")
             batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
@@ -135,6 +136,11 @@ class Rows(Sequence[Row]):
         column = self._images if self._kept is None else self._images.take(pa.array(self._kept))
         return [None if path is None else path.decode("utf-8", "replace") for path in column.to_pylist()]
 
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the annotation file, 64 hex digits."""
+        return self.key.rpartition(":")[2]
+
     def where(self, index: int) -> str:
         """Return what errors call a row: its number or line in the annotation file, and its id."""
         return name_row(self.annotation_file, int(self._numbers[index]), self[index])
@@ -149,14 +155,17 @@ def read_rows(path: Path) -> Rows:
     """Open an annotation file: a JSON list of rows, or JSON lines.
 
     The first time every row is checked and an Arrow file is made (:func:`cobra.preprocessing.datasets.caching.cached`
-    says where); later it is mapped.
+    says where); later it is mapped. The annotation file is read once more each time, for its hash: a copy that keeps
+    the time of change (`rsync -t`, `cp -p`) may have other rows of the same size.
 
     Raises:
         UserError: The file is missing or not JSON (with the line), or a row has no conversation, an unknown or
             misplaced role, or an image that is not a path (with the row's number, from 0, and id).
     """
     path = Path(path)
-    key = f"{_FORMAT}:{file_key(path)}"
+    if not path.is_file():
+        raise UserError(f"The annotation file does not exist: {path}")
+    key = f"{_FORMAT}:{sha256_file(path)}"
     return cached(path, _ENDING, lambda cache: Rows(path, cache, key), lambda cache: _build(path, cache, key))
 
 

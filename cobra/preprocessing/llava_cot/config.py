@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from cobra.util.home import PathText
+
 
 @dataclass
 class PrepareConfig:
@@ -14,7 +16,7 @@ class PrepareConfig:
     """Fetch what is not there; false uses what is there and needs no network."""
     revision: str = "main"
     """Branch, tag or commit of the published dataset."""
-    hf_token: str = ".hf_token"
+    hf_token: PathText = ".hf_token"
     """Name of an environment variable or path of a file that holds the hub's token; not needed, but it raises the
     hub's limits."""
     keep_parts: bool = True

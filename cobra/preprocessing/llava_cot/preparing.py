@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from cobra.conf.datasets import LLaVa_CoT_100k_Config
 from cobra.preprocessing.llava_cot.config import PrepareConfig
 from cobra.preprocessing.llava_cot.converting import Outputs, convert_rows, decide_fates
@@ -20,7 +18,8 @@ from cobra.preprocessing.llava_cot.scanning import scan_rows
 from cobra.preprocessing.llava_cot.token_counts import count_tokens
 from cobra.preprocessing.llava_cot.unpacking import Unpacked, find_root, unpack_images
 from cobra.util.errors import UserError
-from cobra.util.files import write_json
+from cobra.util.files import unfinished, write_json
+from cobra.util.lock import hold
 from cobra.util.parallel import available_cores
 from cobra.util.tokens import read_hf_token
 
@@ -113,13 +112,10 @@ def _alone(folder: Path) -> Iterator[None]:
     """
     records = folder / RECORDS
     records.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(records / "lock", timeout=0):
-            for leftover in [*folder.glob(".*.tmp"), *records.glob(".*.tmp")]:
-                leftover.unlink()
-            yield
-    except Timeout as error:
-        raise UserError(f"another run is preparing {folder}: wait until it has ended") from error
+    with hold(records, "another run is at work"):
+        for leftover in [*unfinished(folder), *unfinished(records)]:
+            leftover.unlink()
+        yield
 
 
 def _provide_images(

@@ -36,7 +36,7 @@ class Variant:
 class Disk:
     """Bytes that a run writes.
 
-    weights: Of each checkpoint, one at the end of every epoch and one best or latest beside them.
+    weights: Of each checkpoint, one at the end of an epoch and one best or latest beside them.
     state: Of each state to resume from.
     total: At most, at one time: all checkpoints, and the states that are kept and the one that is being written.
     free: Where the run will lie.

@@ -219,8 +219,10 @@ def _disk(vlm: CobraVLM, config: PretrainConfig, steps: StepPlan, run_dir: Path)
     weights, state = weights_file_bytes(vlm), resume_state_bytes(vlm)
     saved = config.save_interval_steps is not None or config.save_interval_minutes is not None
     states = config.keep_checkpoints + 1 if saved else 0
+    # A new one is written before the oldest is deleted; the best or latest is beside them.
+    kept = steps.milestones if config.keep_epochs is None else min(steps.milestones, config.keep_epochs + 1)
     folder = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.is_dir())
-    return Disk(weights, state, weights * (steps.epochs + 1) + state * states, shutil.disk_usage(folder).free)
+    return Disk(weights, state, weights * (kept + 1) + state * states, shutil.disk_usage(folder).free)
 
 
 def _work(vlm: CobraVLM, epoch: Epoch, steps: StepPlan, options: PlanConfig, device: str, model: ModelConfig) -> Work:

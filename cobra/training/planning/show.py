@@ -130,7 +130,7 @@ def _cost(plan: Plan) -> Table:
     table = _table("Machine and time", "what", "number")
     disk, work = plan.disk, plan.work
     table.add_row("main memory of each process at the start", f"{_gib(plan.start)} GiB")
-    table.add_row("a checkpoint, at the end of every epoch", f"{disk.weights / 1e9:,.1f} GB")
+    table.add_row(f"a checkpoint, {plan.steps.milestones} in the run", f"{disk.weights / 1e9:,.1f} GB")
     table.add_row("a state to resume from", f"{disk.state / 1e9:,.1f} GB")
     table.add_row("disk for all of them, at most", f"{disk.total / 1e9:,.1f} GB")
     table.add_row("operations of a step", f"{work.step / 1e12:,.1f} TFLOP")

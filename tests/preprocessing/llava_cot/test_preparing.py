@@ -1,15 +1,17 @@
 """Prepare as a whole: its flags, one run at a time, what kills leave behind, and its exit codes."""
 
 import json
+import os
 
 import pytest
-from filelock import FileLock
 from small_publication import Publication, annotation, turns
 
 from cobra.conf.datasets import LLaVa_CoT_100k_Config
+from cobra.preprocessing.download import download_extract
 from cobra.preprocessing.llava_cot import PrepareConfig, prepare
 from cobra.util import cli
 from cobra.util.errors import UserError
+from cobra.util.lock import hold
 from fine_tune.prepare_llava_cot import main
 
 
@@ -44,11 +46,14 @@ def test_sources_come_as_they_are_typed():
     assert cli.parse(PrepareConfig, []).sources == ()
 
 
+@pytest.mark.fault("A7")
 def test_one_run_at_a_time(tmp_path):
     folder = Publication().write(tmp_path)
-    (folder / ".prepare").mkdir()
-    with FileLock(folder / ".prepare" / "lock"), pytest.raises(UserError, match="another run is preparing"):
-        prepare(PrepareConfig(tmp_path, download=False))
+    with hold(folder / ".prepare", "a test works"):
+        with pytest.raises(UserError, match=rf"{folder}/.prepare already: process {os.getpid()}"):
+            prepare(PrepareConfig(tmp_path, download=False))
+        with pytest.raises(UserError, match="another run is at work"):
+            download_extract("llava-cot-100k", tmp_path)
     assert not (folder / "llava_cot_100k.json").exists()
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numba import types
 
 from cobra.models.mamba.ops.numba_lanes import fetch_add
+from cobra.util.cache import cache_folders, takes_files
 
 logger = logging.getLogger(__name__)
 
@@ -104,21 +105,18 @@ def _compile(function: Callable[[Any], None], fields: tuple[str, ...]) -> Any:
 def _cache_folder() -> Path | None:
     """Return a folder for code compiled of this version of the sources, or None where none takes files.
 
-    It is in NUMBA_CACHE_DIR, or `cobra/numba` in the user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`). Numba's own
-    cache looks only at the file of the function that is compiled, and would keep what another file has made stale.
+    It is in NUMBA_CACHE_DIR, or `numba` in a folder of :func:`cobra.util.cache.cache_folders`. Numba's own cache looks
+    only at the file of the function that is compiled, and would keep what another file has made stale.
     """
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cobra" / "numba"
     sources = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("numba_*.py")):
         sources.update(path.read_bytes())
-    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or user) / sources.hexdigest()[:16]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        pass
-    if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
-        return folder
-    logger.warning("%s takes no files: every process compiles the loops of Mamba anew, some seconds", folder)
+    given = os.environ.get("NUMBA_CACHE_DIR")
+    for parent in [Path(given)] if given else (folder / "numba" for folder in cache_folders()):
+        folder = parent / sources.hexdigest()[:16]
+        if takes_files(folder):
+            return folder
+    logger.warning("no folder takes the compiled loops of Mamba: every process compiles them anew, some seconds")
     return None
 
 

@@ -1,0 +1,287 @@
+"""One process at a time in a folder, also where machines share it; others are told who is there.
+
+The folder's file `lock` names its holder, who holds the system's lock on it and touches it every few seconds. The
+system's lock is gone with its holder, however that ends. Where it cannot be trusted, across machines on some network
+file systems, or is not to be had, the touches tell.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shlex
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cobra.util.errors import UserError, file_problem
+from cobra.util.mounts import LACKING
+from cobra.util.shown import shown
+
+LOCK = "lock"
+
+# Between two touches.
+_BEAT_SECONDS = 10.0
+# A holder on another machine that has not touched its file for so long is gone.
+SILENT_SECONDS = 60.0
+_LOOK_SECONDS = 1.0
+# Of a file that a stranger may have left.
+_MOST_BYTES = 65_536
+_SHOWN = 300
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that works in a folder."""
+
+    host: str
+    boot: str
+    """Of the machine, by its random id."""
+    processes: str
+    """The numbering of processes that `pid` is of."""
+    pid: int
+    born: str
+    """When the process began, as its kernel counts; numbers of processes are used again."""
+    started: str
+    command: str
+    token: str
+    """Tells this hold from all others."""
+
+    @classmethod
+    def this_process(cls) -> "Holder":
+        """Return this one, with a new token."""
+        return cls(
+            host=socket.gethostname(),
+            boot=_boot(),
+            processes=_processes(),
+            pid=os.getpid(),
+            born=_born(os.getpid()),
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            token=secrets.token_hex(8),
+        )
+
+    def __str__(self) -> str:
+        command = shown(self.command, _SHOWN)
+        return f"process {self.pid} on {shown(self.host, _SHOWN)}, begun {shown(self.started, _SHOWN)}: {command}"
+
+    def is_here(self) -> bool:
+        """Whether this process can tell if it lives."""
+        return bool(self.boot) and (self.boot, self.processes) == (_boot(), _processes())
+
+    def lives(self) -> bool:
+        """Whether it is a process of this machine that has not ended."""
+        return bool(self.born) and _born(self.pid) == self.born
+
+
+@contextmanager
+def hold(folder: Path, what: str, say: Callable[[str], object] = print) -> Iterator["Hold"]:
+    """Be the only one in a folder for a while; it is made, and removed again where nothing was put into it.
+
+    Args:
+        folder: The folder.
+        what: What is done there, for the error: `another run is training`.
+        say: Told why it takes a while, where a holder on another machine may be gone.
+
+    Raises:
+        UserError: Somebody is there: who, and what to do about it; or the folder takes no files.
+    """
+    is_new = not folder.exists()
+    held = Hold(folder / LOCK)
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.take(what, say)
+        except OSError as error:
+            raise UserError(file_problem(error) or f"{folder} cannot be written to ({error})") from error
+        yield held
+    finally:
+        held.release()
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+class Hold:
+    """What a holder has; made by :func:`hold`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._me = Holder.this_process()
+        self._handle: int | None = None
+        self._ended = threading.Event()
+
+    def take(self, what: str, say: Callable[[str], object]) -> None:
+        """Take the folder; see :func:`hold`."""
+        handle, is_locked = self._open()
+        problem = _refusal(self._path, is_locked, say)
+        if problem is not None:
+            os.close(handle)
+            raise UserError(f"{what} in {self._path.parent} already: {problem}")
+        if is_locked is False:
+            # Of a machine that has crashed, and the file server keeps its lock: a new file has a new one.
+            os.close(handle)
+            self._path.unlink(missing_ok=True)
+            handle, _ = self._open()
+        self._handle = handle
+        os.register_at_fork(after_in_child=self._forget)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, self._record(), 0)
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def confirm(self, what: str) -> None:
+        """Make sure that no other process has taken the folder at the same moment, where there are no locks.
+
+        Raises:
+            UserError: One has.
+        """
+        found = _read(self._path)
+        if found is None or found.token != self._me.token:
+            raise UserError(f"{what} in {self._path.parent} already: {found or 'its file of that name is gone'}")
+
+    def release(self) -> None:
+        """Leave the folder."""
+        self._ended.set()
+        if self._handle is None:
+            return
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(self._handle), self._path.stat()):
+                self._path.unlink()
+        # The system's lock ends with it.
+        os.close(self._handle)
+        self._handle = None
+
+    def _forget(self) -> None:
+        """Let go in a process that was forked: data workers may outlive their parent by seconds."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def _open(self) -> tuple[int, bool | None]:
+        """Open the file; return it, and whether the system's lock on it was had: None where there is none to have."""
+        while True:
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            is_locked = _lock(handle)
+            # A holder that leaves deletes the file, perhaps between the two.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), self._path.stat()):
+                    return handle, is_locked
+            os.close(handle)
+
+    def _record(self) -> bytes:
+        return json.dumps(asdict(self._me)).encode()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(_BEAT_SECONDS):
+            # A disk that is full or away for a moment must not end the work.
+            with suppress(OSError):
+                try:
+                    os.utime(self._path)
+                except OSError as error:
+                    if error.errno not in LACKING:
+                        raise
+                    with self._path.open("r+b") as file:
+                        file.write(self._record())
+
+
+def _lock(handle: int) -> bool | None:
+    """Try for the system's lock; None where the file system has none."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        if error.errno in LACKING:
+            return None
+        raise
+    return True
+
+
+def _refusal(path: Path, is_locked: bool | None, say: Callable[[str], object]) -> str | None:
+    """Return why the folder cannot be taken; None where it can."""
+    other = _read(path)
+    if other is None:
+        return "who it is has not been written down yet" if is_locked is False else None
+    if other.is_here():
+        # The kernel knows, with and without locks.
+        return f"{other}. Wait until it has ended, or end it" if is_locked is False or other.lives() else None
+    if is_locked and other.boot == _boot():
+        # Of another container of this machine: it has ended.
+        return None
+    age = _age(path)
+    if age >= SILENT_SECONDS:
+        return None
+    if is_locked is not False:
+        say(f"{path.parent} may be in use: waiting up to {SILENT_SECONDS - age:.0f} s for a sign of {other}")
+        if _stays_silent(path, SILENT_SECONDS - age):
+            return None
+    return f"{other}. Wait until it has ended, or end it there"
+
+
+def _age(path: Path) -> float:
+    """Return the seconds since a file was touched, by the clock of who keeps it: machines may disagree."""
+    with tempfile.TemporaryFile(dir=path.parent) as probe:
+        probe.write(b"now")
+        probe.flush()
+        return max(0.0, os.fstat(probe.fileno()).st_mtime - path.stat().st_mtime)
+
+
+def _stays_silent(path: Path, seconds: float) -> bool:
+    """Watch the file of a holder on another machine; return whether it is not touched, or is deleted."""
+    touched, end = path.stat().st_mtime_ns, time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(_LOOK_SECONDS)
+        try:
+            # Opened, so that a network file system asks its server.
+            with path.open("rb") as file:
+                if os.fstat(file.fileno()).st_mtime_ns != touched:
+                    return False
+        except FileNotFoundError:
+            return True
+    return True
+
+
+def _read(path: Path) -> Holder | None:
+    """Return the holder that a file names; None where it names none."""
+    try:
+        with path.open("rb") as file:
+            values = json.loads(file.read(_MOST_BYTES))
+        holder = Holder(**values)
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    texts = [value for name, value in asdict(holder).items() if name != "pid"]
+    return holder if type(holder.pid) is int and all(isinstance(text, str) for text in texts) else None
+
+
+def _boot() -> str:
+    """Return what this boot of this machine is called; empty where nothing tells."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _processes() -> str:
+    """Return what the numbering of processes is called that this one is in; containers have their own."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _born(pid: int) -> str:
+    """Return when a process began, in its kernel's count; empty where there is none of that number, or a dead one."""
+    try:
+        # `number (name) state ... starttime`, see proc(5).
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
