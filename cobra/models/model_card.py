@@ -29,7 +29,7 @@ from PIL import Image
 vlm = cobra.load("{folder}")
 builder = vlm.get_prompt_builder()
 builder.add_turn("human", "What is in the picture?")
-print(vlm.generate(Image.open("photo.jpg").convert("RGB"), builder.get_prompt()))
+print(vlm.generate(Image.open("photo.jpg"), builder.get_prompt()))
 ```
 {download}
 To train on from here: `scripts/pretrain.py --pretrained_checkpoint {folder}`.

@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 from cobra.preprocessing.datasets import FinetuneDataset
+from cobra.training.loop import TrainingLoop
 from cobra.training.pretrain import PretrainConfig, pretrain
 from cobra.training.run_state import RESUME, states
 from cobra.util.cli import parse
@@ -163,6 +166,35 @@ def test_special_tokens_and_other_markers_are_told_and_can_be_taken_out_as_told(
     assert "<|endoftext|>" not in capsys.readouterr().out
 
 
+class TwoProcesses:
+    """What a process sees that has good rows, beside one that has not."""
+
+    device = torch.device("cpu")
+
+    def max(self, value):
+        return torch.ones_like(value)
+
+    def gather(self, value):
+        return [value, UserError("row 5 is bad")]
+
+
+def test_a_process_with_good_rows_saves_too_and_says_what_the_other_has_met():
+    done = []
+    saver = SimpleNamespace(finish=lambda: done.append("finish"), folder="resume")
+    loop = SimpleNamespace(
+        world=TwoProcesses(),
+        strategy=SimpleNamespace(global_step=3),
+        saver=saver,
+        _save=lambda progress: done.append("save"),
+    )
+    with pytest.raises(UserError, match="row 5 is bad. The state after step 3 is saved in resume"):
+        TrainingLoop._readable(loop, [{}], 0, None)
+    assert done == ["save", "finish"]
+    with pytest.raises(UserError, match="row 5 is bad. No step was done since the start"):
+        TrainingLoop._readable(loop, [{}], 3, None)
+
+
+@pytest.mark.slow
 def test_of_several_processes_all_save_what_one_has_met(folder, order):
     path = folder / "images" / f"{order[0][5]}.png"
     content = path.read_bytes()
