@@ -11,7 +11,7 @@ from rich.progress import track
 from cobra.evaluation.conclusions import KindScore
 from cobra.models.vlms import CobraVLM, as_turn
 from cobra.preprocessing.datasets import extract_reasoning_trace
-from cobra.preprocessing.datasets.matching import match_conclusion
+from cobra.reasoning.matching import match_conclusion
 from cobra.util.images import read_rgb
 
 # Answers of the demonstration end far below this.
@@ -88,7 +88,8 @@ def score_answers(rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> Ans
         score.valid += trace.is_valid
         kind = score.kinds.setdefault(row["kind"], KindScore())
         kind.n += 1
-        kind.correct += trace.conclusion is not None and match_conclusion(trace.conclusion, truth) is not None
+        question = row["conversations"][0]["value"]
+        kind.correct += trace.conclusion is not None and match_conclusion(trace.conclusion, truth, question) is not None
         constant = str(row["options"].index(truth)) if row["options"] else truth
         true_answers.setdefault(row["kind"], Counter())[constant] += 1
     for name, counts in true_answers.items():

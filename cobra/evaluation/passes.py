@@ -128,7 +128,8 @@ class Passes:
         search = self._vlm.new_search(options)
         for rows, prefix, ids in self._batches(states, prompts):
             seeds = [str(zlib.crc32(str(images[row].image_id).encode())) for row in rows]
-            found = search.run(*self._vlm.prefill(None, ids, prefix), seeds)
+            questions = [images[row].question or "" for row in rows]
+            found = search.run(*self._vlm.prefill(None, ids, prefix), seeds, questions)
             yield {
                 row: Written(prompts[row], one.text.strip(), analyses[row], spent[row] + one.tokens_spent)
                 for row, one in zip(rows, found, strict=True)

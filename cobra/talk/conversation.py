@@ -107,7 +107,7 @@ class Conversation:
         ids = self._tokenize(builder.get_prompt())
         branches = options.width if isinstance(options, SearchOptions) else 1
         self.figures = Figures(self.figures.state_bytes, branches=branches)
-        return self._answer(builder, ids, options, seed, between_steps)
+        return self._answer(builder, ids, options, seed, question, between_steps)
 
     def _answer(
         self,
@@ -115,13 +115,14 @@ class Conversation:
         ids: list[int],
         options: GenerationOptions | SearchOptions,
         seed: int,
+        question: str,
         between_steps: Callable[[], None],
     ) -> Generator[str, None, None]:
         said, done, past = "", False, self._past
         try:
             past, state, scores = self._read(ids)
             if isinstance(options, SearchOptions):
-                pieces = self._search(state, scores, options, seed, between_steps)
+                pieces = self._search(state, scores, options, seed, question, between_steps)
             else:
                 own = replace(options, generator=None, seeds=[seed])
                 pieces = self._write(state, scores, ids, own, between_steps)
@@ -195,9 +196,10 @@ class Conversation:
         scores: Tensor,
         options: SearchOptions,
         seed: int,
+        question: str,
         between_steps: Callable[[], None],
     ) -> Iterator[str]:
         search = self._vlm.new_search(options, between_steps=between_steps)
-        for piece in search.decided(state, scores, str(seed)):
+        for piece in search.decided(state, scores, str(seed), question):
             [self.figures.written] = search.tokens_spent
             yield piece

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from jinja2 import Template
 
 from cobra.preprocessing.datasets import extract_reasoning_trace
-from cobra.preprocessing.datasets.matching import match_conclusion
+from cobra.reasoning.matching import match_conclusion
 from cobra.training.step_lines import StepLines
 from cobra.util.files import write_text
 from cobra.util.pages import page_templates
@@ -54,7 +54,7 @@ class Structure(NamedTuple):
     compared: int
     """Answers that have a CONCLUSION, as their reference has."""
     matched: int
-    """Those whose CONCLUSION says the same; see :func:`cobra.preprocessing.datasets.matching.match_conclusion`."""
+    """Those whose CONCLUSION says the same; see :func:`cobra.reasoning.matching.match_conclusion`."""
 
 
 class _Evaluation(NamedTuple):
@@ -78,16 +78,16 @@ class _ShownRow(NamedTuple):
     answers: list[tuple[int, tuple[list[tuple[str, str]], str, list[str]]]]
 
 
-def structure(pairs: Iterable[tuple[str, str]]) -> Structure:
-    """Return what (answer, reference) pairs are like."""
+def structure(answered: Iterable[tuple[str, str, str]]) -> Structure:
+    """Return what answers are like, each given with its reference and its question."""
     answers = valid = compared = matched = 0
-    for answer, reference in pairs:
+    for answer, reference, question in answered:
         trace, expected = extract_reasoning_trace(answer), extract_reasoning_trace(reference).conclusion
         answers += 1
         valid += trace.is_valid
         if trace.conclusion is not None and expected is not None:
             compared += 1
-            matched += match_conclusion(trace.conclusion, expected) is not None
+            matched += match_conclusion(trace.conclusion, expected, question) is not None
     return Structure(answers, valid, compared, matched)
 
 
@@ -156,7 +156,7 @@ class SampleLog:
             run_id=run_id,
             max_steps=_EVALUATIONS,
             evaluations=[
-                _Evaluation(step, *structure((line["answer"], line["reference"]) for line in group))
+                _Evaluation(step, *structure((line["answer"], line["reference"], line["question"]) for line in group))
                 for step, group in evaluations
             ],
             rows=[

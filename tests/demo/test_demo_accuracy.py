@@ -31,6 +31,13 @@ def test_where_a_question_names_options_the_constant_answer_is_a_position():
     assert score_answers(rows, [TRUE.format("x")] * 4).kinds["which"].majority == 3
 
 
+@pytest.mark.fault("D3")
+def test_an_options_words_are_right_where_the_question_lists_it():
+    asked = row("which", "A", ("A", "B"))
+    asked["conversations"][0]["value"] = "Which colour is it? A. red B. blue"
+    assert score_answers([asked, asked], [TRUE.format("red"), TRUE.format("blue")]).kinds["which"].correct == 1
+
+
 def test_answers_and_rows_must_match_in_number():
     with pytest.raises(ValueError):
         score_answers([row("count", "1")], [])

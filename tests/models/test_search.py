@@ -15,7 +15,7 @@ from cobra.models.mamba import MambaState
 from cobra.models.vlms import SearchOptions, memory
 from cobra.models.vlms.scoring import Candidate, FunctionScorer, JudgementScorer, LikelihoodScorer, by_vote
 from cobra.models.vlms.search import Search
-from cobra.models.vlms.structure import STAGE_TAGS, find_conclusion, same_conclusion
+from cobra.models.vlms.structure import STAGE_TAGS, find_conclusion
 from cobra.preprocessing.datasets.reasoning import extract_reasoning_trace
 from cobra.util.errors import UserError
 
@@ -24,12 +24,13 @@ KINDS = ("none", "best-of-n", "vote", "stage-beam")
 BRANCH_BYTES = 3 * 8 + 40 * 128
 
 
-def run(llm, options, *prompts, scorer=None, seeds=None, same=same_conclusion):
+def run(llm, options, *prompts, scorer=None, seeds=None, question=""):
     """Search the answers to prompts; of seeds there is one for each."""
     llm = llm if isinstance(llm, ScriptedLM) else ScriptedLM(four_stages(llm))
     state, scores = llm.start(*(f"{prompt}|" for prompt in prompts or ("p",)))
-    search = Search(llm, TEXTS, decode, END, scorer or LikelihoodScorer(), options, same)
-    return search.run(state, scores, [str(seed) for seed in seeds or range(len(prompts) or 1)])
+    search = Search(llm, TEXTS, decode, END, scorer or LikelihoodScorer(), options)
+    seeds = [str(seed) for seed in seeds or range(len(prompts) or 1)]
+    return search.run(state, scores, seeds, [question] * len(seeds))
 
 
 def sampled(kind, **options):
@@ -128,9 +129,28 @@ def test_a_vote_counts_conclusions_that_say_the_same(guard):
     assert votes["y"] > votes["x"]
     assert find_conclusion(result.text).lower() == "y"
     assert [candidate.votes for candidate in result.candidates] == [votes["y"]] * votes["y"] + [votes["x"]] * votes["x"]
-    [strict] = run(split_vote, options, seeds=[2], same=str.__eq__)
-    exact = Counter(letters_of(candidate.text)[3] for candidate in strict.candidates)
-    assert [(find_conclusion(strict.text), strict.candidates[0].votes)] == exact.most_common(1)
+
+
+@pytest.mark.fault("D2")
+def test_votes_are_counted_by_the_rule_of_the_score():
+    given = candidates("7", "1,000", "1000", "The answer is B", "B", "(b) blue", "blue")
+    assert [one.votes for one in by_vote(given)] == [2, 2, 2, 2, 1, 1, 1]
+    ordered = by_vote(given, "Which? A. red B. blue")
+    assert [one.votes for one in ordered] == [4, 4, 4, 4, 2, 2, 1]
+    assert find_conclusion(ordered[0].text) == "The answer is B"
+
+
+@pytest.mark.fault("D2")
+def test_the_question_of_a_prompt_joins_an_option_and_its_letter():
+    def script(_prompt, letters):
+        return {"x": 0.4, "7": 0.3, "b": 0.3} if len(letters) == 3 else {"a": 1.0}
+
+    options = sampled("vote", beams=60)
+    [plain] = run(script, options, seeds=[2])
+    [asked] = run(script, options, seeds=[2], question="Which? A. 8 B. 7")
+    votes = Counter(letters_of(candidate.text)[3] for candidate in plain.candidates)
+    assert plain.candidates[0].votes == max(votes.values())
+    assert asked.candidates[0].votes == votes["7"] + votes["b"] > votes["x"]
 
 
 def candidates(*conclusions):
@@ -155,7 +175,7 @@ def candidates(*conclusions):
 )
 def test_ties_of_a_vote_go_to_the_best_answer(conclusions, winner, votes):
     given = candidates(*conclusions)
-    ordered = by_vote(given, same_conclusion)
+    ordered = by_vote(given)
     assert (ordered[0].text, ordered[0].score, ordered[0].votes) == (given[winner].text, given[winner].score, votes)
     assert Counter(one.text for one in ordered) == Counter(one.text for one in given)
 
@@ -365,13 +385,13 @@ def test_pieces_are_told_as_they_are_decided():
     llm = ScriptedLM(four_stages(even))
     for keep in (1, 3):
         search = Search(llm, TEXTS, decode, END, by_letters("bdac"), sampled("stage-beam", beams=9, keep=keep))
-        pieces = list(search.decided(*llm.start("p|"), "1"))
+        pieces = list(search.decided(*llm.start("p|"), "1", ""))
         [result] = run(llm, sampled("stage-beam", beams=9, keep=keep), scorer=by_letters("bdac"), seeds=[1])
         assert "".join(pieces) == result.text
         if keep == 1:
             assert [letters_of(piece) for piece in pieces[:4]] == list(letters_of(result.text))
     search = Search(llm, TEXTS, decode, END, LikelihoodScorer(), sampled("vote"))
-    assert len(list(search.decided(*llm.start("p|"), "1"))) == 1
+    assert len(list(search.decided(*llm.start("p|"), "1", ""))) == 1
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from cobra.models.vlms.structure import (
     TokenTexts,
     closes_stage,
     find_conclusion,
-    same_conclusion,
 )
 from cobra.preprocessing.datasets.reasoning import STAGES, extract_reasoning_trace
 from cobra.util.errors import UserError
@@ -283,20 +282,6 @@ def test_conclusions(text, conclusion):
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
 def test_conclusions_are_those_that_are_scored(text):
     assert find_conclusion(text) == extract_reasoning_trace(text).conclusion
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ("B", "(b).", True),
-        ("A red\n circle.", "a  Red circle", True),
-        ("-3", "3", False),
-        ("yes", "no", False),
-        ("...", "!", False),
-    ],
-)
-def test_conclusions_that_are_the_same(one, other, same):
-    assert same_conclusion(one, other) is same
 
 
 def test_hostile_text_takes_linear_time():

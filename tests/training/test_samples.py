@@ -72,17 +72,24 @@ def page_of(run_dir) -> str:
 
 
 def test_structure_counts_what_can_be_compared():
-    pairs = [
-        (COT.format("A"), COT.format("A")),
-        (COT.format("A"), COT.format("B")),
-        (COT.format("A"), "A"),
-        ("A", COT.format("A")),
-        ("<CONCLUSION>\nB ", COT.format("B")),
-        (COT.format("a"), COT.format("A")),
+    answered = [
+        (COT.format("A"), COT.format("A"), "?"),
+        (COT.format("A"), COT.format("B"), "?"),
+        (COT.format("A"), "A", "?"),
+        ("A", COT.format("A"), "?"),
+        ("<CONCLUSION>\nB ", COT.format("B"), "?"),
+        (COT.format("a"), COT.format("A"), "?"),
     ]
     # The case of letters does not matter.
-    assert structure(pairs) == (6, 4, 4, 3)
+    assert structure(answered) == (6, 4, 4, 3)
     assert structure([]) == (0, 0, 0, 0)
+
+
+@pytest.mark.fault("D3")
+def test_an_options_words_are_right_where_the_question_lists_it():
+    answered = (COT.format("red"), COT.format("A"))
+    assert structure([(*answered, "Which colour?\nA. red\nB. blue")]) == (1, 1, 1, 1)
+    assert structure([(*answered, "Which colour?")]) == (1, 1, 1, 0)
 
 
 def test_lines_and_page_hold_every_answer(run_dir):

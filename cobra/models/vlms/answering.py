@@ -23,7 +23,7 @@ from cobra.models.vlms.scoring import (
     judgement_scorer,
 )
 from cobra.models.vlms.search import Search, SearchOptions, SearchResult
-from cobra.models.vlms.structure import TokenTexts, same_conclusion
+from cobra.models.vlms.structure import TokenTexts
 from cobra.util.errors import UserError
 from cobra.util.images import to_rgb
 
@@ -275,7 +275,7 @@ class Answering:
         prefix: MambaState | None = None,
         seeds: Sequence[int] | None = None,
         scorer: TextScorer | None = None,
-        same: Callable[[str, str], bool] = same_conclusion,
+        questions: Sequence[str] | None = None,
     ) -> list[SearchResult]:
         """Search for the best answer to every prompt; all prompts and branches are written together.
 
@@ -288,7 +288,8 @@ class Answering:
             seeds: In place of the generator, one for each prompt: what is found for it then depends on it, the prompt
                 and the options alone.
             scorer: In place of the options' scorer, a function of the prompt's index and of the answer so far.
-            same: For a vote: whether two conclusions say the same.
+            questions: For a vote, what each prompt asks: the options that it lists are the same by letter and words.
+                None reads them from the prompts.
 
         Raises:
             UserError: As :meth:`prefill`; or there are more branches than memory, no room for the four stages, more or
@@ -296,9 +297,9 @@ class Answering:
         """
         if not texts:
             return []
-        search = self.new_search(options, scorer, same)
+        search = self.new_search(options, scorer)
         state, scores = self.prefill(pixel_values, [self.tokenize(text) for text in texts], prefix)
-        return search.run(state, scores, row_seeds(seeds, len(texts), generator))
+        return search.run(state, scores, row_seeds(seeds, len(texts), generator), questions or texts)
 
     def search_stream(
         self,
@@ -314,13 +315,12 @@ class Answering:
         search = self.new_search(options)
         pixel_values = None if image is None else self.preprocess([image])
         state, scores = self.prefill(pixel_values, [self.tokenize(prompt_text)])
-        yield from search.decided(state, scores, row_seeds(None, 1, generator)[0])
+        yield from search.decided(state, scores, row_seeds(None, 1, generator)[0], prompt_text)
 
     def new_search(
         self,
         options: SearchOptions,
         scorer: TextScorer | None = None,
-        same: Callable[[str, str], bool] = same_conclusion,
         between_steps: Callable[[], None] = lambda: None,
     ) -> Search:
         """Return a search that goes on from states and scores of :meth:`prefill`.
@@ -328,7 +328,6 @@ class Answering:
         Args:
             options: How to search.
             scorer: As :meth:`search_batch`.
-            same: As :meth:`search_batch`.
             between_steps: As :class:`Search`.
 
         Raises:
@@ -342,7 +341,7 @@ class Answering:
         elif options.scorer == JUDGEMENT:
             builder = self.llm_backbone.prompt_builder_fn(model_family="cobra")
             chosen = judgement_scorer(llm, self.encode, self.string2idx, builder, options.question)
-        return Search(llm, texts, self.decode, int(tokenizer.eos_token_id), chosen, options, same, between_steps)
+        return Search(llm, texts, self.decode, int(tokenizer.eos_token_id), chosen, options, between_steps)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, without special tokens."""

@@ -1,6 +1,6 @@
 """Which of several branches is the best: by likelihood, by the model's own judgement, by a function, or by vote."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -8,6 +8,7 @@ from cobra.models.backbones.llm.prompting import PromptBuilder
 from cobra.models.mamba import MambaLM, MambaState
 from cobra.models.vlms.branches import Branch, read_rows
 from cobra.models.vlms.structure import find_conclusion
+from cobra.reasoning.matching import conclusion_key
 from cobra.util.errors import UserError
 
 LIKELIHOOD = "likelihood"
@@ -156,29 +157,25 @@ def judgement_scorer(
     return JudgementScorer(llm, encode(question_after_answer(builder, question)), answers["Yes"], answers["No"])
 
 
-def by_vote(candidates: Sequence[Candidate], same: Callable[[str, str], bool]) -> list[Candidate]:
-    """Order whole answers by how many have the same CONCLUSION.
+def by_vote(candidates: Sequence[Candidate], question: str = "") -> list[Candidate]:
+    """Order whole answers by how many have the same CONCLUSION, by the rule that answers are scored by.
 
     Args:
         candidates: Best first.
-        same: Whether two conclusions say the same.
+        question: What was asked: where it lists options, their words and letters are the same.
 
     Returns:
         The candidates with their votes, those of the commonest conclusion first, among them the best first. Of
         conclusions with as many votes the one with the best answer comes first. Without a conclusion there is no vote.
     """
-    groups: list[tuple[str, list[Candidate]]] = []
+    groups: dict[Hashable, list[Candidate]] = {}
     without: list[Candidate] = []
     for candidate in candidates:
         conclusion = find_conclusion(candidate.text)
-        if not conclusion:
-            without.append(candidate)
-            continue
-        group = next((members for first, members in groups if same(first, conclusion)), None)
-        if group is None:
-            groups.append((conclusion, [candidate]))
+        if conclusion:
+            groups.setdefault(conclusion_key(conclusion, question), []).append(candidate)
         else:
-            group.append(candidate)
+            without.append(candidate)
     # Stable: groups with as many votes stay in the order of their best members.
-    groups.sort(key=lambda group: -len(group[1]))
-    return [replace(one, votes=len(members)) for _, members in groups for one in members] + without
+    ordered = sorted(groups.values(), key=lambda members: -len(members))
+    return [replace(one, votes=len(members)) for members in ordered for one in members] + without

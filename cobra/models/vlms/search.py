@@ -19,7 +19,7 @@ from cobra.models.vlms.branches import Branch, Limits, read_rows, write_branches
 from cobra.models.vlms.generation import GenerationOptions
 from cobra.models.vlms.memory import branches_at_once, state_bytes
 from cobra.models.vlms.scoring import LIKELIHOOD, SCORERS, Candidate, Scorer, by_vote
-from cobra.models.vlms.structure import StageGuard, TokenTexts, same_conclusion
+from cobra.models.vlms.structure import StageGuard, TokenTexts
 from cobra.util.errors import UserError
 
 KINDS = ("none", "best-of-n", "vote", "stage-beam")
@@ -138,7 +138,6 @@ class Search:
         end_token_id: int,
         scorer: Scorer,
         options: SearchOptions,
-        same: Callable[[str, str], bool] = same_conclusion,
         between_steps: Callable[[], None] = lambda: None,
     ) -> None:
         """Take what a search needs of a model.
@@ -150,7 +149,6 @@ class Search:
             end_token_id: Ends an answer that has no guard.
             scorer: As `options` ask for.
             options: How to search.
-            same: Whether two conclusions say the same, for a vote.
             between_steps: Called before every token of the branches; what it raises ends the search.
 
         Raises:
@@ -161,7 +159,6 @@ class Search:
         self._texts = texts
         self._scorer = scorer
         self._options = options
-        self._same = same
         self._between_steps = between_steps
         by_stage = options.kind == "stage-beam"
         self._spent: list[int] = []
@@ -169,12 +166,24 @@ class Search:
         self._limits = Limits(options.sampling, options.max_new_tokens, end_token_id, by_stage)
         self._guard = StageGuard(texts, options.max_new_tokens, options.stage_tokens) if options.guard else None
 
-    def run(self, state: MambaState, scores: Tensor, seeds: Sequence[str]) -> list[SearchResult]:
-        """Search to the end; see :meth:`rounds`."""
-        rounds = list(self.rounds(state, scores, seeds))
-        return [self._result(prompt, [found[prompt] for found in rounds]) for prompt in range(len(seeds))]
+    def run(
+        self, state: MambaState, scores: Tensor, seeds: Sequence[str], questions: Sequence[str]
+    ) -> list[SearchResult]:
+        """Search to the end; see :meth:`rounds`.
 
-    def decided(self, state: MambaState, scores: Tensor, seed: str) -> Iterator[str]:
+        Args:
+            state: As :meth:`rounds`.
+            scores: Likewise.
+            seeds: Likewise.
+            questions: What each prompt asks, for a vote: an option that it lists is the same by its letter and words.
+        """
+        rounds = list(self.rounds(state, scores, seeds))
+        return [
+            self._result([found[prompt] for found in rounds], prompt, question)
+            for prompt, question in enumerate(questions)
+        ]
+
+    def decided(self, state: MambaState, scores: Tensor, seed: str, question: str) -> Iterator[str]:
         """Search the answer to one prompt; yield its text piece by piece, as far as the kept answers agree."""
         told, rounds = "", []
         for found in self.rounds(state, scores, [seed]):
@@ -184,15 +193,15 @@ class Search:
             if piece and self._limits.by_stage:
                 yield piece
                 told += piece
-        yield self._result(0, rounds).text[len(told) :]
+        yield self._result(rounds, 0, question).text[len(told) :]
 
     @property
     def tokens_spent(self) -> list[int]:
         """Tokens written for each prompt so far, in all branches, and those read to judge them."""
         return list(self._spent)
 
-    def _result(self, prompt: int, rounds: list[list[Candidate]]) -> SearchResult:
-        last = by_vote(rounds[-1], self._same) if self._options.kind == "vote" else rounds[-1]
+    def _result(self, rounds: list[list[Candidate]], prompt: int, question: str) -> SearchResult:
+        last = by_vote(rounds[-1], question) if self._options.kind == "vote" else rounds[-1]
         size = state_bytes(self._llm.config)
         copied = size * self._branched[prompt]
         return SearchResult(last[0].text, last[0].score, self._spent[prompt], last, rounds, size, copied)

@@ -28,8 +28,6 @@ TAIL = 64
 _SHARES = 8
 # Tokens refused at one place after which the stage is closed: the model wants nothing but another tag.
 _MAX_REFUSED = 32
-# Around the edges of conclusions these do not count.
-_MARKS = " \t\n.,;:!?\"'`*()[]"
 
 
 def find_conclusion(text: str) -> str | None:
@@ -39,16 +37,6 @@ def find_conclusion(text: str) -> str | None:
     """
     found = _CONCLUSION.search(text)
     return None if found is None else found[1].strip()
-
-
-def same_conclusion(one: str, other: str) -> bool:
-    """Return whether two conclusions have the same words, but for case, white space and marks around them."""
-    return _words(one) == _words(other)
-
-
-def _words(text: str) -> str:
-    # Of a text of marks alone they count.
-    return " ".join(text.casefold().split()).strip(_MARKS) or text.strip()
 
 
 def closes_stage(text: str) -> str | None:

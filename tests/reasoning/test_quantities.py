@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cobra.preprocessing.datasets.quantities import Quantity, parse_quantity, same_quantity
+from cobra.reasoning.quantities import Quantity, parse_quantity, same_quantity
 
 READ = {
     "1000": (1000, False, ""),

@@ -6,10 +6,11 @@ is decided by rules alone, without a tolerance for numbers: a value that is near
 
 import re
 import unicodedata
+from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cobra.preprocessing.datasets.quantities import Quantity, parse_quantity, same_quantity
+from cobra.reasoning.quantities import Quantity, parse_quantity, same_quantity
 
 
 class Match(StrEnum):
@@ -20,7 +21,7 @@ class Match(StrEnum):
     LETTER = "option letter"
     """The same option of a choice, by its letter or its words: `B`, `(B)`, `B. red`, `The answer is B`."""
     NUMBER = "number"
-    """The same number: `1,000`, `1000` and `1e3`; see :func:`cobra.preprocessing.datasets.quantities.same_quantity`."""
+    """The same number: `1,000`, `1000` and `1e3`; see :func:`cobra.reasoning.quantities.same_quantity`."""
     VERDICT = "yes or no"
     """The same yes or no (true or false), whatever is said after it."""
 
@@ -33,7 +34,7 @@ class _Reading:
     letter: str | None
     """Of an option, upper case."""
     option: str
-    """What is said behind the letter; empty where the letter stands alone."""
+    """What is said behind the letter, or the question lists for it; empty where there is neither."""
     quantity: Quantity | None
     verdict: str | None
 
@@ -102,6 +103,30 @@ def match_conclusion(answer: str, truth: str, question: str = "") -> Match | Non
     return Match.VERDICT if one.verdict and one.verdict == other.verdict else None
 
 
+def conclusion_key(text: str, question: str = "") -> Hashable:
+    """Return what is equal for two conclusions only if no right answer tells them apart by :func:`match_conclusion`.
+
+    That comparison is no equivalence: `45 %` is `45` and `0.45`, which are not the same. So votes are counted by this
+    key. It may still differ between two answers that most right answers take for the same, as `5` and `5 cm`.
+
+    Args:
+        text: A conclusion, without tags.
+        question: As of :func:`match_conclusion`.
+    """
+    options = options_of(question)
+    reading = _read(text, options)
+    if not reading.words:
+        return "text", text.strip()
+    if reading.letter:
+        return "letter", reading.letter, reading.option
+    if reading.quantity:
+        return "number", reading.quantity
+    if reading.verdict:
+        # A listed option may begin with yes or no and say more.
+        return "verdict", reading.verdict, reading.words if reading.words in options.values() else ""
+    return "words", reading.words
+
+
 def options_of(question: str) -> dict[str, str]:
     """Return the options that a question lists, by their upper-case letters from A on; empty where it lists none."""
     text = _uniform(question)
@@ -132,6 +157,8 @@ def _read(text: str, options: dict[str, str]) -> _Reading:
     if letter is None:
         same = [key for key, own in options.items() if own in (words, verdict) or _same_number(quantity, own)]
         letter = same[0] if len(same) == 1 else None
+    if letter is not None and not option:
+        option = options.get(letter, "")
     return _Reading(words, letter, option, quantity, verdict)
 
 
@@ -180,4 +207,10 @@ def _same_option(one: _Reading, other: _Reading, options: dict[str, str]) -> boo
         # An initial is no option: `J. Smith` is not `J. Brown`.
         return not one.option or not other.option or one.option == other.option or one.letter in options
     lettered, plain = (one, other) if one.letter else (other, one)
-    return bool(lettered.option) and lettered.option == plain.words
+    option = lettered.option
+    if not option:
+        return False
+    if plain.verdict and options.get(lettered.letter or "") != option:
+        verdict = _VERDICT.match(option)
+        return verdict is not None and verdict[1] == plain.verdict
+    return option in (plain.words, plain.verdict) or _same_number(plain.quantity, option)

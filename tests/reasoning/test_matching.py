@@ -1,10 +1,10 @@
 """Conclusions that say the same."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cobra.preprocessing.datasets.matching import Match, match_conclusion, options_of
+from cobra.reasoning.matching import Match, conclusion_key, match_conclusion, options_of
 
 CHOICE = "Which colour is the car?\nA. red\nB. dark blue\nC. 45 degrees\nD. Yes\nAnswer with the letter."
 
@@ -181,3 +181,60 @@ def test_hostile_texts_are_compared_before_the_tests_time_is_over(text):
     text *= 200_000 // len(text)
     match_conclusion(text, "B", text)
     match_conclusion(text + "x", text, CHOICE)
+
+
+SAID = [text for pair, _ in CASES for text in pair.split("|")] + [text for pair in CHOSEN for text in pair.split("|")]
+SAID += ["45%", "0.45", "0.45%", "5 dogs", "B. 5 cm", "A. yes", "yes, big", "Yes, it is big", "A. yes, big", "(C) 1000"]
+QUESTIONS = [
+    "",
+    CHOICE,
+    "Which? A. red B. blue",
+    "A. yes B. yes, big C. no",
+    "A. 5 cm B. 1,000 C. 45%",
+    "A. yes B. yes",
+]
+
+
+@pytest.mark.fault("D2")
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_answers_of_one_vote_are_both_right_or_both_wrong(question):
+    texts = list(dict.fromkeys(SAID))
+    votes = {}
+    for text in texts:
+        votes.setdefault(conclusion_key(text, question), []).append(text)
+    assert len(votes) < len(texts) - 20
+    for first, *others in votes.values():
+        right = [bool(match_conclusion(first, truth, question)) for truth in texts] if others else []
+        for other in others:
+            assert match_conclusion(first, other, question)
+            assert [bool(match_conclusion(other, truth, question)) for truth in texts] == right, (first, other)
+
+
+ANY = st.lists(st.sampled_from([*SAID, *"AB yes no . ,".split(), "The answer is "]), min_size=1, max_size=3).map(
+    " ".join
+)
+
+
+@pytest.mark.fault("D2")
+@given(ANY, ANY, ANY, st.sampled_from(QUESTIONS))
+@settings(deadline=None)
+def test_any_answers_of_one_vote_are_both_right_or_both_wrong(one, other, truth, question):
+    if conclusion_key(one, question) == conclusion_key(other, question):
+        assert bool(match_conclusion(one, truth, question)) == bool(match_conclusion(other, truth, question))
+
+
+@pytest.mark.fault("D2")
+@pytest.mark.parametrize(
+    "pair",
+    ["1,000|1000", "The answer is B|B", "B|(b).", "A red\n circle.|a  Red circle", "5 cm|5.0 cm", "Yes, it is|yes"],
+)
+def test_one_vote(pair):
+    one, other = pair.split("|")
+    assert conclusion_key(one) == conclusion_key(other)
+
+
+@pytest.mark.fault("D2")
+def test_votes_of_a_choice():
+    keys = {conclusion_key(text, CHOICE) for text in ("A", "red", "(a)", "A. red", "The answer is A: red.", "Red!")}
+    assert len(keys) == 1
+    assert len({conclusion_key(text, CHOICE) for text in ("A", "B", "-3", "3", "no", "...", "!")}) == 7

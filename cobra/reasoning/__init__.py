@@ -1,0 +1,1 @@
+"""What answers in stages say: their conclusions, and when two of these are the same."""
