@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,9 @@ from numpy.typing import NDArray
 
 from cobra.evaluation.entries import CaptionedImage, check_file_name
 from cobra.preprocessing.datasets import extract_reasoning_trace
-from cobra.preprocessing.datasets.matching import Match, match_conclusion
-from cobra.preprocessing.datasets.rows import PLACEHOLDER, check_rows, name_row
-from cobra.preprocessing.llava_cot.rows import source_of
+from cobra.preprocessing.datasets.rows import PLACEHOLDER, check_rows, name_row, source_of
+from cobra.reasoning.matching import Match, conclusion_key, match_conclusion
 from cobra.util.errors import UserError
-
-# Folders that archives of the images have on top of those of the sources.
-_TOP_FOLDERS = ("images/", "image/", "image_files/")
 
 
 @dataclass(frozen=True)
@@ -82,19 +78,13 @@ def read_holdout(path: Path) -> Holdout:
         else:
             check_file_name(row["image"], name_row(path, number, row))
             question = turns[0]["value"].replace(PLACEHOLDER, "").strip()
-            rows.append(ConclusionRow(number, row.get("id"), row["image"], question, conclusion, _source(row)))
+            rows.append(ConclusionRow(number, row.get("id"), row["image"], question, conclusion, source_of(row)))
     if not rows:
         raise UserError(
             f"{path} has no row to score: {without_conclusion} have no CONCLUSION in their first answer, "
             f"{without_image} no image. Give rows with four-stage answers, such as llava_cot_100k_holdout.json."
         )
     return Holdout(rows, without_conclusion, without_image)
-
-
-def _source(row: dict[str, Any]) -> str:
-    image = row["image"].removeprefix("./")
-    top = next((top for top in _TOP_FOLDERS if image.startswith(top)), "")
-    return source_of({"image": image.removeprefix(top)})
 
 
 @dataclass
@@ -202,7 +192,7 @@ def given_conclusion(answer: str) -> tuple[str, str]:
 
 
 def score_conclusions(rows: Sequence[ConclusionRow], answers: Sequence[str]) -> ConclusionScore:
-    """Compare answers with the right conclusions, by the rules of :mod:`cobra.preprocessing.datasets.matching`.
+    """Compare answers with the right conclusions, by the rules of :mod:`cobra.reasoning.matching`.
 
     Args:
         rows: N rows.
@@ -213,7 +203,7 @@ def score_conclusions(rows: Sequence[ConclusionRow], answers: Sequence[str]) -> 
     """
     verdicts = []
     sources: dict[str, KindScore] = {}
-    truths: dict[str, Counter[str]] = {}
+    truths: dict[str, Counter[Hashable]] = {}
     for row, answer in zip(rows, answers, strict=True):
         given, found = given_conclusion(answer)
         match = match_conclusion(given, row.conclusion, row.question)
@@ -221,7 +211,7 @@ def score_conclusions(rows: Sequence[ConclusionRow], answers: Sequence[str]) -> 
         score = sources.setdefault(row.source, KindScore())
         score.n += 1
         score.correct += match is not None
-        truths.setdefault(row.source, Counter())[row.conclusion.casefold().strip(" .")] += 1
+        truths.setdefault(row.source, Counter())[conclusion_key(row.conclusion)] += 1
     for source, counts in truths.items():
         sources[source].majority = max(counts.values())
     ordered = sorted(sources.items(), key=lambda entry: (-entry[1].n, entry[0]))

@@ -17,14 +17,12 @@ from cobra.models.backbones.vision import PixelValues
 from cobra.models.backbones.vision.transforms import map_pixels, stack_pixels
 from cobra.models.vlms import CobraVLM, as_turn
 from cobra.preprocessing.datasets import FinetuneDataset
-from cobra.preprocessing.datasets.rows import PLACEHOLDER
+from cobra.preprocessing.datasets.rows import PLACEHOLDER, source_of
 from cobra.training.batches import Batch
 from cobra.training.samples import SampledRow, SampleLog, structure
 from cobra.training.validation import Validation, evaluation_mode
 from cobra.util.data_utils import IGNORE_INDEX, SKIPPED_ROW
 from cobra.util.distributed import World
-
-TEXT_ONLY = "(text only)"
 
 
 class Evaluator:
@@ -63,7 +61,7 @@ class Evaluator:
         self._max_new_tokens = max_new_tokens
         self.rows: list[SampledRow] = []
         self._pixels: list[PixelValues | None] = []
-        for row in spread([source(dataset.examples[index].get("image")) for index in range(len(dataset))]):
+        for row in spread([source_of(dataset.examples[index]) for index in range(len(dataset))]):
             if len(self.rows) == samples:
                 break
             self._take(dataset, row)
@@ -106,7 +104,8 @@ class Evaluator:
         Returns:
             The same on every process: `Validation Loss`, the mean over all labelled tokens; `Valid Stages`, the share
             of answers whose four stages are in order; `Conclusion Match`, the share whose CONCLUSION says the same,
-            among the answers that have one, as their reference has, and absent where there are none.
+            among the answers that have one, as their reference has, and absent where there are none. All but the
+            loss are shares, and are told as such.
 
         Raises:
             UserError: A row cannot be read.
@@ -149,16 +148,11 @@ class Evaluator:
 
     def _shares(self, answers: list[str], world: World) -> dict[str, float]:
         """Return the shares of what the main process has been answered: rounding may differ between devices."""
-        found = structure((answer, row.reference) for answer, row in zip(answers, self.rows, strict=True))
+        found = structure((answer, row.reference, row.question) for answer, row in zip(answers, self.rows, strict=True))
         counts = torch.tensor(found if world.is_main else [0] * len(found), device=world.device)
         total, valid, compared, matched = world.sum(counts).tolist()
         shares = {"Valid Stages": valid / total}
         return shares | {"Conclusion Match": matched / compared} if compared else shares
-
-
-def source(image: str | None) -> str:
-    """Return the source of a row: the first folder of its image's path."""
-    return TEXT_ONLY if image is None else image.lstrip("./").partition("/")[0]
 
 
 def spread(sources: Sequence[str]) -> list[int]:

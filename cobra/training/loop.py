@@ -223,7 +223,7 @@ class TrainingLoop:
             strategy.vlm, self.world, strategy.mixed_precision, strategy.global_step, self.run_dir
         )
         told = [f"loss {found['Validation Loss']:.4f}"]
-        told += [f"{name.lower()} {found[name]:.0%}" for name in ("Valid Stages", "Conclusion Match") if name in found]
+        told += [f"{name.lower()} {found[name]:.0%}" for name in found if name != "Validation Loss"]
         progress.say(f"step {strategy.global_step}: held-out rows: {', '.join(told)}")
         return found
 

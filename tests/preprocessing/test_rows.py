@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from cobra.preprocessing.datasets import arrow_rows
 from cobra.preprocessing.datasets.arrow_rows import read_rows
+from cobra.preprocessing.datasets.rows import NO_FOLDER, TEXT_ONLY, source_of
 from cobra.util.errors import UserError
 from cobra.util.files import sha256_file
 
@@ -412,3 +413,29 @@ def test_rows_of_messages_are_told_what_to_rename(tmp_path):
     row = {"id": 1, "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}
     with pytest.raises(UserError, match=r"row 0 \(id 1\) .*`messages`.*`human` for `user`, `gpt` for `assistant`"):
         read_rows(write_rows(tmp_path, [row]))
+
+
+SOURCES = {
+    "sqa/train/1/image.png": "sqa",
+    "./sqa/1.jpg": "sqa",
+    "images/sqa/1.jpg": "sqa",
+    "./images/sqa/1.jpg": "sqa",
+    "image_files/geoqa+/images/1.png": "geoqa+",
+    "images\\sqa\\1.jpg": "sqa",
+    ".sqa/1.jpg": ".sqa",
+    "..sqa/1.jpg": "..sqa",
+    "/sqa//1.jpg": "sqa",
+    "1.jpg": NO_FOLDER,
+    "./1.jpg": NO_FOLDER,
+    "images/1.jpg": NO_FOLDER,
+    ".": NO_FOLDER,
+    "": TEXT_ONLY,
+    None: TEXT_ONLY,
+}
+
+
+@pytest.mark.fault("D4")
+@pytest.mark.parametrize("image", SOURCES)
+def test_the_source_is_the_first_folder_beneath_the_top(image):
+    assert source_of({"image": image}) == SOURCES[image]
+    assert source_of({}) == TEXT_ONLY

@@ -16,6 +16,10 @@ ROW_FORM = (
 
 _FILE_FORM = f"Expected is a JSON list of rows, or JSON lines with a row each: {ROW_FORM}."
 _ROLES = ("human", "gpt")
+TOP_FOLDERS = ("images", "image", "image_files")
+"""What archives of the images have in front of the folders of the sources."""
+TEXT_ONLY = "(text only)"
+NO_FOLDER = "(no folder)"
 
 Row = dict[str, Any]
 
@@ -28,6 +32,23 @@ class CheckedRow(NamedTuple):
     row: Row
     json: bytes
     """The row as JSON, UTF-8."""
+
+
+def source_of(row: Row) -> str:
+    """Return the data set that a row is from: the first folder of its image's path.
+
+    LLaVA-CoT's paths begin with it (`sqa/train/1.png`), beneath one of `TOP_FOLDERS` where an archive was unpacked with
+    it. A row without an image is of `TEXT_ONLY`, one whose path has no other folder of `NO_FOLDER`.
+    """
+    image = row.get("image")
+    if not image:
+        return TEXT_ONLY
+    if not isinstance(image, str):
+        return NO_FOLDER
+    parts = [part for part in image.replace("\\", "/").split("/") if part not in ("", ".")]
+    if parts and parts[0] in TOP_FOLDERS:
+        parts = parts[1:]
+    return parts[0] if len(parts) > 1 else NO_FOLDER
 
 
 def name_row(path: Path, number: int, row: Any) -> str:

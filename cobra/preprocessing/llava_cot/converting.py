@@ -11,6 +11,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cobra.preprocessing.datasets.rows import source_of
 from cobra.preprocessing.llava_cot.config import PrepareConfig
 from cobra.preprocessing.llava_cot.images import ImageChecker
 from cobra.preprocessing.llava_cot.report import Report
@@ -23,7 +24,6 @@ from cobra.preprocessing.llava_cot.rows import (
     parse_line,
     read_lines,
     row_digests,
-    source_of,
 )
 from cobra.preprocessing.llava_cot.scanning import Scan
 from cobra.preprocessing.llava_cot.selecting import draw_rows, hold_out, holdout_size

@@ -63,15 +63,6 @@ class Row:
         return [turn["value"] for turn in self.turns[1::2]]
 
 
-def source_of(value: dict[str, Any]) -> str:
-    """Return the part of the collection that a parsed row comes from: the first folder of its image path."""
-    if "image" not in value:
-        return "(text only)"
-    image = value["image"]
-    first, slash, _ = image.removeprefix("./").partition("/") if isinstance(image, str) else ("", "", "")
-    return first if first and slash else "(no folder)"
-
-
 def read_lines(path: Path) -> Iterator[tuple[int, int, bytes | None]]:
     """Yield (line number from 1, bytes read, the line without its end), in constant memory.
 

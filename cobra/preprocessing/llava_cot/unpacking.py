@@ -20,13 +20,13 @@ from cobra.preprocessing.archives import (
     remove_temporaries,
     sort_out_members,
 )
+from cobra.preprocessing.datasets.rows import source_of
 from cobra.preprocessing.llava_cot import extracting
 from cobra.preprocessing.llava_cot.consuming import PartLedger, note_wanted
 from cobra.preprocessing.llava_cot.extracting import Outcome, Task, chunks, find_whole
 from cobra.preprocessing.llava_cot.inspecting import ImageArchive, inspect_archive
 from cobra.preprocessing.llava_cot.manifest import Manifest
 from cobra.preprocessing.llava_cot.parts_record import RECORDS, PartsRecord
-from cobra.preprocessing.llava_cot.rows import source_of
 from cobra.preprocessing.progress import byte_progress
 from cobra.util.errors import UserError
 from cobra.util.parallel import parallel_map

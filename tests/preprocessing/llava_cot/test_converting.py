@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 from small_publication import NAMES, Publication, annotation, rejected, turns
 
+from cobra.preprocessing.datasets.rows import source_of
 from cobra.preprocessing.llava_cot import PrepareConfig, prepare
-from cobra.preprocessing.llava_cot.rows import source_of
 
 
 def prepared(root, **flags):
