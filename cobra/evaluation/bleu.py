@@ -86,8 +86,9 @@ def _count(hypothesis: Ngrams, largest: Counts, lengths: Sequence[int]) -> list[
 class BleuMetric(Metric):
     """BLEU-n; a corpus is scored on its summed counts, not by the mean of its images' scores."""
 
-    def __init__(self, counts: BleuCounts, n: int) -> None:
-        """Take the counts of N images for n-grams of up to `n` (1 to 4) tokens."""
+    def __init__(self, counts: BleuCounts, n: int, of: str = "") -> None:
+        """Take the counts of N images for n-grams of up to `n` (1 to 4) tokens; `of` goes behind the label."""
+        self.label = f"BLEU-{n}{of}"
         self._n = n
         columns = (counts.correct[:, :n], counts.guessed[:, :n], counts.length, counts.reference_length)
         self._statistics = np.column_stack(columns).astype(np.float64)
@@ -113,4 +114,5 @@ def bleu_metrics(counts: BleuCounts) -> list[Metric]:
 
 def length_ratio(counts: BleuCounts) -> Metric:
     """Return the tokens of the hypotheses over those of the references closest in length."""
-    return RatioMetric(counts.length, counts.reference_length)
+    note = "100 is as long as the closest reference"
+    return RatioMetric(counts.length, counts.reference_length, "length ratio", note)

@@ -19,11 +19,14 @@ from cobra.evaluation.pictures import PictureFolder, check_present
 from cobra.evaluation.protocol import VARIANTS, Answer, Protocol
 from cobra.evaluation.report import Results, VariantResult, prepare_output, print_results, print_samples, write_results
 from cobra.evaluation.report_page import render_page
+from cobra.evaluation.scoring import valid_structure
 from cobra.util.distributed import World
 from cobra.util.files import atomic_path, sha256_file
 
 DEFAULT_ROWS = Path("data/download/llava-cot-100k/llava_cot_100k_holdout.json")
 """What `fine_tune/prepare_llava_cot.py --dataset_root data` leaves."""
+
+_LABEL = "right conclusions"
 
 
 def benchmark_conclusions(config: BenchmarkConfig, world: World, console: Console) -> Results | None:
@@ -85,8 +88,8 @@ def _announce_rows(console: Console, path: Path, holdout: Holdout, asked: int) -
 
 def _result(answers: list[Answer], score: ConclusionScore) -> VariantResult:
     metrics: Metrics = {
-        "conclusion_accuracy": MeanMetric(score.correct),
-        "valid_structure": MeanMetric([answer.valid_structure for answer in answers]),
+        "conclusion_accuracy": MeanMetric(score.correct, _LABEL),
+        "valid_structure": valid_structure(answers),
     }
     return VariantResult([verdict.given for verdict in score.verdicts], metrics, answers)
 
@@ -94,7 +97,9 @@ def _result(answers: list[Answer], score: ConclusionScore) -> VariantResult:
 def _constant(score: ConclusionScore) -> Metrics:
     """Return the score of always giving the commonest answer of the row's source."""
     shares = {name: kind.majority / kind.n for name, kind in score.sources.items()}
-    return {"conclusion_accuracy": MeanMetric(np.array([shares[verdict.row.source] for verdict in score.verdicts]))}
+    return {
+        "conclusion_accuracy": MeanMetric(np.array([shares[verdict.row.source] for verdict in score.verdicts]), _LABEL)
+    }
 
 
 def _write_verdicts(output_dir: Path, scores: dict[str, ConclusionScore]) -> None:

@@ -38,6 +38,7 @@ class MeteorMetric(Metric):
         Words of the caption and of its best reference, function words of both; for exact, stem, synonym and paraphrase
         matches the matched content words of both and the matched function words of both; chunks, matched words of both.
         """
+        self.label = "METEOR"
         # The program counts no chunk in a caption that equals its reference, and so sums none.
         equal = (statistics[:, :2] == statistics[:, 21:]).all(axis=1) & (statistics[:, 20] == 1)
         self._statistics = statistics.copy()
@@ -149,7 +150,7 @@ def _find_spice() -> Scorer:
         except (OSError, subprocess.CalledProcessError) as error:
             raise UserError(f"SPICE's program failed ({error}); it was written for Java 8") from error
         # A caption without any object, attribute or relation has no score of its own.
-        return MeanMetric(np.nan_to_num([row["All"]["f"] for row in found]))
+        return MeanMetric(np.nan_to_num([row["All"]["f"] for row in found]), "SPICE")
 
     score(["a dog on grass"], [["a dog runs on grass"]])
     return score

@@ -14,34 +14,20 @@ Scores = NDArray[np.float64]
 Weights = NDArray[np.int64] | NDArray[np.float64]
 """(..., N): how often each image counts; whole numbers. Floating-point ones spare a conversion."""
 
-LABELS = {
-    "conclusion_accuracy": "right conclusions",
-    "bleu_1": "BLEU-1",
-    "bleu_2": "BLEU-2",
-    "bleu_3": "BLEU-3",
-    "bleu_4": "BLEU-4",
-    "rouge_l": "ROUGE-L",
-    "cider": "CIDEr",
-    "meteor": "METEOR",
-    "spice": "SPICE",
-    "similarity_mean": "similarity, mean",
-    "similarity_max": "similarity, closest",
-    "length_ratio": "length ratio",
-    "chair_i": "CHAIR-i",
-    "chair_s": "CHAIR-s",
-    "raw_bleu_4": "BLEU-4 of the raw text",
-    "raw_cider": "CIDEr of the raw text",
-    "valid_structure": "valid structure",
-    "conclusion_fallbacks": "answers without CONCLUSION",
-}
-"""The metrics in the order in which they are shown, with their names in tables and sentences."""
-
 SHOWN_SCALE = 100
 """Scores are fractions (CIDEr goes to 10); people read them times this, as papers print them."""
 
 
 class Metric(ABC):
-    """A metric of N images."""
+    """A metric of N images, with what tables, charts and sentences call it: nothing else has to know of it.
+
+    Attributes:
+        label: Its name in tables and sentences; empty is its key among :data:`Metrics`.
+        note: What a reader of the page has to know of it, in a few words, e.g. that lower is better.
+    """
+
+    label: str = ""
+    note: str = ""
 
     @property
     @abstractmethod
@@ -73,14 +59,16 @@ class Metric(ABC):
 
 
 Metrics = dict[str, Metric]
-"""By name; the names are those of :data:`LABELS`."""
+"""By name, in the order in which they are shown."""
 
 
 class RatioMetric(Metric):
     """A sum of counts over another one, such as CHAIR-i: hallucinated objects over mentioned ones."""
 
-    def __init__(self, numerators: ArrayLike, denominators: ArrayLike) -> None:
+    def __init__(self, numerators: ArrayLike, denominators: ArrayLike, label: str = "", note: str = "") -> None:
         """Take (N,) numerators and (N,) whole denominators; a corpus whose denominators sum to 0 is divided by 1."""
+        self.label = label
+        self.note = note
         columns = [np.asarray(column, dtype=np.float64) for column in (numerators, denominators)]
         self._statistics = np.stack(columns, axis=-1)
 
@@ -97,10 +85,10 @@ class RatioMetric(Metric):
 class MeanMetric(RatioMetric):
     """The mean of the images' own scores, such as CIDEr with a fixed idf."""
 
-    def __init__(self, per_image: ArrayLike) -> None:
+    def __init__(self, per_image: ArrayLike, label: str = "", note: str = "") -> None:
         """Take (N,) scores; booleans are 0 and 1."""
         scores = np.asarray(per_image, dtype=np.float64)
-        super().__init__(scores, np.ones_like(scores))
+        super().__init__(scores, np.ones_like(scores), label, note)
 
 
 def value(metric: Metric) -> float:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cobra.evaluation.entries import CaptionedImage
-from cobra.evaluation.metric import LABELS, SHOWN_SCALE, Metrics, value
+from cobra.evaluation.metric import SHOWN_SCALE, Metric, Metrics, value
 from cobra.evaluation.protocol import VARIANTS, Answer
 from cobra.evaluation.statistics import (
     REPLICATES,
@@ -115,8 +115,21 @@ class Results:
     @property
     def metrics(self) -> list[str]:
         """Names of the metrics that any variant has, in the order in which they are shown."""
-        found = {name for estimates in self.estimates.values() for name in estimates}
-        return [name for name in LABELS if name in found]
+        return list(dict.fromkeys(name for result in self.variants.values() for name in result.metrics))
+
+    @property
+    def headlines(self) -> list[str]:
+        """Names of the metrics that are looked at first: those of :data:`HEADLINES`, else the first of all."""
+        metrics = self.metrics
+        return [name for name in HEADLINES if name in metrics] or metrics[:1]
+
+    def metric(self, name: str) -> Metric:
+        """Return a metric of the first variant that has it."""
+        return next(result.metrics[name] for result in self.variants.values() if name in result.metrics)
+
+    def label(self, name: str) -> str:
+        """Return what people call a metric."""
+        return self.metric(name).label or name
 
 
 def main_pair(variants: Sequence[str]) -> tuple[str, str] | None:
@@ -132,7 +145,7 @@ def findings(results: Results, every_pair: bool = False) -> list[str]:
         results: Of a benchmark.
         every_pair: Compare every pair of variants in the first of these metrics; in the others it is the main pair.
     """
-    headlines = [metric for metric in HEADLINES if metric in results.metrics]
+    headlines = results.headlines
     pair = main_pair(list(results.variants))
     return [
         comparison.words(len(results.images))
@@ -159,22 +172,22 @@ def print_results(console: Console, results: Results) -> None:
     groups = [columns | known] if console.width >= _WIDE else [columns, known]
     for group in groups:
         if group:
-            console.print(_table(results.metrics, group))
+            console.print(_table({name: results.label(name) for name in results.metrics}, group))
     warning = small_sample_warning(n)
     for line in [*([warning] if warning else []), *(f"- {line}" for line in findings(results, every_pair=True))]:
         console.print(escape(line), highlight=False)
     console.print(f"\n[dim]{escape(results.signature)}[/dim]", highlight=False, soft_wrap=True)
 
 
-def _table(metrics: Sequence[str], columns: Mapping[str, Mapping[str, str]]) -> Table:
+def _table(labels: Mapping[str, str], columns: Mapping[str, Mapping[str, str]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("")
     for head in columns:
         table.add_column(head, justify="right")
-    for metric in metrics:
+    for metric, label in labels.items():
         cells = [column.get(metric, "-") for column in columns.values()]
         if set(cells) != {"-"}:
-            table.add_row(LABELS[metric], *cells)
+            table.add_row(escape(label), *cells)
     return table
 
 

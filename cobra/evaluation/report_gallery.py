@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobra.evaluation.entries import CaptionedImage
-from cobra.evaluation.metric import LABELS, SHOWN_SCALE
+from cobra.evaluation.metric import SHOWN_SCALE
 from cobra.evaluation.pictures import Pictures
-from cobra.evaluation.report import HEADLINES, Results, VariantResult, main_pair
+from cobra.evaluation.report import Results, VariantResult, main_pair
 from cobra.preprocessing.datasets import extract_reasoning_trace
 from cobra.preprocessing.datasets.reasoning import ReasoningTrace
 from cobra.util.thumbnails import Thumbnail, thumbnail
@@ -83,8 +83,8 @@ def gallery(results: Results, pictures: Pictures | None, limit: int = GALLERY_IM
         pictures: Where the images are; None leaves them out.
         limit: Cards at most; see :func:`choose`.
     """
-    metrics = [name for name in LABELS if all(name in result.metrics for result in results.variants.values())]
-    metric = next(name for name in (*HEADLINES, *metrics) if name in metrics)
+    metrics = [name for name in results.metrics if all(name in own.metrics for own in results.variants.values())]
+    metric = next(name for name in (*results.headlines, *metrics) if name in metrics)
     values = {name: result.metrics[metric].per_image for name, result in results.variants.items()}
     pair = main_pair(list(values))
     ranked = values[pair[1]] - values[pair[0]] if pair else next(iter(values.values()))

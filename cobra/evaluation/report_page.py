@@ -10,9 +10,9 @@ from typing import NamedTuple
 from jinja2 import Environment
 from markupsafe import Markup
 
-from cobra.evaluation.metric import LABELS, SHOWN_SCALE, value
+from cobra.evaluation.metric import SHOWN_SCALE, value
 from cobra.evaluation.pictures import Pictures
-from cobra.evaluation.report import FLOOR_LABELS, HEADLINES, SCALE_NOTE, Results, findings, score_text
+from cobra.evaluation.report import FLOOR_LABELS, SCALE_NOTE, Results, findings, score_text
 from cobra.evaluation.report_charts import Axis, Histogram, Strip, axis, length_histograms, strip
 from cobra.evaluation.report_gallery import GALLERY_IMAGES, gallery
 from cobra.evaluation.statistics import ALPHA, Estimate, small_sample_warning
@@ -23,16 +23,6 @@ from cobra.util.shown import shown
 # Of a caption or reference, and of a name.
 _CHARACTERS = 2000
 _NAME_CHARACTERS = 200
-
-_NOTES = {
-    "length_ratio": "100 is as long as the closest reference",
-    "chair_i": "objects named that are not there; lower is better",
-    "chair_s": "captions with such an object; lower is better",
-    "valid_structure": "four stages, closed, in order",
-    "conclusion_fallbacks": "something else was scored; lower is better",
-    "similarity_mean": "cosine of embeddings, mean over references",
-    "similarity_max": "cosine of embeddings, closest reference",
-}
 
 
 class Mark(NamedTuple):
@@ -82,7 +72,7 @@ def render_page(results: Results, pictures: Pictures | None = None, limit: int =
         limit: Images in the gallery at most; see :func:`cobra.evaluation.report_gallery.choose`.
     """
     environment = _environment()
-    headlines = [metric for metric in HEADLINES if metric in results.metrics]
+    headlines = results.headlines
     script = environment.get_template("report.js").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     differences = [_differences(results, metric) for metric in headlines]
@@ -90,6 +80,7 @@ def render_page(results: Results, pictures: Pictures | None = None, limit: int =
     return environment.get_template("report.html.j2").render(
         results=results,
         names=list(results.variants),
+        labels={name: results.label(name) for name in results.metrics},
         script=Markup(script),
         script_sha256=digest,
         scale_note=SCALE_NOTE,
@@ -112,7 +103,6 @@ def _environment() -> Environment:
     filters: dict[str, Callable[..., str]] = {
         "short": lambda text: shown(text, _CHARACTERS),
         "name": lambda name: shown(str(name), _NAME_CHARACTERS),
-        "label": LABELS.__getitem__,
         "score": _score,
         "difference": _difference,
         "p": _p_text,
@@ -177,7 +167,7 @@ def _score_rows(results: Results) -> list[ScoreRow]:
     return [
         ScoreRow(
             metric,
-            _NOTES.get(metric, ""),
+            results.metric(metric).note,
             [estimates.get(metric) for estimates in results.estimates.values()],
             [value(own[metric]) if metric in own else None for own in results.floors.values()],
         )

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from cobra.evaluation.bleu import BleuReferences, bleu_metrics, length_ratio
+from cobra.evaluation.bleu import BleuMetric, BleuReferences, bleu_metrics, length_ratio
 from cobra.evaluation.chair import Chair, Objects
 from cobra.evaluation.cider import CiderD, InverseDocumentFrequency
 from cobra.evaluation.entries import CaptionedImage
 from cobra.evaluation.java_metrics import JavaMetrics
 from cobra.evaluation.metric import MeanMetric, Metrics
-from cobra.evaluation.ngrams import Ngrams, count_ngrams
+from cobra.evaluation.ngrams import ORDER, Ngrams, count_ngrams
 from cobra.evaluation.protocol import Answer
 from cobra.evaluation.rouge import rouge_l
 from cobra.evaluation.similarity import SentenceSimilarity
@@ -19,6 +19,8 @@ from cobra.evaluation.tokenizer import tokenize
 
 FLOOR_SEED = 7
 """Of the captions that are shuffled."""
+
+_OF_RAW = " of the raw text"
 
 
 class CaptionScorer:
@@ -72,14 +74,20 @@ class CaptionScorer:
         ngrams = [count_ngrams(own) for own in tokens]
         counts = self._bleu.count(ngrams)
         metrics: Metrics = {f"bleu_{n}": metric for n, metric in enumerate(bleu_metrics(counts), 1)}
-        metrics["rouge_l"] = MeanMetric(rouge_l(tokens, self._references))
-        metrics["cider"] = MeanMetric(self._cider.score(ngrams))
+        metrics["rouge_l"] = MeanMetric(rouge_l(tokens, self._references), "ROUGE-L")
+        metrics["cider"] = MeanMetric(self._cider.score(ngrams), "CIDEr")
         if self._java is not None:
             metrics |= self._java.score(tokens, self._references)
         if self._similarity is not None:
             similarity = self._similarity.compare(captions)
-            metrics["similarity_mean"] = MeanMetric(similarity.mean)
-            metrics["similarity_max"] = MeanMetric(similarity.maximum)
+            metrics |= {
+                "similarity_mean": MeanMetric(
+                    similarity.mean, "similarity, mean", "cosine of embeddings, mean over references"
+                ),
+                "similarity_max": MeanMetric(
+                    similarity.maximum, "similarity, closest", "cosine of embeddings, closest reference"
+                ),
+            }
         metrics["length_ratio"] = length_ratio(counts)
         if self._chair is not None:
             metrics |= self._chair.score(captions)
@@ -98,10 +106,14 @@ class CaptionScorer:
         """
         metrics = self.score([answer.scored for answer in answers])
         raw = [count_ngrams(tokenize(answer.raw)) for answer in answers]
-        metrics["raw_bleu_4"] = bleu_metrics(self._bleu.count(raw))[-1]
-        metrics["raw_cider"] = MeanMetric(self._cider.score(raw))
-        metrics["valid_structure"] = MeanMetric([answer.valid_structure for answer in answers])
-        metrics["conclusion_fallbacks"] = MeanMetric([answer.source != "conclusion" for answer in answers])
+        metrics["raw_bleu_4"] = BleuMetric(self._bleu.count(raw), ORDER, _OF_RAW)
+        metrics["raw_cider"] = MeanMetric(self._cider.score(raw), f"CIDEr{_OF_RAW}")
+        metrics["valid_structure"] = valid_structure(answers)
+        metrics["conclusion_fallbacks"] = MeanMetric(
+            [answer.source != "conclusion" for answer in answers],
+            "answers without CONCLUSION",
+            "something else was scored; lower is better",
+        )
         return metrics
 
     def floors(self) -> dict[str, Metrics]:
@@ -130,6 +142,12 @@ class CaptionScorer:
         others = [replace(image, references=image.references[1:]) for image in images]
         similarity = self._similarity and self._similarity.against([image.references for image in others])
         return CaptionScorer(others, similarity, self._cider.idf, self._objects, self._java)
+
+
+def valid_structure(answers: Sequence[Answer]) -> MeanMetric:
+    """Return the share of answers with all four stages."""
+    valid = [answer.valid_structure for answer in answers]
+    return MeanMetric(valid, "valid structure", "four stages, closed, in order")
 
 
 def _ngrams(image: CaptionedImage) -> list[Ngrams]:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobra.evaluation.entries import count_images
-from cobra.evaluation.metric import LABELS, SHOWN_SCALE, Metric, Metrics, Scores
+from cobra.evaluation.metric import SHOWN_SCALE, Metric, Metrics, Scores
 
 REPLICATES = 2000
 SEED = 7
@@ -35,7 +35,7 @@ _TIE = 1e-12
 _CHUNK = 4_000_000
 
 # Half of the 95 % interval on COCO val2017, x100, times the root of n: 1.2 BLEU-4 and 4.7 CIDEr at 1,000 images.
-_HALF_WIDTHS = {"bleu_4": 37, "cider": 140}
+_HALF_WIDTHS = {"BLEU-4": 37, "CIDEr": 140}
 _SMALL_N = 1000
 
 Draw = Callable[[np.random.Generator, int, int], Scores]
@@ -63,6 +63,8 @@ class Comparison:
     """Two-sided."""
     p_holm: float
     """After Holm's correction for all pairs of variants in this metric."""
+    label: str = ""
+    """What sentences call the metric; empty is its name."""
 
     @property
     def is_claimed(self) -> bool:
@@ -79,7 +81,7 @@ class Comparison:
         Args:
             n: Images that were compared.
         """
-        label = LABELS.get(self.metric, self.metric)
+        label = self.label or self.metric
         if not self.is_claimed:
             return f"no difference in {label} between {self.first} and {self.second} can be claimed at n = {n:,}"
         sign = 1 if self.difference.value > 0 else -1
@@ -148,7 +150,8 @@ def compare_all(variants: Mapping[str, Metrics], replicates: int = REPLICATES, s
             p_value = _p_value(observed, one, two, kept[first][name] - kept[second][name])
             rows.append((first, second, _estimate(observed, sampled), p_value))
         adjusted = holm([row[-1] for row in rows])
-        found += [Comparison(name, *row, p) for row, p in zip(rows, adjusted, strict=True)]
+        label = next(metrics[name].label for metrics in variants.values() if name in metrics)
+        found += [Comparison(name, *row, p, label) for row, p in zip(rows, adjusted, strict=True)]
     return found
 
 
@@ -166,7 +169,7 @@ def small_sample_warning(n: int) -> str | None:
     """Return what a reader must know of scores on fewer than 1,000 images; None for more."""
     if n >= _SMALL_N:
         return None
-    widths = " and ".join(f"{LABELS[name]} to about +-{width / n**0.5:.1f}" for name, width in _HALF_WIDTHS.items())
+    widths = " and ".join(f"{name} to about +-{width / n**0.5:.1f}" for name, width in _HALF_WIDTHS.items())
     return (
         f"With {count_images(n)} scores are known roughly, {widths} (x100, 95 %, measured on COCO): smaller "
         "differences may be chance."

@@ -14,6 +14,7 @@ COT = (
     "<CONCLUSION> {0} </CONCLUSION>"
 )
 HOSTILE = "</script><script>window.hit = 1</script><img src=x onerror='window.hit = 2'> {{ results }} &amp; \u202e\x00"
+LABELS = {"bleu_4": "BLEU-4", "cider": "CIDEr", "valid_structure": "valid structure"}
 SIGNATURE = "n:12|tok:ptb|idf:references"
 
 
@@ -47,7 +48,9 @@ def variant(images, raws, scores, analyses=None, **metrics):
         **metrics: (N,) scores by further name.
     """
     answers = [answer(*row) for row in zip(images, raws, analyses or [None] * len(images), strict=True)]
-    known = {name: MeanMetric(values) for name, values in (metrics | {"cider": scores}).items()}
+    given = metrics | {"cider": scores}
+    names = dict.fromkeys(name for name in (*LABELS, *given) if name in given)
+    known = {name: MeanMetric(given[name], LABELS.get(name, "")) for name in names}
     return VariantResult([answer.scored for answer in answers], known, answers)
 
 

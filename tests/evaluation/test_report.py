@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from cobra.evaluation.report import (
     score_text,
     write_results,
 )
+from cobra.evaluation.report_page import render_page
 from cobra.util.errors import UserError
 
 
@@ -173,3 +175,40 @@ def test_variants_of_another_benchmark_are_not_mixed_in(tmp_path):
     prepare_output(tmp_path, ["baseline", "finetuned", "finetuned+scratchpad"])
     with pytest.raises(UserError, match=r"with the variants finetuned, finetuned\+scratchpad, which"):
         prepare_output(tmp_path, ["baseline"])
+
+
+@pytest.mark.fault("D1")
+def test_a_new_metric_is_on_the_screen_on_the_page_and_in_the_comparisons():
+    made = results()
+    rng = np.random.default_rng(1)
+    for own in made.variants.values():
+        own.metrics["politeness"] = MeanMetric(rng.random(12), "Politeness", "thanks & greetings")
+        own.metrics["no_label"] = MeanMetric(rng.random(12))
+    variants = {name: VariantResult(own.captions, own.metrics, own.answers) for name, own in made.variants.items()}
+    found = Results.of(made.images, variants, {}, "n:12", {}, 200)
+    assert found.metrics[-2:] == ["politeness", "no_label"]
+    screen = Console(width=200, file=io.StringIO())
+    print_results(screen, found)
+    for name in ("Politeness", "no_label"):
+        assert re.search(rf"^ *{name} ", screen.file.getvalue(), re.MULTILINE)
+    page = render_page(found)
+    for text in (
+        "Politeness",
+        "thanks &amp; greetings",
+        ">no_label<",
+        '<option value="politeness">Politeness</option>',
+    ):
+        assert text in page
+    [sentence] = {one.words(12).split(" between ")[0] for one in found.comparisons if one.metric == "politeness"}
+    assert sentence == "no difference in Politeness"
+
+
+@pytest.mark.fault("D1")
+def test_without_a_headline_metric_the_first_one_is_looked_at():
+    made = results()
+    variants = {
+        name: VariantResult(own.captions, {"right": MeanMetric(own.metrics["cider"].per_image, "right answers")})
+        for name, own in made.variants.items()
+    }
+    found = Results.of(made.images, variants, {}, "n:12", {}, 200)
+    assert found.headlines == ["right"] and "right answers" in findings(found)[0]
