@@ -122,7 +122,7 @@ def _choose(config: BenchmarkConfig, found: CaptionSet) -> _Chosen:
     if config.predictions is not None:
         wanted = [image.image_id for image in images]
         list_file = config.output_dir / LIST_FILE
-        predictions = read_predictions(config.predictions, found.known_ids, wanted, config.allow_missing, list_file)
+        predictions = read_predictions(config.predictions, found.known, wanted, config.allow_missing, list_file)
         images = [image for image in images if image.image_id in predictions.captions]
     if config.exclude_ids is None:
         overlap = find_overlap(images, training)
@@ -134,6 +134,8 @@ def _announce_data(console: Console, found: CaptionSet, chosen: _Chosen) -> None
         console.print(escape(text), highlight=False, soft_wrap=True)
 
     say(f"{len(chosen.images):,} of {len(found.images):,} images of {found.source} ({found.form})")
+    for remark in found.remarks:
+        say(remark)
     say(chosen.overlap.words)
     if chosen.predictions is not None:
         if chosen.predictions.remark is not None:
@@ -183,7 +185,8 @@ def _about(
 ) -> dict[str, Any]:
     """Return everything that the scores depend on, as JSON values."""
     about = {
-        "annotations": {"path": found.source, "form": found.form, "sha256": found.sha256},
+        "annotations": {"path": found.source, "form": found.form, "sha256": found.sha256}
+        | ({"remarks": list(found.remarks)} if found.remarks else {}),
         "tokenizer": "PTBTokenizer 3.4.1 as in coco-caption, in Python",
         "overlap": chosen.overlap.to_json(),
         "left_out": list(java.left_out),

@@ -18,13 +18,16 @@ from cobra.evaluation.entries import (
     whole_text,
 )
 from cobra.evaluation.hub_captions import is_dataset, read_hub_captions
+from cobra.evaluation.image_index import ImageNames, KnownImages
 from cobra.evaluation.karpathy import is_karpathy, keep_ids, parse_karpathy, read_ids
 from cobra.evaluation.pictures import PictureFolder, Pictures
 from cobra.util.errors import UserError
 from cobra.util.files import read_json, sha256_file
 
-FOLDER_FILE = "captions.json"
-"""The captions of a folder of images: `{file name: [captions]}`, or a list of `{"file_name", "captions"}`."""
+FOLDER_FILES = ("captions.json", "metadata.jsonl")
+"""The captions of a folder of images: `{file name: [captions]}`, or a list of `{"file_name", "captions"}`; as JSON
+lines too, which is how an image folder of the hub has them."""
+_CAPTION_KEYS = ("captions", "caption", "text")
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class CaptionSet:
 
     images: list[CaptionedImage]
     """Those to be evaluated."""
-    known_ids: frozenset[ImageId]
-    """Ids of all images of the file, those of other splits too: a results file may have captions for them."""
+    known: KnownImages
+    """All images of the file, those of other splits too: a results file may have captions for them."""
     pictures: Pictures | None
     """None where no folder was given: enough to score captions that are there."""
     source: str
@@ -43,6 +46,8 @@ class CaptionSet:
     """What it was found to be, e.g. `COCO captions`."""
     sha256: str
     """Of the file; of a data set, of the ids, file names and captions that were read, as JSON."""
+    remarks: tuple[str, ...] = ()
+    """What was left out or chosen, a sentence each."""
 
 
 def read_caption_set(
@@ -55,11 +60,11 @@ def read_caption_set(
     """Read images with captions in any of the known forms.
 
     These are COCO's annotation file; Karpathy's `dataset_coco.json`; a JSON file of captions by file name, or a folder
-    with such a `captions.json`; and a data set of the hub, by its id or its files.
+    with such a `captions.json` or `metadata.jsonl`; and a data set of the hub, by its id or its files.
 
     Args:
         source: The file, the folder or the id.
-        image_dir: Folder of the images. Only a folder with `captions.json` and a data set bring images of their own.
+        image_dir: Folder of the images. Only a folder with such a file and a data set bring images of their own.
         split: Of Karpathy's file (by default `test`) or a data set.
         image_ids: What to keep; see :func:`cobra.evaluation.karpathy.read_ids`.
         list_file: Written, with all images that an error is about, where they are more than it names.
@@ -69,43 +74,48 @@ def read_caption_set(
     """
     path = Path(source)
     pictures: Pictures | None = None if image_dir is None else PictureFolder(image_dir)
-    in_folder = (path / FOLDER_FILE).is_file()
+    in_folder = next((path / name for name in FOLDER_FILES if (path / name).is_file()), None)
     if not in_folder and is_dataset(source):
-        images, rows, split = read_hub_captions(source, split)
-        known = [image.image_id for image in images]
-        form, sha256, pictures = f"data set, split {split}", _content_sha256(images), pictures or rows
+        found = read_hub_captions(source, split)
+        images, known, remarks = found.images, found.known, found.remarks
+        form, sha256 = f"data set, split {found.split}", _content_sha256(images)
+        pictures = pictures or found.pictures
     else:
         if path.is_dir() and not in_folder:
-            raise UserError(f"{path} holds neither {FOLDER_FILE} nor Parquet files: give an annotation file")
-        file = path / FOLDER_FILE if in_folder else path
+            raise UserError(
+                f"{path} holds neither {' nor '.join(FOLDER_FILES)} nor Parquet files: give an annotation file"
+            )
+        file = in_folder or path
         content = read_json(file, "the annotation file", f"COCO's own comes with: {FETCH_COMMAND}", lines=True)
-        images, known, form = _parse(content, file, split)
+        images, known, form, remarks = _parse(content, file, split)
         sha256 = sha256_file(file)
         pictures = pictures or (PictureFolder(path) if in_folder else None)
     if image_ids is not None:
-        images = keep_ids(images, read_ids(image_ids), str(source), list_file)
+        images = keep_ids(images, known, read_ids(image_ids), str(source), list_file)
         form = f"{form}, {len(images):,} of {image_ids}"
-    return CaptionSet(images, frozenset(known), pictures, str(source), form, sha256)
+    return CaptionSet(images, known, pictures, str(source), form, sha256, remarks)
 
 
-def _parse(content: Any, path: Path, split: str | None) -> tuple[list[CaptionedImage], list[ImageId], str]:
-    """Return the images, the ids of all, and the name of the form."""
+def _parse(
+    content: Any, path: Path, split: str | None
+) -> tuple[list[CaptionedImage], KnownImages, str, tuple[str, ...]]:
+    """Return the images, the names of all, the name of the form, and remarks."""
     if is_karpathy(content):
         images, known = parse_karpathy(content, path, split)
-        return images, known, f"Karpathy's captions, split {split or 'test'}"
+        return images, known, f"Karpathy's captions, split {split or 'test'}", ()
     if split is not None:
         raise UserError(f"{path} has no splits: leave --split out")
     if _is_named(content):
-        images, form = _parse_named(content, path), "captions by file name"
-    elif isinstance(content, dict) and {"images", "annotations"} <= content.keys():
-        images, form = parse_captions(content, path), "COCO captions"
-    else:
-        raise UserError(
-            f"{path} holds no captions in a known form: {_outline(content)}. Expected is COCO's file (`images` and "
-            "`annotations`), Karpathy's (`images` with `sentences`), or captions by file name "
-            '({"a.jpg": ["a dog", ...]}, or a list of {"file_name", "captions"}).'
-        )
-    return images, [image.image_id for image in images], form
+        images = _parse_named(content, path)
+        return images, {image.image_id: ImageNames(image.file_name) for image in images}, "captions by file name", ()
+    if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
+        coco = parse_captions(content, path)
+        return coco.images, coco.known, "COCO captions", coco.remarks
+    raise UserError(
+        f"{path} holds no captions in a known form: {_outline(content)}. Expected is COCO's file (`images` and "
+        "`annotations`), Karpathy's (`images` with `sentences`), or captions by file name "
+        '({"a.jpg": ["a dog", ...]}, or a list of {"file_name", "captions"}).'
+    )
 
 
 def _is_named(content: Any) -> bool:
@@ -123,9 +133,9 @@ def _parse_named(content: Any, path: Path) -> list[CaptionedImage]:
     else:
         entries = []
         for number, entry in enumerate(content):
-            name, captions = (
-                (entry.get("file_name"), entry.get("captions")) if isinstance(entry, dict) else (None, None)
-            )
+            row = entry if isinstance(entry, dict) else {}
+            name = row.get("file_name")
+            captions = next((row[key] for key in _CAPTION_KEYS if key in row), None)
             entries.append((f"{path}: [{number}]", name, captions))
     images: dict[ImageId, CaptionedImage] = {}
     for where, name, captions in entries:

@@ -9,18 +9,29 @@ table `coco_synonyms.json` is turned into all singular and plural forms. It is w
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cobra.evaluation.entries import CaptionedImage, ImageId, match_ids, refuse, shortened
+from cobra.evaluation.coco import read_names
+from cobra.evaluation.entries import CaptionedImage, ImageId, id_of, refuse, shortened, text_of
+from cobra.evaluation.image_index import ImageIndex, KnownImages, match_images
 from cobra.evaluation.metric import MeanMetric, Metrics, RatioMetric
 from cobra.util.errors import UserError
 from cobra.util.files import read_json
 
-Objects = Mapping[ImageId, frozenset[str]]
-"""The categories in each image."""
+
+@dataclass(frozen=True)
+class Objects:
+    """What instance annotations say of images."""
+
+    categories: Mapping[ImageId, frozenset[str]]
+    """Those in each image."""
+    known: KnownImages
+    """What the images are called."""
+
 
 _TABLE = Path(__file__).with_name("coco_synonyms.json")
 _SOURCE = "COCO's annotations_trainval2017.zip holds it as instances_val2017.json."
@@ -41,7 +52,7 @@ _PLURALS = [
 ]
 
 
-def read_objects(path: Path) -> dict[ImageId, frozenset[str]]:
+def read_objects(path: Path) -> Objects:
     """Read COCO's instance annotations: `images` (id), `categories` (id, name), `annotations` (image_id, category_id).
 
     Returns:
@@ -55,27 +66,28 @@ def read_objects(path: Path) -> dict[ImageId, frozenset[str]]:
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "annotations")):
         raise UserError(f"{path} is no COCO instances file: it has no lists `images` and `annotations`. {_SOURCE}")
     names = _categories(content.get("categories"), path)
-    found: dict[ImageId, set[str]] = {
-        _entry(image, ("id",), f"{path}: images[{index}]")[0]: set() for index, image in enumerate(content["images"])
-    }
+    known = read_names(content["images"], path)
+    index_of_ids = ImageIndex(known)
+    found: dict[ImageId, set[str]] = {image_id: set() for image_id in known}
     for index, annotation in enumerate(content["annotations"]):
         where = f"{path}: annotations[{index}]"
-        image_id, category = _entry(annotation, ("image_id", "category_id"), where)
-        if image_id not in found or category not in names:
+        written, category = id_of(annotation, "image_id", where), id_of(annotation, "category_id", where)
+        image_id = index_of_ids.by_id(written)
+        if image_id is None or category not in names:
             raise UserError(
-                f"{where} belongs to the image {image_id!r} and the category {category!r}, which `images` and "
-                "`categories` do not both list"
+                f"{where} belongs to the image {shortened(written)} and the category {shortened(category)}, which "
+                "`images` and `categories` do not both list"
             )
         found[image_id].add(names[category])
-    return {image_id: frozenset(objects) for image_id, objects in found.items()}
+    return Objects({image_id: frozenset(objects) for image_id, objects in found.items()}, known)
 
 
 def _categories(entries: Any, path: Path) -> dict[ImageId, str]:
     """Return the names of the categories by id, which must be COCO's 80."""
     if not isinstance(entries, list):
         raise UserError(f"{path} is no COCO instances file: it has no list `categories`. {_SOURCE}")
-    rows = [_entry(entry, ("id", "name"), f"{path}: categories[{index}]") for index, entry in enumerate(entries)]
-    names = {category: str(name) for category, name in rows}
+    rows = [(id_of(entry, "id", where), text_of(entry, "name", where)) for where, entry in _placed(entries, path)]
+    names = dict(rows)
     known = set(_table()["categories"])
     other = sorted(set(names.values()) - known)
     missing = known - set(names.values())
@@ -85,12 +97,10 @@ def _categories(entries: Any, path: Path) -> dict[ImageId, str]:
     return names
 
 
-def _entry(entry: Any, keys: Sequence[str], where: str) -> list[ImageId]:
-    """Return the values of an entry, which must be numbers or texts."""
-    values: list[Any] = [entry.get(key) for key in keys] if isinstance(entry, dict) else [None]
-    if any(isinstance(value, bool) or not isinstance(value, int | str) for value in values):
-        raise UserError(f"{where} is {shortened(entry)}, and an object with {' and '.join(keys)} was expected")
-    return values
+def _placed(entries: list[Any], path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the categories with what errors call them."""
+    for number, entry in enumerate(entries):
+        yield f"{path}: categories[{number}]", entry
 
 
 class Chair:
@@ -106,11 +116,13 @@ class Chair:
         Raises:
             UserError: It lacks images.
         """
-        ids = match_ids([image.image_id for image in images], objects)
+        ids = match_images([(image.image_id, image.file_name) for image in images], objects.known)
         missing = [image.image_id for image in images if image.image_id not in ids]
         remedy = "CHAIR needs the one of the same images: COCO's of train or val, 2014 or 2017."
         refuse(missing, "the instances file lacks", remedy)
-        self._present = [objects[ids[image.image_id]].union(*map(mentions, image.references)) for image in images]
+        self._present = [
+            objects.categories[ids[image.image_id]].union(*map(mentions, image.references)) for image in images
+        ]
 
     def score(self, captions: Sequence[str]) -> Metrics:
         """Score one caption for each image.
@@ -123,8 +135,15 @@ class Chair:
             sum(name not in present for name in names) for names, present in zip(found, self._present, strict=True)
         ]
         return {
-            "chair_i": RatioMetric(hallucinated, [len(names) for names in found]),
-            "chair_s": MeanMetric([count > 0 for count in hallucinated]),
+            "chair_i": RatioMetric(
+                hallucinated,
+                [len(names) for names in found],
+                "CHAIR-i",
+                "objects named that are not there; lower is better",
+            ),
+            "chair_s": MeanMetric(
+                [count > 0 for count in hallucinated], "CHAIR-s", "captions with such an object; lower is better"
+            ),
         }
 
 

@@ -2,7 +2,7 @@
 
 import re
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,11 @@ FETCH_COMMAND = "python scripts/preprocess.py --dataset_id coco-captions --root_
 """What fetches COCO's own captions and images."""
 
 # A photo of COCO has the same number under its names of 2014 and of 2017.
-_PHOTO = re.compile(r"(?:.*/)?(?:COCO_(?:train|val|test)201[45]_)?(?P<number>[0-9]{12})\.jpe?g|(?P<digits>[0-9]{1,18})")
+_PHOTO = re.compile(
+    r"(?:.*/)?(?:COCO_(?:train|val|test)201[45]_)?(?P<number>[0-9]{12})\.jpe?g"
+    r"|(?:.*/)?COCO_(?:train|val|test)201[45]_(?P<stem>[0-9]{12})|(?P<digits>[0-9]{1,18})",
+    re.IGNORECASE,
+)
 
 # How many ids or names an error lists, and characters of a value in it.
 _SHOWN = 5
@@ -54,13 +58,42 @@ def id_and_text(entry: Any, id_key: str, text_key: str, where: str) -> tuple[Ima
     Raises:
         UserError: It is no object, or lacks one of the two.
     """
-    image_id, text = (entry.get(id_key), entry.get(text_key)) if isinstance(entry, dict) else (None, None)
-    if isinstance(image_id, bool) or not isinstance(image_id, int | str) or not isinstance(text, str):
-        raise UserError(
-            f"{where} is {shortened(entry)}, and an object with `{id_key}` (a number or text) and `{text_key}` (text) "
-            "was expected"
-        )
-    return image_id, whole_text(text)
+    return id_of(entry, id_key, where), text_of(entry, text_key, where)
+
+
+def id_of(entry: Any, key: str, where: str) -> ImageId:
+    """Return the id of an entry; a whole number that a table has made `42.0` is 42.
+
+    Raises:
+        UserError: It is no object, or its id is neither a whole number nor text.
+    """
+    value = _value(entry, key, where)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise UserError(f"{where} has the `{key}` {shortened(value)}; a whole number or a text was expected")
+    return value
+
+
+def text_of(entry: Any, key: str, where: str) -> str:
+    """Return a text of an entry.
+
+    Raises:
+        UserError: It is no object, or has no text there.
+    """
+    value = _value(entry, key, where)
+    if not isinstance(value, str):
+        raise UserError(f"{where} has the `{key}` {shortened(value)}; a text was expected")
+    return whole_text(value)
+
+
+def _value(entry: Any, key: str, where: str) -> Any:
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} is {shortened(entry)}; an object with `{key}` was expected")
+    if key not in entry:
+        keys = ", ".join(f"`{shown(str(name), _CHARACTERS)}`" for name in list(entry)[:_SHOWN])
+        raise UserError(f"{where} has no `{key}`; it has {keys or 'nothing'}")
+    return entry[key]
 
 
 def photo_number(image_id: ImageId) -> int | None:
@@ -72,26 +105,7 @@ def photo_number(image_id: ImageId) -> int | None:
     if isinstance(image_id, int):
         return image_id
     found = _PHOTO.fullmatch(image_id)
-    return None if found is None else int(found["number"] or found["digits"])
-
-
-def match_ids(found: Iterable[ImageId], known: Iterable[ImageId]) -> dict[ImageId, ImageId]:
-    """Return the known id of every id found that has one: itself, or the only one of the same number."""
-    known = set(known)
-    by_number: dict[int, list[ImageId]] = {}
-    for image_id in known:
-        number = photo_number(image_id)
-        if number is not None:
-            by_number.setdefault(number, []).append(image_id)
-    matched: dict[ImageId, ImageId] = {}
-    for image_id in found:
-        number = photo_number(image_id)
-        same = [] if number is None else by_number.get(number, [])
-        if image_id in known:
-            matched[image_id] = image_id
-        elif len(same) == 1:
-            matched[image_id] = same[0]
-    return matched
+    return None if found is None else int(found["number"] or found["stem"] or found["digits"])
 
 
 def whole_text(text: str) -> str:

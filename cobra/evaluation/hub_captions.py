@@ -1,14 +1,16 @@
 """Captions and images out of a data set of the hub, such as lmms-lab/COCO-Caption2017, or of its files on the disk."""
 
-import io
-import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cobra.evaluation.entries import CaptionedImage, ImageId, photo_number, refuse, shortened, whole_text
+from cobra.evaluation.image_index import ImageNames, KnownImages
 from cobra.evaluation.pictures import Pictures
+from cobra.evaluation.row_pictures import RowPictures, image_column
+from cobra.evaluation.split_column import choose_rows
 from cobra.preprocessing.archives import unsafe_name
 from cobra.util.errors import UserError
 
@@ -46,64 +48,38 @@ def is_dataset(source: Path | str) -> bool:
     return bool(_REPOSITORY.fullmatch(str(source))) and not _FILE.fullmatch(str(source))
 
 
-class RowPictures(Pictures):
-    """The images in the rows of a data set; each is read from the disk when it is asked for."""
+@dataclass(frozen=True)
+class HubCaptions:
+    """What was read of a data set."""
 
-    def __init__(self, dataset: "Dataset", column: str, rows: dict[ImageId, int], name: str) -> None:
-        """Remember where the images are.
-
-        Args:
-            dataset: The rows.
-            column: Its column of images, which stays encoded.
-            rows: The row of each image.
-            name: What messages call the data set.
-        """
-        import datasets
-
-        self._rows = rows
-        self._column = column
-        self._dataset = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-        self._name = name
-
-    @property
-    def name(self) -> str:
-        """The data set."""
-        return self._name
-
-    def has(self, image: CaptionedImage) -> bool:
-        """Return whether the image has a row, without reading it."""
-        return image.image_id in self._rows
-
-    def file(self, image: CaptionedImage) -> Path | io.BytesIO | None:
-        """Return the encoded image of a row."""
-        value = self._dataset[self._rows[image.image_id]][self._column] if self.has(image) else None
-        if value is None:
-            return None
-        if value["bytes"] is not None:
-            return io.BytesIO(value["bytes"])
-        path = Path(value["path"] or "")
-        return path if os.path.isfile(path) else None
-
-    def others(self) -> list[str]:
-        """Return a few ids."""
-        return [str(image_id) for image_id in list(self._rows)[:3]]
+    images: list[CaptionedImage]
+    """In the order of their first rows."""
+    known: KnownImages
+    """All images of the rows, those of other splits too where a column names them."""
+    pictures: Pictures | None
+    """None where the rows hold none."""
+    split: str
+    remarks: tuple[str, ...]
 
 
-def read_hub_captions(source: Path | str, split: str | None) -> tuple[list[CaptionedImage], Pictures | None, str]:
+def read_hub_captions(source: Path | str, split: str | None) -> HubCaptions:
     """Read the captions of a data set's split; rows of the same image are put together.
+
+    Where the data set is one split by its files and a column `split` says otherwise, the column counts, and the remarks
+    say so.
 
     Args:
         source: As :func:`is_dataset` accepts it. What the hub gives is kept in the cache of `datasets`, the one split
             alone.
         split: Its name; None takes one of `SPLITS`.
 
-    Returns:
-        The images in the order of their first rows, their pictures (None where the rows hold none), and the split.
-
     Raises:
-        UserError: The data set cannot be had, has no such split or no captions, or images without any.
+        UserError: The data set cannot be had, has no such split or no captions, images without any, or rows of several
+            images.
     """
-    dataset, split = _open(source, split)
+    dataset, splits, chosen = _open(source, split)
+    named = choose_rows(dataset, splits, chosen, split, source)
+    split = named.split
     name = f"the split {split} of {source}"
     columns = dataset.column_names
     captions = next((column for column in CAPTION_COLUMNS if column in columns), None)
@@ -113,25 +89,30 @@ def read_hub_captions(source: Path | str, split: str | None) -> tuple[list[Capti
         )
     kept = [column for column in dict.fromkeys((*ID_COLUMNS, *NAME_COLUMNS, captions)) if column in columns]
     rows: dict[ImageId, int] = {}
-    names: dict[ImageId, str] = {}
+    names: dict[ImageId, ImageNames] = {}
     references: dict[ImageId, list[str]] = {}
     for number, row in enumerate(dataset.select_columns(kept)):
         image_id = _image_id(row, number)
-        if image_id not in rows:
-            rows[image_id] = number
-            names[image_id] = _file_name(row, number)
-        references.setdefault(image_id, []).extend(_captions(row[captions], f"row {number} of {name}, {captions}"))
+        names.setdefault(image_id, ImageNames(_file_name(row), _other_ids(row)))
+        if named.holds(number):
+            rows.setdefault(image_id, number)
+            texts = _captions(row[captions], f"row {number} of {name}, {captions}")
+            references.setdefault(image_id, []).extend(texts)
     bare = [image_id for image_id, texts in references.items() if not texts]
     refuse(bare, f"{name} has no caption for", "Choose another split, with --split, or leave them out.")
     if not rows:
         raise UserError(f"{name} has no rows")
-    images = [CaptionedImage(image_id, names[image_id], tuple(texts)) for image_id, texts in references.items()]
-    column = _image_column(dataset)
-    return images, RowPictures(dataset, column, rows, name) if column else None, split
+    images = [
+        CaptionedImage(image_id, names[image_id].file_name or f"row {rows[image_id]}", tuple(texts))
+        for image_id, texts in references.items()
+    ]
+    column = image_column(dataset)
+    pictures = RowPictures(dataset, column, rows, name) if column else None
+    return HubCaptions(images, names, pictures, split, named.remarks)
 
 
-def _open(source: Path | str, split: str | None) -> tuple["Dataset", str]:
-    """Return the rows of a split and its name; of the hub's files only those of the split are fetched."""
+def _open(source: Path | str, split: str | None) -> tuple["Dataset", list[str], str]:
+    """Return the rows of a split, all splits' names and its own; of the hub's files only those of it are fetched."""
     # It takes a second to import.
     import datasets
     from datasets.exceptions import DatasetsError
@@ -142,16 +123,18 @@ def _open(source: Path | str, split: str | None) -> tuple["Dataset", str]:
         if any((path / name).is_file() for name in _ON_DISK):
             loaded = datasets.load_from_disk(str(path))
             splits = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or _ONLY_SPLIT): loaded}
-            chosen = _choose(list(map(str, splits)), split, source)
-            return splits[chosen], chosen
+            names = list(map(str, splits))
+            chosen = _choose(names, split, source)
+            return splits[chosen], names, chosen
         builder = (
             datasets.load_dataset_builder("parquet", data_files={_ONLY_SPLIT: str(path)})
             if path.is_file()
             else datasets.load_dataset_builder(str(source))
         )
         files = builder.config.data_files or {}
-        chosen = _choose(list(map(str, files)), split, source)
-        return datasets.load_dataset(builder.name, data_files={chosen: files[chosen]}, split=chosen), chosen
+        names = list(map(str, files))
+        chosen = _choose(names, split, source)
+        return datasets.load_dataset(builder.name, data_files={chosen: files[chosen]}, split=chosen), names, chosen
     except UserError:
         raise
     except (OSError, ValueError, DatasetsError, HTTPError) as error:
@@ -164,40 +147,43 @@ def _open(source: Path | str, split: str | None) -> tuple["Dataset", str]:
 
 
 def _choose(splits: Sequence[str], split: str | None, source: Path | str) -> str:
+    """Return the split of the files to open: the only one even where another is asked for, as a column may name it."""
+    if len(splits) == 1:
+        return splits[0]
     if split is None:
-        split = splits[0] if len(splits) == 1 else next((name for name in SPLITS if name in splits), None)
+        split = next((name for name in SPLITS if name in splits), None)
     if split in splits:
         return str(split)
     found = f"no split {split!r}" if split else "several splits and none of the usual names"
     raise UserError(f"{source} has {found}; it has {', '.join(splits) or 'none'}. Choose one with --split.")
 
 
-def _image_column(dataset: "Dataset") -> str | None:
-    """Return the column of images: one of that type, or of encoded bytes with a path."""
-    import datasets
-
-    found = [
-        name
-        for name, feature in dataset.features.items()
-        if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
-    ]
-    return "image" if "image" in found else next(iter(found), None)
+def _ids(row: dict[str, Any]) -> list[ImageId | None]:
+    """Return what stands in the columns of ids that there are; a whole number that a table has made 42.0 is 42."""
+    values = [row[column] for column in ID_COLUMNS if column in row]
+    values = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
+    return [value if type(value) in (int, str) and value != "" else None for value in values]
 
 
 def _image_id(row: dict[str, Any], number: int) -> ImageId:
     """Return the id of a row's image: the number of a photo of COCO, another id, or the row's own number."""
-    values = [row[column] for column in ID_COLUMNS if column in row]
-    image_id = next((value for value in values if isinstance(value, int | str) and value != ""), number)
+    image_id = next((value for value in _ids(row) if value is not None), number)
     photo = photo_number(image_id)
     return photo if photo is not None else image_id
 
 
-def _file_name(row: dict[str, Any], number: int) -> str:
-    """Return a name for the image that is fit to be a path: its own, that of the photo of COCO, or the row's number."""
-    names = [row[column] for column in (*NAME_COLUMNS, "question_id") if column in row]
+def _other_ids(row: dict[str, Any]) -> tuple[ImageId | None, ...]:
+    return tuple(_ids(row))
+
+
+def _file_name(row: dict[str, Any]) -> str | None:
+    """Return a name for the image that is fit to be a path: its own, or that of the photo of COCO."""
+    names = [row[column] for column in NAME_COLUMNS if column in row]
+    # An id may be the name of a photo.
+    names += [value for value in _ids(row) if isinstance(value, str) and not value.isdecimal() and photo_number(value)]
     if isinstance(row.get("cocoid"), int):
         names.append(f"{row['cocoid']:012d}.jpg")
-    return next((name for name in names if isinstance(name, str) and not unsafe_name(name)), f"row {number}")
+    return next((name for name in names if isinstance(name, str) and not unsafe_name(name)), None)
 
 
 def _captions(value: Any, where: str) -> list[str]:

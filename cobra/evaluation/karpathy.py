@@ -15,11 +15,12 @@ from cobra.evaluation.entries import (
     ImageId,
     check_file_name,
     id_and_text,
-    match_ids,
+    id_of,
     refuse,
     shortened,
     whole_text,
 )
+from cobra.evaluation.image_index import ImageNames, KnownImages, match_ids
 from cobra.util.errors import UserError, missing_extra
 from cobra.util.files import parse_json, read_json, read_text
 
@@ -38,7 +39,7 @@ def is_karpathy(content: Any) -> bool:
     return isinstance(images, list) and any(isinstance(entry, dict) and "sentences" in entry for entry in images[:1])
 
 
-def parse_karpathy(content: Any, path: Path, split: str | None) -> tuple[list[CaptionedImage], list[ImageId]]:
+def parse_karpathy(content: Any, path: Path, split: str | None) -> tuple[list[CaptionedImage], KnownImages]:
     """Take the images of a split out of what :func:`is_karpathy` has accepted.
 
     Args:
@@ -48,7 +49,7 @@ def parse_karpathy(content: Any, path: Path, split: str | None) -> tuple[list[Ca
         split: Its name; None is `test`.
 
     Returns:
-        The images in the file's order, and the ids of all images of the file.
+        The images in the file's order, and the names of all images of the file.
 
     Raises:
         UserError: There is no such split, an image is not of that form, has no caption or is there twice, or a file
@@ -56,7 +57,7 @@ def parse_karpathy(content: Any, path: Path, split: str | None) -> tuple[list[Ca
     """
     split = TEST_SPLIT if split is None else split
     images: dict[ImageId, CaptionedImage] = {}
-    known: set[ImageId] = set()
+    known: dict[ImageId, ImageNames] = {}
     splits: Counter[str] = Counter()
     for number, entry in enumerate(content["images"]):
         where = f"{path}: images[{number}]"
@@ -64,11 +65,12 @@ def parse_karpathy(content: Any, path: Path, split: str | None) -> tuple[list[Ca
         image_id, name = id_and_text(entry, key, "filename", where)
         if image_id in known:
             raise UserError(f"{where}: the {key} {image_id!r} was there before")
-        known.add(image_id)
+        if isinstance(entry.get("filepath"), str):
+            name = f"{entry['filepath']}/{name}"
+        imgid = entry.get("imgid")
+        known[image_id] = ImageNames(name, (imgid,) if type(imgid) in (int, str) and key != "imgid" else ())
         splits[str(entry.get("split"))] += 1
         if entry.get("split") == split:
-            if isinstance(entry.get("filepath"), str):
-                name = f"{entry['filepath']}/{name}"
             check_file_name(name, where)
             images[image_id] = CaptionedImage(image_id, name, _captions(entry, where))
     if not images:
@@ -76,7 +78,7 @@ def parse_karpathy(content: Any, path: Path, split: str | None) -> tuple[list[Ca
         raise UserError(f"{path} has no images of the split {split!r}; it has: {there}. Choose one with --split.")
     bare = [image.image_id for image in images.values() if not image.references]
     refuse(bare, f"{path} has no caption for", "Take them out of `images`, or add sentences.")
-    return list(images.values()), list(known)
+    return list(images.values()), known
 
 
 def _captions(entry: dict[str, Any], where: str) -> tuple[str, ...]:
@@ -103,15 +105,19 @@ def read_ids(image_ids: Path | str) -> list[ImageId]:
         UserError: The file is missing or holds something else, or the package is not installed.
     """
     if str(image_ids) == TEST_IDS:
-        return list(map(int, read_json(_package_file(), "the list of Karpathy's test images")))
+        # As file names: other sets than COCO's own have ids that are not its numbers.
+        return [
+            f"{int(number):012d}.jpg" for number in read_json(_package_file(), "the list of Karpathy's test images")
+        ]
     path = Path(image_ids)
     what, remedy = "the file of image ids", f"The word {TEST_IDS} needs no file."
     text = read_text(path, what, remedy)
     is_json = text.lstrip()[:1] in ("[", "{")
     content: Any = parse_json(text, f"{path} ({what})", remedy) if is_json else text.split()
-    if not isinstance(content, list) or not content or not all(type(entry) in (int, str) for entry in content):
+    if not isinstance(content, list) or not content:
         raise UserError(f"{path} is not a list of image ids, numbers or texts: {shortened(content)}")
-    return list(dict.fromkeys(content))
+    where = f"{path} is not a list of image ids: its entry"
+    return list(dict.fromkeys(id_of({"id": entry}, "id", f"{where} {place}") for place, entry in enumerate(content)))
 
 
 def _package_file() -> Path:
@@ -123,22 +129,34 @@ def _package_file() -> Path:
 
 
 def keep_ids(
-    images: Sequence[CaptionedImage], ids: Sequence[ImageId], source: str, list_file: Path | None = None
+    images: Sequence[CaptionedImage],
+    known: KnownImages,
+    ids: Sequence[ImageId],
+    source: str,
+    list_file: Path | None = None,
 ) -> list[CaptionedImage]:
     """Return the images of some ids, matched as :func:`match_ids` does, in the images' order.
 
     Args:
         images: All images.
-        ids: Of those to keep.
+        known: What they, and maybe others, are called.
+        ids: Ids or file names of those to keep.
         source: Names the file of the images in errors.
         list_file: Written, with all ids that are missing, where they are more than the error names.
 
     Raises:
-        UserError: Ids are not among the images.
+        UserError: Ids are not among the images, or it is not clear whether they are numbers in file names.
     """
-    matched = match_ids(ids, (image.image_id for image in images))
-    missing = [image_id for image_id in ids if image_id not in matched]
+    matched = match_ids(ids, {image.image_id: known[image.image_id] for image in images})
+    missing = [image_id for image_id in ids if image_id not in matched.ids]
     remedy = "Give the captions that the ids are of: for Karpathy's test images, COCO's captions_val2014.json."
     refuse(missing, f"{source} does not hold", remedy, list_file)
-    wanted = set(matched.values())
+    if matched.unclear is not None:
+        found, one, other = matched.unclear
+        raise UserError(
+            f"the list of images to keep is not clear: in {source}, {found} is the id of "
+            f"{shortened(known[one].file_name)} and the number of {shortened(known[other].file_name)}, and so all "
+            "numbers of the list can be read either way. Give file names in place of numbers."
+        )
+    wanted = set(matched.ids.values())
     return [image for image in images if image.image_id in wanted]

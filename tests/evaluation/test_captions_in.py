@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,7 +11,10 @@ from PIL import Image
 
 from cobra.evaluation.captions_in import read_caption_set
 from cobra.evaluation.entries import CaptionedImage
+from cobra.evaluation.pictures import check_present
 from cobra.util.errors import UserError
+
+EVAL = Path(__file__).parents[1] / "faults" / "eval"
 
 EXPECTED = [
     CaptionedImage("a.png", "a.png", ("a dog", "one dog")),
@@ -36,7 +40,7 @@ def test_a_folder_with_captions_brings_its_images(tmp_path, content):
     path = write(tmp_path, content)
     Image.new("RGB", (2, 2), (9, 0, 0)).save(tmp_path / "a.png")
     found = read_caption_set(tmp_path)
-    assert found.images == EXPECTED and found.known_ids == {"a.png", "sub/b.png"}
+    assert found.images == EXPECTED and set(found.known) == {"a.png", "sub/b.png"}
     assert found.form == "captions by file name" and found.source == str(tmp_path)
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert found.pictures.load(found.images[0]).getpixel((0, 0)) == (9, 0, 0)
@@ -87,7 +91,7 @@ def test_files_without_splits_take_none(tmp_path):
 
 
 def test_files_and_folders_that_hold_nothing(tmp_path):
-    with pytest.raises(UserError, match=r"holds neither captions\.json nor Parquet files"):
+    with pytest.raises(UserError, match=r"holds neither captions\.json nor metadata\.jsonl nor Parquet files"):
         read_caption_set(tmp_path)
     with pytest.raises(UserError, match=r"does not exist: .*none\.json.*preprocess\.py"):
         read_caption_set(tmp_path / "none.json")
@@ -122,3 +126,12 @@ def test_deep_and_large_content_makes_a_short_message(tmp_path):
         with pytest.raises(UserError) as error:
             read_caption_set(write(tmp_path, content))
         assert len(str(error.value)) < 800
+
+
+@pytest.mark.fault("F15")
+def test_an_image_folder_of_the_hub_brings_captions_and_images():
+    found = read_caption_set(EVAL / "metadata-jsonl")
+    assert found.form == "captions by file name" and len(found.images) == 6
+    check_present(found.images, found.pictures)
+    assert found.images[2].references == ("Three shapes: three blue crosses.",)
+    assert read_caption_set(EVAL / "metadata-jsonl" / "metadata.jsonl").images == found.images

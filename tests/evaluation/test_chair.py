@@ -95,7 +95,7 @@ def instances(tmp_path):
 
 def test_scores_by_hand(instances):
     objects = read_objects(instances)
-    assert objects == {1: {"dog", "chair"}, 2: frozenset()}
+    assert objects.categories == {1: {"dog", "chair"}, 2: frozenset()}
     images = [CaptionedImage(1, "a", ("A pup.",)), CaptionedImage("2", "b", ("A cat.", "A kitten on a sofa."))]
     scores = Chair(images, objects).score(["A dog, a seat, a cat and two cats.", "The cat on a couch"])
     # The first mentions four and has two cats too many; the second's are in its references.
@@ -133,7 +133,7 @@ def results_file(content):
 
 def no_category(content):
     content["annotations"][1] = {"image_id": 1, "caption": "A dog."}
-    return r"annotations\[1\] is .*'A dog.'.*image_id and category_id was expected"
+    return r"annotations\[1\] has no `category_id`; it has `image_id`, `caption`"
 
 
 def unknown_category(content):
@@ -148,7 +148,7 @@ def unknown_image(content):
 
 def no_id(content):
     content["images"][1] = 2
-    return r"images\[1\] is 2, and an object with id was expected"
+    return r"images\[1\] is 2; an object with `id` was expected"
 
 
 HARMS = [captions_file, key_points, other_categories, results_file, no_category, unknown_category, unknown_image, no_id]

@@ -51,10 +51,9 @@ IMAGE = {"id": 1, "file_name": "a.png"}
 CAPTION = {"image_id": 1, "caption": "a dog"}
 BROKEN = {
     "no images": ([], [], "lists no images"),
-    "image without captions": ([IMAGE, {"id": 2, "file_name": "b.png"}], [CAPTION], "no caption for 1 image: 2"),
-    "caption without image": ([IMAGE], [CAPTION, {"image_id": 7, "caption": "x"}], r"annotations\[1\].*image 7"),
+    "no captions of its images": ([IMAGE], [{"image_id": 7, "caption": "x"}], "1 image: 1.*first caption .*image 7"),
     "repeated image": ([IMAGE, IMAGE], [CAPTION], r"images\[1\].*was there before"),
-    "no file name": ([{"id": 1}], [CAPTION], r"images\[0\] is \{'id': 1\}.*`file_name`"),
+    "file name of wrong type": ([{"id": 1, "file_name": 5}], [CAPTION], r"images\[0\] has the `file_name` 5; a text"),
     "caption of wrong type": ([IMAGE], [{"image_id": 1, "caption": None}], r"annotations\[0\].*`caption`"),
     "true as an id": ([{"id": True, "file_name": "a"}], [CAPTION], r"images\[0\]"),
     "not an object": ([IMAGE], [5], r"annotations\[0\] is 5"),

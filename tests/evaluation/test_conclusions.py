@@ -14,7 +14,7 @@ from cobra.evaluation.conclusions import (
     score_conclusions,
 )
 from cobra.evaluation.entries import CaptionedImage
-from cobra.preprocessing.datasets.matching import Match
+from cobra.reasoning.matching import Match
 from cobra.util.errors import UserError
 
 STAGES = "<SUMMARY> s </SUMMARY>\n\n<CAPTION> c </CAPTION>\n\n<REASONING> r </REASONING>\n\n"

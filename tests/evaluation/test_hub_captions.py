@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import hub_server
 import pytest
@@ -17,6 +18,8 @@ from cobra.evaluation.pictures import check_present, unreadable_images
 from cobra.util.errors import UserError
 
 datasets = pytest.importorskip("datasets")
+
+EVAL = Path(__file__).parents[1] / "faults" / "eval"
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +70,7 @@ def test_the_columns_of_lmms_lab(tmp_path):
         CaptionedImage(42, "000000000042.jpg", ("caption 42", "a dog")),
         CaptionedImage(7, "000000000007.jpg", ("caption 7", "a dog")),
     ]
-    assert found.form == "data set, split val" and found.known_ids == {42, 7}
+    assert found.form == "data set, split val" and set(found.known) == {42, 7}
     check_present(found.images, found.pictures)
     assert reds(found) == [42, 7] and unreadable_images(found.images, found.pictures) == {}
     assert found.pictures.load(found.images[1]).mode == "RGB"
@@ -232,4 +235,76 @@ def test_predictions_of_lmms_eval_match_the_rows(tmp_path):
     found = read_caption_set(repository(tmp_path / "set", val=lmms(42, 7)))
     (tmp_path / "p.json").write_text(json.dumps([{"image_id": 7, "caption": "x"}, {"image_id": 42, "caption": "y"}]))
     ids = [image.image_id for image in found.images]
-    assert read_predictions(tmp_path / "p.json", found.known_ids, ids).captions == {42: "y", 7: "x"}
+    assert read_predictions(tmp_path / "p.json", found.known, ids).captions == {42: "y", 7: "x"}
+
+
+@pytest.mark.fault("F15")
+@pytest.mark.parametrize("file", ["pq-images-list", "pq-raw-bytes"])
+def test_images_as_lists_of_one_and_as_plain_bytes(file):
+    found = read_caption_set(EVAL / file / "val.parquet")
+    check_present(found.images, found.pictures)
+    assert len(found.images) == 8 and unreadable_images(found.images, found.pictures) == {}
+    assert {found.pictures.load(image).size for image in found.images} == {(48, 48)}
+
+
+@pytest.mark.fault("F15")
+def test_rows_of_several_images_are_refused_by_their_column(tmp_path):
+    encoded = [{"bytes": b"x", "path": None}]
+    rows = datasets.Dataset.from_dict({"image_id": [1, 2], "images": [encoded, encoded * 2], "caption": ["a", "b"]})
+    with pytest.raises(UserError, match=r"column images of the split val of .* has 2 images in a row"):
+        read_caption_set(repository(tmp_path / "set", val=rows))
+    lists = table(image_id=[1, 2], images=[[colour(5)], []], caption=["a", "b"])
+    lists = lists.cast_column("images", datasets.List(datasets.Image()))
+    found = read_caption_set(repository(tmp_path / "lists", val=lists))
+    assert found.pictures.load(found.images[0]).getpixel((0, 0)) == (5, 0, 0)
+    assert list(unreadable_images(found.images, found.pictures)) == [2]
+
+
+@pytest.mark.fault("F15")
+def test_ids_that_a_table_has_made_floats_are_whole_again(tmp_path):
+    found = read_caption_set(repository(tmp_path / "set", val=table(image_id=[42.0, 7.0], caption=["a", "b"])))
+    assert [image.image_id for image in found.images] == [42, 7]
+
+
+@pytest.mark.fault("F9")
+def test_the_column_counts_where_the_files_are_one_split_of_all_rows():
+    folder = EVAL / "flickr-parquet"
+    found = read_caption_set(folder, split="test")
+    assert [image.file_name for image in found.images] == [f"10000928{number}.jpg" for number in range(15, 19)]
+    assert read_caption_set(folder).images == found.images
+    assert len(found.known) == 24 and found.form == "data set, split test"
+    assert found.remarks[0].startswith(f"The column split of {folder} has train (")
+    assert "the 4 rows of test are taken" in found.remarks[0]
+    assert [len(read_caption_set(folder, split=split).images) for split in ("train", "training")] == [20, 20]
+    with pytest.raises(UserError, match=r"no split 'val'; its column split has train \(20 rows\), test \(4 rows\)"):
+        read_caption_set(folder, split="val")
+
+
+@pytest.mark.fault("F9")
+@pytest.mark.parametrize("results", ["pred.json", "pred-ids.json"])
+def test_results_name_the_file_or_the_number_of_the_row(results):
+    from cobra.evaluation.predictions import read_predictions
+
+    found = read_caption_set(EVAL / "flickr-parquet")
+    ids = [image.image_id for image in found.images]
+    captions = read_predictions(EVAL / "flickr-parquet" / results, found.known, ids).captions
+    assert captions["1000092816.jpg"] == "A picture of a cyan cross." and list(captions) == ids
+
+
+COLUMNS = {
+    "nothing but training rows": ("train", ["train", "train"], None, [1, 2], r"taken whole.*train \(2 rows\)"),
+    "files without a name of their own": ("train", ["train", "val"], None, [2], "the 1 rows of val are taken"),
+    "the files agree": ("val", ["val", "val"], None, [1, 2], None),
+    "other spellings": ("train", ["Train", "Validation"], "val", [2], "the 1 rows of val are taken"),
+    "something else": ("val", ["left", "right"], None, [1, 2], None),
+    "rows of no split": ("test", ["test", None], "test", [1], "the 1 rows of test are taken"),
+}
+
+
+@pytest.mark.fault("F9")
+@pytest.mark.parametrize(("files", "column", "asked", "ids", "remark"), COLUMNS.values(), ids=COLUMNS)
+def test_columns_of_splits(tmp_path, files, column, asked, ids, remark):
+    rows = table(image_id=[1, 2], caption=["a", "b"], split=column)
+    found = read_caption_set(repository(tmp_path / "set", **{files: rows}), split=asked)
+    assert [image.image_id for image in found.images] == ids
+    assert not found.remarks if remark is None else re.search(remark, found.remarks[0])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from cobra.evaluation import karpathy
 from cobra.evaluation.captions_in import read_caption_set
 from cobra.evaluation.entries import CaptionedImage
+from cobra.evaluation.image_index import ImageNames
 from cobra.evaluation.karpathy import keep_ids, read_ids
 from cobra.util.errors import UserError
 
@@ -44,7 +45,7 @@ def test_the_test_split_is_the_default(splits):
         CaptionedImage(9, "val2014/COCO_val2014_000000000009.jpg", ("a dog", "one dog")),
         CaptionedImage(2, "val2014/COCO_val2014_000000000002.jpg", ("a cow",)),
     ]
-    assert found.known_ids == {9, 4, 2}
+    assert set(found.known) == {9, 4, 2}
     assert (found.form, found.pictures) == ("Karpathy's captions, split test", None)
     assert [image.image_id for image in read_caption_set(splits, split="restval").images] == [4]
 
@@ -109,12 +110,12 @@ def coco_file(folder, *numbers):
 def test_the_packages_ids_keep_the_test_images_in_the_files_order(tmp_path, package):
     found = read_caption_set(coco_file(tmp_path, 4, 5, 9), image_ids="karpathy-test")
     assert [image.image_id for image in found.images] == [4, 9]
-    assert found.known_ids == {4, 5, 9}
+    assert set(found.known) == {4, 5, 9}
     assert found.form == "COCO captions, 2 of karpathy-test"
 
 
 def test_captions_of_another_year_lack_test_images(tmp_path, package):
-    with pytest.raises(UserError, match=r"does not hold 1 image: 9\..*captions_val2014\.json"):
+    with pytest.raises(UserError, match=r"does not hold 1 image: 000000000009\.jpg\..*captions_val2014\.json"):
         read_caption_set(coco_file(tmp_path, 4, 5), image_ids="karpathy-test")
 
 
@@ -151,5 +152,5 @@ def test_a_file_of_ids_that_is_not_there(tmp_path):
 def test_all_ids_that_are_missing_are_listed(tmp_path):
     images, listed = [CaptionedImage(1, "a.jpg", ("a",))], tmp_path / "missing.txt"
     with pytest.raises(UserError, match="x.json does not hold 9 images"):
-        keep_ids(images, range(1, 11), "x.json", listed)
+        keep_ids(images, {1: ImageNames("a.jpg")}, range(1, 11), "x.json", listed)
     assert listed.read_text().split() == [str(number) for number in range(2, 11)]

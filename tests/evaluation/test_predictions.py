@@ -8,10 +8,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cobra.evaluation.captions_in import read_caption_set
-from cobra.evaluation.predictions import read_predictions
+from cobra.evaluation.image_index import ImageNames
+from cobra.evaluation.predictions import read_predictions as read_matched
 from cobra.util.errors import UserError
 
 FAULTS = Path(__file__).parents[1] / "faults" / "eval"
+
+
+def read_predictions(path, known, *others, **flags):
+    """Read results of images that have ids alone."""
+    return read_matched(path, dict.fromkeys(known, ImageNames()), *others, **flags)
 
 
 def results_file(folder, rows):
@@ -48,7 +54,7 @@ def test_a_single_line_is_a_list_by_its_name(tmp_path):
 REFUSED = {
     "repeated": ([(1, "a"), (2, "b"), (1, "c")], "more than one caption for 1 image: 1"),
     "repeated in two words": ([(1, "a"), (2, "b"), ("1", "c")], "more than one caption for 1 image: 1"),
-    "repeated and not wanted": ([(1, "a"), (2, "b"), (3, "c"), (3, "c")], "more than one caption for 1 image: 3"),
+    "repeated and not wanted": ([(1, "a"), (2, "b"), (3, "c"), (3, "d")], "more than one caption for 1 image: 3"),
     "unknown": ([(1, "a"), (2, "b"), (8, "c"), ("x", "c")], "captions for 2 images: 8, x"),
     "missing": ([(2, "b")], "no caption for 1 image: 1.*--allow_missing"),
 }
@@ -76,8 +82,9 @@ def test_ids_in_other_words_are_matched_by_their_number_and_that_is_said(tmp_pat
     path = results_file(tmp_path, [(written, "a dog"), (7, "a cat")])
     found = read_predictions(path, [known, 7], [7, known])
     assert found.captions == {7: "a cat", known: "a dog"}
-    assert f"1 image otherwise than the annotation file does: they were matched by their numbers, {written!r} with" in (
-        found.remark
+    assert (
+        f"1 image otherwise than the annotation file does: they were matched by number or file name, {written!r} with"
+        in (found.remark)
     )
 
 
@@ -107,9 +114,11 @@ def test_many_missing_ids_are_all_listed_in_a_file(tmp_path):
     ("content", "message"),
     [
         ("{}", "a list of"),
-        ('[{"image_id": 1}]', r"\[0\] is .*`caption`"),
-        ('[{"image_id": 1.5, "caption": ""}]', r"\[0\]"),
-        ('[{"image_id": true, "caption": ""}]', r"\[0\]"),
+        ('[{"image_id": 1}]', r"\[0\] has no `caption`; it has `image_id`"),
+        ('[{"image_id": 1.5, "caption": ""}]', r"\[0\] has the `image_id` 1\.5; a whole number or a text"),
+        ('[{"image_id": true, "caption": ""}]', r"\[0\] has the `image_id` True;"),
+        ('[{"image_id": 1, "caption": NaN}]', r"\[0\] has the `caption` nan; a text was expected"),
+        ('[{"image_id": 1, "caption": ["a dog"]}]', r"\[0\] has the `caption` \['a dog'\]; a text was expected"),
         ('[{"image_id": 1, "caption": ""},\n ]', "line 2"),
     ],
 )
