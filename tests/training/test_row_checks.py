@@ -68,7 +68,8 @@ def order(folder, monkeypatch):
         train(folder)
     expected = losses(folder)
     shutil.rmtree(folder / "runs")
-    return read, expected
+    # Some are read before the first step, to be compared when a run goes on.
+    return read[-ROWS:], expected
 
 
 def test_a_missing_image_is_told_before_the_first_step(tmp_path):
@@ -77,7 +78,7 @@ def test_a_missing_image_is_told_before_the_first_step(tmp_path):
     with pytest.raises(UserError, match=r"1 of 40 rows of .*rows.json \(id 'r17': 17.png\) name an image") as error:
         train(data)
     assert "take the rows out" in str(error.value) and "--dataset.on_bad_image skip" in str(error.value)
-    assert not (data / "runs").exists()
+    assert not (data / "runs" / "a" / "config.json").exists()
     # As the message says, and the same command.
     rows = json.loads((data / "rows.json").read_text())
     (data / "rows.json").write_text(json.dumps([row for row in rows if row["id"] != "r17"]))
