@@ -30,6 +30,7 @@ _MAX_BYTES = 2**30
 # Of one that may lack only its end: it is read into memory.
 _MAX_MENDED_BYTES = 2**26
 
+_DAMAGED = "it is damaged, or breaks off: fetch it again"
 # What files that are no pictures begin with, in lower case, and what to say of them.
 _STRANGERS = (
     ((b"<!doctype html", b"<html", b"<head", b"<body"), "it is a web page (HTML): its download has failed"),
@@ -38,6 +39,8 @@ _STRANGERS = (
     ((b"{", b"["), "it is JSON text: its download has failed"),
     ((b"%pdf", b"%!ps", b"8bps"), "it is a PDF, PostScript or Photoshop file: convert it to PNG"),
     ((b"pk\x03\x04", b"\x1f\x8b"), "it is a packed archive: unpack it"),
+    # Pictures of which too little is there to be told apart.
+    ((b"\xff\xd8", b"\x89png", b"gif8", b"riff", b"ii*\x00", b"mm\x00*", b"\x00\x00\x00\x0cjp"), _DAMAGED),
 )
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 
@@ -179,14 +182,16 @@ def _to_grey(image: Image.Image) -> Image.Image:
     exceeds, or the highest pixel.
     """
     stored = np.asarray(image)
-    values = np.nan_to_num(stored.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    values = np.nan_to_num(stored.astype(np.float32), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     if image.mode.startswith("I;16") or image.format == "PPM" and image.mode == "I":
         white = 65535.0
     else:
         peak = float(values.max(initial=0))
         whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
         white = next((white for white in whites if peak <= white), peak)
-    grey = np.rint(np.clip(values * (255 / white), 0, 255)).astype(np.uint8)
+    # In place: a picture may have 300 million pixels.
+    values *= 255 / white
+    grey = np.rint(np.clip(values, 0, 255, out=values), out=values).astype(np.uint8)
     if "transparency" in image.info:
         grey[stored == image.info["transparency"]] = 255
     return Image.fromarray(grey)
@@ -242,13 +247,16 @@ def _explain(file: Path | str | IO[bytes], error: Exception) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, UnidentifiedImageError):
         data = _content(file) if isinstance(error, OSError) else None
-        cut = "truncated" in reason.lower() or (data is not None and is_cut_jpeg(data))
-        return f"it breaks off before its end: fetch it again ({reason})" if cut else reason
+        if "truncated" in reason.lower() or (data is not None and is_cut_jpeg(data)):
+            return f"it breaks off before its end: fetch it again ({reason})"
+        return f"{_DAMAGED} ({reason})" if isinstance(error, OSError | SyntaxError) else reason
     begin = (_content(file, 256) or b"").lower()
     if not begin:
         return "it is empty"
     if begin[4:8] == b"ftyp" and begin[8:12] in _HEIF_BRANDS:
         return "it is HEIC, which is not read: convert it to JPEG"
+    if begin[4:12] == b"ftypavif":
+        return _DAMAGED
     found = (words for beginnings, words in _STRANGERS if begin.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(beginnings))
     return next(found, f"it is in none of the formats {', '.join(FORMATS)}")
 

@@ -266,6 +266,32 @@ def test_a_jpeg_without_its_end_has_the_pixels_of_the_whole():
     assert read_rgb(folder / "noeoi.jpg").tobytes() == read_rgb(folder / "base.jpg").tobytes()
 
 
+CUT = {
+    "a.png": {},
+    "a.gif": {},
+    "a.webp": {},
+    "a.avif": {},
+    "a.bmp": {},
+    "a.tif": {},
+    "lzw.tif": {"compression": "tiff_lzw"},
+    "a.ppm": {},
+    "a.jp2": {},
+    "a.tga": {},
+    "rle.tga": {"compression": "tga_rle"},
+}
+
+
+@pytest.mark.fault("F17")
+@pytest.mark.parametrize("name", CUT)
+def test_of_every_format_a_file_that_breaks_off_is_refused_and_told(tmp_path, name):
+    noise = np.random.default_rng(2).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((120, 80)).save(tmp_path / name, **CUT[name])
+    whole = (tmp_path / name).read_bytes()
+    for share in (0.1, 0.5, 0.9, 0.98):
+        with pytest.raises(BadImageError, match="breaks off"):
+            read_rgb(io.BytesIO(whole[: int(len(whole) * share)]))
+
+
 STRANGERS = {
     b"<!DOCTYPE html><p>404": "web page",
     b"\xef\xbb\xbf\n <HTML>": "web page",
