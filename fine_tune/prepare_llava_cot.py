@@ -25,6 +25,9 @@ def main(config: PrepareConfig) -> int:
         f"{report.rows_written:,} rows are ready in {folder / 'llava_cot_100k.json'}, {report.rows_held_out:,} more "
         f"are held out in llava_cot_100k_holdout.json; what is in them: {folder / 'report.html'}"
     )
+    if report.text_only:
+        written = report.rows_written + report.rows_held_out
+        console.print(f"{report.text_only:,} of these {written:,} rows are of text only: they name no image")
     if report.rejected_share > config.max_rejected:
         console.print(
             f"{report.rejected_share:.1%} of the rows were rejected, more than --max_rejected {config.max_rejected:g} "

@@ -8,6 +8,8 @@ from PIL import Image
 
 PAIR = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
 
+TEXT_PAIR = [{"from": "human", "value": "What?"}, PAIR[1]]
+
 
 def write_rows(folder: Path, rows: list | str) -> Path:
     """Write `rows.json` into a folder, of rows or of whatever text it shall hold."""

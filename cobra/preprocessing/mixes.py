@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from cobra.preprocessing.archives import unsafe_name
+from cobra.preprocessing.datasets.row_keys import image_of, with_image
 from cobra.preprocessing.fetching import HubUnreachable, fetch
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path, read_json, write_text
@@ -156,8 +157,13 @@ def _chat_rows(path: Path) -> Rows:
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get("conversations"), list):
             raise _row_error(path, number, "has no list `conversations`")
-        if "image" in row:
-            _check_path(path, number, row["image"])
+        try:
+            image = image_of(row)
+        except ValueError as error:
+            raise _row_error(path, number, str(error)) from error
+        if image is not None:
+            _check_path(path, number, image)
+        rows[number - 1] = with_image(row, image)
     return rows
 
 

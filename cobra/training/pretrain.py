@@ -27,7 +27,7 @@ from cobra.training.materialize import get_train_strategy, stage_hyperparameters
 from cobra.training.metrics import Metrics, check_trackers
 from cobra.training.planning import show_plan
 from cobra.training.provenance import describe_run, going_on
-from cobra.training.row_checks import check_images, tell_markers
+from cobra.training.row_checks import check_images, tell_markers, tell_rows
 from cobra.training.run_directory import FINISHED, find_run, write_run_dir
 from cobra.training.run_state import RESUME, clear_unfinished, state_step
 from cobra.training.schedule import check_batches
@@ -97,7 +97,7 @@ def _pretrain(config: PretrainConfig, world: World, held: Hold | None) -> Path:
     lengths = _lengths(config, dataset, vlm, say)
     strategy = _strategy(config, vlm, world)
     strategy.run_setup()
-    _announce(config, world, vlm, len(dataset), say)
+    _announce(config, world, vlm, dataset, say)
 
     def open_run_dir() -> Metrics:
         assert held is not None
@@ -299,19 +299,27 @@ def _open_holdout(
     rows = replace(config.dataset, finetune_stage_components=components, truncation="right", on_bad_image="skip")
     dataset, collator = _open_rows(config, rows, vlm, world, state, say)
     say(f"{len(dataset):,} held-out rows in {file}")
+    tell_rows(dataset, say)
     assert isinstance(dataset, FinetuneDataset)
     lengths = dataset.get_modality_lengths()
     size = config.model.finetune_per_device_batch_size
     return Evaluator(dataset, collator, lengths, size, config.eval_samples)
 
 
-def _announce(config: PretrainConfig, world: World, vlm: CobraVLM, rows: int, say: Any) -> None:
+def _announce(
+    config: PretrainConfig, world: World, vlm: CobraVLM, dataset: AlignDataset | FinetuneDataset, say: Any
+) -> None:
     parts = []
     for key, module in vlm.named_children():
         count = sum(parameter.numel() for parameter in module.parameters())
         parts.append(f"{key} {count / 1e6:,.2f} M ({'trained' if key in vlm.trainable_module_keys else 'frozen'})")
     say(f"{config.model.model_id}: {', '.join(parts)}")
-    say(f"{rows:,} rows of {config.dataset.dataset_id}, stage {config.stage}, on {world.size} x {world.device.type}")
+    images = int(dataset.examples.has_image.sum())
+    say(
+        f"{len(dataset):,} rows of {config.dataset.dataset_id} ({images:,} with an image, {len(dataset) - images:,} of "
+        f"text only), stage {config.stage}, on {world.size} x {world.device.type}"
+    )
+    tell_rows(dataset, say)
     if config.model.enable_mixed_precision_training and world.device.type != "cuda":
         say(f"mixed precision is for CUDA; on {world.device.type} everything is computed in fp32")
 

@@ -67,3 +67,16 @@ def tell_markers(dataset: RowDataset, say: Callable[[str], None]) -> None:
             f"the texts of {other:,} of {len(rows):,} rows hold what other tools mark turns with, such as </s>, "
             "<|im_end|> or [INST]: it is ordinary text here and is learned as such; take it out if it was left over"
         )
+
+
+def tell_rows(dataset: RowDataset, say: Callable[[str], None]) -> None:
+    """Tell of rows that are taken though something in them is not trained on, and of those that teach nothing."""
+    lines = dataset.examples.remark_lines()
+    if isinstance(dataset, FinetuneDataset) and dataset.unlabelled:
+        lines.append(
+            f"{dataset.unlabelled:,} of {len(dataset):,} rows teach nothing: their first question alone fills the "
+            f"{dataset.tokenizer.model_max_length:,} tokens that rows are cut at; raise --model.llm_max_length, or "
+            "leave them out with --dataset.truncation drop"
+        )
+    for line in lines:
+        say(f"warning: {dataset.annotation_file}: {line}")

@@ -162,7 +162,8 @@ class TrainStrategy:
         and forward passes first, and every pass then contributes the sum of its losses over that count. So the result
         does not depend on how the rows are spread.
 
-        Where the loss or the gradient is not finite, nothing is changed, and the result says so.
+        Where the loss or the gradient is not finite, nothing is changed, and the result says so. Nor is anything
+        changed by a batch without a label.
 
         Args:
             batches: Collated batches of this process, one a forward pass; moved to the device here.
@@ -184,7 +185,8 @@ class TrainStrategy:
         grad_norm = clip_gradients(self.vlm.parameters(), self.hyperparameters.max_grad_norm)
         mean = self.world.sum(total)
         finite = bool(torch.isfinite(mean + grad_norm.to(mean.device)))
-        if finite:
+        # A batch without a label has nothing to learn from: weight decay alone would change the weights.
+        if finite and tokens > 0:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()

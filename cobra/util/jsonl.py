@@ -53,14 +53,19 @@ def read_records(path: Path, what: str, remedy: str) -> Iterator[Record]:
         raise missing(path, what, remedy)
     if opens_list(path):
         for number, value in enumerate(read_json(path, what, remedy)):
-            # A text may hold half a surrogate pair, which plain UTF-8 has no bytes for; json.loads reads these.
-            yield Record(number, value, _ENCODER.encode(value).encode("utf-8", "surrogatepass"))
+            yield Record(number, value, to_json(value))
         return
     for number, line in enumerate(read_lines(path), 1):
         content = line.removeprefix(codecs.BOM_UTF8).strip()
         if content:
             where = f"line {number} of {path} ({what})"
             yield Record(number, parse_json(decode(content, "utf-8", where, remedy), where, remedy), content)
+
+
+def to_json(value: Any) -> bytes:
+    """Return a value as JSON in one line, UTF-8."""
+    # A text may hold half a surrogate pair, which plain UTF-8 has no bytes for; json.loads reads these.
+    return _ENCODER.encode(value).encode("utf-8", "surrogatepass")
 
 
 def read_lines(path: Path, limit: int = -1) -> Iterator[bytes]:

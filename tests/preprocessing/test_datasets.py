@@ -5,13 +5,14 @@ import os
 
 import pytest
 import torch
-from example_rows import PAIR, first_pixel, write_rows
+from example_rows import PAIR, TEXT_PAIR, first_pixel, write_rows
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from cobra.models.backbones.llm.prompting import MambaPromptBuilder, ZephyrChatPromptBuilder
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset, ReasoningTrace
+from cobra.preprocessing.datasets import rows as rows_module
 from cobra.util.data_utils import IGNORE_INDEX
 from cobra.util.errors import UserError
 
@@ -77,19 +78,19 @@ def test_answers_with_their_end_are_labelled_and_questions_are_not(folder, token
 
 
 def test_the_prompt_builder_decides_the_form(folder, tokenizer):
-    example = finetune(folder, tokenizer, [{"conversations": PAIR}], MambaPromptBuilder)[0]
+    example = finetune(folder, tokenizer, [{"conversations": TEXT_PAIR}], MambaPromptBuilder)[0]
     assert text_of(tokenizer, example["input_ids"]) == "In: What?\nOut: A cat.<|endoftext|>"
 
 
 def test_long_rows_are_cut_on_the_right(folder, tokenizer):
     answer = "x" * tokenizer.model_max_length
-    example = finetune(folder, tokenizer, [{"conversations": [PAIR[0], {"from": "gpt", "value": answer}]}])[0]
+    example = finetune(folder, tokenizer, [{"conversations": [TEXT_PAIR[0], {"from": "gpt", "value": answer}]}])[0]
     assert len(example["input_ids"]) == len(example["labels"]) == tokenizer.model_max_length
     assert example["labels"][-1] == example["input_ids"][-1] != EOS
 
 
 def test_a_dangling_question_stays_unlabelled(folder, tokenizer):
-    rows = [{"conversations": [*PAIR, {"from": "human", "value": "Which?"}]}]
+    rows = [{"conversations": [*TEXT_PAIR, {"from": "human", "value": "Which?"}]}]
     example = finetune(folder, tokenizer, rows)[0]
     assert text_of(tokenizer, example["input_ids"]).endswith("Which?<|endoftext|>\n<|assistant|>\n")
     assert example["labels"][-1] == IGNORE_INDEX
@@ -115,7 +116,7 @@ def test_every_image_mode_becomes_rgb(folder, tokenizer, mode):
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
 def test_rows_come_from_lines_and_from_lists(folder, tokenizer, name):
-    rows = [{"id": index, "conversations": [PAIR[0], {"from": "gpt", "value": str(index)}]} for index in range(3)]
+    rows = [{"id": index, "conversations": [TEXT_PAIR[0], {"from": "gpt", "value": str(index)}]} for index in range(3)]
     path = folder / name
     path.write_text("\n".join(map(json.dumps, rows)) if name == "rows.jsonl" else json.dumps(rows))
     dataset = FinetuneDataset(path, folder / "images", first_pixel, tokenizer, ZephyrChatPromptBuilder)
@@ -149,7 +150,7 @@ def test_align_learns_the_whole_caption_and_drops_the_question(folder, tokenizer
 
 def test_reasoning_traces_of_a_row(folder, tokenizer):
     turns = [
-        PAIR[0],
+        TEXT_PAIR[0],
         {"from": "gpt", "value": "<SUMMARY> s </SUMMARY>\n\n<CONCLUSION> 3 </CONCLUSION>"},
         {"from": "human", "value": "Sure?"},
         {"from": "gpt", "value": "Yes"},
@@ -161,7 +162,7 @@ def test_reasoning_traces_of_a_row(folder, tokenizer):
     assert second.conclusion is None
 
 
-GOOD = {"id": "good", "conversations": PAIR}
+GOOD = {"id": "good", "conversations": TEXT_PAIR}
 BAD_ROWS = {
     "no conversations": ({"id": "bad"}, "no conversations"),
     "null conversations": ({"id": "bad", "conversations": None}, "no conversations"),
@@ -173,9 +174,9 @@ BAD_ROWS = {
     "list as role": ({"id": "bad", "conversations": [{"from": [], "value": "x"}]}, r"\[\].*'human'"),
     "answer first": ({"id": "bad", "conversations": PAIR[::-1]}, "'gpt'.*'human'"),
     "two questions": ({"id": "bad", "conversations": [PAIR[0], PAIR[0]]}, "turn 1.*'human'.*'gpt'"),
-    "null image": ({"id": "bad", "image": None, "conversations": PAIR}, "image None"),
-    "list of images": ({"id": "bad", "image": ["a.png"], "conversations": PAIR}, "a.png"),
-    "empty image": ({"id": "bad", "image": "", "conversations": PAIR}, "image ''"),
+    "number as image": ({"id": "bad", "image": 7, "conversations": PAIR}, "image 7, which is not a path"),
+    "object as image": ({"id": "bad", "image": {"path": "a.png"}, "conversations": PAIR}, "is not a path"),
+    "list of images": ({"id": "bad", "image": ["a.png", "b.png"], "conversations": PAIR}, "2 images.*a row of each"),
     "lone surrogate": ({"id": "bad", "conversations": [{"from": "human", "value": "\ud800"}]}, "turn 0"),
 }
 
@@ -212,7 +213,7 @@ def test_what_is_no_list_of_rows_is_refused(folder, tokenizer, text, expected):
 
 @pytest.mark.parametrize("turns", [PAIR[:1], PAIR + PAIR])
 def test_align_takes_one_question_and_one_caption(folder, tokenizer, turns):
-    with pytest.raises(UserError, match=rf"row 1 .*{len(turns)} turns"):
+    with pytest.raises(UserError, match=f"row 1 .*{'4 turns' if len(turns) == 4 else 'no answer'}"):
         align(folder, tokenizer, [GOOD | {"image": "a.png"}, {"conversations": turns}])
 
 
@@ -255,6 +256,45 @@ def test_a_link_inside_the_image_folder_is_the_users_own(folder, tokenizer):
 
 def test_an_align_row_without_an_image_is_refused(folder, tokenizer):
     """Only images reach the projector, the one module that the align stage trains."""
-    (folder / "rows.json").write_text(json.dumps([{"id": "t", "conversations": PAIR}]))
+    (folder / "rows.json").write_text(json.dumps([{"id": "t", "conversations": TEXT_PAIR}]))
     with pytest.raises(UserError, match=r"row 0 \(id 't'\).*no image"):
         AlignDataset(folder / "rows.json", folder / "images", lambda image: image, tokenizer)
+
+
+@pytest.mark.fault("C2")
+def test_turns_beyond_the_cut_are_not_tokenised_and_nothing_changes(folder, tokenizer, monkeypatch):
+    """A row of 400,000 turns took minutes."""
+    turns = [*TEXT_PAIR, {"from": "human", "value": "And?"}, {"from": "gpt", "value": "\u00bd"}] * 2_000
+    dataset = finetune(folder, tokenizer, [{"conversations": turns}])
+    builder = ZephyrChatPromptBuilder("cobra")
+    texts = [builder.add_turn(turn["from"], turn["value"]) for turn in turns]
+    assert builder.get_prompt() == "".join(texts)
+    ids = [tokenizer(text).input_ids for text in texts[:100]]
+    seen = []
+    encode = dataset._encode
+    monkeypatch.setattr(dataset, "_encode", lambda text: seen.append(text) or encode(text))
+    example = dataset[0]
+    assert example["input_ids"].tolist() == [token for turn in ids for token in turn][:400]
+    marked = [token if place % 2 else IGNORE_INDEX for place, turn in enumerate(ids) for token in turn]
+    assert example["labels"].tolist() == marked[:400]
+    sizes = [len(turn) for turn in ids[: len(seen)]]
+    assert seen == texts[: len(seen)] and sum(sizes[:-1]) < 400 <= sum(sizes)
+
+
+@pytest.mark.fault("C2")
+@pytest.mark.parametrize("limit", [36, 37, 43, 55, 56])
+def test_a_cut_at_the_end_of_a_turn_is_like_any_other(folder, tokenizer, limit, monkeypatch):
+    rows = [{"conversations": TEXT_PAIR * 3}]
+    whole = finetune(folder, tokenizer, rows)[0]
+    monkeypatch.setattr(tokenizer, "model_max_length", limit)
+    cut = finetune(folder, tokenizer, rows)[0]
+    for name in ("input_ids", "labels"):
+        assert torch.equal(cut[name], whole[name][:limit])
+
+
+@pytest.mark.fault("C2")
+def test_a_row_of_a_size_that_no_conversation_has_is_refused(folder, tokenizer, monkeypatch):
+    monkeypatch.setattr(rows_module, "MAX_ROW_BYTES", 1000)
+    row = {"id": "big", "conversations": TEXT_PAIR * 20}
+    with pytest.raises(UserError, match=r"row 1 \(id 'big'\) .* bytes, more than the 1,000 that a row may have"):
+        finetune(folder, tokenizer, [GOOD, row])

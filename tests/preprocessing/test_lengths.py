@@ -1,5 +1,6 @@
 """Tokens of every row: as many as the dataset makes, and no token too few for the CONCLUSION."""
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -16,8 +17,10 @@ import cobra.models.tiny
 from cobra.models.backbones.llm.backbone import load_tokenizer
 from cobra.models.backbones.llm.prompting import MambaPromptBuilder, PurePromptBuilder, ZephyrChatPromptBuilder
 from cobra.preprocessing.datasets import FinetuneDataset, lengths
-from cobra.preprocessing.datasets.lengths import token_lengths
+from cobra.preprocessing.datasets.arrow_rows import read_rows
+from cobra.preprocessing.datasets.lengths import count_unlabelled, token_lengths
 from cobra.preprocessing.datasets.reasoning import extract_reasoning_trace, find_conclusion_end
+from cobra.util.data_utils import IGNORE_INDEX
 from cobra.util.errors import UserError
 
 STAGES = "<SUMMARY> s </SUMMARY>\n\n<CAPTION> c </CAPTION>\n\n<REASONING> r </REASONING>\n\n"
@@ -49,23 +52,22 @@ ROWS = {
     "many bytes": (talk("What?", "<CONCLUSION> \u00bd \U0001f600\u4e2d"), "<CONCLUSION> \u00bd \U0001f600\u4e2d"),
     "cut by a tag": (talk("What?", "<CONCLUSION> 3 <SUMMARY> s"), "<CONCLUSION> 3"),
     "repeated": (talk("?", "<CONCLUSION> 3 </CONCLUSION> <CONCLUSION> 4"), "<CONCLUSION> 3 </CONCLUSION>"),
-    "placeholder": (talk("<image> ?", " <CONCLUSION> <image>3</CONCLUSION>"), "<CONCLUSION> 3</CONCLUSION>"),
+    "placeholder": (talk("?", " <CONCLUSION> <image>3</CONCLUSION>"), "<CONCLUSION> 3</CONCLUSION>"),
     "several": (talk("?", "<CONCLUSION> 1 </CONCLUSION>", "?", "<CONCLUSION> 22 </CONCLUSION>"), "22 </CONCLUSION>"),
     "dangling": (talk("?", "<CONCLUSION> 1 </CONCLUSION>", "And?"), "<CONCLUSION> 1 </CONCLUSION>"),
     "none": (talk("What?", "A cat."), "A cat.<|endoftext|>"),
     "none, dangling": (talk("What?", "A cat.", "And?"), "A cat.<|endoftext|>"),
     "in an earlier answer only": (talk("?", "<CONCLUSION> 1 </CONCLUSION>", "?", "Yes"), "Yes<|endoftext|>"),
     "empty answer": (talk("?", ""), "\n <|endoftext|>"),
-    "no answer": (talk("What?"), "What?<|endoftext|>\n<|assistant|>\n"),
 }
 
 
 @pytest.mark.parametrize("case", ROWS)
 def test_conclusion_end_is_the_least_number_of_tokens_that_holds_it(tmp_path, tokenizer, case):
     row, ending = ROWS[case]
-    counted = token_lengths(write_rows(tmp_path, row), tokenizer, ZephyrChatPromptBuilder)
+    counted = token_lengths(write_rows(tmp_path, row, talk("?", "Yes")), tokenizer, ZephyrChatPromptBuilder)
     ids = encoded(tmp_path, tokenizer)[0]["input_ids"].tolist()
-    (tokens,), (end,) = counted.tokens.tolist(), counted.conclusion_end.tolist()
+    (tokens, _), (end, _) = counted.tokens.tolist(), counted.conclusion_end.tolist()
     assert tokens == len(ids)
     assert ending in tokenizer.decode(ids[:end])
     # From the right, as the ending may stand there twice.
@@ -213,3 +215,33 @@ def test_when_no_row_is_left_the_error_names_both_ways_out(dropped):
 
 def _limited(limit):
     return load_tokenizer(Path(cobra.models.tiny.__file__).parent, limit)
+
+
+def test_a_row_without_an_answer_is_counted_whole(tmp_path, tokenizer):
+    counted = token_lengths(write_rows(tmp_path, talk("What?")), tokenizer, ZephyrChatPromptBuilder)
+    prompt = tokenizer(ZephyrChatPromptBuilder("cobra").add_turn("human", "What?")).input_ids
+    assert counted.tokens.tolist() == counted.conclusion_end.tolist() == [len(prompt)]
+
+
+@pytest.mark.fault("F4")
+@pytest.mark.parametrize("builder", [ZephyrChatPromptBuilder, MambaPromptBuilder, PurePromptBuilder])
+def test_rows_are_unlabelled_exactly_where_the_question_fills_the_length(tmp_path, tokenizer, builder):
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.model_max_length = 30
+    write_rows(tmp_path, *(talk("long word " * words + "\u00bd" * (words % 3), "Yes.") for words in range(1, 25)))
+    dataset = encoded(tmp_path, tokenizer, builder)
+    labelled = [bool((dataset[index]["labels"] != IGNORE_INDEX).any()) for index in range(len(dataset))]
+    assert dataset.unlabelled == labelled.count(False) > 0
+    assert labelled.count(True) > 0
+
+
+@pytest.mark.fault("F4")
+def test_only_long_questions_are_tokenised_to_count_labels(tmp_path, tokenizer, monkeypatch):
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.model_max_length = 200
+    long = "word " * 60
+    rows = read_rows(write_rows(tmp_path, *[talk("What?", "x " * 500)] * 50, talk(long, "Yes.")))
+    seen = []
+    monkeypatch.setattr(lengths, "_encode", lambda tokenizer, texts: seen.extend(texts) or tokenizer(texts))
+    assert count_unlabelled(rows, tokenizer, MambaPromptBuilder) == 0
+    assert seen == [f"In: {long.strip()}\nOut: "]

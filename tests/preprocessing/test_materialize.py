@@ -26,7 +26,7 @@ ROWS = [
 
 
 def materialize(dataset_cfg, stage="finetune", **options):
-    tokenizer = SimpleNamespace(model_max_length=32, pad_token_id=1)
+    tokenizer = SimpleNamespace(model_max_length=64, pad_token_id=1, num_special_tokens_to_add=lambda: 0)
     return get_dataset_and_collator(
         stage, dataset_cfg, lambda image: image, tokenizer, ZephyrChatPromptBuilder, (3, 4, 4), **options
     )
@@ -53,7 +53,7 @@ def test_every_dataset_and_stage_opens_its_own_files(tmp_path, dataset_id, stage
     dataset, collator = materialize(cfg, stage)
     assert type(dataset) is (AlignDataset if stage == "align" else FinetuneDataset)
     assert dataset.examples == ROWS
-    assert (collator.model_max_length, collator.pad_token_id) == (32, 1)
+    assert (collator.model_max_length, collator.pad_token_id) == (64, 1)
     assert collator.default_image_resolution == (3, 4, 4)
 
 

@@ -189,7 +189,7 @@ def test_published_rows_are_fetched_where_they_are_missing(tmp_path, folder):
         ("llava_v1_5_mix665k.json", [BASE[0], 7], r"row 2 of .* is a JSON int"),
         ("llava_v1_5_mix665k.json", [{"id": 1}], "row 1 of .* has no list `conversations`"),
         ("llava_v1_5_mix665k.json", [chat(1, "../../x.jpg")], "row 1 of .* which leads out of its folder"),
-        ("llava_v1_5_mix665k.json", [{**BASE[0], "image": None}], "row 1 of .* which is no text"),
+        ("llava_v1_5_mix665k.json", [{**BASE[0], "image": 7}], "row 1 of .* which is not a path"),
         ("lrv/filter_cap1.json", [{"image_id": "1", "question": "Q?"}], "row 1 of .* lacks `image_id`"),
         ("lrv/filter_cap1.json", [{"image_id": "/etc/1", "question": "Q?", "answer": "A"}], None),
         ("lrv/chart_release_update.json", [{"image_id": "../../../x", "question": "Q?", "answer": "A"}], "leads out"),

@@ -102,7 +102,16 @@ def test_every_known_defect_is_counted_and_named(tmp_path):
     add(Defect.NO_ANSWER, {"id": 5, "image": image, "conversations": turns("only a question?")})
     add(Defect.NO_ANSWER, {"id": 5, "image": image, "conversations": turns("Q?", " \n")})
     too_long = ["x" * 256, "sqa/" + "\u00e9" * 128, "sqa/" + "x/" * 2500 + "1.png"]
-    for path in (None, 7, "", "../../outside.png", "/etc/passwd", "sqa/../../x.png", "sqa/\x00.png", *too_long):
+    for path in (
+        7,
+        ["a.png", "b.png"],
+        {"path": "a.png"},
+        "../../outside.png",
+        "/etc/passwd",
+        "sqa/../../x.png",
+        "sqa/\x00.png",
+        *too_long,
+    ):
         add(Defect.BAD_IMAGE_PATH, {"id": 6, "image": path, "conversations": good})
     add(Defect.MISSING_IMAGE, {"id": 7, "image": "sqa/train/999/image.png", "conversations": good})
     add(Defect.MISSING_IMAGE, {"id": 8, "image": "sqa/train/999/image.png", "conversations": good})

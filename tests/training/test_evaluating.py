@@ -33,7 +33,7 @@ def cot(summary: str, conclusion: str) -> str:
 
 @pytest.fixture(scope="module")
 def rows_dir(tmp_path_factory) -> Path:
-    """Nine rows of three sources and of text only; the first of `vg` has no answer, so it cannot be asked about."""
+    """Nine rows of three sources and of text only; the first question of `vg` fills all tokens and cannot be asked."""
     folder = tmp_path_factory.mktemp("rows")
     images = [
         "coco/0.png",
@@ -54,7 +54,9 @@ def rows_dir(tmp_path_factory) -> Path:
             {"from": "human", "value": "And then?"},
             {"from": "gpt", "value": "Nothing."},
         ]
-        row = {"id": f"row-{number}", "conversations": turns[:1] if number == 3 else turns}
+        if number == 3:
+            turns = [{"from": "human", "value": "word " * 3000}, *turns[1:]]
+        row = {"id": f"row-{number}", "conversations": turns}
         if image is not None:
             row["image"] = image
             (folder / image).parent.mkdir(parents=True, exist_ok=True)

@@ -209,3 +209,22 @@ def test_of_several_processes_all_save_what_one_has_met(folder, order):
     path.write_bytes(content)
     train(folder)
     assert set(losses(folder)) == {1, 2, 3, 4}
+
+
+@pytest.mark.fault("F2")
+@pytest.mark.fault("F4")
+def test_the_first_lines_count_images_and_what_teaches_nothing(folder, capsys):
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "Red."}]
+    long = [{"from": "human", "value": "word " * 300}, turns[1]]
+    rows = [
+        {"id": 0, "image": "0.png", "conversations": turns},
+        {"id": 1, "image": None, "conversations": turns, "system": "Answer in French."},
+        {"id": 2, "image": ["1.png"], "conversations": long},
+        {"id": 3, "image": "2.png", "conversations": turns, "model": "x"},
+    ]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    train(folder, "--model.llm_max_length", "200", "--model.finetune_max_steps", "1")
+    out = capsys.readouterr().out
+    assert "4 rows of custom (3 with an image, 1 of text only), stage finetune, on 1 x cpu" in out
+    assert "rows.json: 1 of 4 rows have `system`, which is not trained on" in out
+    assert "rows.json: 1 of 4 rows teach nothing: their first question alone fills the 200 tokens" in out

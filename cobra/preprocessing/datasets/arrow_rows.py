@@ -18,6 +18,7 @@ import pyarrow.ipc
 from numpy.typing import NDArray
 
 from cobra.preprocessing.datasets.caching import cached, watch
+from cobra.preprocessing.datasets.row_keys import REMARKS, has_text, remarks_of
 from cobra.preprocessing.datasets.rows import PLACEHOLDER, CheckedRow, Row, check_rows, name_row
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path, sha256_file
@@ -26,7 +27,7 @@ from cobra.util.special_tokens import has_other_markers, has_special_tokens
 
 _ENDING = ".rows.arrow"
 # Changes with the columns and with what rows are checked for.
-_FORMAT = "2"
+_FORMAT = "3"
 # Rows of one record batch: a place in the file is found by division.
 _BATCH = 1024
 
@@ -46,6 +47,9 @@ _COLUMNS = {
     "words_without_placeholder": pa.int64(),
     "special_tokens": pa.bool_(),
     "other_markers": pa.bool_(),
+    "question_bytes": pa.int64(),
+    "answers": pa.int64(),
+    "remarks": pa.int64(),
 }
 
 
@@ -63,6 +67,9 @@ class Rows(Sequence[Row]):
         words_without_placeholder: The same without `<image>`.
         special_tokens: Whether a text of the row spells a special token of the tokenizer (rows,), bool.
         other_markers: Whether a text of the row holds what other tools mark turns with (rows,), bool.
+        question_bytes: Length of the first turn as UTF-8 (rows,), int64.
+        answers: Answers of a row with a text (rows,), int64.
+        remarks: As :func:`cobra.preprocessing.datasets.row_keys.remarks_of` returns them (rows,), int64.
     """
 
     def __init__(self, annotation_file: Path, cache: Path, key: str, kept: NDArray[np.int64] | None = None) -> None:
@@ -100,6 +107,9 @@ class Rows(Sequence[Row]):
         self.words_without_placeholder: NDArray[np.int64] = numbers["words_without_placeholder"]
         self.special_tokens: NDArray[np.bool_] = numbers["special_tokens"]
         self.other_markers: NDArray[np.bool_] = numbers["other_markers"]
+        self.question_bytes: NDArray[np.int64] = numbers["question_bytes"]
+        self.answers: NDArray[np.int64] = numbers["answers"]
+        self.remarks: NDArray[np.int64] = numbers["remarks"]
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -145,6 +155,15 @@ class Rows(Sequence[Row]):
         """Return what errors call a row: its number or line in the annotation file, and its id."""
         return name_row(self.annotation_file, int(self._numbers[index]), self[index])
 
+    def remark_lines(self) -> list[str]:
+        """Return what is told of rows that are trained on all the same, with their counts."""
+        counts = [int((self.remarks >> bit & 1).sum()) for bit in range(len(REMARKS))]
+        return [
+            f"{count:,} of {len(self):,} rows have {remark}"
+            for count, remark in zip(counts, REMARKS, strict=True)
+            if count
+        ]
+
     def select(self, places: NDArray[np.int64]) -> "Rows":
         """Return the rows at some places of this list."""
         kept = places if self._kept is None else self._kept[places]
@@ -160,7 +179,8 @@ def read_rows(path: Path) -> Rows:
 
     Raises:
         UserError: The file is missing or not JSON (with the line), or a row has no conversation, an unknown or
-            misplaced role, or an image that is not a path (with the row's number, from 0, and id).
+            misplaced role, or several images or one elsewhere than under `image` (with the row's number, from 0, and
+            id).
     """
     path = Path(path)
     if not path.is_file():
@@ -194,6 +214,9 @@ def _batches(rows: Iterator[CheckedRow]) -> Iterator[dict[str, list[Any]]]:
             ],
             "special_tokens": [any(map(has_special_tokens, turns)) for turns in texts],
             "other_markers": [any(map(has_other_markers, turns)) for turns in texts],
+            "question_bytes": [len(turns[0].encode()) for turns in texts],
+            "answers": [sum(has_text(text) for text in turns[1::2]) for turns in texts],
+            "remarks": [remarks_of(checked.row, checked.row.get("image")) for checked in batch],
         }
 
 

@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerBase
 from cobra.models.backbones.llm.prompting import PromptBuilder
 from cobra.models.backbones.vision import ImageTransform, PixelValues
 from cobra.models.backbones.vision.transforms import map_pixels
-from cobra.preprocessing.datasets.arrow_rows import read_rows
-from cobra.preprocessing.datasets.lengths import token_lengths
+from cobra.preprocessing.datasets.arrow_rows import Rows, read_rows
+from cobra.preprocessing.datasets.lengths import count_unlabelled, token_lengths
 from cobra.preprocessing.datasets.reasoning import ReasoningTrace, extract_reasoning_trace
-from cobra.preprocessing.datasets.rows import PLACEHOLDER
+from cobra.preprocessing.datasets.row_keys import ASKS_ABOUT_IMAGE, PLACEHOLDER
 from cobra.util.data_utils import IGNORE_INDEX, SKIPPED_ROW
 from cobra.util.errors import UserError
 from cobra.util.images import BadImageError, read_rgb
@@ -55,6 +55,7 @@ class _RowDataset(Dataset[dict[str, Any]]):
         self.tokenizer = tokenizer
         self.on_bad_image = on_bad_image
         self.examples = read_rows(self.annotation_file)
+        check_learnable(self.examples)
         if not self.image_dir.is_dir():
             raise UserError(f"the image folder does not exist: {self.image_dir}")
         self._blank: PixelValues | None = None
@@ -175,6 +176,7 @@ class FinetuneDataset(_RowDataset):
 
     Attributes:
         left_out: Rows of the file that `truncation="drop"` leaves out.
+        unlabelled: Rows that no label is left of when they are cut; they teach nothing.
     """
 
     def __init__(
@@ -201,13 +203,15 @@ class FinetuneDataset(_RowDataset):
                 are made once (:func:`cobra.preprocessing.datasets.lengths.token_lengths`).
 
         Raises:
-            UserError: The file or folder is missing, is not JSON, a row is not of the format, or none is left.
+            UserError: The file or folder is missing, is not JSON, a row is not of the format or has no answer, or no
+                row is left or none has a label.
         """
         super().__init__(instruct_json, image_dir, image_transform, tokenizer, on_bad_image, truncation)
         self.prompt_builder_fn = prompt_builder_fn
         self.left_out = 0
         if truncation == "drop":
             self._leave_out(token_lengths(self.annotation_file, tokenizer, prompt_builder_fn).conclusion_end)
+        self.unlabelled = self._count_unlabelled()
 
     def _leave_out(self, conclusion_end: NDArray[np.int32]) -> None:
         limit = self.tokenizer.model_max_length
@@ -221,6 +225,16 @@ class FinetuneDataset(_RowDataset):
         self.left_out = len(self.examples) - len(whole)
         self.examples = self.examples.select(whole)
 
+    def _count_unlabelled(self) -> int:
+        unlabelled = count_unlabelled(self.examples, self.tokenizer, self.prompt_builder_fn)
+        if unlabelled == len(self.examples):
+            raise UserError(
+                f"nothing can be learned from {self.annotation_file}: the first question of every row fills the "
+                f"{self.tokenizer.model_max_length} tokens that a row is cut at. Raise --model.llm_max_length, or "
+                "shorten the questions"
+            )
+        return unlabelled
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return `pixel_values` (None for text only), `input_ids` and `labels` (text,) int64 of a row.
 
@@ -230,6 +244,9 @@ class FinetuneDataset(_RowDataset):
         input_ids: list[int] = []
         labels: list[int] = []
         for turn in self.examples[index]["conversations"]:
+            # What stands beyond the cut is not tokenised: a row may have 400,000 turns.
+            if len(input_ids) >= self.tokenizer.model_max_length:
+                break
             ids = self._encode(builder.add_turn(turn["from"], turn["value"]))
             input_ids += ids
             labels += ids if turn["from"] == "gpt" else [IGNORE_INDEX] * len(ids)
@@ -243,6 +260,28 @@ class FinetuneDataset(_RowDataset):
         """Return the stages of every answer of a row."""
         turns = self.examples[index]["conversations"]
         return [extract_reasoning_trace(turn["value"]) for turn in turns if turn["from"] == "gpt"]
+
+
+def check_learnable(rows: Rows) -> None:
+    """Refuse rows that nothing can be learned from.
+
+    Raises:
+        UserError: A row has no answer; or none of the rows has an answer with a text; or rows ask about an image and
+            none names one.
+    """
+    for index in np.flatnonzero(rows.turns < 2)[:1].tolist():
+        raise UserError(
+            f"{rows.where(index)} has a question and no answer, so nothing can be learned from it; add a turn from "
+            "'gpt', or take the row out"
+        )
+    if not rows.answers.any():
+        raise UserError(f"every answer in {rows.annotation_file} is empty: nothing can be learned from it")
+    asking = np.flatnonzero(rows.remarks & ASKS_ABOUT_IMAGE)
+    if len(asking) and not rows.has_image.any():
+        raise UserError(
+            f"{rows.where(int(asking[0]))} has {PLACEHOLDER} in a question, and no row of the file has an image under "
+            f"`image`; name the images' paths there, or take {PLACEHOLDER} out"
+        )
 
 
 def check_row_options(on_bad_image: str, truncation: str) -> None:

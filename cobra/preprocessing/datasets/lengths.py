@@ -76,6 +76,32 @@ def token_lengths(
     return cached(annotation_file, f".{_fingerprint(tokenizer, prompt_builder_fn)}.lengths.npz", load, build)
 
 
+def count_unlabelled(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, prompt_builder_fn: Callable[..., PromptBuilder]
+) -> int:
+    """Return how many rows have no label left once they are cut: their first question fills the whole length.
+
+    Args:
+        rows: The rows, each with an answer.
+        tokenizer: Its `model_max_length` is where rows are cut.
+        prompt_builder_fn: Makes an empty conversation; called with `model_family`.
+    """
+    limit = tokenizer.model_max_length
+    # A token has at least a byte, so that of 100,000 rows only the few with long questions are tokenised.
+    markup = len(_question(prompt_builder_fn, "").encode()) + tokenizer.num_special_tokens_to_add()
+    places = np.flatnonzero(rows.question_bytes + markup >= limit).tolist()
+    unlabelled = 0
+    for start in watch(range(0, len(places), _CHUNK), f"Measuring questions of {rows.annotation_file.name}"):
+        chunk = [rows[place]["conversations"][0]["value"] for place in places[start : start + _CHUNK]]
+        batch = _encode(tokenizer, [_question(prompt_builder_fn, text) for text in chunk])
+        unlabelled += sum(len(ids) >= limit for ids in batch.input_ids)
+    return unlabelled
+
+
+def _question(prompt_builder_fn: Callable[..., PromptBuilder], text: str) -> str:
+    return prompt_builder_fn(model_family="cobra").add_turn("human", text)
+
+
 @dataclass(frozen=True)
 class _Conversation:
     """A row as it stands in the prompt."""

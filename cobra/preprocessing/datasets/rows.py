@@ -4,10 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cobra.preprocessing.datasets.row_keys import PLACEHOLDER, Row, image_of, unread_problem, with_image
 from cobra.util.errors import UserError
-from cobra.util.jsonl import opens_list, read_records
+from cobra.util.jsonl import opens_list, read_records, to_json
 
-PLACEHOLDER = "<image>"
+__all__ = ["MAX_ROW_BYTES", "PLACEHOLDER", "ROW_FORM", "CheckedRow", "Row", "check_rows", "name_row"]
+
+MAX_ROW_BYTES = 16 * 2**20
+"""The published rows have some 2 KB; a hostile one may not fill the memory."""
 ROW_FORM = (
     '{"id": ..., "image": a path, "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, '
     "...]}"
@@ -21,8 +25,6 @@ TOP_FOLDERS = ("images", "image", "image_files")
 TEXT_ONLY = "(text only)"
 NO_FOLDER = "(no folder)"
 
-Row = dict[str, Any]
-
 
 class CheckedRow(NamedTuple):
     """A row of the right form."""
@@ -30,6 +32,7 @@ class CheckedRow(NamedTuple):
     number: int
     """Its place in the file: see :func:`name_row`."""
     row: Row
+    """Its image, if it has one, stands under `image`: :func:`cobra.preprocessing.datasets.row_keys.image_of`."""
     json: bytes
     """The row as JSON, UTF-8."""
 
@@ -40,11 +43,12 @@ def source_of(row: Row) -> str:
     LLaVA-CoT's paths begin with it (`sqa/train/1.png`), beneath one of `TOP_FOLDERS` where an archive was unpacked with
     it. A row without an image is of `TEXT_ONLY`, one whose path has no other folder of `NO_FOLDER`.
     """
-    image = row.get("image")
-    if not image:
-        return TEXT_ONLY
-    if not isinstance(image, str):
+    try:
+        image = image_of(row)
+    except ValueError:
         return NO_FOLDER
+    if image is None:
+        return TEXT_ONLY
     parts = [part for part in image.replace("\\", "/").split("/") if part not in ("", ".")]
     if parts and parts[0] in TOP_FOLDERS:
         parts = parts[1:]
@@ -61,22 +65,33 @@ def check_rows(path: Path) -> Iterator[CheckedRow]:
     """Yield every row of a file; JSON lines are read one by one, a JSON list is read whole.
 
     Raises:
-        UserError: The file is not JSON (with the line) or has no rows, or a row has no conversation, an unknown or
-            misplaced role, or an image that is not a path (with the row's number and id).
+        UserError: The file is not JSON (with the line) or has no rows, or a row is too large, has no conversation, an
+            unknown or misplaced role, or several images or one elsewhere than under `image` (with the row's number and
+            id).
     """
     empty = True
     for number, row, text in read_records(path, "the annotation file", _FILE_FORM):
         empty = False
-        problem = _row_problem(row)
+        problem = _form_problem(row, len(text))
+        image = None
+        try:
+            if problem is None:
+                image = image_of(row)
+                problem = unread_problem(row, image)
+        except ValueError as error:
+            problem = str(error)
         if problem:
             raise UserError(f"{name_row(path, number, row)} {problem}; expected {ROW_FORM}")
-        yield CheckedRow(number, row, text)
+        whole = with_image(row, image)
+        yield CheckedRow(number, whole, text if whole is row else to_json(whole))
     if empty:
         raise UserError(f"{path} (the annotation file) is empty. {_FILE_FORM}")
 
 
-def _row_problem(row: Any) -> str | None:
-    """Return what is wrong with a row, or None."""
+def _form_problem(row: Any, size: int) -> str | None:
+    """Return what is wrong with the form of a row of some bytes, or None."""
+    if size > MAX_ROW_BYTES:
+        return f"has {size:,} bytes, more than the {MAX_ROW_BYTES:,} that a row may have"
     if not isinstance(row, dict):
         return f"is a {type(row).__name__}"
     turns = row.get("conversations")
@@ -94,8 +109,6 @@ def _row_problem(row: Any) -> str | None:
             return f"has a turn {place} whose text holds half a surrogate pair, which no tokenizer can read"
         if turn.get("from") != _ROLES[place % 2]:
             return f"has a turn {place} from {turn.get('from')!r} where {_ROLES[place % 2]!r} was expected"
-    if "image" in row and not (isinstance(row["image"], str) and row["image"]):
-        return f"has the image {row['image']!r}, which is not a path"
     return None
 
 

@@ -10,6 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from cobra.preprocessing.datasets.reasoning import STAGES, extract_reasoning_trace
+from cobra.preprocessing.datasets.row_keys import REMARKS
 from cobra.preprocessing.llava_cot.coco_ids import CocoIds, is_visual_genome
 from cobra.preprocessing.llava_cot.row_sources import RowSources
 from cobra.preprocessing.llava_cot.rows import Defect, Row
@@ -71,6 +72,10 @@ class Report:
     """Answers with some stage, by each stage that they lack."""
     form_problems: Counter[str] = field(default_factory=Counter)
     """Answers with some stage, by each fault of form."""
+    text_only: int = 0
+    """Rows without an image."""
+    remarks: Counter[str] = field(default_factory=Counter)
+    """Rows by what is told of them though they are used; the words follow "rows have"."""
     coco: CocoIds = field(default_factory=CocoIds)
     """COCO images of training rows."""
     visual_genome_rows: int = 0
@@ -97,6 +102,8 @@ class Report:
         self.special_tokens += row.cleaned
         self.other_markers += any(has_other_markers(turn["value"]) for turn in row.turns)
         self.turns[len(row.answers)] += 1
+        self.text_only += row.image is None
+        self.remarks.update(remark for bit, remark in enumerate(REMARKS) if row.remarks >> bit & 1)
         traces = [extract_reasoning_trace(answer) for answer in row.answers]
         for trace in traces:
             self.answers += 1
@@ -229,6 +236,7 @@ def _defect_table(report: Report) -> Table:
         "kept though an earlier row has the same id": report.duplicate_ids,
         f"kept without {' or '.join(SPECIAL_TOKENS)} in its texts": report.special_tokens,
         "kept with what other tools mark turns with, as </s>": report.other_markers,
+        **{f"kept, having {remark}": report.remarks[remark] for remark in REMARKS},
     }
     for name, number in kept.items():
         if number:

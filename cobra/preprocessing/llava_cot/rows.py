@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from cobra.preprocessing.archives import unsafe_name
+from cobra.preprocessing.datasets.row_keys import image_of, remarks_of, unread_problem
+from cobra.preprocessing.datasets.rows import MAX_ROW_BYTES
 from cobra.util import jsonl
 from cobra.util.errors import UserError
 from cobra.util.special_tokens import has_special_tokens, without_special_tokens
 
-# The published rows have some 2 KB; a hostile line may not fill the memory.
-MAX_LINE_BYTES = 16 * 2**20
+MAX_LINE_BYTES = MAX_ROW_BYTES
 
 _ROLES = ("human", "gpt")
 
@@ -29,6 +30,7 @@ class Defect(StrEnum):
     ROLE_ORDER = "role out of order"
     NO_ANSWER = "no answer"
     BAD_IMAGE_PATH = "bad image path"
+    UNREAD_KEY = "key that is not read"
     MISSING_IMAGE = "missing image"
     UNREADABLE_IMAGE = "unreadable image"
     DUPLICATE = "duplicate"
@@ -49,13 +51,15 @@ class Row:
     id: Any
     """As published: text or number, not necessarily unique; `line-{number}` where there is none."""
     image: str | None
-    """Path below the image root as published, without `./`; None for a row without the key: a text-only row."""
+    """Path below the image root as published, without `./`; None for a row of text only."""
     turns: list[dict[str, str]]
     """`{"from": "human" | "gpt", "value": text}`, alternating, an answer last."""
     dropped_turn: bool
     """Whether a last question without an answer was dropped."""
     cleaned: bool = False
     """Whether special tokens of the tokenizer were taken out of its texts."""
+    remarks: int = 0
+    """As :func:`cobra.preprocessing.datasets.row_keys.remarks_of` returns them."""
 
     @property
     def answers(self) -> list[str]:
@@ -116,10 +120,11 @@ def check_row(value: dict[str, Any], line: int) -> Row:
     Raises:
         RowError: The row cannot be used.
     """
-    image = None
-    if "image" in value:
-        image = _checked_image(value["image"])
+    image = _checked_image(value)
     turns = _checked_turns(value.get("conversations"))
+    problem = unread_problem(value, image)
+    if problem:
+        raise RowError(Defect.UNREAD_KEY, f"the row {problem}")
     dropped = len(turns) % 2 == 1
     if dropped:
         turns = turns[:-1]
@@ -132,12 +137,17 @@ def check_row(value: dict[str, Any], line: int) -> Row:
     if empty is not None:
         raise RowError(Defect.NO_ANSWER, f"turn {empty} is an empty answer")
     row_id = value.get("id")
-    return Row(f"line-{line}" if row_id is None else row_id, image, turns, dropped, cleaned)
+    key = f"line-{line}" if row_id is None else row_id
+    return Row(key, image, turns, dropped, cleaned, remarks_of(value, image))
 
 
-def _checked_image(image: Any) -> str:
-    if not isinstance(image, str):
-        raise RowError(Defect.BAD_IMAGE_PATH, f"{_short(image)}, expected a path")
+def _checked_image(value: dict[str, Any]) -> str | None:
+    try:
+        image = image_of(value)
+    except ValueError as error:
+        raise RowError(Defect.BAD_IMAGE_PATH, f"the row {error}") from error
+    if image is None:
+        return None
     path = image.removeprefix("./")
     problem = unsafe_name(path)
     if problem:
@@ -225,8 +235,10 @@ def sample_images(train: Path, count: int = 2000) -> list[str]:
             continue
         rows += 1
         try:
-            image = _checked_image(value.get("image"))
+            image = _checked_image(value)
         except RowError:
+            continue
+        if image is None:
             continue
         seen += 1
         if len(sample) < count:
@@ -235,5 +247,8 @@ def sample_images(train: Path, count: int = 2000) -> list[str]:
             sample[place] = image
     if not rows or (opens_list and malformed > rows):
         found = f"{malformed} of its {malformed + rows} lines are none, first {first_problem}" if malformed else "empty"
-        raise UserError(f"{train} is not JSON lines, one object a line: {found}. Fetch it again, or convert it.")
+        raise UserError(
+            f"{train} is not JSON lines, one object a line: {found}. Fetch it again, or convert it: "
+            "`jq -c .[] FILE` writes a JSON list so."
+        )
     return sample

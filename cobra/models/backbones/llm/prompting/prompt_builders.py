@@ -23,7 +23,8 @@ class PromptBuilder(ABC):
         self.model_family = model_family
         self.system_prompt = system_prompt
         self.turn_count = 0
-        self._prompt = ""
+        # Joined when they are asked for: adding texts up costs the square of their number.
+        self._turns: list[str] = []
 
     def add_turn(self, role: str, message: str) -> str:
         """Add a turn; every `<image>` is removed from it, and white space around it.
@@ -47,16 +48,16 @@ class PromptBuilder(ABC):
         message = message.replace(_IMAGE, "").strip()
         turn = self._human(message) if role == "human" else f"{message or ' '}{self.end}"
         self.turn_count += 1
-        self._prompt += turn
+        self._turns.append(turn)
         return turn
 
     def get_potential_prompt(self, message: str) -> str:
         """Return the prompt as it would be with one more human message, taken as it is."""
-        return self._prompt + self._question(message).rstrip(self._open_end)
+        return "".join([*self._turns, self._question(message).rstrip(self._open_end)])
 
     def get_prompt(self) -> str:
         """Return the conversation so far."""
-        return self._prompt.rstrip(self._open_end)
+        return "".join(self._turns).rstrip(self._open_end)
 
     # What is cut from the end of a prompt that waits for an answer.
     _open_end = ""

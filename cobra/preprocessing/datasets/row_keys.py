@@ -1,0 +1,126 @@
+"""Keys of a row: where its image stands, and what stands under keys that training does not read."""
+
+import re
+import reprlib
+from collections.abc import Iterator
+from typing import Any
+
+Row = dict[str, Any]
+
+PLACEHOLDER = "<image>"
+ONE_IMAGE = "a row has one image: make a row of each"
+
+# Fields beside the conversation that other trainers use.
+_UNREAD = ("system", "tools", "history", "messages", "weight")
+REMARKS = (
+    *(f"`{key}`, which is not trained on" for key in _UNREAD),
+    "a second picture, video or sound, which is not trained on",
+    f"{PLACEHOLDER} in a question and no `image`; it is taken out, and they are trained on as text",
+    "an empty answer, which teaches to say nothing",
+)
+"""What is told of rows that are trained on all the same, to follow "N rows have"; bits of :func:`remarks_of`."""
+_SECOND_PICTURE, ASKS_ABOUT_IMAGE, _EMPTY_ANSWER = (1 << bit for bit in range(len(_UNREAD), len(REMARKS)))
+
+# `input_image`, `imgPath`, `image_url`, `pixel_values`, `video`; not `image_id`, `image_width`, `framework`.
+_PICTURE_KEY = re.compile(
+    r"(?:[a-z]+_)*(?:image|img|picture|pic|photo|pixel|frame|video|audio|media)s?_?"
+    r"(?:(?:path|file|name|url|uri|value|byte|data|base64|list)s?_?)*[0-9]*"
+)
+_PICTURE_VALUE = re.compile(
+    r"data:image/.*|\S.*\.(?:png|jpe?g|webp|gif|bmp|tiff?|avif|heic)", re.IGNORECASE | re.DOTALL
+)
+_WORD_IN_CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
+
+
+def image_of(row: Row) -> str | None:
+    """Return the path of a row's image as it stands there; None for a row of text only.
+
+    Tables cannot leave a key out: null, NaN, blank text and an empty list are no image, and a list of one path is that
+    path. `images` is read as `image` is.
+
+    Args:
+        row: The parsed JSON object.
+
+    Raises:
+        ValueError: It has several images, or one that is not a path; the text follows the row's name.
+    """
+    paths = {path for key in ("image", "images") if (path := _only_path(key, row.get(key))) is not None}
+    if len(paths) > 1:
+        raise ValueError(f"has one image under `image` and another under `images`; {ONE_IMAGE}")
+    return next(iter(paths), None)
+
+
+def _only_path(key: str, value: Any) -> str | None:
+    items = [item for item in (value if isinstance(value, list) else [value]) if not _is_absent(item)]
+    if len(items) > 1:
+        raise ValueError(f"has {len(items)} images under `{key}`; {ONE_IMAGE}")
+    if items and not isinstance(items[0], str):
+        raise ValueError(f"has the {key} {_REPR.repr(value)}, which is not a path")
+    return items[0] if items else None
+
+
+def _is_absent(value: Any) -> bool:
+    """Return whether a value is what tables put where there is none."""
+    blank = isinstance(value, str) and not value.strip()
+    return value is None or blank or value == [] or value == {} or value != value
+
+
+def with_image(row: Row, image: str | None) -> Row:
+    """Return a row with its image under `image`, and without the key where it has none: itself if it is so already."""
+    if "images" not in row and row.get("image") == image and ("image" in row) == (image is not None):
+        return row
+    others = {key: value for key, value in row.items() if key not in ("image", "images")}
+    return others if image is None else others | {"image": image}
+
+
+def unread_problem(row: Row, image: str | None) -> str | None:
+    """Return what keeps a row from being trained on as it is meant, to follow its name; None where nothing does.
+
+    Args:
+        row: The parsed JSON object, of the right form.
+        image: As :func:`image_of` returns it.
+    """
+    if not _is_absent(row.get("chosen")) and not _is_absent(row.get("rejected")):
+        return "has `chosen` and `rejected`; pairs are not trained on: make the chosen one the last answer"
+    if image is not None:
+        return None
+    key = next(_picture_keys(row), None)
+    if key is None:
+        return None
+    return f"has a picture under `{key}` and none under `image`; call the key `image`, with a path as its value"
+
+
+def _picture_keys(row: Row) -> Iterator[str]:
+    """Yield the keys other than `image` and `images` that hold a picture, a video or a sound."""
+    for key, value in row.items():
+        if key in ("id", "image", "images", "conversations") or _is_absent(value):
+            continue
+        named = _PICTURE_KEY.fullmatch(_WORD_IN_CAMEL_CASE.sub("_", key).lower().replace("-", "_").replace(" ", "_"))
+        if named and isinstance(value, str | list | dict):
+            yield key
+        elif isinstance(value, str) and _PICTURE_VALUE.fullmatch(value):
+            yield key
+
+
+def remarks_of(row: Row, image: str | None) -> int:
+    """Return which of :data:`REMARKS` hold for a row, a bit each.
+
+    Args:
+        row: The parsed JSON object, of the right form.
+        image: As :func:`image_of` returns it.
+    """
+    turns = row["conversations"]
+    bits = sum(1 << bit for bit, key in enumerate(_UNREAD) if not _is_absent(row.get(key)))
+    if image is not None:
+        bits |= _SECOND_PICTURE * any(True for _ in _picture_keys(row))
+    else:
+        bits |= ASKS_ABOUT_IMAGE * any(PLACEHOLDER in turn["value"] for turn in turns[::2])
+    return bits | _EMPTY_ANSWER * any(not has_text(turn["value"]) for turn in turns[1::2])
+
+
+def has_text(turn: str) -> bool:
+    """Return whether a turn says anything beside the placeholder of its image."""
+    return bool(turn.replace(PLACEHOLDER, "").strip())
