@@ -8,7 +8,19 @@ from cobra.preprocessing.datasets.row_keys import PLACEHOLDER, Row, image_of, un
 from cobra.util.errors import UserError
 from cobra.util.jsonl import opens_list, read_records, to_json
 
-__all__ = ["MAX_ROW_BYTES", "PLACEHOLDER", "ROW_FORM", "CheckedRow", "Row", "check_rows", "name_row"]
+__all__ = [
+    "MAX_ROW_BYTES",
+    "NO_FOLDER",
+    "PLACEHOLDER",
+    "ROW_FORM",
+    "TEXT_ONLY",
+    "TOP_FOLDERS",
+    "CheckedRow",
+    "Row",
+    "check_rows",
+    "name_row",
+    "source_of",
+]
 
 MAX_ROW_BYTES = 16 * 2**20
 """The published rows have some 2 KB; a hostile one may not fill the memory."""
