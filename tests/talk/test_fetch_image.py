@@ -1,9 +1,11 @@
 """Pictures by path and by address: what is not a picture, or does not come, is told in words."""
 
+import gzip
 import io
 import os
 import socket
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -11,7 +13,7 @@ from file_server import FileServer
 from PIL import Image
 from scratch import picture
 
-from cobra.talk import fetch_image
+from cobra.talk import fetch_image, web
 from cobra.talk.fetch_image import open_image
 from cobra.util.errors import UserError
 
@@ -24,14 +26,20 @@ def png():
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(fetch_image, "_SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(web, "_SILENCE_SECONDS", 0.2)
     with FileServer() as started:
         started.files["/a.png"] = png()
         yield started
 
 
-@contextmanager
 def raw_server(*pieces, hang=False):
+    # One iterable of pieces is taken as it comes.
+    pieces = pieces[0] if len(pieces) == 1 and not isinstance(pieces[0], bytes) else pieces
+    return _raw_server(pieces, hang)
+
+
+@contextmanager
+def _raw_server(pieces, hang):
     """A server that answers every request with some bytes, and with silence after them if it is to hang."""
     listener = socket.create_server(("127.0.0.1", 0))
     ended = threading.Event()
@@ -144,10 +152,10 @@ def test_nobody_answers(server):
 
 def test_a_trickle_ends(monkeypatch):
     """Never silent for long, and never done."""
-    monkeypatch.setattr(fetch_image, "_TOTAL_SECONDS", 0.0)
+    monkeypatch.setattr(web, "_TOTAL_SECONDS", 0.3)
     with (
         raw_server(b"HTTP/1.1 200 OK\r\n\r\nabc", hang=True) as url,
-        pytest.raises(UserError, match="within 0 seconds"),
+        pytest.raises(UserError, match="did not come whole within"),
     ):
         open_image(url)
 
@@ -157,3 +165,95 @@ def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(png())
     with pytest.raises(UserError, match="decompression bomb"):
         open_image(str(tmp_path / "a.png"))
+
+
+def dripping(begin, pause=0.02):
+    """Bytes for :func:`raw_server`, one at a time and without end."""
+    yield begin
+    while True:
+        time.sleep(pause)
+        yield b"a"
+
+
+@pytest.mark.fault("B3")
+@pytest.mark.parametrize(
+    "begin",
+    [b"", b"HTTP/1.1 200 OK\r\nA: ", b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 302 Found\r\nLocation: /"],
+    ids=["status", "header", "body", "redirect"],
+)
+def test_the_time_is_that_of_everything_and_the_line_is_hung_up(monkeypatch, begin):
+    """Never silent for long, and never done."""
+    monkeypatch.setattr(web, "_TOTAL_SECONDS", 0.5)
+    sent = []
+    with raw_server(sent.append(1) or piece for piece in dripping(begin)) as url:
+        began = time.monotonic()
+        with pytest.raises(UserError, match="did not come whole within"):
+            open_image(url)
+        assert time.monotonic() - began < 20
+        # Who is hung up on cannot send: the server's thread comes to its end.
+        before = -1
+        while len(sent) > before:
+            before = len(sent)
+            time.sleep(0.3)
+
+
+@pytest.mark.fault("B3")
+def test_redirects_of_redirects_have_the_time_of_one(monkeypatch):
+    monkeypatch.setattr(web, "_TOTAL_SECONDS", 0.5)
+    with raw_server(hang=True) as silent, raw_server(redirect(silent)) as url:
+        with pytest.raises(UserError, match="did not come whole within"):
+            open_image(url)
+
+
+@pytest.mark.fault("B3")
+def test_nothing_is_read_of_a_redirect_but_its_headers(server):
+    sent = []
+
+    def pieces():
+        yield f"HTTP/1.1 302 Found\r\nLocation: {server.url}/a.png\r\n\r\n".encode()
+        for _ in range(2000):
+            sent.append(1)
+            yield bytes(1 << 16)
+
+    with raw_server(pieces()) as url:
+        assert open_image(url).size == (48, 48)
+    # What fits into the buffers of both sockets.
+    assert len(sent) < 1000
+
+
+@pytest.mark.fault("B3")
+def test_headers_and_chunks_without_end_are_not_kept(server):
+    for begin in (b"HTTP/1.1 200 OK\r\nA: ", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;a="):
+        with raw_server(begin, *[b"a" * (1 << 16)] * 4) as url, pytest.raises(UserError, match="cannot be fetched"):
+            open_image(url)
+    with raw_server(b"HTTP/1.1 200 OK\r\n", *[b"A: b\r\n"] * 500) as url, pytest.raises(UserError, match="cannot be"):
+        open_image(url)
+
+
+@pytest.mark.fault("B3")
+def test_compressed_answers_are_not_unpacked():
+    body = gzip.compress(bytes(1 << 20))
+    begin = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n"
+    with raw_server(begin + body) as url, pytest.raises(UserError, match=r"sends it compressed \(gzip\)"):
+        open_image(url)
+
+
+NOT_FOUND = b"HTTP/1.1 404 No\r\n\r\n"
+
+
+@pytest.mark.fault("B3")
+@pytest.mark.parametrize("where", ["http://u:S3CRET@127.0.0.1:{port}/a?k=S3CRET#S3CRET", "http://u:S3CRET@[/S?S3CRET"])
+@pytest.mark.parametrize(
+    "answer", [b"", b"what?", redirect("http://u:S3CRET@["), redirect("ftp://S3CRET/"), b"HTTP/1.1 404 No\r\n\r\n"]
+)
+def test_secrets_of_an_address_are_not_told(where, answer):
+    with raw_server(answer) as url, pytest.raises(UserError) as caught:
+        open_image(where.format(port=url.rpartition(":")[2]))
+    assert "S3CRET" not in str(caught.value)
+
+
+@pytest.mark.fault("B3")
+def test_an_address_is_shown_without_its_secrets():
+    assert web.without_secrets("https://me:pass@host:8/a/b.png?token=x#y") == "https://host:8/a/b.png?..."
+    assert web.without_secrets("http://a@b@host/c@d") == "http://host/c@d"
+    assert web.without_secrets("photos/a?b@c.png") == "photos/a?b@c.png"

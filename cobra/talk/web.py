@@ -1,0 +1,194 @@
+"""Fetching a small file from a server that nobody vouches for: bounded in bytes and in seconds, whatever it does."""
+
+import http.client
+import re
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
+
+from cobra.util.errors import UserError
+from cobra.util.shown import shown
+
+if TYPE_CHECKING:
+    import requests
+
+# To connect, and between two pieces of the answer; and for all of it: names, redirects, headers and body.
+_SILENCE_SECONDS = 10.0
+_TOTAL_SECONDS = 60.0
+_MAX_REDIRECTS = 5
+_BLOCK = 1 << 16
+_REDIRECTS = (301, 302, 303, 307, 308)
+# Between the slashes and the last @ before the path: name and password.
+_USER = re.compile(r"(?<=//)[^/?#]*@")
+_QUERY = re.compile(r"[?#].*", re.DOTALL)
+
+
+def without_secrets(where: str) -> str:
+    """Return an address as it may be shown: without name and password, and with dots for what follows `?` or `#`.
+
+    Args:
+        where: An address; a path of a file is returned as it is.
+    """
+    return _QUERY.sub("?...", _USER.sub("", where)) if "://" in where else where
+
+
+def fetch_bytes(url: str, max_bytes: int) -> bytes:
+    """Fetch a file into memory.
+
+    It takes at most a minute. Up to five redirects are followed; only their headers are read, of at most 6.5 MB each.
+    Addresses of a private network, and of this machine, are as good as any: who gives an address may go there.
+
+    Args:
+        url: Of http or https, and redirects lead to such ones.
+        max_bytes: Of the file.
+
+    Raises:
+        UserError: Nobody answers, the answer is an error or compressed, or it is too large or too slow.
+    """
+    fetch = _Fetch(url, max_bytes)
+    # Not in this thread: nothing ends the search for a name, or a header that comes by the byte.
+    thread = threading.Thread(target=fetch.run, daemon=True)
+    thread.start()
+    thread.join(_TOTAL_SECONDS)
+    if thread.is_alive():
+        fetch.hang_up()
+        raise UserError(f"{fetch.name} did not come whole within {_TOTAL_SECONDS:.0f} seconds: try again")
+    if fetch.error is not None:
+        raise fetch.error
+    return bytes(fetch.data)
+
+
+class _Fetch:
+    """One file on its way; :meth:`hang_up` may be called from another thread."""
+
+    def __init__(self, url: str, max_bytes: int) -> None:
+        self.name = repr(shown(without_secrets(url), 200))
+        self.data = bytearray()
+        self.error: UserError | None = None
+        self._url = url
+        self._max_bytes = max_bytes
+        self._ended = False
+        self._sockets: list[socket.socket] = []
+
+    def run(self) -> None:
+        """Fetch `data`, or set `error`."""
+        try:
+            self._follow()
+        except UserError as error:
+            self.error = error
+        # Of odd addresses requests passes on UnicodeErrors and other ValueErrors; of a socket that is closed any.
+        except Exception as error:  # noqa: BLE001
+            self.error = UserError(
+                f"{self.name} cannot be fetched ({_reason(error)}): see whether the address opens in a browser, or "
+                "give the path of a file"
+            )
+
+    def hang_up(self) -> None:
+        """End it: nothing more is read."""
+        self._ended = True
+        for connected in list(self._sockets):
+            with suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
+
+    def _note(self, connected: socket.socket) -> None:
+        self._sockets.append(connected)
+        if self._ended:
+            self.hang_up()
+
+    def _follow(self) -> None:
+        import requests
+
+        url = self._url
+        # Compressed in transport a small answer could become a large one.
+        headers = {"Accept-Encoding": "identity", "User-Agent": "cobra-vlm"}
+        with requests.Session() as session:
+            # Otherwise requests reads a redirect's whole body into memory, also where it is not to follow it.
+            session.get_redirect_target = lambda response: None  # type: ignore[method-assign]
+            session.mount("http://", _adapter(self._note))
+            session.mount("https://", _adapter(self._note))
+            for _ in range(_MAX_REDIRECTS + 1):
+                if self._ended:
+                    return
+                with session.get(
+                    url, stream=True, timeout=_SILENCE_SECONDS, headers=headers, allow_redirects=False
+                ) as response:
+                    if response.status_code not in _REDIRECTS or "Location" not in response.headers:
+                        self._take(response)
+                        return
+                    # As a browser reads it, whatever the header's own encoding.
+                    url = urljoin(url, response.headers["Location"].encode("latin-1").decode("utf-8", "replace"))
+                if urlsplit(url).scheme not in ("http", "https"):
+                    kind = shown(urlsplit(url).scheme, 20)
+                    raise UserError(f"{self.name} cannot be fetched: it leads to an address of the kind {kind}")
+        raise UserError(f"{self.name} cannot be fetched: it leads on more than {_MAX_REDIRECTS} times")
+
+    def _take(self, response: "requests.Response") -> None:
+        if not response.ok:
+            raise UserError(
+                f"{self.name} cannot be fetched: the server answers {response.status_code} "
+                f"{shown(response.reason or '', 80)}; see whether the address opens in a browser"
+            )
+        coding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if coding not in ("identity", ""):
+            raise UserError(f"{self.name} cannot be fetched: the server sends it compressed ({shown(coding, 20)})")
+        told = response.headers.get("Content-Length", "")
+        size = int(told) if told.isdecimal() and len(told) < 20 else None
+        too_large = UserError(f"{self.name} is larger than the {self._max_bytes:,} bytes that pictures may have")
+        if size is not None and size > self._max_bytes:
+            raise too_large
+        # read1 returns what there is: a server that sends a byte now and then cannot hold it up.
+        while not self._ended and (block := response.raw.read1(_BLOCK)):
+            self.data += block
+            if len(self.data) > self._max_bytes:
+                raise too_large
+        if size is not None and len(self.data) < size:
+            raise UserError(f"{self.name} broke off after {len(self.data):,} of {size:,} bytes: try again")
+
+
+def _adapter(note: Callable[[socket.socket], None]) -> Any:
+    """Return what connects for requests, and shows its sockets to `note`."""
+    from requests.adapters import HTTPAdapter
+
+    class Adapter(HTTPAdapter):
+        def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+            pool = super().get_connection_with_tls_context(*args, **kwargs)
+            plain: Any = pool.ConnectionCls
+
+            class Noted(plain):  # type: ignore[misc]
+                def connect(self) -> None:
+                    super().connect()
+                    note(self.sock)
+
+            pool.ConnectionCls = Noted
+            return pool
+
+    return Adapter()
+
+
+def _reason(error: BaseException) -> str:
+    """Return why a request failed. What is raised may quote addresses, with their passwords: it is not told."""
+    import requests
+    from urllib3.exceptions import LocationParseError
+
+    chain = [error]
+    while (below := chain[-1].__cause__ or chain[-1].__context__ or _argument(chain[-1])) is not None:
+        if below in chain:
+            break
+        chain.append(below)
+    for found in reversed(chain):
+        if isinstance(found, TimeoutError | requests.Timeout):
+            return f"no answer within {_SILENCE_SECONDS:.0f} seconds"
+        if isinstance(found, OSError) and found.strerror:
+            return shown(found.strerror, 200)
+    if isinstance(error, http.client.HTTPException | requests.ConnectionError):
+        return "the server breaks off, or answers something else than HTTP"
+    invalid = isinstance(error, LocationParseError | ValueError)
+    return "it is no valid address" if invalid else type(error).__name__
+
+
+def _argument(error: BaseException) -> BaseException | None:
+    found = getattr(error, "reason", None) or next(iter(error.args), None)
+    return found if isinstance(found, BaseException) else None
