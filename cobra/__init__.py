@@ -2,10 +2,14 @@
 
 from typing import TYPE_CHECKING
 
+from cobra.util.cache import provide_cache
 from cobra.util.lazy import lazy_names
 
 if TYPE_CHECKING:
     from cobra.models import available_model_names, available_models, get_model_description, load
+
+# Before any library is imported that looks for its cache then.
+provide_cache()
 
 __version__ = "0.1.0"
 

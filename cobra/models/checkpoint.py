@@ -1,9 +1,14 @@
 """Reading weights: Cobra's `.pt`, safetensors and state-spaces' files, without unpickling objects, strictly checked."""
 
+import os
 import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
@@ -25,6 +30,28 @@ Checkpoint = dict[str, dict[str, Tensor]]
 TIED_HEAD, EMBEDDING = "llm.lm_head.weight", "llm.backbone.embedding.weight"
 # Names in a message before it is cut short.
 _NAMED = 6
+
+
+@contextmanager
+def written_by_libraries() -> Iterator[None]:
+    """Raise as an OSError again what torch and safetensors make of one while they write, on a full disk say.
+
+    torch has to write to a file of Python's own: its own tells no reason.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    except RuntimeError as error:
+        said: BaseException | None = error
+        while said is not None and not isinstance(said, OSError):
+            said = said.__context__
+        if said is None:
+            raise
+        raise OSError(said.errno, said.strerror) from error
 
 
 def read_tensors(path: Path) -> dict:

@@ -12,7 +12,16 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cobra.models.checkpoint import ADAPTER, EMBEDDING, LATEST, TIED_HEAD, Checkpoint, read_tensors, read_whole_model
+from cobra.models.checkpoint import (
+    ADAPTER,
+    EMBEDDING,
+    LATEST,
+    TIED_HEAD,
+    Checkpoint,
+    read_tensors,
+    read_whole_model,
+    written_by_libraries,
+)
 from cobra.models.load import PROVENANCE, SAFETENSORS, CheckpointSource, find_checkpoint
 from cobra.models.model_card import model_card
 from cobra.util.errors import UserError
@@ -70,7 +79,7 @@ def export(config: ExportConfig) -> Path:
             _write(folder, source, checkpoint, config)
             folder.rename(output)
     except (OSError, SafetensorError) as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "the disk is full" if full else " ".join(str(error).split())
         raise UserError(
             f"{output} cannot be written ({reason}); nothing is left of it. Choose another --output"
@@ -103,9 +112,10 @@ def _check(config: ExportConfig) -> None:
 def _write(folder: Path, source: CheckpointSource, checkpoint: Checkpoint, config: ExportConfig) -> None:
     """Write every file of an export into a new folder."""
     path = folder / (LATEST if config.format == "pt" else SAFETENSORS)
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, written_by_libraries():
         if config.format == "pt":
-            torch.save({"model": checkpoint}, temporary)
+            with temporary.open("wb") as file:
+                torch.save({"model": checkpoint}, file)
         else:
             save_file(_flatten(checkpoint), temporary)
     values = _configuration(source)

@@ -9,6 +9,15 @@ from pathlib import Path
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
+def provide_cache() -> None:
+    """Give libraries a place for what they keep, where there is no home: they would make a folder called `~`."""
+    if not os.path.isabs(os.path.expanduser("~")):
+        folder = _private_folder()
+        if folder is not None:
+            os.environ.setdefault("XDG_CACHE_HOME", str(folder))
+            os.environ.setdefault("TRITON_HOME", str(folder))
+
+
 def cache_folders() -> Iterator[Path]:
     """Yield folders to try in turn: `cobra` in the user's cache folder, then one in the folder for temporary files.
 

@@ -101,6 +101,8 @@ def hold(folder: Path, what: str, say: Callable[[str], object] = print) -> Itera
             folder.mkdir(parents=True, exist_ok=True)
             held.take(what, say)
         except OSError as error:
+            # What a write raises names no file.
+            error.filename = error.filename or str(folder / LOCK)
             raise UserError(file_problem(error) or f"{folder} cannot be written to ({error})") from error
         yield held
     finally:

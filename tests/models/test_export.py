@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from lora_run import adapted_vlm, write_lora_run
 from safetensors import SafetensorError
 from scratch import picture
+from small_disk import small_disk
 
 import cobra
 from cobra.models import export as export_module
@@ -180,6 +181,15 @@ def test_what_cannot_be_written_leaves_nothing(run, output, monkeypatch, error, 
     with pytest.raises(UserError, match=rf"cannot be written \({reason}\); nothing is left of it"):
         export_run(run, output, format="safetensors")
     assert not list(output.parent.iterdir())
+
+
+@pytest.mark.fault("A10")
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, kind):
+    with small_disk(tmp_path / "disk", 1_000) as disk:
+        with pytest.raises(UserError, match=r"model cannot be written \(the disk is full\); nothing is left of it"):
+            export_run("cobra-tiny", disk.folder / "model", format=kind)
+        assert not list(disk.folder.iterdir())
 
 
 def test_an_interrupt_leaves_nothing(run, output, monkeypatch):

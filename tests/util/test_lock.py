@@ -6,33 +6,17 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict, replace
 
 import pytest
+from lock_holder import start_holder
 
 from cobra.util import lock
 from cobra.util.errors import UserError
 from cobra.util.lock import LOCK, SILENT_SECONDS, Holder, hold
 
 pytestmark = pytest.mark.fault("A7")
-
-HOLDER = """
-import sys, time
-from pathlib import Path
-from cobra.util.lock import hold
-with hold(Path(sys.argv[1]), "a test works"):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
-
-def start_holder(folder) -> subprocess.Popen:
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
-    return process
 
 
 @pytest.fixture

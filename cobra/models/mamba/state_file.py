@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from cobra.models.checkpoint import written_by_libraries
 from cobra.models.mamba.model import MambaLM
 from cobra.models.mamba.state import MambaState
 from cobra.util.errors import UserError
@@ -41,7 +42,7 @@ def save_state(path: Path | str, state: MambaState, model: MambaLM) -> None:
     """
     state.check(model.config, None)
     tensors = {"conv": state.conv.contiguous().cpu(), "ssm": state.ssm.contiguous().cpu()}
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, written_by_libraries():
         save_file(tensors, temporary, metadata={"format": _FORMAT} | _identity(model))
 
 
