@@ -14,7 +14,7 @@ from cobra.evaluation.chair import read_objects
 from cobra.evaluation.checkpoints import ModelsUnderTest, dataset_roots
 from cobra.evaluation.coco import DEFAULT_ANNOTATIONS, DEFAULT_IMAGE_DIR, sample
 from cobra.evaluation.config import BenchmarkConfig
-from cobra.evaluation.entries import FETCH_COMMAND, CaptionedImage
+from cobra.evaluation.entries import FETCH_COMMAND, CaptionedImage, count_images, named
 from cobra.evaluation.java_metrics import JavaMetrics, find_java_metrics
 from cobra.evaluation.overlap import Overlap, find_overlap, find_training_ids, leave_out, read_training_ids
 from cobra.evaluation.pictures import check_present
@@ -142,7 +142,7 @@ def _announce_data(console: Console, found: CaptionSet, chosen: _Chosen) -> None
             say(chosen.predictions.remark)
         if chosen.predictions.missing:
             missing = chosen.predictions.missing
-            say(f"{len(missing):,} images have no caption and are left out: {', '.join(map(str, missing))}")
+            say(f"{count_images(len(missing))} without a caption left out: {named(missing)}")
 
 
 def _score(

@@ -19,6 +19,7 @@ from cobra.evaluation.coco import read_names
 from cobra.evaluation.entries import CaptionedImage, ImageId, id_of, refuse, shortened, text_of
 from cobra.evaluation.image_index import ImageIndex, KnownImages, match_images
 from cobra.evaluation.metric import MeanMetric, Metrics, RatioMetric
+from cobra.evaluation.tokenizer import MAX_CHARACTERS
 from cobra.util.errors import UserError
 from cobra.util.files import read_json
 
@@ -149,7 +150,7 @@ class Chair:
 
 def mentions(caption: str) -> list[str]:
     """Return the categories that a caption mentions, one for each mention, in order."""
-    words = re.findall(r"[^\W\d_]+", caption.lower())
+    words = re.findall(r"[^\W\d_]+", caption[:MAX_CHARACTERS].lower())
     phrases = _phrases()
     longest = max(map(len, phrases))
     found = []

@@ -23,11 +23,14 @@ class Metric(ABC):
 
     Attributes:
         label: Its name in tables and sentences; empty is its key among :data:`Metrics`.
+        warning: What makes this variant's score less than it seems, a sentence; shown wherever scores are. Empty where
+            there is nothing to say.
         note: What a reader of the page has to know of it, in a few words, e.g. that lower is better.
     """
 
     label: str = ""
     note: str = ""
+    warning: str = ""
 
     @property
     @abstractmethod

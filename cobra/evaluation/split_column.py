@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cobra.util.errors import UserError
+from cobra.util.shown import shown
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -16,7 +17,9 @@ _COLUMNS = ("split", "splits", "subset", "partition")
 _TRAIN = ("train", "training")
 _MEANINGS = (_TRAIN, ("restval",), ("val", "validation", "valid", "dev"), ("test", "testing"))
 _DEFAULTS = ("val", "test")
+# How many values a message lists, and characters of each.
 _SHOWN = 8
+_CHARACTERS = 40
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def choose_rows(
         if asked not in (None, opened):
             raise UserError(f"{source} has no split {asked!r}; it has {', '.join(splits)}. Choose one with --split.")
         return ChosenRows(opened)
-    there = ", ".join(f"{value} ({count:,} rows)" for value, count in counts.most_common(_SHOWN))
+    there = ", ".join(f"{shown(value, _CHARACTERS)} ({count:,} rows)" for value, count in counts.most_common(_SHOWN))
     # Files without a split in their names are all called train.
     wished = [asked] if asked is not None else [opened, *_DEFAULTS] if opened not in _TRAIN else _DEFAULTS
     found = next((name for name in wished if _same(counts, name)), None)
@@ -70,11 +73,7 @@ def choose_rows(
     same = _same(counts, found)
     if len(same) == len(counts):
         return ChosenRows(found)
-    number = sum(counts[value] for value in same)
-    remark = (
-        f"The column {column} of {source} has {there}: the {number:,} rows of {found} are taken. Another split is "
-        "chosen with --split."
-    )
+    remark = f"The column {column} of {source} has {there}: those of {found} are taken (--split chooses another)."
     return ChosenRows(found, (remark,), [value in same for value in values])
 
 

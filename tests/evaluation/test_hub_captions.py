@@ -274,7 +274,7 @@ def test_the_column_counts_where_the_files_are_one_split_of_all_rows():
     assert read_caption_set(folder).images == found.images
     assert len(found.known) == 24 and found.form == "data set, split test"
     assert found.remarks[0].startswith(f"The column split of {folder} has train (")
-    assert "the 4 rows of test are taken" in found.remarks[0]
+    assert "those of test are taken" in found.remarks[0]
     assert [len(read_caption_set(folder, split=split).images) for split in ("train", "training")] == [20, 20]
     with pytest.raises(UserError, match=r"no split 'val'; its column split has train \(20 rows\), test \(4 rows\)"):
         read_caption_set(folder, split="val")
@@ -293,11 +293,11 @@ def test_results_name_the_file_or_the_number_of_the_row(results):
 
 COLUMNS = {
     "nothing but training rows": ("train", ["train", "train"], None, [1, 2], r"taken whole.*train \(2 rows\)"),
-    "files without a name of their own": ("train", ["train", "val"], None, [2], "the 1 rows of val are taken"),
+    "files without a name of their own": ("train", ["train", "val"], None, [2], "those of val are taken"),
     "the files agree": ("val", ["val", "val"], None, [1, 2], None),
-    "other spellings": ("train", ["Train", "Validation"], "val", [2], "the 1 rows of val are taken"),
+    "other spellings": ("train", ["Train", "Validation"], "val", [2], "those of val are taken"),
     "something else": ("val", ["left", "right"], None, [1, 2], None),
-    "rows of no split": ("test", ["test", None], "test", [1], "the 1 rows of test are taken"),
+    "rows of no split": ("test", ["test", None], "test", [1], "those of test are taken"),
 }
 
 

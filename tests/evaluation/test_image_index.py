@@ -72,7 +72,7 @@ def test_all_words_for_a_photo_of_coco_mean_its_file(written):
 
 
 FIXTURES = {
-    "dup-same": ("captions.json", "pred.json", 24, "captions a second time, word for word"),
+    "dup-same": ("captions.json", "pred.json", 24, "a second time, word for word, and that count once: "),
     "float-ids": ("captions.json", "pred.json", 24, None),
     "stem-ids": ("captions.json", "pred.json", 24, "matched by number or file name"),
     "mixed-id-types": ("captions.json", "pred.json", 24, "1 with '1' for one"),

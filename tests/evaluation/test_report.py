@@ -16,6 +16,7 @@ from cobra.evaluation.report import (
     VariantResult,
     findings,
     main_pair,
+    metrics_json,
     prepare_output,
     print_results,
     print_samples,
@@ -212,3 +213,15 @@ def test_without_a_headline_metric_the_first_one_is_looked_at():
     }
     found = Results.of(made.images, variants, {}, "n:12", {}, 200)
     assert found.headlines == ["right"] and "right answers" in findings(found)[0]
+
+
+@pytest.mark.fault("C4", "D9")
+def test_a_metrics_warning_is_on_the_screen_on_the_page_and_in_the_file():
+    found = results()
+    for name in ("cider", "bleu_4"):
+        found.variants["finetuned"].metrics[name].warning = "Two captions were cut."
+    screen = Console(width=200, file=io.StringIO())
+    print_results(screen, found)
+    assert screen.file.getvalue().count("finetuned: Two captions were cut.") == 1
+    assert render_page(found).count('<p class="warning">finetuned: Two captions were cut.</p>') == 1
+    assert metrics_json(found)["warnings"][1:] == ["finetuned: Two captions were cut."]

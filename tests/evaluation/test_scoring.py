@@ -177,3 +177,17 @@ def test_a_derangement_leaves_nothing_in_its_place(count, seed):
     found = derangement(count, seed)
     assert sorted(found) == list(range(count)) and found == derangement(count, seed)
     assert all(place != index for place, index in enumerate(found))
+
+
+@pytest.mark.fault("C4", "D9")
+def test_what_is_not_scored_of_a_text_is_told_with_the_score():
+    long = CaptionedImage(3, "c.png", ("A red square. " * 1000, "A square."))
+    references = [image.references for image in (*IMAGES, long)]
+    similarity = Overlap(references)
+    similarity.compare = lambda answers: Similarity(np.zeros(3), np.zeros(3), 2, 256)
+    metrics = CaptionScorer([*IMAGES, long], similarity).score(["a", "b" * 20_000, "c" * 10_001])
+    told = metrics["length_ratio"].warning
+    assert "first 10,000 characters are scored: 2 among the captions, 1 among the references" in told
+    for name in ("similarity_mean", "similarity_max"):
+        assert "first 256 tokens of a text." in metrics[name].warning and ": 2." in metrics[name].warning
+    assert not any(metric.warning for metric in CaptionScorer(IMAGES).score(["a", "b"]).values())

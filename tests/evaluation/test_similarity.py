@@ -83,3 +83,16 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 def test_a_device_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="not a device"):
         SentenceSimilarity(REFERENCES, device="abacus")
+
+
+@needs_package
+@pytest.mark.fault("D9")
+def test_answers_longer_than_the_model_reads_are_counted(embedder):
+    reasoning = "The picture shows a dog that runs over the grass of a park. " * 20
+    answers = [f"{reasoning} So it is {colour}." for colour in ("red", "blue")]
+    found = embedder.compare(answers)
+    # The two differ behind what the model reads.
+    assert (found.cut, found.limit) == (2, 256)
+    same = SentenceSimilarity([["A dog."], ["A dog."]], device="cpu").compare(answers)
+    assert same.mean[0] == pytest.approx(same.mean[1], abs=1e-6) and same.cut == 2
+    assert embedder.compare(["A dog.", "x" * 300]).cut == 0

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cobra.evaluation.tokenizer import one_line, tokenize
+from cobra.evaluation.tokenizer import MAX_CHARACTERS, count_cut, one_line, tokenize
 
 
 def load(golden_dir, name):
@@ -83,3 +83,11 @@ def test_hostile_text_costs_linear_time(unit):
     tokenize(unit * (20_000 // len(unit)))
     # The slowest takes 0.6 s on one core of a small machine; quadratic rules took over 8.
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.fault("C4")
+@pytest.mark.parametrize("piece", [".", "-", "(", "<", "a ", "&amp;", "it's "])
+def test_of_a_caption_without_end_the_beginning_counts(piece):
+    text = piece * 4_000_000
+    assert tokenize(text) == tokenize(text[:MAX_CHARACTERS])
+    assert count_cut([text, text[:MAX_CHARACTERS], ""]) == 1
