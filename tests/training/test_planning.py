@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -101,6 +102,14 @@ def test_rows_that_truncation_leaves_out_are_not_counted(data):
     plan = plan_of(data, "--dataset.truncation", "drop")
     assert (len(plan.rows.tokens), plan.rows.left_out, plan.rows.conclusion_cut) == (ROWS - 1, 1, 0)
     assert "1 rows are left out" in "\n".join(plan.warnings)
+
+
+@pytest.mark.fault("F4")
+@pytest.mark.parametrize(("name", "words"), [("no-answer", "a question and no answer"), ("empty-answer", "is empty")])
+def test_rows_with_nothing_to_learn_stop_the_plan(tmp_path, name, words):
+    folder = shutil.copytree(Path(__file__).parents[1] / "faults" / name, tmp_path / "rows")
+    with pytest.raises(UserError, match=words):
+        plan_of(folder)
 
 
 def test_tokens_are_estimated_where_the_tokenizer_is_not_at_hand(data, monkeypatch):

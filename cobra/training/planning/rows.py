@@ -12,6 +12,7 @@ from cobra.conf import DatasetConfig, DatasetRegistry, ModelConfig
 from cobra.models.backbones.llm.backbone import load_tokenizer, prompt_builder_of
 from cobra.models.backbones.llm.specs import llm_spec
 from cobra.preprocessing.datasets.arrow_rows import Rows, read_rows
+from cobra.preprocessing.datasets.datasets import check_learnable
 from cobra.preprocessing.datasets.lengths import token_lengths
 from cobra.preprocessing.materialize import find_components
 from cobra.util.batching_utils import SplitModalitySampler
@@ -105,6 +106,7 @@ def read_facts(stage: str, dataset: DatasetConfig, model: ModelConfig, patches: 
         if not file.is_file():
             return _assumed(int(published or 0), dataset, model, problem)
     rows = read_rows(file)
+    check_learnable(rows)
     facts = _estimated(rows, model) if stage == "align" else _counted(rows, file, dataset, model)
     lengths = rows.words_without_placeholder + patches * rows.has_image if stage == "align" else facts.lengths
     held_out = None if stage == "align" else _held_out(dataset)
