@@ -1,10 +1,12 @@
 """What some file systems lack, as mounts of object stores (GCS FUSE) and CIFS do, and how work goes on without it."""
 
 import errno
+import fcntl
 import mmap
 import os
 import tempfile
 from pathlib import Path
+from typing import IO
 
 # How a file system answers what it cannot do at all, as mounts of object stores (GCS FUSE) and CIFS do.
 LACKING = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EPERM, errno.ENODEV)
@@ -79,3 +81,16 @@ def replace(source: Path, target: Path) -> None:
             raise
         target.unlink()
         source.rename(target)
+
+
+def lock_file(file: IO[str], operation: int) -> None:
+    """Wait for a lock on an open file (`fcntl.flock`), where its file system has locks.
+
+    Raises:
+        OSError: It has, and has failed.
+    """
+    try:
+        fcntl.flock(file, operation)
+    except OSError as error:
+        if error.errno not in LACKING:
+            raise

@@ -12,6 +12,9 @@ from dataclasses import asdict, replace
 import pytest
 from lock_holder import start_holder
 
+from cobra.demo.run import DemoConfig, run_demo
+from cobra.evaluation.benchmark import benchmark
+from cobra.evaluation.config import BenchmarkConfig
 from cobra.util import lock
 from cobra.util.errors import UserError
 from cobra.util.lock import LOCK, SILENT_SECONDS, Holder, hold
@@ -228,6 +231,15 @@ def test_a_folder_that_takes_no_files_is_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/run cannot be used \(Not a directory\)"):
         take(tmp_path / "file" / "run")
+
+
+def test_benchmarks_and_demonstrations_are_alone_too(tmp_path, holder):
+    folder = tmp_path / "run"
+    with pytest.raises(UserError, match=f"another benchmark is at work in {folder} already: process {holder.pid}"):
+        benchmark(BenchmarkConfig(checkpoint="cobra-tiny", output_dir=folder, device="cpu"))
+    with pytest.raises(UserError, match=f"another demonstration runs in {folder} already: process {holder.pid}"):
+        run_demo(DemoConfig(folder))
+    assert [path.name for path in folder.iterdir()] == [LOCK]
 
 
 def test_a_stopped_process_is_still_there(tmp_path, holder):

@@ -1,6 +1,7 @@
 """File systems that lack what a disk has, as object stores and CIFS do: the work is done, or the reason is told."""
 
 import errno
+import fcntl
 import mmap
 import os
 import tempfile
@@ -11,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from cobra.models.checkpoint import read_tensors
+from cobra.training.checkpointing import _point
 from cobra.util.files import atomic_path, write_text
-from cobra.util.mounts import can_flush, flush_folder
+from cobra.util.mounts import can_flush, flush_folder, lock_file
 
 pytestmark = pytest.mark.fault("F7")
 
@@ -103,3 +105,22 @@ def test_a_mount_that_maps_nothing_has_its_checkpoints_read(tmp_path, monkeypatc
     monkeypatch.setattr("cobra.models.checkpoint.load_file", pytest.fail)
     monkeypatch.setattr(torch.UntypedStorage, "from_file", pytest.fail)
     assert torch.equal(read_tensors(path)["weight"], tensors["weight"])
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_mount_without_locks_is_unpacked_to(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(fcntl, "flock", refuse(number))
+    with (tmp_path / "lock").open("w") as file:
+        lock_file(file, fcntl.LOCK_EX)
+        monkeypatch.setattr(fcntl, "flock", refuse(errno.EIO))
+        with pytest.raises(OSError, match="Input/output"):
+            lock_file(file, fcntl.LOCK_EX)
+
+
+def test_a_mount_without_hard_links_has_a_latest_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", refuse(errno.EPERM))
+    for content in ("first", "second"):
+        (tmp_path / "step.pt").write_text(content)
+        _point(tmp_path / "latest.pt", tmp_path / "step.pt")
+        assert (tmp_path / "latest.pt").read_text() == content
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.pt", "step.pt"]

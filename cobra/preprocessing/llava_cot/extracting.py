@@ -14,6 +14,7 @@ from cobra.preprocessing.archives import DAMAGE_ERRORS, check_free_space, disk_b
 from cobra.preprocessing.llava_cot.joining import JoinedParts, PartGone
 from cobra.preprocessing.llava_cot.manifest import Entry, Manifest
 from cobra.preprocessing.zip_members import MemberStream, open_member
+from cobra.util.mounts import lock_file
 
 # Held by the workers, so that the next run can wait for those of a run that was killed.
 WORKERS_LOCK = "workers.lock"
@@ -88,7 +89,7 @@ class _Extractor:
         # Text, not paths: taking those apart takes longer than unpacking a small image.
         self._destination = os.fspath(destination)
         self._lock: IO[str] = lock.open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        lock_file(self._lock, fcntl.LOCK_SH)
         self._stream = MemberStream(JoinedParts(paths, sizes), _READ_AHEAD_BYTES)
 
     def extract(self, task: Task) -> Outcome:

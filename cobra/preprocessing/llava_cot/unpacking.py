@@ -29,6 +29,7 @@ from cobra.preprocessing.llava_cot.manifest import Manifest
 from cobra.preprocessing.llava_cot.parts_record import RECORDS, PartsRecord
 from cobra.preprocessing.progress import byte_progress
 from cobra.util.errors import UserError
+from cobra.util.mounts import lock_file
 from cobra.util.parallel import parallel_map
 
 # Only images are unpacked: a member `train.jsonl` in an archive without a top folder would overwrite the rows.
@@ -201,7 +202,7 @@ def _wait_for_workers(folder: Path) -> None:
     try:
         lock.parent.mkdir(exist_ok=True)
         with lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock_file(file, fcntl.LOCK_EX)
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written to ({error}): nothing was unpacked. Make it writable, or give another folder "
