@@ -104,9 +104,10 @@ class _Fetch:
         url = self._url
         # Compressed in transport a small answer could become a large one.
         headers = {"Accept-Encoding": "identity", "User-Agent": "cobra-vlm"}
+        session: Any
         with requests.Session() as session:
             # Otherwise requests reads a redirect's whole body into memory, also where it is not to follow it.
-            session.get_redirect_target = lambda response: None  # type: ignore[method-assign]
+            session.get_redirect_target = lambda response: None
             session.mount("http://", _adapter(self._note))
             session.mount("https://", _adapter(self._note))
             for _ in range(_MAX_REDIRECTS + 1):
@@ -154,10 +155,10 @@ def _adapter(note: Callable[[socket.socket], None]) -> Any:
 
     class Adapter(HTTPAdapter):
         def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
-            pool = super().get_connection_with_tls_context(*args, **kwargs)
+            pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
             plain: Any = pool.ConnectionCls
 
-            class Noted(plain):  # type: ignore[misc]
+            class Noted(plain):
                 def connect(self) -> None:
                     super().connect()
                     note(self.sock)
