@@ -199,5 +199,5 @@ def _about(
         if path is not None:
             about[name] = {"path": str(path), "sha256": sha256_file(path)}
     if chosen.predictions is not None:
-        about["predictions"]["missing"] = chosen.predictions.missing
+        about["predictions"] |= {"missing": chosen.predictions.missing, "remark": chosen.predictions.remark}
     return about

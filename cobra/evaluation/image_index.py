@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from urllib.parse import unquote
 
 from cobra.evaluation.entries import ImageId, shortened
@@ -21,6 +21,8 @@ _DIGITS = re.compile(r"[0-9]{1,18}")
 _ENDING = re.compile(r"(?<=[^.])\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif)$")
 # Images of one base name (`image.png` in a folder each) that are looked through; beyond these the whole path counts.
 _ALIKE = 50
+# Folders of a path that are compared where others stand in front of them.
+_DEPTH = 16
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,16 @@ class ImageIndex:
                     self._others.append({})
                 if other is not None:
                     self._others[place].setdefault(_plain(other), set()).add(image_id)
+
+    @cached_property
+    def _has_names(self) -> bool:
+        """Sort the images by their names, once they are asked for; all have one."""
+        for image_id, names in self._known.items():
             # An image without a file name has its id alone to go by.
             given = [str(image_id) if names.file_name is None else names.file_name]
             for name in dict.fromkeys([*given, image_id] if isinstance(image_id, str) else given):
                 self._add(image_id, _Name.of(name))
+        return bool(self._known)
 
     def _add(self, image_id: ImageId, name: "_Name") -> None:
         self._paths.setdefault(name.path, set()).add(image_id)
@@ -93,18 +101,22 @@ class ImageIndex:
         images differ in them; two folders of which neither ends in the other do.
         """
         name = _Name.of(str(found))
-        if not name.stem:
+        if not name.stem or not self._has_names:
             return None
         for paths, path in ((self._paths, name.path), (self._folded, name.folded)):
             if path in paths:
                 return _only(paths[path])
+        parts = name.folded.split("/")[-_DEPTH:]
+        for place in range(1, len(parts)):
+            if (path := "/".join(parts[place:])) in self._folded:
+                return _only(self._folded[path])
         alike = self._stems.get(name.stem, [])
         same = {image_id for image_id, other in alike[: _ALIKE + 1] if name.is_below(other)}
         if same or name.number is None:
             return _only(same) if len(alike) <= _ALIKE else None
-        alike = self._stems.get(f"number {name.number}", [])
+        alike = self._stems.get(f"number {name.number}", [])[: _ALIKE + 1]
         same = {image_id for image_id, other in alike if (name.is_photo and other.is_photo) or name.is_below(other)}
-        return _only(same)
+        return _only(same) if len(alike) <= _ALIKE else None
 
     def contradicts(self, image_id: ImageId, name: str) -> bool:
         """Return whether an image's file name and another one are of different photos of COCO."""
