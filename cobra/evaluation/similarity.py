@@ -159,8 +159,9 @@ def _load(model: str | Path | None, device: str | None) -> "SentenceTransformer"
 
     disable_progress_bar()
     try:
-        return SentenceTransformer(name, device=target, local_files_only=Path(name).is_dir())
-    except (OSError, ValueError) as error:
+        return SentenceTransformer(name, device=target, local_files_only=Path(name).is_dir(), trust_remote_code=False)
+    # A damaged folder of a model makes its readers raise errors of almost any kind.
+    except Exception as error:
         raise UserError(
             f"sentence-transformers cannot load {name!r}: {' '.join(str(error).split())[:300]}. Give a folder that "
             "holds such a model or its id on the hub."

@@ -1,8 +1,10 @@
 """Reading weights: Cobra's `.pt`, safetensors and state-spaces' files, without unpickling objects, strictly checked."""
 
+import json
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
+from cobra.models.integrity import DamagedError, check_archive, check_finite, check_tensors, kind_of
 from cobra.util.errors import UserError
 from cobra.util.mounts import can_map
+from cobra.util.shown import shown
 
 # The newest checkpoint of a run, relative to its directory.
 LATEST = Path("checkpoints") / "latest-checkpoint.pt"
@@ -30,6 +34,9 @@ Checkpoint = dict[str, dict[str, Tensor]]
 TIED_HEAD, EMBEDDING = "llm.lm_head.weight", "llm.backbone.embedding.weight"
 # Names in a message before it is cut short.
 _NAMED = 6
+# Characters of a name that a message repeats.
+_NAME_LENGTH = 120
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @contextmanager
@@ -54,8 +61,12 @@ def written_by_libraries() -> Iterator[None]:
         raise OSError(said.errno, said.strerror) from error
 
 
-def read_tensors(path: Path) -> dict:
+def read_tensors(path: Path, verify: bool = True) -> dict:
     """Read a `.safetensors` or torch file on the CPU; nothing is unpickled but tensors and plain containers.
+
+    Args:
+        path: The file.
+        verify: Compare the checksums of what it holds; False where only names and shapes are of interest.
 
     Raises:
         UserError: The file is absent, damaged, or needs unpickling of objects.
@@ -64,27 +75,54 @@ def read_tensors(path: Path) -> dict:
         raise UserError(f"the checkpoint does not exist: {path}")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path) if can_map(path) else load(path.read_bytes())
+            return _read_safetensors(path, verify)
+        if not zipfile.is_zipfile(path):
+            # The format of torch before 1.6, which cannot be mapped.
+            return torch.load(path, map_location="cpu", weights_only=True)
+        if verify:
+            check_archive(path, "its checksums do not match")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=can_map(path))
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than tensors, or is damaged; unpickling objects could run foreign code, so it is "
-            f"refused ({' '.join(str(error).split())[:200]}): save only the weights, as "
-            'torch.save({"model": {"projector": ..., "llm_backbone": ...}}, path)'
-        ) from error
     # What a damaged file makes torch's reader stumble over is anything from IndexError to MemoryError.
     except Exception as error:
-        raise UserError(
-            f"{path} cannot be read as a checkpoint: it is damaged, or not a .pt or .safetensors file "
-            f"({' '.join(str(error).split())[:200]})"
-        ) from error
+        raise _unreadable(path, error) from error
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def _read_safetensors(path: Path, verify: bool) -> dict[str, Tensor]:
+    tensors = load_file(path) if can_map(path) else load(path.read_bytes())
+    if verify:
+        with path.open("rb") as file:
+            # The file is whole: its header has been read by the library.
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        check_tensors(tensors, header.get("__metadata__", {}), "its checksums do not match")
+    return tensors
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    said = shown(" ".join(str(error).split())[:200])
+    if kind := kind_of(path):
+        return UserError(f"{path} is no checkpoint: it is {kind}")
+    if isinstance(error, pickle.UnpicklingError):
+        return UserError(
+            f"{path} holds more than tensors, or is damaged; unpickling objects could run foreign code, so it is "
+            f'refused ({said}): save only the weights, as torch.save({{"model": {{"projector": ..., "llm_backbone": '
+            "...}}, path)"
+        )
+    if isinstance(error, DamagedError):
+        return UserError(
+            f"{path} is damaged: some of its bytes are not those that were written ({said}). Copy or fetch it again, "
+            "or take an earlier checkpoint of that run"
+        )
+    return UserError(
+        f"{path} cannot be read as a checkpoint: it is damaged, or not a .pt or .safetensors file ({said})"
+    )
+
+
+def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
     """Read a checkpoint of a vision-language model.
 
     Args:
         path: Cobra's `.pt` (`{"model": {module: state dict}}`) or a `.safetensors` file with names `module.name`.
+        verify: See :func:`read_tensors`.
 
     Returns:
         Tensors by module (`projector`, `llm_backbone`, `vision_backbone`), then by name. Low-rank adapters come merged
@@ -94,7 +132,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         UserError: See :func:`read_tensors`; or there is no module of this kind in it; or it holds adapters, and the
             weights that belong to them cannot be had (:func:`cobra.models.adapter.merge_into_base`).
     """
-    values = read_tensors(path)
+    values = read_tensors(path, verify)
     modules: dict = {}
     if path.suffix == ".safetensors":
         for name, tensor in values.items():
@@ -104,36 +142,54 @@ def read_checkpoint(path: Path) -> Checkpoint:
         modules = values["model"]
     known: Checkpoint = {key: value for key, value in modules.items() if key in MODULE_KEYS}
     if not known:
-        found = ", ".join(str(key) for key in list(values)[:_NAMED]) if isinstance(values, dict) else "none"
+        found = _names([str(key) for key in values]) if isinstance(values, dict) else "none"
+        lightning = isinstance(values, dict) and "pytorch-lightning_version" in values
         raise UserError(
             f"{path} is not a checkpoint of Cobra: expected the modules {', '.join(MODULE_KEYS)}, found {found}"
+            f"{'; it is one of Lightning, whose weights are under state_dict' if lightning else ''}"
         )
     for key, tensors in known.items():
-        _check_tensors(tensors, f"the {key} in {path}")
+        _check_kinds(tensors, f"the {key} in {path}")
     if ADAPTER in modules:
         # Imported here because it reads checkpoints itself: what the run started from.
         from cobra.models.adapter import merge_into_base
 
-        _check_tensors(modules[ADAPTER], f"the {ADAPTER} in {path}")
+        _check_kinds(modules[ADAPTER], f"the {ADAPTER} in {path}")
         known = merge_into_base(path, known, modules[ADAPTER])
     if "llm_backbone" in known and TIED_HEAD not in known["llm_backbone"] and EMBEDDING in known["llm_backbone"]:
         known["llm_backbone"][TIED_HEAD] = known["llm_backbone"][EMBEDDING]
     return known
 
 
-def _check_tensors(values: object, where: str) -> None:
+def _check_kinds(values: object, where: str) -> None:
     """Raise a UserError unless `values` is a state dict: ordinary tensors of floating-point numbers by name."""
     if not isinstance(values, dict):
         raise UserError(f"{where} is a {type(values).__name__} where tensors by name were expected")
-    for name, value in values.items():
-        if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
-            raise UserError(f"{where} holds {name!r}, which is not an ordinary tensor but {_kind(value)}")
-        if not isinstance(name, str) or not value.is_floating_point():
-            raise UserError(f"{where} holds {name!r} of {value.dtype} where weights by name were expected")
+    for key, value in values.items():
+        name = shown(repr(key), _NAME_LENGTH)
+        if kind := _odd_kind(value):
+            raise UserError(f"{where} holds {name}, which is not an ordinary tensor but {kind}")
+        if not isinstance(key, str) or value.dtype not in _DTYPES:
+            raise UserError(f"{where} holds {name} of {value.dtype} where weights by name were expected")
 
 
-def _kind(value: object) -> str:
-    return f"one of {value.layout} on {value.device}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+def _odd_kind(value: object) -> str:
+    """Return what a value is other than a plain tensor on the CPU; empty where it is one."""
+    if type(value) not in (Tensor, nn.Parameter):
+        return f"a {type(value).__name__}"
+    assert isinstance(value, Tensor)
+    if value.is_nested:
+        return "a nested one"
+    if value.layout != torch.strided or value.device.type != "cpu":
+        return f"one of {value.layout} on {value.device}"
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f"one of {value.numel():,} numbers that repeats the few that the file holds"
+    return ""
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(shown(name, _NAME_LENGTH) for name in names[:_NAMED]) + more
 
 
 def read_whole_model(path: Path) -> Checkpoint:
@@ -154,7 +210,7 @@ def read_llm_weights(path: Path) -> dict[str, Tensor]:
     A file of a whole vision-language model serves as well: its `llm_backbone` is taken.
     """
     values = read_tensors(path)
-    _check_tensors(values, str(path))
+    _check_kinds(values, str(path))
     prefix = "llm_backbone.llm."
     values = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)} or values
     renamed = {name.replace("backbone.embeddings.", "backbone.embedding."): value for name, value in values.items()}
@@ -176,7 +232,8 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], name: str, wher
         Whether any value differs from what the module held before.
 
     Raises:
-        UserError: Names or shapes differ; the first few are listed. Or names of one tied weight differ in value.
+        UserError: Names or shapes differ; the first few are listed. Or a value is not finite, or names of one tied
+            weight differ in value.
     """
     own = module.state_dict()
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
@@ -186,7 +243,7 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], name: str, wher
         if tensors[key].shape != own[key].shape
     ]
     problems = [
-        f"{label}: {', '.join(names[:_NAMED])}{f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''}"
+        f"{label}: {_names(names)}"
         for label, names in (("missing", missing), ("not known here", unknown), ("of another shape", sorted(shapes)))
         if names
     ]
@@ -195,6 +252,7 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], name: str, wher
             f"the {name} in {where} is of another architecture than the model that was asked for; {'; '.join(problems)}"
             ". Choose the --model.type (or the fields under --model) that the checkpoint was made with"
         )
+    check_finite(tensors, f"the {name} in {where}")
     _check_ties(own, tensors, f"the {name} in {where}")
     changed = any(not torch.equal(own[key].cpu(), tensors[key].to(own[key].dtype).cpu()) for key in own)
     module.load_state_dict(tensors)

@@ -22,6 +22,7 @@ from cobra.models.checkpoint import (
     read_whole_model,
     written_by_libraries,
 )
+from cobra.models.integrity import check_finite, checksums
 from cobra.models.load import PROVENANCE, SAFETENSORS, CheckpointSource, find_checkpoint
 from cobra.models.model_card import model_card
 from cobra.util.errors import UserError
@@ -70,6 +71,8 @@ def export(config: ExportConfig) -> Path:
     token = read_hf_token(config.hf_token)
     source = find_checkpoint(config.checkpoint, token)
     checkpoint = read_whole_model(source.path)
+    for module, tensors in checkpoint.items():
+        check_finite(tensors, f"the {module} in {source.path}")
     say(f"read {source.path}: {', '.join(checkpoint)}", markup=False)
     output = config.output.absolute()
     try:
@@ -117,7 +120,8 @@ def _write(folder: Path, source: CheckpointSource, checkpoint: Checkpoint, confi
             with temporary.open("wb") as file:
                 torch.save({"model": checkpoint}, file)
         else:
-            save_file(_flatten(checkpoint), temporary)
+            tensors = _flatten(checkpoint)
+            save_file(tensors, temporary, metadata=checksums(tensors))
     values = _configuration(source)
     write_json(folder / "config.json", values)
     record = None
@@ -148,7 +152,7 @@ def _configuration(source: CheckpointSource) -> dict[str, Any]:
     if isinstance(dataset, dict) and "dataset_id" in dataset:
         public["dataset"] = {"dataset_id": dataset["dataset_id"]}
     public |= {"model": values["model"]}
-    if ADAPTER in read_tensors(source.path).get("model", {}):
+    if ADAPTER in read_tensors(source.path, verify=False).get("model", {}):
         # Of what was merged; readers go by the checkpoint, which holds no adapters any more.
         public["merged_lora"] = values[ADAPTER]
     return public

@@ -5,6 +5,7 @@ writes them, and `state.json`. The sequence of rows, the learning rate and all r
 the step is all that is kept of them. A folder has its name only when it is whole.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -24,14 +25,17 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.distributed.checkpoint.storage import WriteResult
 
 from cobra.models.checkpoint import LATEST
+from cobra.training.state_reader import StatePlanner, StateReader
 from cobra.util.distributed import World
 from cobra.util.errors import UserError
-from cobra.util.files import UNFINISHED, unfinished, write_json
+from cobra.util.files import UNFINISHED, read_json, unfinished, write_json
 from cobra.util.mounts import can_flush, flush_folder
+from cobra.util.shown import shown
 
 RESUME = "resume"
 
 _STATE = "state.json"
+_CHECKSUM = "sha256"
 # Frozen parameters come from where the run started, as at its start.
 _OPTIONS = StateDictOptions(ignore_frozen_params=True)
 
@@ -152,7 +156,13 @@ class RunSaver:
         tensors = _tensors(self._model, self._optimizer)
         state = read_state(path)
         try:
-            dcp.load(tensors, checkpoint_id=path, process_group=self._group, no_dist=self._world.size == 1)
+            dcp.load(
+                tensors,
+                storage_reader=StateReader(path),
+                planner=StatePlanner(),
+                process_group=self._group,
+                no_dist=self._world.size == 1,
+            )
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
@@ -182,12 +192,27 @@ def read_state(path: Path) -> RunState:
         UserError: It cannot be read.
     """
     try:
-        state = RunState(**json.loads((path / _STATE).read_text(encoding="utf-8")))
+        state = RunState(**_unsealed(read_json(path / _STATE, "what is kept beside the tensors")))
         if state.step != state_step(path):
             raise ValueError(f"its step is {state.step:,}, which is not that of its name")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise _unreadable(path, error) from error
     return state
+
+
+def _sealed(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with their checksum; the tensors' archives have their own."""
+    return values | {_CHECKSUM: hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()}
+
+
+def _unsealed(values: Any) -> dict[str, Any]:
+    """Return the values without their checksum, which those of older versions lack; a ValueError if it differs."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{_STATE} holds a {type(values).__name__} where an object was expected")
+    own = {name: value for name, value in values.items() if name != _CHECKSUM}
+    if _CHECKSUM in values and _sealed(own) != values:
+        raise ValueError(f"{_STATE} is not what was written: its checksum differs")
+    return own
 
 
 def state_step(path: Path) -> int:
@@ -232,7 +257,7 @@ class _Writer(dcp.FileSystemWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
         try:
             if self._state is not None:
-                write_json(Path(self.path) / _STATE, asdict(self._state))
+                write_json(Path(self.path) / _STATE, _sealed(asdict(self._state)))
             return super().write_data(plan, planner)
         except RuntimeError as error:
             raise OSError(cause_of(error)) from error
@@ -245,7 +270,7 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
 
 def _unreadable(path: Path, error: BaseException) -> UserError:
     return UserError(
-        f"the state {path} cannot be read: {cause_of(error)}. Delete that folder to go on "
+        f"the state {path} cannot be read: {shown(cause_of(error))}. Delete that folder to go on "
         "from the one before it, or give --resume none and another --run_id to begin anew."
     )
 

@@ -175,7 +175,10 @@ def _brings_towers(config: PretrainConfig) -> bool:
             # The released models hold a projector and a language model.
             return False
         path = find_checkpoint(config.pretrained_checkpoint).path
-    return "vision_backbone" in read_checkpoint(path) and path != vision_spec(config.model.vision_backbone_id).weights
+    return (
+        "vision_backbone" in read_checkpoint(path, verify=False)
+        and path != vision_spec(config.model.vision_backbone_id).weights
+    )
 
 
 def _parts(vlm: CobraVLM) -> list[PartSize]:

@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import stat
 import threading
 from array import array
 from collections.abc import Callable
@@ -114,10 +115,18 @@ def _cache_folder() -> Path | None:
     given = os.environ.get("NUMBA_CACHE_DIR")
     for parent in [Path(given)] if given else (folder / "numba" for folder in cache_folders()):
         folder = parent / sources.hexdigest()[:16]
-        if takes_files(folder):
+        if takes_files(folder) and not _is_of_others(folder):
             return folder
-    logger.warning("no folder takes the compiled loops of Mamba: every process compiles them anew, some seconds")
+    logger.warning(
+        "no folder of this user's alone takes the compiled loops of Mamba: each process compiles them, some seconds"
+    )
     return None
+
+
+def _is_of_others(folder: Path) -> bool:
+    """Return whether somebody else may have put files into a folder; numba unpickles and runs what it finds."""
+    found = folder.stat()
+    return found.st_uid != os.getuid() or bool(found.st_mode & stat.S_IWOTH)
 
 
 @cache
