@@ -6,6 +6,10 @@ for CUDA. Both must write the same tokens. Random weights at their usual scale s
 up until the text varies. This project's side runs with PyTorch's operations and, where it is installed, with numba's.
 """
 
+import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,13 +17,15 @@ from functools import partial
 import torch
 from harness import Row, finish, median_seconds
 from harness_mamba import build_transformers, own_ops
+from PIL import Image
 
+import cobra
 from cobra.models.backbones.llm import MambaLLMBackbone
 from cobra.models.backbones.llm.backbone import load_tokenizer
 from cobra.models.backbones.llm.specs import TINY_FOLDER
 from cobra.models.mamba import MambaConfig
 from cobra.models.mamba.ops import use_op
-from cobra.models.vlms import GenerationOptions
+from cobra.models.vlms import GenerationOptions, as_turn
 from cobra.models.vlms.answering import Answering
 from cobra.util import cli
 
@@ -27,6 +33,7 @@ VOCABULARY = 50_277
 BATCHES = (1, 16)
 # No token has this id: nothing ends an answer but its limit.
 NEVER = -1
+ANSWERS = 350
 
 Ids = list[list[int]]
 
@@ -95,6 +102,36 @@ def make_prompts(config: GenerationBenchmark, count: int, uneven: bool = False) 
     return [ids[:length] for ids, length in zip(prompts, lengths, strict=True)]
 
 
+def crowded_ratio(repeats: int) -> float:
+    """Return how many times as long 350 answers of `cobra-tiny` take with two busy processes beside them as alone."""
+    vlm = cobra.load("cobra-tiny", device="cpu")
+    prompt = as_turn(vlm, "What is in the picture?")
+    picture = vlm.preprocess([Image.linear_gradient("L").resize((48, 48)).convert("RGB")])
+
+    last = 32
+
+    def answer() -> float:
+        began = time.perf_counter()
+        for start in range(0, ANSWERS, last):
+            prefix = vlm.read_images(picture).select(torch.zeros(min(last, ANSWERS - start), dtype=torch.long))
+            vlm.generate_batch(None, [prompt] * prefix.batch_size, prefix=prefix, max_new_tokens=128)
+        return time.perf_counter() - began
+
+    answer()
+    ratios = []
+    # In turns, as other work on the machine comes and goes.
+    for _ in range(repeats):
+        alone = answer()
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+        try:
+            ratios.append(answer() / alone)
+        finally:
+            for process in busy:
+                process.kill()
+                process.wait()
+    return statistics.median(ratios)
+
+
 def main(config: GenerationBenchmark) -> None:
     """Measure, and print the rows."""
     if config.threads is not None:
@@ -119,6 +156,7 @@ def main(config: GenerationBenchmark) -> None:
         f"{ops[-1]}, uneven prompts, batch {last}": partial(own, ops[-1], make_prompts(config, last, uneven=True)),
         f"{ops[-1]}, sampled from few, batch {last}": partial(own, ops[-1], prompts[last], **sampling),
     }
+    crowded = crowded_ratio(config.repeats)
     seconds = median_seconds(runs, config.repeats)
     rate = {name: config.tokens * int(name.rpartition(" ")[2]) / time for name, time in seconds.items()}
     rows = []
@@ -139,6 +177,7 @@ def main(config: GenerationBenchmark) -> None:
         f"{torch.get_num_threads()} threads",
         [
             *rows,
+            Row("350 answers of cobra-tiny: beside two busy processes against alone", crowded, "x", "<= 2"),
             Row("batches whose tokens differ from transformers'", differing, "", "<= 0"),
             Row(
                 "different tokens written", len({token for ids in texts[ops[-1], last] for token in ids}), "", ">= 100"

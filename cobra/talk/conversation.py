@@ -101,7 +101,7 @@ class Conversation:
         Raises:
             UserError: Conversation and question are longer than the model's longest text; or as the search.
         """
-        builder = copy.copy(self._builder)
+        builder = copy.deepcopy(self._builder)
         # Halves of surrogate pairs, left of bytes that were no UTF-8, have no tokens; an end token would end the turn.
         builder.add_turn("human", without_special_tokens(question.encode("utf-8", "replace").decode("utf-8")))
         ids = self._tokenize(builder.get_prompt())

@@ -24,6 +24,7 @@ from cobra.models.vlms.scoring import (
 )
 from cobra.models.vlms.search import Search, SearchOptions, SearchResult
 from cobra.models.vlms.structure import TokenTexts
+from cobra.models.vlms.threads import threads_for
 from cobra.util.errors import UserError
 from cobra.util.images import to_rgb
 
@@ -79,13 +80,15 @@ class Answering:
             the answers that they get with the pixels, up to rounding.
         """
         llm = self.llm_backbone.llm
-        patches = self.encode_images(pixel_values).to(self.dtype)
+        with threads_for(llm):
+            patches = self.encode_images(pixel_values).to(self.dtype)
         count, positions = patches.shape[:2]
         state = MambaState.zeros(llm.config, count, self.device)
         rows = max(1, _CPU_POSITIONS // positions) if self.device.type == "cpu" else count
-        for start in range(0, count, rows):
-            part = slice(start, start + rows)
-            llm(patches[part], MambaState(state.conv[:, part], state.ssm[:, part]))
+        with threads_for(llm):
+            for start in range(0, count, rows):
+                part = slice(start, start + rows)
+                llm(patches[part], MambaState(state.conv[:, part], state.ssm[:, part]))
         return state
 
     @torch.no_grad()
@@ -120,14 +123,16 @@ class Answering:
         ids = nn.utils.rnn.pad_sequence([torch.tensor(prompt, dtype=torch.long) for prompt in prompts], True)
         embeds = llm.embed(ids.to(self.device))
         if pixel_values is not None:
-            patches = self.encode_images(pixel_values).to(embeds.dtype)
+            with threads_for(llm):
+                patches = self.encode_images(pixel_values).to(embeds.dtype)
             embeds = torch.cat([patches, embeds], dim=1)
             lengths = lengths + patches.shape[1]
         state = MambaState.zeros(llm.config, len(prompts), self.device) if prefix is None else prefix.clone()
         ragged = bool((lengths != embeds.shape[1]).any())
-        hidden = llm(embeds, state, lengths if ragged else None)
-        last = hidden[torch.arange(len(prompts), device=self.device), lengths - 1]
-        return state, llm.logits(last)
+        with threads_for(llm):
+            hidden = llm(embeds, state, lengths if ragged else None)
+            last = hidden[torch.arange(len(prompts), device=self.device), lengths - 1]
+            return state, llm.logits(last)
 
     def _check_prefix(self, prefix: MambaState, count: int, pixel_values: PixelValues | None) -> None:
         """Raise a UserError where `count` prompts cannot go on from a prefix."""
@@ -252,9 +257,10 @@ class Answering:
         self, state: MambaState, scores: Tensor, prompts: Sequence[Sequence[int]], options: GenerationOptions
     ) -> list[list[int]]:
         answers: list[list[int]] = [[] for _ in prompts]
-        for step in self._steps(state, scores, prompts, options):
-            for row, token in step:
-                answers[row].append(token)
+        with threads_for(self.llm_backbone.llm):
+            for step in self._steps(state, scores, prompts, options):
+                for row, token in step:
+                    answers[row].append(token)
         return answers
 
     def _steps(

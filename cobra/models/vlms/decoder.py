@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cobra.models.mamba import MambaLM, MambaState
+from cobra.models.vlms.threads import threads_for
 
 
 def read_tokens(llm: MambaLM, tokens: Tensor, state: MambaState) -> Tensor:
@@ -63,9 +64,10 @@ class Decoder:
 
     def read(self, tokens: Tensor) -> Tensor:
         """Read a token of every row, (batch,) int64; return the next scores, good until the next call of a method."""
-        if self._head is None:
-            return read_tokens(self._llm, tokens, self._state)
-        return torch.mm(self._llm(self._llm.embed(tokens.unsqueeze(1)), self._state)[:, -1], self._head)
+        with threads_for(self._llm):
+            if self._head is None:
+                return read_tokens(self._llm, tokens, self._state)
+            return torch.mm(self._llm(self._llm.embed(tokens.unsqueeze(1)), self._state)[:, -1], self._head)
 
     def keep(self, places: Tensor) -> None:
         """Go on with some rows only, by their places (n,) int64 among those that are there."""
