@@ -164,12 +164,13 @@ def test_compiled_code_is_kept_for_the_next_process(empty_cache):
     assert numba.config.CACHE_DIR == os.environ.get("NUMBA_CACHE_DIR", "")
 
 
-def test_without_a_folder_for_it_code_is_compiled_and_that_is_told(empty_cache, caplog):
+def test_without_a_folder_for_it_code_is_compiled_and_that_is_told(empty_cache, caplog, monkeypatch):
     empty_cache.write_text("not a folder")
+    monkeypatch.setattr(numba_runtime, "cache_folders", lambda: iter([empty_cache / "cobra"]))
     with caplog.at_level(logging.WARNING):
         assert run_count() == [1, 2, 3, 4, 5]
     [record] = caplog.records
-    assert "takes no files: every process compiles the loops of Mamba anew" in record.message
+    assert "takes the compiled loops of Mamba: each process compiles them" in record.message
 
 
 def test_a_full_disk_costs_the_cache_alone(empty_cache, caplog, monkeypatch):
@@ -180,3 +181,15 @@ def test_a_full_disk_costs_the_cache_alone(empty_cache, caplog, monkeypatch):
     with caplog.at_level(logging.WARNING):
         assert run_count() == [1, 2, 3, 4, 5]
     assert "No space left on device" in caplog.text
+
+
+@pytest.mark.fault("B1")
+def test_compiled_code_is_not_taken_from_a_folder_that_everybody_writes_to(empty_cache, monkeypatch):
+    """Numba unpickles what it finds there."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(empty_cache))
+    folder = numba_runtime._cache_folder()
+    assert folder is not None and folder.parent == empty_cache
+    folder.chmod(0o777)
+    numba_runtime._cache_folder.cache_clear()
+    assert numba_runtime._cache_folder() is None
+    assert run_count() == [1, 2, 3, 4, 5]
