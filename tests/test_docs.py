@@ -147,8 +147,10 @@ def test_paths_of_the_repository_are_there(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_flags_in_the_text_are_known(document):
-    known = {"--help", "--nnodes", "--nproc-per-node", "--no-build-isolation", "--editable"}
-    known |= {"--rdzv-endpoint", "--max-restarts"}
+    known = {"--help", "--no-build-isolation", "--editable"}
+    known |= {flag for action in get_args_parser()._actions for flag in action.option_strings}
+    # Of sbatch, srun and docker.
+    known |= {"--nodes", "--requeue", "--shm-size", "--ipc"}
     known |= {f"--{flag}" for script in SCRIPTS for flag in flags(config_class(script))}
     used = {word for code in inline_code(document) for word in re.findall(r"--[a-z][\w.-]*[a-z]", code)}
     families = {word for word in used if f"{word}_..." in read(document)}

@@ -47,24 +47,27 @@ def main() -> None:
 
 
 def _record_steps(note: Callable[[Any], None]) -> None:
-    from cobra.training.batches import ErrorsAsValues
+    from cobra.training.batches import CollateOrPass, ErrorsAsValues
     from cobra.training.strategy import TrainStrategy
 
-    read, train_step = ErrorsAsValues.__getitem__, TrainStrategy.train_step
-    rows: list[str] = []
+    read, collate, train_step = ErrorsAsValues.__getitem__, CollateOrPass.__call__, TrainStrategy.train_step
 
+    # The ids travel with the rows, which worker processes may read long before their step.
     def recorded_read(self: ErrorsAsValues, index: int) -> Any:
-        rows.append(self.dataset.examples[index]["id"])
-        return read(self, index)
+        return {**read(self, index), "id": self.dataset.examples[index]["id"]}
 
-    def recorded_step(self: TrainStrategy, *arguments: Any) -> Any:
-        result = train_step(self, *arguments)
-        # Without worker processes, rows are read when their step has come.
+    def recorded_collate(self: CollateOrPass, rows: list[Any]) -> Any:
+        ids = [row.pop("id") for row in rows]
+        return {**collate(self, rows), "ids": ids}
+
+    def recorded_step(self: TrainStrategy, batches: list[Any], rate: float) -> Any:
+        rows = [row for batch in batches for row in batch.pop("ids")]
+        result = train_step(self, batches, rate)
         note([self.global_step, rows, result.loss])
-        rows.clear()
         return result
 
     ErrorsAsValues.__getitem__ = recorded_read
+    CollateOrPass.__call__ = recorded_collate
     TrainStrategy.train_step = recorded_step
 
 

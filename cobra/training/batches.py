@@ -1,12 +1,15 @@
 """Batches on their way from the rows to the model."""
 
+import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from cobra.training.stopping import held_back, shield
 from cobra.util.data_utils import IGNORE_INDEX, SKIPPED_ROWS
 from cobra.util.errors import UserError
 
@@ -27,6 +30,40 @@ def count_targets(labels: Tensor, multimodal_indices: Tensor) -> Tensor:
     return labelled[:, 1:].sum() + labelled[multimodal_indices, 0].sum()
 
 
+def open_loader(
+    dataset: Dataset,
+    collator: Callable[[Any], Batch],
+    sampler: Sampler[int],
+    batch_size: int,
+    num_workers: int,
+    pin_memory: bool,
+) -> DataLoader:
+    """Return a loader whose workers outlive a request to stop, end with this process, and fail in words.
+
+    Args:
+        dataset: Rows.
+        collator: From rows to a batch.
+        sampler: Order of the rows.
+        batch_size: Rows of a forward pass.
+        num_workers: Processes that read rows; 0 reads them in this one.
+        pin_memory: Copy batches to memory from which they go to a GPU meanwhile.
+    """
+    return DataLoader(
+        ErrorsAsValues(dataset),
+        batch_size=batch_size,
+        sampler=sampler,
+        collate_fn=CollateOrPass(collator),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=pin_memory,
+        worker_init_fn=partial(_begin_worker, os.getpid()),
+    )
+
+
+def _begin_worker(parent: int, number: int) -> None:
+    shield(parent)
+
+
 def grouped(loader: DataLoader, size: int) -> Iterator[list[Batch] | UserError]:
     """Yield lists of `size` successive batches; the sampler pads every global batch, so none is left over.
 
@@ -34,7 +71,9 @@ def grouped(loader: DataLoader, size: int) -> Iterator[list[Batch] | UserError]:
     processes to agree on.
     """
     group: list[Batch] = []
-    for batch in loader:
+    with held_back():
+        batches = iter(loader)
+    for batch in batches:
         if isinstance(batch, UserError):
             yield batch
             return
@@ -69,22 +108,44 @@ class ErrorsAsValues(Dataset[Any]):
 
 
 class CollateOrPass:
-    """A collator that passes on the first UserError among its rows."""
+    """A collator that passes on the first UserError among its rows.
+
+    In a worker process it puts the batch into shared memory itself. The thread that sends it would do so later, and
+    where there is no room its error would reach nobody: the training process would wait for ever.
+    """
 
     def __init__(self, collator: Callable[[Any], Batch]) -> None:
         self.collator = collator
 
     def __call__(self, rows: list[Any]) -> Batch | UserError:
         """Return the batch, or the error."""
-        return next((row for row in rows if isinstance(row, UserError)), None) or self.collator(rows)
+        error = next((row for row in rows if isinstance(row, UserError)), None)
+        if error is not None:
+            return error
+        batch = self.collator(rows)
+        if get_worker_info() is not None:
+            try:
+                _on_tensors(batch, Tensor.share_memory_)
+            except (RuntimeError, OSError) as problem:
+                return UserError(
+                    f"a data worker cannot hand over its batch through shared memory ({problem}): give more of it "
+                    "(docker run --shm-size 8g, or --ipc host), or read rows without workers (--num_workers 0)"
+                )
+        return batch
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return a batch with its tensors, those by tower too, on a device."""
+    return _on_tensors(batch, lambda value: value.to(device, non_blocking=True))
 
-    def move(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: move(item) for name, item in value.items()}
-        return value.to(device, non_blocking=True)
 
-    return move(batch)
+def _on_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Return a batch with each of its tensors, those by tower too, replaced by the function's."""
+    if isinstance(value, dict):
+        return {name: _on_tensors(item, function) for name, item in value.items()}
+    return function(value)
+
+
+def batch_bytes(batch: Batch) -> int:
+    """Return the bytes of a batch's tensors."""
+    return sum(batch_bytes(value) if isinstance(value, dict) else value.nbytes for value in batch.values())

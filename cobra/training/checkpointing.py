@@ -1,8 +1,10 @@
 """Saving a model in Cobra's layout: `{"model": {module: state dict}}`, every file whole or absent."""
 
+import io
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from cobra.util.errors import UserError
 from cobra.util.files import UNFINISHED, atomic_path
 from cobra.util.mounts import replace
 
+_LEFT = "left unwritten by a request to stop"
+
 
 class NotSavedError(UserError):
     """A checkpoint could not be written, on a full disk say; those that are there are whole.
@@ -36,6 +40,10 @@ class NotSavedError(UserError):
         self.reason = reason
 
 
+class LeftUnwrittenError(Exception):
+    """A request to stop came while a checkpoint was written; it is not there, and those before it are whole."""
+
+
 def save_checkpoint(
     vlm: CobraVLM,
     run_dir: Path,
@@ -46,6 +54,7 @@ def save_checkpoint(
     milestone: bool = True,
     best: bool = False,
     keep: int | None = None,
+    is_asked: Callable[[], bool] = lambda: False,
 ) -> Path:
     """Write `checkpoints/step-NNNNNN-epoch-NN-loss=L.pt` and make `latest-checkpoint.pt` the same file.
 
@@ -61,24 +70,28 @@ def save_checkpoint(
         milestone: Whether the file with the step in its name is wanted.
         best: Whether to make `best-checkpoint.pt` the same file.
         keep: Files with a step in their name that stay, the newest; None leaves all.
+        is_asked: Tells the main process, between pieces of the file, that it is asked to leave it unwritten.
 
     Returns:
         The path of the file with the step in its name, which without `milestone` is not there.
 
     Raises:
         NotSavedError: It could not be written; raised on every process, so that none waits for another.
+        LeftUnwrittenError: It was asked to be left; on every process too.
     """
     path = run_dir / LATEST.parent / f"step-{step:06d}-epoch-{epoch:02d}-loss={loss:.4f}.pt"
     modules = _gather(vlm)
-    reason = None
+    reason, left = None, False
     if world.is_main:
         try:
-            _write(modules, path, milestone, best)
+            _write(modules, path, milestone, best, is_asked)
             _drop_old(path.parent, keep)
         # torch.save turns what the file says into a RuntimeError.
         except (OSError, RuntimeError) as error:
-            reason = cause_of(error)
-    [reason, *_] = world.gather(reason)
+            reason, left = cause_of(error), _LEFT in cause_of(error)
+    [(reason, left), *_] = world.gather((reason, left))
+    if left:
+        raise LeftUnwrittenError
     if reason is not None:
         raise NotSavedError(path, reason)
     return path
@@ -100,9 +113,24 @@ def _gather(vlm: CobraVLM) -> dict[str, dict[str, Tensor]]:
     return modules | {ADAPTER: adapter} if adapter else modules
 
 
-def _write(modules: dict[str, dict[str, Tensor]], path: Path, milestone: bool, best: bool) -> None:
+class _LeavableFile(io.FileIO):
+    """A file whose writing ends with an OSError where the program is asked to stop: a 3B model takes a minute."""
+
+    def __init__(self, path: Path, is_asked: Callable[[], bool]) -> None:
+        super().__init__(path, "wb")
+        self._is_asked = is_asked
+
+    def write(self, data: Any) -> int:
+        if self._is_asked():
+            raise OSError(_LEFT)
+        return super().write(data)
+
+
+def _write(
+    modules: dict[str, dict[str, Tensor]], path: Path, milestone: bool, best: bool, is_asked: Callable[[], bool]
+) -> None:
     # Through a file of Python's own, whose error tells why nothing could be written.
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
+    with atomic_path(path) as temporary, io.BufferedWriter(_LeavableFile(temporary, is_asked)) as file:
         torch.save({"model": modules}, file)
     try:
         _point(path.with_name(LATEST.name), path)

@@ -55,6 +55,9 @@ class PretrainConfig:
     than 10 epochs every second, third, ... end has one, so that a run writes 10 at most."""
     time_limit: float | None = None
     """Minutes after which the run saves its state and ends with exit code 75."""
+    stop_grace_seconds: float | None = None
+    """Seconds between a request to stop and the kill that follows it. null takes torchrun's shutdown timeout under
+    torchrun, and no limit elsewhere. A state that takes longer to save is not begun then."""
     max_skipped: int = 10
     """Steps in a row whose loss or gradient is not finite before the run stops; such steps change nothing."""
     eval_interval_steps: int | None = None
@@ -80,7 +83,7 @@ def loop_options(config: PretrainConfig) -> LoopOptions:
         UserError: A setting makes no sense; its flag is named.
     """
     at_least_one = ("save_interval_steps", "keep_checkpoints", "keep_epochs", "max_skipped", "eval_interval_steps")
-    above_zero = ("save_interval_minutes", "time_limit")
+    above_zero = ("save_interval_minutes", "time_limit", "stop_grace_seconds")
     for name in (*at_least_one, *above_zero):
         value = getattr(config, name)
         good = value is None or (value >= 1 if name in at_least_one else value > 0)
@@ -92,6 +95,5 @@ def loop_options(config: PretrainConfig) -> LoopOptions:
         config.keep_checkpoints,
         config.max_skipped,
         config.eval_interval_steps,
-        config.time_limit,
         config.keep_epochs,
     )

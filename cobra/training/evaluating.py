@@ -85,7 +85,13 @@ class Evaluator:
         self._log.cut_back(run_dir, last_step)
 
     def evaluate(
-        self, vlm: CobraVLM, world: World, mixed_precision: bool, step: int, run_dir: Path
+        self,
+        vlm: CobraVLM,
+        world: World,
+        mixed_precision: bool,
+        step: int,
+        run_dir: Path,
+        between: Callable[[], None] = lambda: None,
     ) -> dict[str, float]:
         """Take the loss on all held-out rows and answer the chosen ones; every process has to call it.
 
@@ -100,6 +106,8 @@ class Evaluator:
             mixed_precision: Compute in bf16.
             step: Steps done.
             run_dir: Directory of the run.
+            between: Called between batches, as often on every process; may raise to leave the evaluation, of which
+                nothing is written then.
 
         Returns:
             The same on every process: `Validation Loss`, the mean over all labelled tokens; `Valid Stages`, the share
@@ -111,22 +119,23 @@ class Evaluator:
             UserError: A row cannot be read.
         """
         with evaluation_mode(vlm):
-            values = {"Validation Loss": self._validation.loss_of_passes(vlm, world, mixed_precision)}
+            values = {"Validation Loss": self._validation.loss_of_passes(vlm, world, mixed_precision, between)}
             if not self.rows:
                 return values
             kind = world.device.type
             with gathered(vlm), torch.autocast(kind, torch.bfloat16, enabled=mixed_precision, cache_enabled=False):
-                answers = self._answers(vlm)
+                answers = self._answers(vlm, between)
         if world.is_main:
             self._write(run_dir, step, answers)
         return values | self._shares(answers, world)
 
-    def _answers(self, vlm: CobraVLM) -> list[str]:
+    def _answers(self, vlm: CobraVLM, between: Callable[[], None]) -> list[str]:
         """Answer the rows greedily, in batches of rows with an image and of rows without one."""
         answers = [""] * len(self.rows)
         for wanted in (True, False):
             alike = [place for place, pixels in enumerate(self._pixels) if (pixels is not None) == wanted]
             for begin in range(0, len(alike), self._size):
+                between()
                 batch = alike[begin : begin + self._size]
                 pixels = [row_pixels for place in batch if (row_pixels := self._pixels[place]) is not None]
                 stacked = map_pixels(stack_pixels(pixels), lambda value: value.to(vlm.device)) if pixels else None

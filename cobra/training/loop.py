@@ -4,26 +4,30 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from cobra.training.batches import Batch, CollateOrPass, ErrorsAsValues, grouped, mark_skipped, to_device
-from cobra.training.checkpointing import NotSavedError, save_checkpoint
+from cobra.training.batches import Batch, grouped, mark_skipped, open_loader
+from cobra.training.checkpointing import LeftUnwrittenError, NotSavedError, save_checkpoint
 from cobra.training.evaluating import Evaluator
 from cobra.training.flops import count_flops, flops_per_step
 from cobra.training.metrics import Metrics
 from cobra.training.progress import StepProgress
 from cobra.training.run_state import RunSaver, RunState
-from cobra.training.stopping import Stopped, StopRequests
+from cobra.training.skipped_steps import broken_rows, fail_if_mostly_skipped
+from cobra.training.stopping import StopAsked, Stopped, StopRequests
 from cobra.training.strategy import StepResult, TrainStrategy
 from cobra.util.batching_utils import SplitModalitySampler
 from cobra.util.errors import UserError
 
-_NAMED_ROWS = 20
+# Seconds that a save is taken for before the first of this start has been measured.
+_UNMEASURED_SAVE = 60.0
+# Between the end of a save and that of the job: processes leave, and clocks differ.
+_JOB_MARGIN = 30.0
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,6 @@ class LoopOptions:
     """Steps in a row whose loss or gradient is not finite before the run stops."""
     eval_interval_steps: int | None = None
     """Steps between two looks at the held-out rows; None looks at the end of every epoch and of the run."""
-    time_limit_minutes: float | None = None
-    """After which the run saves its state and stops."""
     keep_epochs: int | None = None
     """Checkpoints of epochs' ends that are kept, the newest; None keeps all."""
 
@@ -87,20 +89,16 @@ class TrainingLoop:
             dataset, modality_lengths, values.global_batch_size, self.world.size, self.world.rank, seed
         )
         self.plan = strategy.plan(self.sampler)
-        self.loader = DataLoader(
-            ErrorsAsValues(dataset),
-            batch_size=values.per_device_batch_size,
-            sampler=self.sampler,
-            collate_fn=CollateOrPass(collator),
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=self.world.device.type == "cuda",
-        )
+        pinned = self.world.device.type == "cuda"
+        size = values.per_device_batch_size
+        self.loader = open_loader(dataset, collator, self.sampler, size, num_workers, pinned)
         self.saver = RunSaver(run_dir, self.world, strategy.vlm, strategy.optimizer, self.options.keep_checkpoints)
         self.best: float | None = None
         self._flops = count_flops(strategy.vlm)
         self._bad_images = torch.zeros(len(modality_lengths), dtype=torch.int32)
         self._last_save = time.monotonic()
+        self._longest_step = 0.0
+        self._unreported: StepResult | None = None
 
     def restore(self, path: Path) -> None:
         """Go on from a saved state.
@@ -117,9 +115,16 @@ class TrainingLoop:
         self.strategy.global_step, self.strategy.tokens = state.step, state.tokens
         self.strategy.skipped_steps, self.strategy.skipped_in_a_row = state.skipped, state.skipped_in_a_row
         self.best = state.best_validation_loss
+        try:
+            self._unreported = None if state.unreported is None else StepResult(**state.unreported)
+        except TypeError as error:
+            raise UserError(f"the state {path} cannot be read: its unreported step is of another form") from error
 
-    def run(self) -> StepResult | None:
+    def run(self, stop: StopRequests | None = None) -> StepResult | None:
         """Train to the last step.
+
+        Args:
+            stop: Requests to stop, taken between steps from now on; by default none are.
 
         Returns:
             The result of the last step; None where an earlier start had done them all.
@@ -129,24 +134,24 @@ class TrainingLoop:
             UserError: A row cannot be read, too many steps in a row were not finite, or the last checkpoint could not
                 be written; the state before is kept.
         """
-        strategy, plan, result = self.strategy, self.plan, None
-        began = strategy.global_step
-        with (
-            StopRequests(self.world, self.options.time_limit_minutes) as stop,
-            StepProgress(plan.total_steps, self.world.is_main, began) as progress,
-            self._finished_saves(progress),
-        ):
-            for epoch in range(began // plan.batches_per_epoch, plan.epochs):
+        stop = stop or StopRequests()
+        strategy, plan, result = self.strategy, self.plan, self._unreported
+        began = strategy.global_step - (result is not None)
+        with StepProgress(plan.total_steps, self.world.is_main, began) as progress, self._finished_saves(progress):
+            stop.wait_for_steps()
+            if result is not None:
+                self._follow(result, stop, progress)
+            for epoch in self._epochs_left():
                 self.sampler.set_epoch(epoch, strategy.global_step - epoch * plan.batches_per_epoch)
                 for read in grouped(self.loader, plan.accumulation_steps):
+                    started = time.monotonic()
                     batches = self._readable(read, began, progress)
                     mark_skipped(batches, self._bad_images)
                     _seed_step(self.seed, strategy.global_step, self.world.rank)
-                    rate = strategy.rate(strategy.global_step, plan.total_steps)
-                    result = strategy.train_step(batches, rate)
+                    result = strategy.train_step(batches, strategy.rate(strategy.global_step, plan.total_steps))
+                    self._longest_step = max(self._longest_step, time.monotonic() - started)
                     self._give_up_if_broken(result, epoch, progress)
-                    self._report(result, rate, epoch, progress)
-                    self._save_or_stop(stop, progress)
+                    self._follow(result, stop, progress)
                     if strategy.global_step == plan.total_steps:
                         break
         strategy.skipped_rows = int(self.world.sum(self._bad_images.to(self.world.device)).count_nonzero())
@@ -172,12 +177,40 @@ class TrainingLoop:
         kept = f"could not be saved ({problem}); earlier ones are in" if problem else "is saved in"
         raise UserError(f"{first}. The state after step {step} {kept} {self.saver.folder}: the same command goes on")
 
-    def _report(self, result: StepResult, rate: float, epoch: int, progress: StepProgress) -> None:
-        """Validate and save the model where that is due, and log the step."""
+    def _epochs_left(self) -> range:
+        step, plan = self.strategy.global_step, self.plan
+        return range(step // plan.batches_per_epoch, plan.epochs if step < plan.total_steps else 0)
+
+    def _follow(self, result: StepResult, stop: StopRequests, progress: StepProgress) -> None:
+        """Do what follows a step: look at held-out rows, save the model, log the step, save the state or stop.
+
+        Raises:
+            Stopped: The run was asked to stop; what was not done of this is the first thing of the next start.
+        """
+        try:
+            self._report(result, stop, progress)
+        except StopAsked as asked:
+            self._stop(str(asked), stop, progress, result)
+        self._save_or_stop(stop, progress)
+
+    def _report(self, result: StepResult, stop: StopRequests, progress: StepProgress) -> None:
+        """Validate and save the model where that is due, and log the step.
+
+        Raises:
+            StopAsked: Before the step was logged.
+        """
         step, interval = self.strategy.global_step, self.options.eval_interval_steps
-        ends = step in (self.plan.total_steps, (epoch + 1) * self.plan.batches_per_epoch)
+        rate = self.strategy.rate(step - 1, self.plan.total_steps)
+        ends = step == self.plan.total_steps or step % self.plan.batches_per_epoch == 0
         due = ends or (interval is not None and step % interval == 0)
-        found = self._evaluate(progress) if due and self.evaluator is not None else {}
+        found = self._evaluate(stop, progress) if due and self.evaluator is not None else {}
+        held_out = found.get("Validation Loss", math.inf)
+        # A loss that is not a number is never the best: no later one would be less than it.
+        better = held_out < (math.inf if self.best is None else self.best)
+        # Before the state of this step: a run that goes on from it has its files.
+        milestone = self.plan.is_milestone(step)
+        if (milestone or better) and self._save_model(result.loss, milestone, better, stop, progress):
+            self.best = held_out if better else self.best
         values = {"Loss (Raw)": result.loss, "Learning Rate": rate, "Gradient Norm": result.grad_norm}
         if self.metrics is not None:
             rows = self.strategy.hyperparameters.global_batch_size
@@ -187,23 +220,23 @@ class TrainingLoop:
                 step, result.loss, rate, result.grad_norm, result.tokens, rows, extra, flops=flops
             )
         progress.advance(step, values)
-        held_out = found.get("Validation Loss", math.inf)
-        # A loss that is not a number is never the best: no later one would be less than it.
-        better = held_out < (math.inf if self.best is None else self.best)
-        milestone = self.plan.is_milestone(step)
-        # Before the state of this step: a run that goes on from it has its files.
-        if (milestone or better) and self._save_model(epoch, result.loss, milestone, better, progress):
-            self.best = held_out if better else self.best
 
-    def _save_model(self, epoch: int, loss: float, milestone: bool, best: bool, progress: StepProgress) -> bool:
+    def _save_model(self, loss: float, milestone: bool, best: bool, stop: StopRequests, progress: StepProgress) -> bool:
         """Save the model; return whether there was room for it.
 
         Raises:
             NotSavedError: There was none for the model of the last step.
+            StopAsked: Before it was written.
         """
         step, vlm, keep = self.strategy.global_step, self.strategy.vlm, self.options.keep_epochs
+        epoch = (step - 1) // self.plan.batches_per_epoch + 1
+        stop.leave_if_asked(self.world, self._reserve())
         try:
-            save_checkpoint(vlm, self.run_dir, self.world, step, epoch + 1, loss, milestone, best, keep)
+            save_checkpoint(
+                vlm, self.run_dir, self.world, step, epoch, loss, milestone, best, keep, lambda: stop.is_asked
+            )
+        except LeftUnwrittenError:
+            stop.leave_if_asked(self.world)
         except NotSavedError as error:
             if step == self.plan.total_steps:
                 raise
@@ -214,13 +247,24 @@ class TrainingLoop:
             return False
         return True
 
-    def _evaluate(self, progress: StepProgress) -> dict[str, float]:
+    def _evaluate(self, stop: StopRequests, progress: StepProgress) -> dict[str, float]:
+        """Look at the held-out rows.
+
+        Raises:
+            StopAsked: Before or between their batches.
+        """
         assert self.evaluator is not None
+        reserve = self._reserve()
         if self.metrics is not None:
             self.metrics.stop_clock()
         strategy = self.strategy
         found = self.evaluator.evaluate(
-            strategy.vlm, self.world, strategy.mixed_precision, strategy.global_step, self.run_dir
+            strategy.vlm,
+            self.world,
+            strategy.mixed_precision,
+            strategy.global_step,
+            self.run_dir,
+            lambda: stop.leave_if_asked(self.world, reserve),
         )
         told = [f"loss {found['Validation Loss']:.4f}"]
         told += [f"{name.lower()} {found[name]:.0%}" for name in found if name != "Validation Loss"]
@@ -237,23 +281,57 @@ class TrainingLoop:
         self._tell(self.saver.poll(), progress)
         minutes = options.save_interval_minutes
         late = minutes is not None and time.monotonic() - self._last_save >= 60 * minutes
-        reason, late = stop.agreed(late)
+        reason, late = stop.agreed(self.world, late, self._reserve())
         interval = options.save_interval_steps
         # Twice an interval: while a state is being written, it is the one before that a kill falls back to.
         in_turn = interval is not None and step % max(1, interval // 2) == 0
         in_turn = in_turn or self.plan.is_milestone(step)
-        if step == self.plan.total_steps or not (reason or late or in_turn):
+        if step == self.plan.total_steps:
             return
-        self._save(progress)
-        problem = self.saver.finish() if reason or interval == 1 else None
-        self._tell(problem, progress)
         if reason:
-            raise Stopped(reason, step, saved=problem is None)
+            self._stop(reason, stop, progress)
+        if late or in_turn:
+            self._save(progress)
+            self._tell(self.saver.finish() if interval == 1 else None, progress)
 
-    def _save(self, progress: StepProgress) -> None:
+    def _stop(
+        self, reason: str, stop: StopRequests, progress: StepProgress, unreported: StepResult | None = None
+    ) -> NoReturn:
+        """Save the state where there is time for it, and leave.
+
+        Args:
+            reason: Signal or limit, in words.
+            stop: Knows how much time there is.
+            progress: Says what is not saved.
+            unreported: The last step, where what follows it has not been done.
+
+        Raises:
+            Stopped: In any case.
+        """
+        step = self.strategy.global_step
+        self._tell(self.saver.finish(), progress)
+        left, needed = stop.seconds_left(), self.saver.seconds or 0.0
+        if self.world.max(torch.tensor(int(needed > left), device=self.world.device)).item():
+            progress.say(
+                f"warning: the state of step {step} is not saved: that takes about {needed:.0f} s, and "
+                f"{max(left, 0):.0f} s are left before the program is killed. Grant more time with torchrun "
+                "--shutdown-timeout, or say with --stop_grace_seconds that there is more"
+            )
+            raise Stopped(reason, step, saved=False)
+        self._save(progress, unreported)
+        problem = self.saver.finish()
+        self._tell(problem, progress)
+        raise Stopped(reason, step, saved=problem is None)
+
+    def _reserve(self) -> float:
+        """Return the seconds before the end of a job in which no more than a step and a save fit."""
+        return self._longest_step + 2 * (self.saver.seconds or _UNMEASURED_SAVE) + _JOB_MARGIN
+
+    def _save(self, progress: StepProgress, unreported: StepResult | None = None) -> None:
         strategy = self.strategy
         skipped, in_a_row = strategy.skipped_steps, strategy.skipped_in_a_row
-        state = RunState(strategy.global_step, strategy.tokens, skipped, self.best, self.setting, in_a_row)
+        rest = None if unreported is None else asdict(unreported)
+        state = RunState(strategy.global_step, strategy.tokens, skipped, self.best, self.setting, in_a_row, rest)
         self._tell(self.saver.begin(state), progress)
         self._last_save = time.monotonic()
 
@@ -282,7 +360,7 @@ class TrainingLoop:
             UserError: Too many were skipped in a row, with the ids of the rows whose loss is not finite; or more than
                 half of all steps were, which is known after the last one.
         """
-        self._fail_if_mostly_skipped()
+        fail_if_mostly_skipped(self.strategy, self.plan.total_steps)
         if not result.skipped:
             return
         step, in_a_row = self.strategy.global_step, self.strategy.skipped_in_a_row
@@ -292,7 +370,7 @@ class TrainingLoop:
         )
         if in_a_row < self.options.max_skipped:
             return
-        rows = self._broken_rows(epoch)
+        rows = broken_rows(self.strategy, self.sampler, self.dataset, self.collator, epoch)
         if self.strategy.is_finite():
             self._save(progress)
             problem = self.saver.finish()
@@ -306,39 +384,6 @@ class TrainingLoop:
             f"number, and changed nothing; {kept}. {rows}. Look at these rows and their images, use a lower learning "
             "rate, or allow more with --max_skipped."
         )
-
-    def _fail_if_mostly_skipped(self) -> None:
-        """Raise a UserError after the last step where most of all changed nothing: such a run is no success."""
-        skipped, steps = self.strategy.skipped_steps, self.plan.total_steps
-        if self.strategy.global_step == steps and 2 * skipped > steps:
-            raise UserError(
-                f"{skipped:,} of {steps:,} steps had a loss or gradient that is not a finite number, and changed "
-                f"nothing: the run has failed, and no checkpoint of its last step is written. Begin anew under another "
-                "--run_id, with a lower learning rate or without the rows that the warnings name"
-            )
-
-    @torch.no_grad()
-    def _broken_rows(self, epoch: int) -> str:
-        """Name the rows of the last step whose loss alone is not finite; every process looks at its own."""
-        place = self.strategy.global_step - 1 - epoch * self.plan.batches_per_epoch
-        batch = self.sampler.global_batches(epoch)[place]
-        share = len(batch) // self.world.size
-        names = []
-        for row in batch[self.world.rank * share : (self.world.rank + 1) * share]:
-            collated = to_device(self.collator([self.dataset[row]]), self.world.device)
-            loss = self.strategy.vlm(**collated, loss_reduction="sum", return_logits=False).loss
-            if not bool(torch.isfinite(loss)):
-                names.append(_name(self.dataset, row))
-        broken = [name for names_of_one in self.world.gather(names) for name in names_of_one]
-        everyone = broken or [_name(self.dataset, row) for row in batch]
-        what = "Rows whose loss is not finite" if broken else "Each row's loss is finite by itself; the rows were"
-        more = f" and {len(everyone) - _NAMED_ROWS} more" if len(everyone) > _NAMED_ROWS else ""
-        return f"{what}: {', '.join(everyone[:_NAMED_ROWS])}{more}"
-
-
-def _name(dataset: Dataset, row: int) -> str:
-    examples = getattr(dataset, "examples", None)
-    return f"row {row}" if examples is None else f"row {row} (id {examples[row].get('id')!r})"
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:

@@ -28,13 +28,14 @@ from cobra.training.metrics import Metrics, check_trackers
 from cobra.training.planning import show_plan
 from cobra.training.provenance import describe_run, going_on
 from cobra.training.row_checks import check_images, tell_markers, tell_rows
-from cobra.training.run_directory import FINISHED, find_run, write_run_dir
-from cobra.training.run_state import RESUME, clear_unfinished, state_step
+from cobra.training.run_directory import FINISHED, STOPPED, describe_stop, find_run, write_run_dir
+from cobra.training.run_state import RESUME, clear_unfinished, logged_step
 from cobra.training.schedule import check_batches
 from cobra.training.setting import check_setting, setting_of
 from cobra.training.sharding import check_strategy
-from cobra.training.stopping import Stopped
+from cobra.training.stopping import Stopped, StopRequests, grace_seconds, job_end
 from cobra.training.strategy import StepResult, TrainStrategy, check_hyperparameters
+from cobra.training.workers import count_workers
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World, hold_together, join_world
 from cobra.util.errors import UserError
@@ -71,18 +72,43 @@ def pretrain(config: PretrainConfig) -> Path:
         show_plan(config, config.plan, config.lora, run_dir, console, config.offload_optimizer)
         return run_dir
     run_dir = find_run(config)[1]
-    world = join_world(config.device)
-    try:
-        with hold_together(world, run_dir, _TAKEN) as held:
-            return _pretrain(config, world, held)
-    finally:
-        world.close()
+    grace = config.stop_grace_seconds or grace_seconds(os.environ, os.getppid())
+    with StopRequests(config.time_limit, grace, job_end(os.environ)) as stop:
+        world = join_world(config.device)
+        try:
+            with hold_together(world, run_dir, _TAKEN) as held:
+                return _pretrain(config, world, held, stop)
+        finally:
+            world.close()
 
 
-def _pretrain(config: PretrainConfig, world: World, held: Hold | None) -> Path:
+def _pretrain(config: PretrainConfig, world: World, held: Hold | None, stop: StopRequests) -> Path:
     say = Console(quiet=not world.is_main, soft_wrap=True, highlight=False).print
     # Again: another start may have saved a state meanwhile.
-    run_id, run_dir, state = find_run(config)
+    found = find_run(config)
+    _, run_dir, state = found
+    if world.is_main:
+        (run_dir / STOPPED).unlink(missing_ok=True)
+    try:
+        return _train(config, world, held, stop, found, say)
+    except Stopped as stopped:
+        if world.is_main:
+            say(describe_stop(run_dir, state, stopped))
+        if stopped.step is not None:
+            # All have agreed. One that ends earlier may take the main process along before it has left its mark.
+            world.barrier()
+        raise
+
+
+def _train(
+    config: PretrainConfig,
+    world: World,
+    held: Hold | None,
+    stop: StopRequests,
+    found: tuple[str, Path, Path | None],
+    say: Any,
+) -> Path:
+    run_id, run_dir, state = found
     annotation_file = _check(config, world)
     options = loop_options(config)
     set_global_seed(config.seed)
@@ -106,21 +132,15 @@ def _pretrain(config: PretrainConfig, world: World, held: Hold | None) -> Path:
         return _open_run_dir(config, world, run_id, run_dir, state, made_of, evaluator)
 
     metrics = world.on_main(open_run_dir)
-    workers = _workers(config, world)
+    batch_size = strategy.hyperparameters.per_device_batch_size
+    workers = count_workers(config.num_workers, dataset, collator, lengths, batch_size, world, say)
     loop = TrainingLoop(
         strategy, dataset, collator, lengths, run_dir, metrics, config.seed, workers, evaluator, options, setting
     )
     try:
         if state is not None:
             loop.restore(state)
-        result = loop.run()
-    except Stopped as stopped:
-        kept = "the state is saved in" if stopped.saved else "its state could not be saved; earlier ones are in"
-        say(
-            f"stopped by {stopped.reason} after step {stopped.step}; {kept} {run_dir / RESUME}: run the same command "
-            "to go on"
-        )
-        raise
+        result = loop.run(stop)
     finally:
         if metrics is not None:
             metrics.finalize()
@@ -175,7 +195,7 @@ def _open_run_dir(
     evaluator: Evaluator | None,
 ) -> Metrics:
     """Make the run directory, or cut it back to the state that the run goes on from; return the open metrics."""
-    reached = None if state is None else state_step(state)
+    reached = None if state is None else logged_step(state)
     (run_dir / RESUME).mkdir(parents=True, exist_ok=True)
     clear_unfinished(run_dir)
     if evaluator is not None:
@@ -330,11 +350,3 @@ def _peak_flops(world: World) -> float | None:
         return None
     peak = peak_tflops(torch.cuda.get_device_name(world.device))
     return None if peak is None else peak * 1e12 * world.size
-
-
-def _workers(config: PretrainConfig, world: World) -> int:
-    if config.num_workers is not None:
-        return config.num_workers
-    # A worker for every core that the training processes leave free.
-    spare = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1
-    return max(0, min(4, spare)) if world.device.type == "cuda" else 0

@@ -82,7 +82,7 @@ class StepProgress:
         short = {_without_stage(name): value for name, value in values.items()}
         numbers = "  ".join(form.format(short[name]) for name, form in _SHOWN.items() if name in short)
         elapsed = time.perf_counter() - self._start
-        left = timedelta(seconds=round(elapsed / (step - self._done) * (self._total - step)))
+        left = timedelta(seconds=round(elapsed / max(1, step - self._done) * (self._total - step)))
         self._bar.update(self._task, completed=step, left=left, numbers=numbers)
         due = step in (self._done + 1, self._total) or step % max(1, self._total // _LINES) == 0
         if due and not self._console.is_terminal:

@@ -1,6 +1,7 @@
 """The directory of a run: its name, what is in it before the first step, and what a later start goes on from."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ import draccus
 from cobra.conf import DatasetRegistry
 from cobra.models.checkpoint import LATEST
 from cobra.training.config import PretrainConfig
-from cobra.training.run_state import RESUME, states
+from cobra.training.run_state import RESUME, state_step, states
+from cobra.training.stopping import Stopped
 from cobra.util.errors import UserError
 from cobra.util.files import write_json, write_text
 
 # In the directory of a run that has done all its steps.
 FINISHED = "finished.json"
+# In the directory of a run that was stopped by request, in order, and can go on; absent after any other end.
+STOPPED = "stopped.json"
 
 
 def default_run_id(config: PretrainConfig) -> str:
@@ -58,6 +62,31 @@ def find_run(config: PretrainConfig) -> tuple[str, Path, Path | None]:
             "--run_root_dir, or move that folder away"
         )
     return run_id, run_dir, None
+
+
+def describe_stop(run_dir: Path, began_from: Path | None, stopped: Stopped) -> str:
+    """Leave the mark of an orderly stop where it is one, for scripts that queue the run again; return what to say.
+
+    It is one where nothing that was done is lost, or at least something that this start has done is kept: a run that
+    cannot save anything would be queued for ever.
+
+    Args:
+        run_dir: Directory of the run; made where it is not there yet.
+        began_from: The state that this start went on from.
+        stopped: How it was stopped.
+
+    Raises:
+        OSError: The mark cannot be written.
+    """
+    newest = states(run_dir / RESUME)[-1:]
+    if stopped.saved or newest != ([] if began_from is None else [began_from]):
+        reached = state_step(newest[0]) if newest else 0
+        write_json(run_dir / STOPPED, {"reason": stopped.reason, "step": reached, "time": time.time()})
+    if stopped.step is None:
+        return f"stopped by {stopped.reason} before the first step of this start: run the same command to go on"
+    kept = "the state is saved in" if stopped.saved else "its state is not saved; earlier ones are in"
+    where = f"{kept} {run_dir / RESUME}"
+    return f"stopped by {stopped.reason} after step {stopped.step}; {where}: run the same command to go on"
 
 
 def write_run_dir(config: PretrainConfig, run_id: str, run_dir: Path) -> dict[str, Any]:

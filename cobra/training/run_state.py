@@ -10,6 +10,7 @@ import json
 import math
 import re
 import shutil
+import time
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -55,6 +56,8 @@ class RunState:
     """What has to be the same for the run to go on."""
     skipped_in_a_row: int = 0
     """The last steps that changed nothing, one after the other."""
+    unreported: dict[str, Any] | None = None
+    """Fields of the StepResult of the last step, where the run was stopped before what follows the step was done."""
 
     def __post_init__(self) -> None:
         """Raise a ValueError where the values, which come from a file, are of no run."""
@@ -69,12 +72,17 @@ class RunState:
             raise ValueError(f"its best_validation_loss is {best!r} and must be a finite number or null")
         if not isinstance(self.setting, dict):
             raise ValueError(f"its setting is {self.setting!r} and must be an object")
+        if not isinstance(self.unreported, dict | None):
+            raise ValueError(f"its unreported is {self.unreported!r} and must be an object or null")
 
 
 class RunSaver:
     """Saves the state of a run in the background, one at a time, and keeps the newest few.
 
     A save that fails (a full disk, say) costs nothing but itself: the run goes on and the last whole one stays.
+
+    Attributes:
+        seconds: Seconds that the last whole save took; None before the first.
     """
 
     def __init__(self, run_dir: Path, world: World, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int = 2):
@@ -96,6 +104,8 @@ class RunSaver:
         self._group = cast("dist.ProcessGroup", dist.new_group(backend="gloo")) if world.size > 1 else None
         self._pending: Future[Any] | None = None
         self._name = ""
+        self._times: list[float] = []
+        self.seconds: float | None = None
 
     def begin(self, state: RunState) -> str | None:
         """Copy the state to main memory and begin to write it; waits for an earlier save that is still being written.
@@ -104,6 +114,8 @@ class RunSaver:
             Why that earlier save failed, if it did.
         """
         problem = self.finish()
+        began, self._times = time.monotonic(), []
+        times = self._times
         self._name = f"step-{state.step:06d}"
         unfinished = self.folder / (self._name + UNFINISHED)
         if self._world.is_main:
@@ -115,6 +127,7 @@ class RunSaver:
             tensors, storage_writer=writer, process_group=self._group, no_dist=self._world.size == 1
         )
         self._pending = cast("Future[Any]", future)
+        self._pending.add_done_callback(lambda _: times.append(time.monotonic() - began))
         return problem
 
     def poll(self) -> str | None:
@@ -130,6 +143,7 @@ class RunSaver:
             pending.result()
             if self._world.is_main:
                 self._complete()
+            self.seconds = max(self._times, default=self.seconds)
         # torch's CheckpointException is a BaseException; an interrupt must pass.
         except (KeyboardInterrupt, SystemExit):
             raise
@@ -213,6 +227,16 @@ def _unsealed(values: Any) -> dict[str, Any]:
     if _CHECKSUM in values and _sealed(own) != values:
         raise ValueError(f"{_STATE} is not what was written: its checksum differs")
     return own
+
+
+def logged_step(path: Path) -> int:
+    """Return the last step of a state that had been logged and looked at when the state was saved.
+
+    Raises:
+        UserError: The state cannot be read.
+    """
+    state = read_state(path)
+    return state.step - (state.unreported is not None)
 
 
 def state_step(path: Path) -> int:

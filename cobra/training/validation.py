@@ -75,11 +75,17 @@ class Validation:
             return self.loss_of_passes(vlm, world, mixed_precision)
 
     @torch.no_grad()
-    def loss_of_passes(self, vlm: CobraVLM, world: World, mixed_precision: bool) -> float:
-        """Like :meth:`loss`, inside :func:`evaluation_mode`: units are left as their forward passes leave them."""
+    def loss_of_passes(
+        self, vlm: CobraVLM, world: World, mixed_precision: bool, between: Callable[[], None] = lambda: None
+    ) -> float:
+        """Like :meth:`loss`, inside :func:`evaluation_mode`: units are left as their forward passes leave them.
+
+        `between` is called before each pass, as often on every process, and may raise.
+        """
         sums = torch.zeros(2, dtype=torch.float64, device=world.device)
-        for batch in map(self._batch, self._passes(world)):
-            batch = to_device(batch, world.device)
+        for rows in self._passes(world):
+            between()
+            batch = to_device(self._batch(rows), world.device)
             kind = world.device.type
             with torch.autocast(kind, torch.bfloat16, enabled=mixed_precision, cache_enabled=False):
                 loss = vlm(**batch, loss_reduction="sum", return_logits=False).loss

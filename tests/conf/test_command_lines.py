@@ -33,10 +33,10 @@ DATASET = (
 FLAGS = {
     "scripts/pretrain.py": (
         "stage pretrained_checkpoint run_id run_root_dir seed hf_token trackers wandb_project wandb_entity device "
-        "num_workers resume save_interval_steps save_interval_minutes keep_checkpoints time_limit max_skipped "
-        "eval_interval_steps eval_samples sharding_group_size offload_optimizer dry_run lora plan lora.rank lora.alpha "
-        "lora.dropout lora.target_modules plan.world_size plan.gpu_memory plan.peak_tflops plan.utilisation "
-        "plan.json_file "
+        "num_workers resume save_interval_steps save_interval_minutes keep_checkpoints keep_epochs time_limit "
+        "stop_grace_seconds max_skipped eval_interval_steps eval_samples sharding_group_size offload_optimizer dry_run "
+        "lora plan lora.rank lora.alpha lora.dropout lora.target_modules plan.world_size plan.gpu_memory "
+        "plan.peak_tflops plan.utilisation plan.json_file "
         + " ".join([f"model.{name}" for name in MODEL.split()] + [f"dataset.{name}" for name in DATASET.split()])
     ),
     "scripts/preprocess.py": "dataset_id root_dir revision hf_token",
@@ -47,8 +47,8 @@ FLAGS = {
         "seed search beams device dtype"
     ),
     "scripts/serve.py": (
-        "model_path hf_token host port do_sample temperature top_k top_p min_p repetition_penalty max_new_tokens seed "
-        "search beams device dtype"
+        "model_path hf_token host port allowed_hosts do_sample temperature top_k top_p min_p repetition_penalty "
+        "max_new_tokens seed search beams device dtype"
     ),
     "scripts/export.py": "checkpoint output format push_to private hf_token",
     "fine_tune/prepare_llava_cot.py": (

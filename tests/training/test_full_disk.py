@@ -17,7 +17,7 @@ from cobra.training.config import PretrainConfig
 from cobra.training.loop import LoopOptions, TrainingLoop
 from cobra.training.pretrain import pretrain
 from cobra.training.run_state import RunSaver, states
-from cobra.training.stopping import Stopped
+from cobra.training.stopping import Stopped, StopRequests
 from cobra.util.cli import parse
 from cobra.util.errors import UserError
 
@@ -29,7 +29,7 @@ class Interrupted(Exception):
 
 
 class Disk(Recorder):
-    """Fills the disk at one step and empties it at another, between saves; may end the run."""
+    """Fills the disk when one step is logged and empties it at another, between saves; may end the run."""
 
     def __init__(self, disk: SmallDisk, fill: int = 0, empty: int = 0, end: int = 0) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Disk(Recorder):
         return super().commit(step, *values, **more)
 
 
-def train(folder: Path, recorder: Recorder, resume: Path | None = None, evaluator=None, **options) -> None:
+def train(folder: Path, recorder: Recorder, resume: Path | None = None, evaluator=None, stop=None, **options) -> None:
     """Take eight steps, in epochs of four; a checkpoint has 5 MB, a state 9 MB."""
     rows = rows_with_nan()
     lengths = [(True, len(row["input_ids"])) for row in rows]
@@ -60,7 +60,7 @@ def train(folder: Path, recorder: Recorder, resume: Path | None = None, evaluato
     recorder.saver = loop.saver
     if resume is not None:
         loop.restore(resume)
-    loop.run()
+    loop.run(stop)
 
 
 def names(run: Path) -> list[str]:
@@ -114,7 +114,7 @@ class Looks:
 def test_checkpoints_that_do_not_fit_cost_nothing_but_themselves(tmp_path, capsys, undisturbed):
     """None of the looks on the full disk could be kept: the best is the first one afterwards that beats the first."""
     with small_disk(tmp_path / "disk", 64_000) as disk:
-        recorder, looks = Disk(disk, fill=2, empty=6), Looks(5.0, 4.0, 4.5, 4.2, 6.0, 4.8, 4.9, 7.0)
+        recorder, looks = Disk(disk, fill=1, empty=5), Looks(5.0, 4.0, 4.5, 4.2, 6.0, 4.8, 4.9, 7.0)
         train(disk.folder, recorder, evaluator=looks, eval_interval_steps=1)
         warned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: the checkpoint")]
         assert [line.split(" could not")[0][-6:] for line in warned] == ["step 2", "step 3", "step 4"]
@@ -130,11 +130,11 @@ def test_checkpoints_that_do_not_fit_cost_nothing_but_themselves(tmp_path, capsy
 def test_a_stop_on_a_full_disk_does_not_claim_a_state(tmp_path):
     with small_disk(tmp_path / "disk", 64_000) as disk:
         with pytest.raises(Stopped) as stopped:
-            train(disk.folder, Disk(disk, fill=1), time_limit_minutes=0)
+            train(disk.folder, Disk(disk, fill=1), stop=StopRequests(time_limit_minutes=0))
         assert (stopped.value.step, stopped.value.saved, names(disk.folder)) == (1, False, [])
         disk.empty()
         with pytest.raises(Stopped) as stopped:
-            train(disk.folder, Recorder(), time_limit_minutes=0)
+            train(disk.folder, Recorder(), stop=StopRequests(time_limit_minutes=0))
         assert stopped.value.saved and names(disk.folder) == ["step-000001"]
 
 
