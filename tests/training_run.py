@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,6 +20,10 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RECORD = "TRAINING_RECORD"
+# Seconds that a state takes to write.
+SLOW_SAVE = "TRAINING_SLOW_SAVE"
+# In the folder of the record while held-out rows are looked at.
+_EVALUATING = "evaluating"
 _FLUSH_SECONDS = 0.03
 
 
@@ -42,7 +47,8 @@ def main() -> None:
 
     note(os.getpid())
     _record_steps(note)
-    _slow_down_disk()
+    _mark_evaluations(Path(os.environ[RECORD]) / _EVALUATING)
+    _slow_down_disk(float(os.environ.get(SLOW_SAVE, "0")))
     runpy.run_path(str(ROOT / "scripts" / "pretrain.py"), run_name="__main__")
 
 
@@ -71,15 +77,39 @@ def _record_steps(note: Callable[[Any], None]) -> None:
     TrainStrategy.train_step = recorded_step
 
 
-def _slow_down_disk() -> None:
-    """Let every file take a moment to be flushed, so that there is one to be killed in."""
-    flush = os.fsync
+def _mark_evaluations(mark: Path) -> None:
+    from cobra.training.evaluating import Evaluator
+
+    evaluate = Evaluator.evaluate
+
+    def marked(self: Evaluator, *arguments: Any) -> Any:
+        mark.touch()
+        # A moment to be stopped in.
+        time.sleep(0.1)
+        try:
+            return evaluate(self, *arguments)
+        finally:
+            mark.unlink(missing_ok=True)
+
+    Evaluator.evaluate = marked
+
+
+def _slow_down_disk(save_seconds: float) -> None:
+    """Let every file take a moment to be flushed, so that there is one to be killed in, and states as long as asked."""
+    from torch.distributed.checkpoint import FileSystemWriter
+
+    flush, write = os.fsync, FileSystemWriter.write_data
 
     def slow_flush(file: int) -> None:
         time.sleep(_FLUSH_SECONDS)
         flush(file)
 
+    def slow_write(self: FileSystemWriter, *arguments: Any) -> Any:
+        time.sleep(save_seconds)
+        return write(self, *arguments)
+
     os.fsync = slow_flush
+    FileSystemWriter.write_data = slow_write
 
 
 class Start:
@@ -91,9 +121,16 @@ class Start:
 
     seconds: float
 
-    def __init__(self, arguments: list[str], processes: int, record: Path) -> None:
-        """Begin; the folder of the record is made."""
-        self.processes, self.record = processes, record
+    def __init__(self, arguments: list[str], processes: int, record: Path, torchrun: tuple[str, ...] = ()) -> None:
+        """Begin; the folder of the record is made.
+
+        Args:
+            arguments: Flags of the training.
+            processes: Processes that train.
+            record: Folder to write down into.
+            torchrun: Flags of torchrun.
+        """
+        self.processes, self.record, self.torchrun = processes, record, torchrun
         record.mkdir(parents=True)
         self._begin(arguments)
 
@@ -114,6 +151,18 @@ class Start:
     def pids(self) -> list[int]:
         """Return the ids of the processes that train, as far as they have begun."""
         return [values[0] for values in map(self._lines, range(self.processes)) if values]
+
+    def is_evaluating(self) -> bool:
+        """Return whether held-out rows are looked at."""
+        return (self.record / _EVALUATING).exists()
+
+    def data_workers(self) -> list[int]:
+        """Return the ids of the processes that read rows for those that train."""
+        found = []
+        for pid in self.pids():
+            with suppress(OSError):
+                found += [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return found
 
     def steps(self, rank: int = 0) -> list[Step]:
         """Return what a process has done so far."""
@@ -145,6 +194,7 @@ class CommandStart(Start):
         command = [sys.executable]
         if self.processes > 1:
             command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.processes)]
+            command += self.torchrun
         self._process = subprocess.Popen(
             [*command, __file__, *arguments],
             env={**os.environ, "OMP_NUM_THREADS": "1", RECORD: str(self.record)},

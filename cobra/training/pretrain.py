@@ -91,6 +91,14 @@ def _pretrain(config: PretrainConfig, world: World, held: Hold | None, stop: Sto
         (run_dir / STOPPED).unlink(missing_ok=True)
     try:
         return _train(config, world, held, stop, found, say)
+    except RuntimeError as error:
+        # torch tells of it wherever the training is at that moment, in a collective say.
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise UserError(
+            f"a data worker was killed, for want of memory perhaps ({error}): run the same command again to go on from "
+            "the last state, with fewer of them (--num_workers) if it comes again"
+        ) from error
     except Stopped as stopped:
         if world.is_main:
             say(describe_stop(run_dir, state, stopped))

@@ -1,14 +1,21 @@
-"""The guide's Slurm script, run as it stands: it survives time limits, and queues no job that cannot succeed."""
+"""The guide's words for clusters: its Slurm script survives time limits and queues no job that cannot succeed."""
 
 import json
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from slurm_standin import Slurm
 from test_pretrain import ROOT, losses, train_arguments
 from test_pretrain import rows_dir as rows_dir
+
+from cobra.training.run_state import states
 
 pytestmark = [pytest.mark.fault("A5"), pytest.mark.timeout(600)]
 
@@ -20,16 +27,19 @@ STEPS = 12
 def guide_script(arguments: list[str], run: Path, processes: int) -> str:
     """The script with another run, on another number of processes, at a port that is free."""
     [script] = re.findall(r"^```text\n(#!/bin/bash\n.*?)^```$", (ROOT / "FINETUNING_GUIDE.md").read_text(), re.M | re.S)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    for old, new in (("--nproc-per-node 8", f"--nproc-per-node {processes}"), (":29500", f":{port}")):
+    for old, new in (("--nproc-per-node 8", f"--nproc-per-node {processes}"), (":29500", f":{free_port()}")):
         assert script.count(old) == 1
         script = script.replace(old, new)
     script, runs = re.subn(r"^RUN=.*$", f"RUN={run}", script, flags=re.M)
     script, trained = TRAINED.subn(" ".join(arguments), script)
     assert (runs, trained) == (1, 1)
     return script
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 class Cluster:
@@ -88,3 +98,34 @@ def test_run_that_diverges_fails_at_every_start_and_is_not_queued_again(rows_dir
         job = cluster.run()
         assert job.code != 0 and not job.requeued and not cluster.is_finished(), job.output
         assert "steps in a row" in job.output
+
+
+@pytest.mark.slow
+@pytest.mark.fault("A14")
+def test_the_loss_of_a_machine_ends_the_others_and_the_same_commands_go_on(rows_dir, tmp_path):  # noqa: F811
+    steps = ("--model.finetune_max_steps", "200", "--model.finetune_per_device_batch_size", "2")
+    arguments = train_arguments(rows_dir, tmp_path, "run", *steps, "--save_interval_steps", "8")
+    log = tmp_path / "run" / "run.jsonl"
+
+    def start(port: int) -> list[subprocess.Popen]:
+        flags = ("--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-conf", "join_timeout=60")
+        flags += ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "cobra")
+        program = [sys.executable, "-m", "torch.distributed.run", *flags, str(ROOT / "scripts" / "pretrain.py")]
+        agents = []
+        for _ in range(2):
+            agents.append(subprocess.Popen([*program, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}))
+            # The first one holds the rendezvous.
+            time.sleep(3)
+        return agents
+
+    first, second = start(free_port())
+    while not log.exists() or log.read_bytes().count(b"\n") < 20:
+        assert first.poll() is None
+        time.sleep(0.1)
+    children = Path(f"/proc/{second.pid}/task/{second.pid}/children").read_text().split()
+    for pid in (second.pid, *map(int, children)):
+        os.kill(pid, signal.SIGKILL)
+    second.wait()
+    assert first.wait(timeout=120) == 1 and states(tmp_path / "run" / "resume")
+    assert [agent.wait() for agent in start(free_port())] == [0, 0]
+    assert len(losses(tmp_path / "run")) == 200

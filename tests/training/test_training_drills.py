@@ -1,7 +1,7 @@
 """Training that is killed and stopped at any moment, and goes on: no step lost, none done differently.
 
 The short form forks its starts from a process that has imported everything; the long form, for `make soak`, types the
-commands of a user, with 25 kills and 10 requests to stop over three runs.
+commands of a user, with 25 kills and 10 requests to stop over three runs, and as many of a run with data workers.
 """
 
 import json
@@ -22,7 +22,7 @@ from PIL import Image
 from test_loop import Rows, train, trainer
 from test_matrix import make_rows
 from test_pretrain import SCRATCH
-from training_run import CommandStart, ForkedStart, Start
+from training_run import SLOW_SAVE, CommandStart, ForkedStart, Start
 
 from cobra.models.checkpoint import BEST, LATEST, read_checkpoint
 from cobra.training.run_directory import STOPPED
@@ -38,6 +38,9 @@ MEASURED = ("Step Time", "Tokens/s", "Samples/s", "Memory (GB)")
 
 # What goes on when a start is ended: a state is being saved, a checkpoint written, a step taken, or none has begun.
 STAGES = ("save", "write", "step", "step", "start")
+# Those that a request to stop finds, and whom a kill, where processes read rows for those that train.
+WORKER_STAGES = ("step", "save", "evaluate", "write", "step")
+WORKER_KILLED = ("worker", "first", "last", "first")
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Moment:
     share: float
     """How far into the stage."""
     whom: str
-    """`all` processes, or alone the `first` (torchrun where it is used) or the `last`."""
+    """`all` processes, or alone the `first` (torchrun where it is used), the `last` or a data `worker`."""
     processes: int
 
 
@@ -65,6 +68,8 @@ class Form:
     stops: int
     processes: tuple[int, ...]
     """In turn of the starts."""
+    workers: int = 0
+    """Processes that read rows for each that trains."""
 
     @property
     def is_bitwise(self) -> bool:
@@ -73,17 +78,23 @@ class Form:
     def moments(self) -> list[Moment]:
         """Random moments of every stage, in the order of their steps."""
         draw = random.Random(self.kills)
-        planned = [(signal.SIGKILL, stage) for stage in islice(cycle(STAGES), self.kills)]
-        planned += [(signal.SIGTERM, stage) for stage in islice(cycle(STAGES[:4]), self.stops)]
+        kill_stages, stop_stages = (("step",), WORKER_STAGES) if self.workers else (STAGES, STAGES[:4])
+        planned = [(signal.SIGKILL, stage) for stage in islice(cycle(kill_stages), self.kills)]
+        planned += [(signal.SIGTERM, stage) for stage in islice(cycle(stop_stages), self.stops)]
         draw.shuffle(planned)
         # An epoch's end, with a state and a checkpoint, comes after the last of them.
         steps = sorted(draw.randrange(1, self.steps - 14) for _ in planned)
         # A save goes on in processes that outlive torchrun, or another one, for a moment.
         whom = cycle(("first", "last", "all") if self.kind is CommandStart else ("all",))
+        whom = cycle(WORKER_KILLED) if self.workers else whom
         return [
-            Moment(number, stage, step, draw.random(), next(whom) if stage == "step" else "all", processes)
+            Moment(number, stage, step, draw.random(), next(whom) if self._alone(number, stage) else "all", processes)
             for (number, stage), step, processes in zip(planned, steps, cycle(self.processes), strict=False)
         ]
+
+    def _alone(self, number: signal.Signals, stage: str) -> bool:
+        """Return whether one of the processes is chosen; torchrun is who is asked to stop."""
+        return stage == "step" and (number == signal.SIGKILL or not self.workers)
 
 
 FORMS = {
@@ -92,6 +103,7 @@ FORMS = {
     "long one": Form(CommandStart, 80, 9, 4, (1,)),
     "long two": Form(CommandStart, 60, 6, 2, (2,)),
     "long mixed": Form(CommandStart, 80, 10, 4, (1, 3, 2)),
+    "long workers": Form(CommandStart, 120, 10, 10, (2,), 2),
 }
 
 
@@ -137,11 +149,12 @@ class Drill:
             *("--model.finetune_global_batch_size", "6", "--model.finetune_learning_rate", "1e-4"),
             *("--model.finetune_epochs", "9", "--model.finetune_max_steps", str(form.steps)),
             *("--save_interval_steps", str(SAVE_INTERVAL), "--eval_interval_steps", "5", "--eval_samples", "0"),
+            *("--num_workers", str(form.workers)),
         ]
 
-    def start(self, processes: int) -> Start:
+    def start(self, processes: int, *torchrun: str) -> Start:
         arguments = [*self._arguments, "--model.finetune_per_device_batch_size", str(6 // processes)]
-        self.starts.append(self.form.kind(arguments, processes, self._record / f"{len(self.starts):02d}"))
+        self.starts.append(self.form.kind(arguments, processes, self._record / f"{len(self.starts):02d}", torchrun))
         return self.starts[-1]
 
     def interrupt(self, moment: Moment) -> None:
@@ -153,6 +166,8 @@ class Drill:
             start.signal(moment.number, [start.first()])
         elif moment.whom == "last":
             start.signal(moment.number, start.pids()[-1:])
+        elif moment.whom == "worker":
+            start.signal(moment.number, start.data_workers()[-1:])
         else:
             start.kill()
         start.signal(signal.SIGCONT, start.pids())
@@ -202,6 +217,11 @@ class Drill:
             steps = start.steps()
             if not steps or steps[-1].step < moment.after:
                 continue
+            if moment.stage == "evaluate":
+                if start.is_evaluating():
+                    time.sleep(0.2 * moment.share)
+                    return start.is_running()
+                continue
             if moment.stage == "step":
                 time.sleep(0.2 * moment.share)
                 return start.is_running()
@@ -238,14 +258,16 @@ def whole_runs(data, tmp_path_factory) -> Callable[[Form], Drill]:
     """Runs without an interruption."""
 
     @cache
-    def run(kind: type[Start], steps: int, processes: int) -> Drill:
-        drill = Drill(Form(kind, steps, 0, 0, (processes,)), data, tmp_path_factory.mktemp("whole"))
+    def run(kind: type[Start], steps: int, processes: int, workers: int) -> Drill:
+        drill = Drill(Form(kind, steps, 0, 0, (processes,), workers), data, tmp_path_factory.mktemp("whole"))
         drill.finish(processes)
         return drill
 
-    return lambda form: run(form.kind, form.steps, form.processes[0])
+    return lambda form: run(form.kind, form.steps, form.processes[0], form.workers)
 
 
+@pytest.mark.fault("A1")
+@pytest.mark.fault("A3")
 def test_interrupted_run_is_the_uninterrupted_one(form, whole_runs, data, tmp_path):
     moments, drill, whole = form.moments(), Drill(form, data, tmp_path), whole_runs(form)
     for moment in moments:
@@ -256,6 +278,20 @@ def test_interrupted_run_is_the_uninterrupted_one(form, whole_runs, data, tmp_pa
     assert_same_batches(drill, whole)
     assert_same_log(drill, whole)
     assert_same_weights(drill, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("A2")
+def test_a_slow_save_has_the_time_that_torchrun_grants(data, tmp_path, monkeypatch):
+    monkeypatch.setenv(SLOW_SAVE, "45")
+    drill = Drill(Form(CommandStart, 400, 0, 1, (2,), 2), data, tmp_path)
+    start = drill.start(2, "--shutdown-timeout", "110")
+    while start.is_running() and len(start.steps()) < 3:
+        time.sleep(0.05)
+    start.signal(signal.SIGTERM, [start.first()])
+    code, output = start.end()
+    assert code == 1 and "the state is saved" in output, output
+    assert state_step(states(drill.run / RESUME)[-1]) == start.steps()[-1].step == len(lines(drill.run))
 
 
 def assert_same_batches(drill: Drill, whole: Drill) -> None:
