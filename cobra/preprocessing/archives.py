@@ -89,7 +89,8 @@ def sort_out_members(infos: Sequence[zipfile.ZipInfo], end: int) -> tuple[list[z
     overlaps = _overlaps(infos, end)
     names = NameClaims()
     for position, info in enumerate(infos):
-        if info.is_dir():
+        # Not ZipInfo.is_dir, which raises an IndexError where the name is empty (Python 3.11).
+        if info.filename.endswith("/"):
             continue
         problem = unsafe_name(info.filename) or _zip_problem(info) or overlaps.get(position)
         problem = problem or names.claim(member_path(info.filename))

@@ -84,7 +84,7 @@ class Holder:
 
 @contextmanager
 def hold(folder: Path, what: str, say: Callable[[str], object] = print) -> Iterator["Hold"]:
-    """Be the only one in a folder for a while; it is made, and removed again where nothing was put into it.
+    """Be the only one in a folder for a while; it and its parents are made, and removed if nothing is put there.
 
     Args:
         folder: The folder.
@@ -94,7 +94,7 @@ def hold(folder: Path, what: str, say: Callable[[str], object] = print) -> Itera
     Raises:
         UserError: Somebody is there: who, and what to do about it; or the folder takes no files.
     """
-    is_new = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     held = Hold(folder / LOCK)
     try:
         try:
@@ -107,9 +107,9 @@ def hold(folder: Path, what: str, say: Callable[[str], object] = print) -> Itera
         yield held
     finally:
         held.release()
-        if is_new:
-            with suppress(OSError):
-                folder.rmdir()
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
 
 
 class Hold:

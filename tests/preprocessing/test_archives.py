@@ -18,6 +18,7 @@ from cobra.preprocessing.archives import NameClaims, extract_archive
 from cobra.util.errors import UserError
 
 UNSAFE_NAMES = [
+    "",
     "../evil",
     "a/../../evil",
     "/etc/evil",

@@ -422,6 +422,8 @@ SOURCES = {
     "./images/sqa/1.jpg": "sqa",
     "image_files/geoqa+/images/1.png": "geoqa+",
     "images\\sqa\\1.jpg": "sqa",
+    "C:\\images\\1.png": NO_FOLDER,
+    "D:\\sqa\\1.png": "sqa",
     ".sqa/1.jpg": ".sqa",
     "..sqa/1.jpg": "..sqa",
     "/sqa//1.jpg": "sqa",

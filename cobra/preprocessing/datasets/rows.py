@@ -1,5 +1,6 @@
 """Rows in LLaVA's format, read from an annotation file and checked: a JSON list, or JSON lines with a row each."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +62,7 @@ def source_of(row: Row) -> str:
         return NO_FOLDER
     if image is None:
         return TEXT_ONLY
-    parts = [part for part in image.replace("\\", "/").split("/") if part not in ("", ".")]
+    parts = [part for part in re.split(r"^[A-Za-z]:|[/\\]", image) if part not in ("", ".")]
     if parts and parts[0] in TOP_FOLDERS:
         parts = parts[1:]
     return parts[0] if len(parts) > 1 else NO_FOLDER
