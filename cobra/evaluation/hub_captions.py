@@ -13,6 +13,7 @@ from cobra.evaluation.row_pictures import RowPictures, image_column
 from cobra.evaluation.split_column import choose_rows
 from cobra.preprocessing.archives import unsafe_name
 from cobra.util.errors import UserError
+from cobra.util.redaction import reason
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -143,7 +144,7 @@ def _open(source: Path | str, split: str | None) -> tuple["Dataset", list[str], 
             if path.exists()
             else "is neither a file or folder here nor a data set that can be had from the hub"
         )
-        raise UserError(f"{source} {problem}: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{source} {problem}: {reason(error)}") from error
 
 
 def _choose(splits: Sequence[str], split: str | None, source: Path | str) -> str:

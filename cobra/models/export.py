@@ -28,6 +28,7 @@ from cobra.models.model_card import model_card
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path, read_json, sha256_file, write_json, write_text
 from cobra.util.home import PathText
+from cobra.util.redaction import reason
 from cobra.util.tokens import read_hf_token
 
 FORMATS = ("pt", "safetensors")
@@ -83,9 +84,9 @@ def export(config: ExportConfig) -> Path:
             folder.rename(output)
     except (OSError, SafetensorError) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = "the disk is full" if full else " ".join(str(error).split())
+        problem = "the disk is full" if full else reason(error)
         raise UserError(
-            f"{output} cannot be written ({reason}); nothing is left of it. Choose another --output"
+            f"{output} cannot be written ({problem}); nothing is left of it. Choose another --output"
         ) from error
     size = sum(path.stat().st_size for path in output.rglob("*"))
     say(f"wrote {config.output}: {size / 1e6:,.1f} MB", markup=False)
@@ -196,7 +197,7 @@ def push(folder: Path, repo_id: str, private: bool, token: str | None) -> str:
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload the model"))
     except (HTTPError, OSError, ValueError) as error:
         raise UserError(
-            f"{repo_id} cannot be uploaded to ({type(error).__name__}: {' '.join(str(error).split())[:200]}): check "
+            f"{repo_id} cannot be uploaded to ({type(error).__name__}: {reason(error, 200)}): check "
             f"the network and that the token (--hf_token, or hf auth login) may write there; {again}"
         ) from error
     raise UserError(

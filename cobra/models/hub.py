@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from cobra.util.errors import UserError
+from cobra.util.redaction import reason
 
 
 def fetch(repo_id: str, filename: str, token: str | None = None, cache_dir: str | Path | None = None) -> Path:
@@ -23,7 +24,7 @@ def fetch(repo_id: str, filename: str, token: str | None = None, cache_dir: str 
         if not absent or isinstance(error, LocalEntryNotFoundError):
             raise UserError(
                 f"{filename} of {repo_id} is not in the cache and the hub cannot be reached ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:200]}): check the network, or fill the cache (HF_HOME) where there "
+                f"{reason(error, 200)}): check the network, or fill the cache (HF_HOME) where there "
                 "is one"
             ) from error
         raise UserError(

@@ -10,6 +10,7 @@ from cobra.preprocessing import transfer
 from cobra.preprocessing.progress import ByteBars
 from cobra.preprocessing.transfer import RETRIED_STATUSES, Remote, fetch_file
 from cobra.util.errors import UserError
+from cobra.util.redaction import reason
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import DatasetInfo
@@ -107,16 +108,16 @@ def _dataset_info(repo_id: str, revision: str, token: str | None) -> "DatasetInf
         except HfHubHTTPError as error:
             if error.response.status_code not in RETRIED_STATUSES:
                 _refuse(repo_id, revision, error)
-            reason: Exception = error
+            problem: Exception = error
         except (HTTPError, OSError) as error:
             if time.monotonic() - began > _REACH_SECONDS:
-                raise HubUnreachable(f"{_endpoint()} cannot be reached ({_one_line(error)})") from error
-            reason = error
+                raise HubUnreachable(f"{_endpoint()} cannot be reached ({reason(error)})") from error
+            problem = error
         delay = next(delays, None)
         if delay is None:
             raise UserError(
-                f"{_endpoint()} fails time and again ({_one_line(reason)}): run the same command later"
-            ) from reason
+                f"{_endpoint()} fails time and again ({reason(problem)}): run the same command later"
+            ) from problem
         time.sleep(delay)
 
 
@@ -137,7 +138,7 @@ def _refuse(repo_id: str, revision: str, error: Exception) -> NoReturn:
         remedy = (
             f"See whether {page} opens in a browser; a closed dataset needs a valid token in --hf_token (or HF_TOKEN)."
         )
-    raise UserError(f"the Hugging Face hub refuses the dataset {repo_id} ({_one_line(error)}). {remedy}") from error
+    raise UserError(f"the Hugging Face hub refuses the dataset {repo_id} ({reason(error)}). {remedy}") from error
 
 
 def _terms_remedy(repo_id: str) -> str:
@@ -151,7 +152,3 @@ def _endpoint() -> str:
     from huggingface_hub import constants
 
     return constants.ENDPOINT
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

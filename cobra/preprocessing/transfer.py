@@ -22,6 +22,7 @@ from cobra.preprocessing.archives import check_free_space
 from cobra.preprocessing.progress import Bar, ByteBars
 from cobra.util.errors import UserError
 from cobra.util.files import write_json
+from cobra.util.redaction import reason
 
 # Seconds to wait before each new attempt, seven minutes in all; attempts that brought bytes begin anew.
 RETRY_DELAYS = (1.0, 4.0, 16.0, 60.0, 120.0, 240.0)
@@ -238,9 +239,9 @@ def _http_errors(url: str) -> Iterator[None]:
     try:
         yield
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-        raise _Retry(f"the connection failed ({error})") from error
+        raise _Retry(f"the connection failed ({reason(error)})") from error
     except requests.RequestException as error:
-        raise UserError(f"{url} could not be fetched: {error}") from error
+        raise UserError(f"{url} could not be fetched: {reason(error)}") from error
 
 
 def _attempt(partial: _Partial, bar: Bar, advance: Callable[[int], None]) -> None:

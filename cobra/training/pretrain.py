@@ -264,6 +264,8 @@ def _check(config: PretrainConfig, world: World) -> Path:
     check_strategy(getattr(config.model, f"{prefix}_train_strategy"))
     check_batches(values.global_batch_size, values.per_device_batch_size, world.size, prefix)
     check_row_options(config.dataset.on_bad_image, config.dataset.truncation)
+    # Before anything is written: what is given may be the token itself.
+    read_hf_token(config.hf_token)
     return find_components(config.stage, config.dataset)[0]
 
 

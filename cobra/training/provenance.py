@@ -14,6 +14,7 @@ import torch
 import cobra
 from cobra.util.distributed import World
 from cobra.util.files import sha256_file
+from cobra.util.redaction import redacted
 
 _PACKAGES = ("torch", "torchvision", "transformers", "timm", "draccus", "numpy", "pillow", "mamba-ssm", "causal-conv1d")
 
@@ -68,7 +69,7 @@ def describe_run(
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.processor()
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(redacted, sys.argv[1:])],
         "code": code_version(),
         "python": platform.python_version(),
         "packages": package_versions(),

@@ -19,6 +19,7 @@ from draccus.utils import CONFIG_ARG, DraccusException
 
 from cobra.util.errors import SharedError, UserError, file_problem
 from cobra.util.home import expand_home, is_path
+from cobra.util.redaction import print_redacted_traceback, redacted
 
 Config = TypeVar("Config")
 
@@ -62,6 +63,7 @@ def run(main: Callable[[Config], int | None], config_class: type[Config], args: 
         config_class: A dataclass whose fields are the flags; the docstring under a field is its help.
         args: Arguments in place of `sys.argv[1:]`.
     """
+    sys.excepthook = print_redacted_traceback
     try:
         config = parse(config_class, args)
         code = main(config)
@@ -87,7 +89,9 @@ def _tell(error: UserError) -> None:
     if rank != "0" and isinstance(error, SharedError):
         time.sleep(_HEAD_START_SECONDS)
     else:
-        print(f"error{'' if rank == '0' else f' (process {rank})'}: {error}", file=sys.stderr, flush=True)
+        print(
+            f"error{'' if rank == '0' else f' (process {rank})'}: {redacted(str(error))}", file=sys.stderr, flush=True
+        )
 
 
 def parse(config_class: type[Config], args: Sequence[str] | None = None) -> Config:

@@ -11,6 +11,7 @@ from cobra.models.checkpoint import load_strictly, read_llm_weights
 from cobra.models.hub import fetch
 from cobra.models.mamba import MambaConfig, MambaLM
 from cobra.util.errors import UserError
+from cobra.util.redaction import reason
 
 _PADDING = "<|padding|>"
 
@@ -108,7 +109,7 @@ def load_tokenizer(source: str | Path, max_length: int, token: str | None = None
         )
     # The tokenizers library raises plain Exceptions on files that are not its own.
     except Exception as error:
-        raise UserError(f"the tokenizer {source} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"the tokenizer {source} cannot be loaded: {reason(error)}") from error
     if tokenizer.eos_token is None:
         raise UserError(f"the tokenizer {source} has no end token (eos_token), so that no answer would end")
     if tokenizer.pad_token is None:

@@ -11,6 +11,7 @@ from cobra.models.backbones.vision.specs import TowerSpec, VisionSpec
 from cobra.models.backbones.vision.transforms import FusedTransform, ImageTransform, PixelValues, build_transform
 from cobra.models.checkpoint import load_strictly, read_tensors
 from cobra.util.errors import UserError
+from cobra.util.redaction import reason
 
 # Towers trained from scratch start with positions as strong as their patches; timm's 0.02 is 30 times weaker.
 _SCRATCH_POSITION_STD = 0.5
@@ -96,7 +97,7 @@ def _create_tower(tower: TowerSpec, from_hub: bool) -> Any:
         if not from_hub:
             raise
         raise UserError(
-            f"the pretrained weights of {tower.timm_id} could not be fetched from the hub ({error}): check the "
+            f"the pretrained weights of {tower.timm_id} could not be fetched from the hub ({reason(error)}): check the "
             "network, or fill the hub's cache (HF_HOME) on a machine that has one; cobra-tiny needs no download"
         ) from error
 
