@@ -295,5 +295,5 @@ class Rows:
 def _source(row: dict) -> str:
     if "image" not in row:
         return "(text only)"
-    first, slash, _ = str(row["image"]).removeprefix("./").partition("/")
+    first, slash, _ = str(row["image"]).removeprefix("./").removeprefix("/").partition("/")
     return first if first and slash else "(no folder)"

@@ -67,7 +67,7 @@ wild_rows = st.builds(
     extra=st.dictionaries(st.text().filter(lambda key: key not in ("image", "conversations")), values, max_size=3),
     row_id=values,
     turns=turns,
-    image=st.text(max_size=9),
+    image=st.text(max_size=9).map(str.strip),
     last=st.fixed_dictionaries({}, optional={"zz": values}),
 )
 
@@ -423,6 +423,7 @@ SOURCES = {
     "image_files/geoqa+/images/1.png": "geoqa+",
     "images\\sqa\\1.jpg": "sqa",
     "C:\\images\\1.png": NO_FOLDER,
+    "D:\\sqa\\1.png": "sqa",
     "D:\\sqa\\1.png": "sqa",
     ".sqa/1.jpg": ".sqa",
     "..sqa/1.jpg": "..sqa",
