@@ -424,7 +424,6 @@ SOURCES = {
     "images\\sqa\\1.jpg": "sqa",
     "C:\\images\\1.png": NO_FOLDER,
     "D:\\sqa\\1.png": "sqa",
-    "D:\\sqa\\1.png": "sqa",
     ".sqa/1.jpg": ".sqa",
     "..sqa/1.jpg": "..sqa",
     "/sqa//1.jpg": "sqa",
