@@ -83,7 +83,9 @@ def test_golden_position_embeddings_are_resampled_alike(golden):
     """The real towers' position embeddings are brought to 384 px by timm as Cobra's older timm did."""
     from timm.layers import resample_abs_pos_embed
 
-    # In the order of the file: what is resampled, and what comes out.
-    (_, source), (name, expected) = golden.npz("pos_embed_resample.npz").items()
-    grid = [int(side) for side in re.findall(r"\d+", name)]
-    close(resample_abs_pos_embed(source, grid, num_prefix_tokens=0), expected, atol=1e-5, rtol=0)
+    # In the order of the file: what is resampled, and what comes out of it, for one grid or more.
+    (_, source), *resampled = golden.npz("pos_embed_resample.npz").items()
+    assert resampled
+    for name, expected in resampled:
+        grid = [int(side) for side in re.findall(r"\d+", name)]
+        close(resample_abs_pos_embed(source, grid, num_prefix_tokens=0), expected, atol=1e-5, rtol=0)
