@@ -195,7 +195,7 @@ class TrainStrategy:
         self.tokens += int(tokens) if finite else 0
         self.skipped_steps += not finite
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
-        positions = int(texts) + int(images) * self.vlm.vision_backbone.num_patches
+        positions = int(texts) + int(images) * self.vlm.image_tokens
         return StepResult(mean.item(), grad_norm.item(), int(tokens), not finite, int(images), positions)
 
     def is_finite(self) -> bool:

@@ -64,6 +64,12 @@ class _PooledPositions(nn.Module):
         return (self.peg(pooled) + pooled).flatten(2).transpose(1, 2)
 
 
+def projected_positions(projector: nn.Module, patches: int) -> int:
+    """Return how many positions the patches of an image take after a projector."""
+    pools = any(isinstance(module, _PooledPositions) for module in projector.modules())
+    return _POOLED_SIDE**2 if pools else patches
+
+
 class FusedLDPProjector(nn.Module):
     """The lightweight downsampling projector: a wide MLP, pooling to 196 tokens, and a convolution as position."""
 

@@ -18,13 +18,13 @@ def counted(vlm) -> float:
     ids = torch.randint(2, 700, (ROWS, TEXT), generator=generator)
     with FlopCounterMode(display=False) as counter:
         logits = vlm(input_ids=ids, pixel_values=pixels).logits
-        F.cross_entropy(logits[:, PATCHES:].flatten(0, 1), ids.flatten()).backward()
+        F.cross_entropy(logits[:, vlm.image_tokens :].flatten(0, 1), ids.flatten()).backward()
     return counter.get_total_flops()
 
 
 def planned(vlm, **options) -> float:
     """The same from sizes; the scan is no matrix product, and every position's scores are formed."""
-    positions = ROWS * (TEXT + PATCHES)
+    positions = ROWS * (TEXT + vlm.image_tokens)
     model = count_flops(vlm)
     return flops_per_step(model, ROWS, positions, positions, **options) - model.scan.total * positions
 
@@ -35,6 +35,17 @@ def test_operations_are_those_that_torch_counts(stage):
     vlm.freeze_backbones(stage)
     vlm.train()
     assert planned(vlm) == pytest.approx(counted(vlm), rel=0.05)
+
+
+@pytest.mark.fault("D5")
+@pytest.mark.parametrize(
+    ("architecture", "positions"),
+    [("linear", 9), ("gelu-mlp", 9), ("no-align+fused-gelu-mlp", 9), ("fused-ldpnet", 196)],
+)
+def test_positions_of_an_image_are_those_that_the_projector_leaves(architecture, positions):
+    vlm = scratch_vlm(arch_specifier=architecture)
+    patches = torch.zeros(1, vlm.vision_backbone.num_patches, vlm.vision_backbone.embed_dim)
+    assert vlm.image_tokens == vlm.projector(patches).shape[1] == positions
 
 
 def test_operations_of_recomputed_blocks_are_counted_apart():

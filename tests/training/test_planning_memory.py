@@ -311,3 +311,25 @@ def test_adapters_fit_a_card_of_24_gb_where_the_whole_model_does_not():
     alone = Sharding(1, 1, True, 1)
     assert largest_rows(released(rank=16), alone, full_pass(1), 128, 24 * 2**30) >= 2
     assert largest_rows(released(), alone, full_pass(1), 128, 24 * 2**30) is None
+
+
+@pytest.mark.fault("D6")
+def test_scores_are_planned_for_as_many_labels_as_the_loss_takes_at_once(monkeypatch):
+    vlm, taken = make_model(), []
+    function = torch.nn.functional.linear_cross_entropy
+
+    def watched(*args, options, **kwargs):
+        taken.append(options.batch_chunk_size)
+        return function(*args, options=options, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "linear_cross_entropy", watched)
+    forward(vlm)
+    [chunk] = taken
+    vocabulary, width = vlm.llm_backbone.llm.lm_head.weight.shape
+
+    def planned(labels):
+        return count_activations(vlm, Pass(1, PATCHES, labels, 4, False, False)).loss
+
+    # In fp32 a label has its scores, up to a chunk of them, and its vector and that vector's gradient.
+    assert planned(chunk) - planned(1) == 4 * (chunk - 1) * (vocabulary + 2 * width)
+    assert planned(10 * chunk) - planned(chunk) == 4 * 9 * chunk * 2 * width

@@ -27,7 +27,7 @@ from cobra.models.vlms.answering import Answering, single_token_answers
 from cobra.util.data_utils import IGNORE_INDEX
 from cobra.util.errors import UserError
 from cobra.util.files import sha256_file
-from cobra.util.nn_utils import FusedLDPProjector, FusedMLPProjector, LinearProjector, MLPProjector
+from cobra.util.nn_utils import FusedLDPProjector, FusedMLPProjector, LinearProjector, MLPProjector, projected_positions
 from cobra.util.special_tokens import without_special_tokens
 
 STAGES = ("align", "finetune", "full-finetune")
@@ -149,6 +149,11 @@ class CobraVLM(Answering, nn.Module):
             vlm.requires_grad_(False)
             vlm.eval()
         return vlm
+
+    @property
+    def image_tokens(self) -> int:
+        """Positions of the language model that an image takes: its patches, or what the projector pools them to."""
+        return projected_positions(self.projector, self.vision_backbone.num_patches)
 
     @cached_property
     def checkpoint_sha256(self) -> str:
@@ -334,7 +339,8 @@ class CobraVLM(Answering, nn.Module):
 
 # Labels whose logits are held at once. torch's own choice shrinks with the width, to 4 at width 256, which takes nine
 # times as long there; 256 rows of logits over 50,280 tokens take 51 MB in fp32.
-_LOSS_OPTIONS = nn.LinearCrossEntropyOptions(batch_chunk_size=256)
+LOSS_CHUNK = 256
+_LOSS_OPTIONS = nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK)
 
 
 def check_stage(stage: str) -> None:

@@ -14,6 +14,7 @@ from cobra.models.mamba import MambaConfig
 from cobra.models.mamba.model import MambaMixer
 from cobra.models.mamba.ops.torch_ops import chunk_steps
 from cobra.models.vlms import CobraVLM
+from cobra.models.vlms.cobra import LOSS_CHUNK
 
 _FP32 = 4
 # Layers of the mixer whose weight is read, instead of their forward pass called.
@@ -187,8 +188,7 @@ def _loss(llm: Any, size: Pass) -> int:
     """
     weight, labels = llm.lm_head.weight, size.rows * size.text_tokens
     vocabulary, width = weight.shape
-    # torch's rule: as many rows as make the scores about as large as the inputs, rounded up to a power of two.
-    chunk = min(labels, 1 << (-(-labels // -(-vocabulary // width)) - 1).bit_length())
+    chunk = min(labels, LOSS_CHUNK)
     matrices = (weight.element_size() != size.element) + weight.requires_grad
     scores = chunk * vocabulary * (_FP32 if size.element == _FP32 else _FP32 + size.element)
     return matrices * vocabulary * width * size.element + scores + 2 * labels * width * size.element

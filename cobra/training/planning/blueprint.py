@@ -69,15 +69,6 @@ def build_blueprint(
     return vlm
 
 
-def image_tokens(vlm: CobraVLM) -> int:
-    """Return how many positions of the language model an image takes."""
-    weight = next(vlm.projector.parameters())
-    backbone = vlm.vision_backbone
-    patches = torch.empty(1, backbone.num_patches, backbone.embed_dim, device=weight.device, dtype=weight.dtype)
-    with torch.no_grad():
-        return int(vlm.projector(patches).shape[1])
-
-
 def _llm_config(source: str | Path) -> MambaConfig:
     """Return a language model's sizes: the published ones, else those in its folder or repository."""
     if isinstance(source, Path):

@@ -22,7 +22,7 @@ from cobra.training.flops import count_flops, flops_per_step, peak_tflops
 from cobra.training.lora import LoraConfig, check_lora
 from cobra.training.materialize import stage_hyperparameters, stage_prefix
 from cobra.training.planning.activations import Pass
-from cobra.training.planning.blueprint import build_blueprint, image_tokens
+from cobra.training.planning.blueprint import build_blueprint
 from cobra.training.planning.cautions import find_cautions
 from cobra.training.planning.config import PlanConfig, check_plan
 from cobra.training.planning.figures import Disk, PartSize, Plan, Variant, Work
@@ -90,7 +90,7 @@ def make_plan(
     vlm = build_blueprint(model, config.stage, lora, _brings_towers(config), mixed)
     if config.pretrained_checkpoint is None:
         vlm.find_align_checkpoint(config.stage, run_dir)
-    tokens = image_tokens(vlm)
+    tokens = vlm.image_tokens
     facts = read_facts(config.stage, config.dataset, model, vlm.vision_backbone.num_patches)
     epoch = plan_epoch(facts, values.global_batch_size, values.per_device_batch_size, world_size, tokens, config.seed)
     steps = plan_steps(
