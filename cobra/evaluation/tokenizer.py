@@ -73,7 +73,7 @@ _RULES: list[tuple[str, Callable[[str], str]]] = [
     (rf"{_Q}(?i:s|d|m|ll|re|ve)(?![A-Za-z])", _straight),
     # Words with an apostrophe of their own.
     (r"'(?i:t)(?=(?i:is|was)(?![^\W_]))", _same),
-    (rf"{_Q}(?i:em|n{_Q})|{_Q}(?i:till?|cause|n)(?!{_W})|{_Q}[0-9]{{2}}[sS]?(?!{_W}|{_Q})", _same),
+    (rf"{_Q}(?i:em|n{_Q})|{_Q}(?i:(?:till?|cause)(?!{_W})|n(?=\s))|{_Q}[0-9]{{2}}(?:[sS](?!{_W})|(?=\s))", _same),
     (
         rf"(?:[A-Za-z0-9]+-)?(?:[dlno]|[DLNO]){_Q}{_W}{{2,}}(?:-{_W}+)*|[A-Za-z]+[aeiouyAEIOUY]{_Q}[aeiouA-Z][A-Za-z]*",
         _same,
@@ -94,7 +94,7 @@ _RULES: list[tuple[str, Callable[[str], str]]] = [
     (rf"[A-Za-z]\.(?!\s*$|\s+(?:(?:{_STARTERS})\s|<[/A-Za-z]))", _same),
     # Numbers, fractions and telephone numbers.
     (r"[-+]?(?:\d*(?:[.,:]\d+)+|\d+)", _same),
-    (r"[vV]?\d+(?:\.\d+)*\.[xX](?![A-Za-z])", _same),
+    (rf"(?:[vV]?\d+(?:\.\d+)*|\d{_W}*)\.[xX](?![A-Za-z0-9])", _same),
     (r"(?:\d{1,4}[- ])?\d{1,4}[/\u2044]\d{1,4}", _unbroken),
     (
         r"(?:\(\d{2,3}\) ?|(?:\+\+?)?(?:\d{2,4}[- ])?\d{2,4}[- ])\d{3,4}[- ]?\d{3,5}",
@@ -110,7 +110,7 @@ _RULES: list[tuple[str, Callable[[str], str]]] = [
     # Faces, then punctuation.
     (r"[<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]](?![A-Za-z0-9])|\(?[-^x=~<>']_[-^x=~<>']\)?", _round),
     (r"[?!]{2,}|\\?\*+|@@|_+|#+|<<|>>", _same),
-    ("-{2,}", _dropped),
+    (r"-{2,}|''|\.{3}", _dropped),
     (r"[\[\](){}]", _BRACKETS.__getitem__),
     ("[\u00a2\u00a3\u00a4\u20a0\u20ac\x80]", _CURRENCY.__getitem__),
     ("[\u00bc-\u00be\u2153\u2154]", _FRACTIONS.__getitem__),
