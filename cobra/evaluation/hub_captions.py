@@ -92,8 +92,17 @@ def read_hub_captions(source: Path | str, split: str | None) -> HubCaptions:
     rows: dict[ImageId, int] = {}
     names: dict[ImageId, ImageNames] = {}
     references: dict[ImageId, list[str]] = {}
+    id_column: str | None = None
     for number, row in enumerate(dataset.select_columns(kept)):
-        image_id = _image_id(row, number)
+        column, image_id = _image_id(row, number)
+        if number == 0:
+            id_column = column
+        elif column != id_column:
+            # An id of another column, or the row's number, may be that of another image.
+            raise UserError(
+                f"rows 0 and {number} of {name} have their ids in different places, {id_column or 'nowhere'} and "
+                f"{column or 'nowhere'}: give every row its id in one column of {', '.join(ID_COLUMNS)}"
+            )
         names.setdefault(image_id, ImageNames(_file_name(row), _other_ids(row)))
         if named.holds(number):
             rows.setdefault(image_id, number)
@@ -107,8 +116,8 @@ def read_hub_captions(source: Path | str, split: str | None) -> HubCaptions:
         CaptionedImage(image_id, names[image_id].file_name or f"row {rows[image_id]}", tuple(texts))
         for image_id, texts in references.items()
     ]
-    column = image_column(dataset)
-    pictures = RowPictures(dataset, column, rows, name) if column else None
+    pictured = image_column(dataset)
+    pictures = RowPictures(dataset, pictured, rows, name) if pictured else None
     return HubCaptions(images, names, pictures, split, named.remarks)
 
 
@@ -166,11 +175,16 @@ def _ids(row: dict[str, Any]) -> list[ImageId | None]:
     return [value if type(value) in (int, str) and value != "" else None for value in values]
 
 
-def _image_id(row: dict[str, Any], number: int) -> ImageId:
-    """Return the id of a row's image: the number of a photo of COCO, another id, or the row's own number."""
-    image_id = next((value for value in _ids(row) if value is not None), number)
+def _image_id(row: dict[str, Any], number: int) -> tuple[str | None, ImageId]:
+    """Return the column of the id of a row's image, and the id: the number of a photo of COCO, or another.
+
+    Without one in any column it is the row's own number.
+    """
+    columns = [column for column in ID_COLUMNS if column in row]
+    found = ((column, value) for column, value in zip(columns, _ids(row), strict=True) if value is not None)
+    column, image_id = next(found, (None, number))
     photo = photo_number(image_id)
-    return photo if photo is not None else image_id
+    return column, photo if photo is not None else image_id
 
 
 def _other_ids(row: dict[str, Any]) -> tuple[ImageId | None, ...]:

@@ -1,5 +1,6 @@
 """Rows of a split by a column that names it, as in data sets whose one split of files holds all rows."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ from cobra.util.shown import shown
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_COLUMNS = ("split", "splits", "subset", "partition")
+_COLUMN = re.compile(r"(?:[a-z]+_)?(?:splits?|subset|partition|set|fold|phase)")
 # By what people write, what it means.
 _TRAIN = ("train", "training")
 _MEANINGS = (_TRAIN, ("restval",), ("val", "validation", "valid", "dev"), ("test", "testing"))
 _DEFAULTS = ("val", "test")
+_YEAR = re.compile(r"[_-]?20[0-9]{2}")
 # How many values a message lists, and characters of each.
 _SHOWN = 8
 _CHARACTERS = 40
@@ -51,13 +53,14 @@ def choose_rows(
     Raises:
         UserError: Neither the files nor a column has the split that was asked for.
     """
-    column = next((name for name in dataset.column_names if name.lower() in _COLUMNS), None)
-    values = [] if column is None else [str(value).strip().casefold() for value in dataset[column]]
-    counts = Counter(values)
-    if not any(value in meaning for value in counts for meaning in _MEANINGS):
+    columns = {name: _values(dataset, name) for name in dataset.column_names if _COLUMN.fullmatch(name.lower())}
+    column = next((name for name, values in columns.items() if any(map(_meaning, set(values)))), None)
+    if column is None:
         if asked not in (None, opened):
             raise UserError(f"{source} has no split {asked!r}; it has {', '.join(splits)}. Choose one with --split.")
         return ChosenRows(opened)
+    values = columns[column]
+    counts = Counter(values)
     there = ", ".join(f"{shown(value, _CHARACTERS)} ({count:,} rows)" for value, count in counts.most_common(_SHOWN))
     # Files without a split in their names are all called train.
     wished = [asked] if asked is not None else [opened, *_DEFAULTS] if opened not in _TRAIN else _DEFAULTS
@@ -77,10 +80,24 @@ def choose_rows(
     return ChosenRows(found, (remark,), [value in same for value in values])
 
 
+def _values(dataset: "Dataset", column: str) -> list[str]:
+    """Return what a column says of each row, by the names of its classes where it holds their numbers."""
+    names = getattr(dataset.features[column], "names", None)
+    values = dataset[column]
+    told = values if names is None else [names[value] if value is not None and value >= 0 else None for value in values]
+    return [str(value).strip().casefold() for value in told]
+
+
+def _meaning(value: str) -> tuple[str, ...]:
+    """Return the names of the split that a value means, as `val2017` and `valid` do; empty where it means none."""
+    name = _YEAR.sub("", value)
+    return next((meaning for meaning in _MEANINGS if name in meaning), ())
+
+
 def _same(counts: Counter[str], name: str) -> set[str]:
     """Return the values in a column that mean a split: those that are its name, else those of another spelling."""
     name = name.strip().casefold()
     if name in counts:
         return {name}
-    meaning = next((meaning for meaning in _MEANINGS if name in meaning), ())
-    return {value for value in counts if value in meaning}
+    meaning = _meaning(name)
+    return {value for value in counts if meaning and _meaning(value) == meaning}

@@ -297,6 +297,7 @@ COLUMNS = {
     "the files agree": ("val", ["val", "val"], None, [1, 2], None),
     "other spellings": ("train", ["Train", "Validation"], "val", [2], "those of val are taken"),
     "something else": ("val", ["left", "right"], None, [1, 2], None),
+    "splits of a year": ("test", ["train2014", "test2014"], "test", [2], "those of test are taken"),
     "rows of no split": ("test", ["test", None], "test", [1], "those of test are taken"),
 }
 
@@ -308,3 +309,29 @@ def test_columns_of_splits(tmp_path, files, column, asked, ids, remark):
     found = read_caption_set(repository(tmp_path / "set", **{files: rows}), split=asked)
     assert [image.image_id for image in found.images] == ids
     assert not found.remarks if remark is None else re.search(remark, found.remarks[0])
+
+
+@pytest.mark.fault("F9")
+@pytest.mark.parametrize("name", ["Split", "data_split", "set", "partition"])
+def test_columns_of_splits_by_other_names(tmp_path, name):
+    rows = table(image_id=[1, 2], subset=["sqa", "geo"], caption=["a", "b"], **{name: ["train", "test"]})
+    found = read_caption_set(repository(tmp_path / "set", test=rows))
+    assert [image.image_id for image in found.images] == [2] and f"The column {name} of" in found.remarks[0]
+
+
+@pytest.mark.fault("F9")
+def test_a_column_of_numbered_classes_is_read_by_their_names(tmp_path):
+    rows = table(image_id=[1, 2, 3], caption=["a", "b", "c"], split=[1, 0, None])
+    rows = rows.cast_column("split", datasets.ClassLabel(names=["train", "test"]))
+    found = read_caption_set(repository(tmp_path / "set", test=rows))
+    assert [image.image_id for image in found.images] == [1] and "train (1 rows)" in found.remarks[0]
+
+
+@pytest.mark.fault("F15")
+@pytest.mark.parametrize(
+    "columns", [{"image_id": [1, None]}, {"image_id": [1.0, None]}, {"image_id": [None, 5], "id": [5, 9]}]
+)
+def test_a_row_without_an_id_is_refused_and_takes_no_other_images(tmp_path, columns):
+    rows = table(caption=["a", "b"], **columns)
+    with pytest.raises(UserError, match=r"rows 0 and 1 of .* have their ids in different places, .*one column of"):
+        read_caption_set(repository(tmp_path / "set", test=rows))

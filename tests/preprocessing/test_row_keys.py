@@ -230,3 +230,87 @@ def test_some_empty_answers_are_told(tmp_path, tokenizer, answer):
 def test_questions_beyond_the_limit_leave_nothing_to_learn(opened):
     with pytest.raises(UserError, match=r"nothing can be learned from .*512 tokens.*--model.llm_max_length"):
         opened("long-question")
+
+
+def told(row, image=None):
+    return [text for bit, text in enumerate(REMARKS) if remarks_of(row, image) >> bit & 1]
+
+
+@pytest.mark.fault("F2")
+@pytest.mark.parametrize("key", ["image", "images", "image_path", "attachment"])
+def test_a_picture_in_a_turn_is_refused_by_name(tmp_path, key):
+    turns = [TEXT_PAIR[0] | {key: "a.png"}, TEXT_PAIR[1]]
+    row = {"id": "x", "conversations": turns}
+    with pytest.raises(UserError, match=rf"\(id 'x'\) .* has a picture under `{key}` of a turn and none under `image`"):
+        read_rows(write_rows(tmp_path, [row]))
+    with pytest.raises(RowError, match=f"a picture under `{key}` of a turn"):
+        check_row(row, 1)
+    assert "a second picture" in told(row, "a.png")[1]
+
+
+@pytest.mark.fault("F2")
+@pytest.mark.parametrize(
+    ("key", "called"),
+    [
+        ("System", "system"),
+        ("system_prompt", "system"),
+        ("systemPrompt", "system"),
+        ("instruction", "instruction"),
+        ("rejected_response", "rejected"),
+        ("sample_weight", "weight"),
+    ],
+)
+def test_fields_of_other_trainers_are_told_in_every_spelling(key, called):
+    assert told({"conversations": TEXT_PAIR, key: "x"}) == [f"`{called}`, which is not trained on"]
+
+
+@pytest.mark.fault("F2")
+def test_what_turns_hold_beside_their_text_is_told():
+    turns = [TEXT_PAIR[0], TEXT_PAIR[1] | {"loss": False}]
+    assert told({"conversations": turns}) == [
+        "turns with more than `from` and `value`, as `loss` or `weight`, which is not read"
+    ]
+
+
+def turns_of(question, answer="A cat."):
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+@pytest.mark.fault("F2")
+def test_placeholders_of_more_images_than_a_row_has_are_told():
+    twice = turns_of("<image>\n<image>\nWhich is larger?")
+    later = turns_of("<image>\nWhat?") + turns_of("<image>\nAnd here?")
+    in_answer = turns_of("<image>\nWhat?", "As in <image>.")
+    for turns in (twice, later, in_answer):
+        assert [text[:38] for text in told({"conversations": turns}, "a.png")] == [
+            "<image> in an answer, or more than onc"
+        ]
+    assert told({"conversations": turns_of("What?\n<image>") + turns_of("And?")}, "a.png") == []
+
+
+@pytest.mark.fault("F2")
+@pytest.mark.parametrize(
+    "name",
+    ["<img>", "<IMAGE>", "<image_1>", "<ImageHere>", "<image 2>", "<video>", "[IMG]", '<img src="a">', "![](a.png)"],
+)
+def test_other_names_of_the_placeholder_are_told(name):
+    for image in (None, "a.png"):
+        (only,) = told({"conversations": turns_of(f"{name}\nWhat?")}, image)
+        assert only.startswith("a picture's place in a question that is not called <image>")
+
+
+@pytest.mark.fault("F2")
+@pytest.mark.parametrize("text", ["<imagery>", "a[i]", "x < image > y", "<b>", "[image of a cat]", "!(a)", "![a] (b)"])
+def test_other_brackets_are_no_placeholders(text):
+    assert told({"conversations": turns_of(text)}) == []
+
+
+@pytest.mark.fault("F4", "F16")
+@pytest.mark.parametrize(
+    "answer", ["", " \u00a0\n", "\u200b\ufeff", "<image>", "<|endoftext|>", "<|padding|> <|endoftext|>"]
+)
+def test_answers_that_say_nothing_are_empty_to_training_and_prepare(tmp_path, answer):
+    row = {"id": "x", "conversations": turns_of("What?", answer)}
+    assert read_rows(write_rows(tmp_path, [row])).answers.tolist() == [0]
+    with pytest.raises(RowError, match="turn 2 is an empty answer"):
+        check_row(row, 1)

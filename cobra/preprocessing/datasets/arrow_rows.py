@@ -27,7 +27,7 @@ from cobra.util.special_tokens import has_other_markers, has_special_tokens
 
 _ENDING = ".rows.arrow"
 # Changes with the columns and with what rows are checked for.
-_FORMAT = "3"
+_FORMAT = "4"
 # Rows of one record batch: a place in the file is found by division.
 _BATCH = 1024
 

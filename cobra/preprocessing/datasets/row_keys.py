@@ -5,21 +5,37 @@ import reprlib
 from collections.abc import Iterator
 from typing import Any
 
+from cobra.util.special_tokens import without_special_tokens
+
 Row = dict[str, Any]
 
 PLACEHOLDER = "<image>"
 ONE_IMAGE = "a row has one image: make a row of each"
 
-# Fields beside the conversation that other trainers use.
-_UNREAD = ("system", "tools", "history", "messages", "weight")
+# Fields beside the conversation that other trainers use, and further spellings of them.
+_UNREAD = {
+    "system": re.compile(r"system(?:_(?:prompt|message|text))?"),
+    "instruction": re.compile(r"instructions?"),
+    "context": re.compile(r"context"),
+    "tools": re.compile(r"tools|functions"),
+    "history": re.compile(r"history"),
+    "messages": re.compile(r"messages"),
+    "weight": re.compile(r"(?:sample_|loss_)?weight"),
+    "rejected": re.compile(r"rejected(?:_.+)?"),
+}
 REMARKS = (
     *(f"`{key}`, which is not trained on" for key in _UNREAD),
+    "turns with more than `from` and `value`, as `loss` or `weight`, which is not read",
     "a second picture, video or sound, which is not trained on",
     f"{PLACEHOLDER} in a question and no `image`; it is taken out, and they are trained on as text",
+    f"{PLACEHOLDER} in an answer, or more than once; it is taken out: a row has one image, in front of its first turn",
+    f"a picture's place in a question that is not called {PLACEHOLDER}, as <img> or <image_1>; it is read as text",
     "an empty answer, which teaches to say nothing",
 )
 """What is told of rows that are trained on all the same, to follow "N rows have"; bits of :func:`remarks_of`."""
-_SECOND_PICTURE, ASKS_ABOUT_IMAGE, _EMPTY_ANSWER = (1 << bit for bit in range(len(_UNREAD), len(REMARKS)))
+_MORE_IN_TURNS, _SECOND_PICTURE, ASKS_ABOUT_IMAGE, _STRAY_PLACEHOLDER, _OTHER_PLACEHOLDER, _EMPTY_ANSWER = (
+    1 << bit for bit in range(len(_UNREAD), len(REMARKS))
+)
 
 # `input_image`, `imgPath`, `image_url`, `pixel_values`, `video`; not `image_id`, `image_width`, `framework`.
 _PICTURE_KEY = re.compile(
@@ -29,7 +45,17 @@ _PICTURE_KEY = re.compile(
 _PICTURE_VALUE = re.compile(
     r"data:image/.*|\S.*\.(?:png|jpe?g|webp|gif|bmp|tiff?|avif|heic)", re.IGNORECASE | re.DOTALL
 )
+# `<img>`, `<img src=...>`, `<image_1>`, `<ImageHere>`, `<video>`, `[IMG]`, `![](a.png)`; not `<image>`.
+_OTHER_NAME = re.compile(
+    r"(?!(?-i:<image>))<(?:img|image|video|audio)s?[ _-]?(?:here|placeholder|token|pad|[0-9]{1,3})?\s?/?>"
+    r"|<img\s[^<>]{1,300}>|\[(?:img|image)\]|!\[[^\[\]]{0,200}\]\([^()\s]{1,300}\)",
+    re.IGNORECASE,
+)
+# White space, and characters without a width.
+_NO_TEXT = re.compile(r"[\s\u200b-\u200f\u2060\ufeff]*")
 _WORD_IN_CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")
+
+_TURN_KEYS = ("from", "value")
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80
@@ -87,22 +113,32 @@ def unread_problem(row: Row, image: str | None) -> str | None:
         return "has `chosen` and `rejected`; pairs are not trained on: make the chosen one the last answer"
     if image is not None:
         return None
-    key = next(_picture_keys(row), None)
-    if key is None:
+    place = next(_other_pictures(row), None)
+    if place is None:
         return None
-    return f"has a picture under `{key}` and none under `image`; call the key `image`, with a path as its value"
+    return f"has a picture under {place} and none under `image`; call the key `image`, with a path as its value"
 
 
-def _picture_keys(row: Row) -> Iterator[str]:
-    """Yield the keys other than `image` and `images` that hold a picture, a video or a sound."""
+def _other_pictures(row: Row) -> Iterator[str]:
+    """Yield the places other than `image` and `images` of a row that hold a picture, a video or a sound."""
     for key, value in row.items():
-        if key in ("id", "image", "images", "conversations") or _is_absent(value):
-            continue
-        named = _PICTURE_KEY.fullmatch(_WORD_IN_CAMEL_CASE.sub("_", key).lower().replace("-", "_").replace(" ", "_"))
-        if named and isinstance(value, str | list | dict):
-            yield key
-        elif isinstance(value, str) and _PICTURE_VALUE.fullmatch(value):
-            yield key
+        if key not in ("id", "image", "images", "conversations") and _is_picture(key, value):
+            yield f"`{key}`"
+    for turn in row["conversations"]:
+        if len(turn) > 2:
+            yield from (f"`{key}` of a turn" for key in turn if key not in _TURN_KEYS and _is_picture(key, turn[key]))
+
+
+def _is_picture(key: str, value: Any) -> bool:
+    if _is_absent(value):
+        return False
+    named = _PICTURE_KEY.fullmatch(_spelled(key)) is not None and isinstance(value, str | list | dict)
+    return named or (isinstance(value, str) and _PICTURE_VALUE.fullmatch(value) is not None)
+
+
+def _spelled(key: str) -> str:
+    """Return a key in one spelling: `imagePath`, `Image-Path` and `image path` are `image_path`."""
+    return _WORD_IN_CAMEL_CASE.sub("_", key).lower().replace("-", "_").replace(" ", "_")
 
 
 def remarks_of(row: Row, image: str | None) -> int:
@@ -113,14 +149,21 @@ def remarks_of(row: Row, image: str | None) -> int:
         image: As :func:`image_of` returns it.
     """
     turns = row["conversations"]
-    bits = sum(1 << bit for bit, key in enumerate(_UNREAD) if not _is_absent(row.get(key)))
+    questions, answers = ([turn["value"] for turn in turns[first::2]] for first in (0, 1))
+    keys = [_spelled(key) for key, value in row.items() if not _is_absent(value)]
+    bits = sum(1 << bit for bit, form in enumerate(_UNREAD.values()) if any(map(form.fullmatch, keys)))
+    bits |= _MORE_IN_TURNS * any(len(turn) > len(_TURN_KEYS) for turn in turns)
+    placed = sum(question.count(PLACEHOLDER) for question in questions)
     if image is not None:
-        bits |= _SECOND_PICTURE * any(True for _ in _picture_keys(row))
+        bits |= _SECOND_PICTURE * any(True for _ in _other_pictures(row))
     else:
-        bits |= ASKS_ABOUT_IMAGE * any(PLACEHOLDER in turn["value"] for turn in turns[::2])
-    return bits | _EMPTY_ANSWER * any(not has_text(turn["value"]) for turn in turns[1::2])
+        bits |= ASKS_ABOUT_IMAGE * (placed > 0)
+    several = image is not None and placed > 1
+    bits |= _STRAY_PLACEHOLDER * (several or any(PLACEHOLDER in answer and has_text(answer) for answer in answers))
+    bits |= _OTHER_PLACEHOLDER * any(_OTHER_NAME.search(question) for question in questions)
+    return bits | _EMPTY_ANSWER * any(not has_text(answer) for answer in answers)
 
 
 def has_text(turn: str) -> bool:
-    """Return whether a turn says anything beside the placeholder of its image."""
-    return bool(turn.replace(PLACEHOLDER, "").strip())
+    """Return whether a turn says anything beside the placeholder of its image and the tokenizer's special tokens."""
+    return _NO_TEXT.fullmatch(without_special_tokens(turn).replace(PLACEHOLDER, "")) is None

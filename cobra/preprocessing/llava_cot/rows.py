@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cobra.preprocessing.archives import unsafe_name
-from cobra.preprocessing.datasets.row_keys import image_of, remarks_of, unread_problem
+from cobra.preprocessing.datasets.row_keys import has_text, image_of, remarks_of, unread_problem
 from cobra.preprocessing.datasets.rows import MAX_ROW_BYTES
 from cobra.util import jsonl
 from cobra.util.errors import UserError
@@ -133,7 +133,9 @@ def check_row(value: dict[str, Any], line: int) -> Row:
     cleaned = any(has_special_tokens(turn["value"]) for turn in turns)
     if cleaned:
         turns = [{**turn, "value": without_special_tokens(turn["value"])} for turn in turns]
-    empty = next((number for number, turn in enumerate(turns, 1) if not number % 2 and not turn["value"].strip()), None)
+    empty = next(
+        (number for number, turn in enumerate(turns, 1) if not number % 2 and not has_text(turn["value"])), None
+    )
     if empty is not None:
         raise RowError(Defect.NO_ANSWER, f"turn {empty} is an empty answer")
     row_id = value.get("id")
