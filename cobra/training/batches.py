@@ -1,6 +1,7 @@
 """Batches on their way from the rows to the model."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -71,9 +72,7 @@ def grouped(loader: DataLoader, size: int) -> Iterator[list[Batch] | UserError]:
     processes to agree on.
     """
     group: list[Batch] = []
-    with held_back():
-        batches = iter(loader)
-    for batch in batches:
+    for batch in _read(loader):
         if isinstance(batch, UserError):
             yield batch
             return
@@ -81,6 +80,25 @@ def grouped(loader: DataLoader, size: int) -> Iterator[list[Batch] | UserError]:
         if len(group) == size:
             yield group
             group = []
+
+
+def _read(loader: DataLoader) -> Iterator[Batch | UserError]:
+    """Yield the batches of a loader; where a worker was killed, an error in the place of one, as the last."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    with held_back():
+        batches = iter(loader)
+    if loader.num_workers:
+        # torch's raises an error wherever this process is when a worker ends, in a collective say.
+        signal.signal(signal.SIGCHLD, handler)
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        yield UserError(
+            f"a data worker was killed, for want of memory perhaps ({error}): read rows with fewer of them "
+            "(--num_workers) if it comes again"
+        )
 
 
 def mark_skipped(batches: list[Batch], skipped: Tensor) -> None:

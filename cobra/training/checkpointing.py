@@ -18,14 +18,14 @@ from cobra.models.vlms import CobraVLM
 from cobra.training.lora import adapter_state
 from cobra.training.run_state import cause_of
 from cobra.util.distributed import World
-from cobra.util.errors import UserError
+from cobra.util.errors import SharedError
 from cobra.util.files import UNFINISHED, atomic_path
 from cobra.util.mounts import replace
 
 _LEFT = "left unwritten by a request to stop"
 
 
-class NotSavedError(UserError):
+class NotSavedError(SharedError):
     """A checkpoint could not be written, on a full disk say; those that are there are whole.
 
     Attributes:

@@ -22,7 +22,8 @@ from cobra.training.skipped_steps import broken_rows, fail_if_mostly_skipped
 from cobra.training.stopping import StopAsked, Stopped, StopRequests
 from cobra.training.strategy import StepResult, TrainStrategy
 from cobra.util.batching_utils import SplitModalitySampler
-from cobra.util.errors import UserError
+from cobra.util.errors import SharedError, UserError
+from cobra.util.shown import shown
 
 # Seconds that a save is taken for before the first of this start has been measured.
 _UNMEASURED_SAVE = 60.0
@@ -116,9 +117,12 @@ class TrainingLoop:
         self.strategy.skipped_steps, self.strategy.skipped_in_a_row = state.skipped, state.skipped_in_a_row
         self.best = state.best_validation_loss
         try:
-            self._unreported = None if state.unreported is None else StepResult(**state.unreported)
-        except TypeError as error:
-            raise UserError(f"the state {path} cannot be read: its unreported step is of another form") from error
+            self._unreported = None if state.unreported is None else StepResult.read(state.unreported)
+        except ValueError as error:
+            raise UserError(
+                f"the state {path} cannot be read: {shown(str(error), 300)} in its unreported step. Delete that folder "
+                "to go on from the one before it"
+            ) from error
 
     def run(self, stop: StopRequests | None = None) -> StepResult | None:
         """Train to the last step.
@@ -135,10 +139,11 @@ class TrainingLoop:
                 be written; the state before is kept.
         """
         stop = stop or StopRequests()
+        stop.wait_for_steps()
+        stop.leave_before_steps(self.world)
         strategy, plan, result = self.strategy, self.plan, self._unreported
         began = strategy.global_step - (result is not None)
         with StepProgress(plan.total_steps, self.world.is_main, began) as progress, self._finished_saves(progress):
-            stop.wait_for_steps()
             if result is not None:
                 self._follow(result, stop, progress)
             for epoch in self._epochs_left():
@@ -171,11 +176,11 @@ class TrainingLoop:
         first = next(error for error in errors if error is not None)
         step = self.strategy.global_step
         if step == began:
-            raise UserError(f"{first}. No step was done since the start")
+            raise SharedError(f"{first}. No step was done since the start")
         self._save(progress)
         problem = self.saver.finish()
         kept = f"could not be saved ({problem}); earlier ones are in" if problem else "is saved in"
-        raise UserError(f"{first}. The state after step {step} {kept} {self.saver.folder}: the same command goes on")
+        raise SharedError(f"{first}. The state after step {step} {kept} {self.saver.folder}: the same command goes on")
 
     def _epochs_left(self) -> range:
         step, plan = self.strategy.global_step, self.plan
@@ -310,11 +315,12 @@ class TrainingLoop:
         """
         step = self.strategy.global_step
         self._tell(self.saver.finish(), progress)
-        left, needed = stop.seconds_left(), self.saver.seconds or 0.0
-        if self.world.max(torch.tensor(int(needed > left), device=self.world.device)).item():
+        times = torch.tensor([self.saver.seconds or 0.0, -stop.seconds_left()], device=self.world.device)
+        needed, over = self.world.max(times).tolist()
+        if needed > -over:
             progress.say(
                 f"warning: the state of step {step} is not saved: that takes about {needed:.0f} s, and "
-                f"{max(left, 0):.0f} s are left before the program is killed. Grant more time with torchrun "
+                f"{max(-over, 0):.0f} s are left before the program is killed. Grant more time with torchrun "
                 "--shutdown-timeout, or say with --stop_grace_seconds that there is more"
             )
             raise Stopped(reason, step, saved=False)
@@ -379,7 +385,7 @@ class TrainingLoop:
                 kept = f"the state before them could not be saved ({problem}), an earlier one is in {self.saver.folder}"
         else:
             kept = "the weights are not finite either, so their state was not saved"
-        raise UserError(
+        raise SharedError(
             f"{in_a_row} steps in a row, up to step {step}, had a loss or gradient that is not a finite "
             f"number, and changed nothing; {kept}. {rows}. Look at these rows and their images, use a lower learning "
             "rate, or allow more with --max_skipped."

@@ -1,7 +1,7 @@
 """One run of training, from its configuration to its last checkpoint."""
 
 import os
-import shutil
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from cobra.training.planning import show_plan
 from cobra.training.provenance import describe_run, going_on
 from cobra.training.row_checks import check_images, tell_markers, tell_rows
 from cobra.training.run_directory import FINISHED, STOPPED, describe_stop, find_run, write_run_dir
-from cobra.training.run_state import RESUME, clear_unfinished, logged_step
+from cobra.training.run_state import RESUME, clear_unfinished, delete_states, logged_step
 from cobra.training.schedule import check_batches
 from cobra.training.setting import check_setting, setting_of
 from cobra.training.sharding import check_strategy
@@ -73,32 +73,29 @@ def pretrain(config: PretrainConfig) -> Path:
         return run_dir
     run_dir = find_run(config)[1]
     grace = config.stop_grace_seconds or grace_seconds(os.environ, os.getppid())
-    with StopRequests(config.time_limit, grace, job_end(os.environ)) as stop:
-        world = join_world(config.device)
+    with StopRequests(config.time_limit, grace, job_end(os.environ)) as stop, ExitStack() as stack:
         try:
-            with hold_together(world, run_dir, _TAKEN) as held:
-                return _pretrain(config, world, held, stop)
-        finally:
-            world.close()
-
-
-def _pretrain(config: PretrainConfig, world: World, held: Hold | None, stop: StopRequests) -> Path:
-    say = Console(quiet=not world.is_main, soft_wrap=True, highlight=False).print
-    # Again: another start may have saved a state meanwhile.
-    found = find_run(config)
-    _, run_dir, state = found
-    if world.is_main:
-        (run_dir / STOPPED).unlink(missing_ok=True)
-    try:
-        return _train(config, world, held, stop, found, say)
-    except RuntimeError as error:
-        # torch tells of it wherever the training is at that moment, in a collective say.
-        if not str(error).startswith("DataLoader worker"):
+            world = join_world(config.device)
+            stack.callback(world.close)
+            held = stack.enter_context(hold_together(world, run_dir, _TAKEN))
+        except Stopped as stopped:
+            # No mark is left: another start may be in that directory.
+            if os.environ.get("RANK", "0") == "0":
+                print(f"stopped by {stopped.reason} before the first step of this start: run the same command to go on")
             raise
-        raise UserError(
-            f"a data worker was killed, for want of memory perhaps ({error}): run the same command again to go on from "
-            "the last state, with fewer of them (--num_workers) if it comes again"
-        ) from error
+        return _pretrain(config, world, run_dir, held, stop)
+
+
+def _pretrain(config: PretrainConfig, world: World, run_dir: Path, held: Hold | None, stop: StopRequests) -> Path:
+    say = Console(quiet=not world.is_main, soft_wrap=True, highlight=False).print
+    state = None
+    try:
+        # Again: another start may have saved a state meanwhile. Machines may see a shared folder differently.
+        [found, *_] = world.gather(world.on_main(lambda: find_run(config)))
+        state = found[2]
+        if world.is_main:
+            (run_dir / STOPPED).unlink(missing_ok=True)
+        return _train(config, world, held, stop, found, say)
     except Stopped as stopped:
         if world.is_main:
             say(describe_stop(run_dir, state, stopped))
@@ -146,6 +143,8 @@ def _train(
         strategy, dataset, collator, lengths, run_dir, metrics, config.seed, workers, evaluator, options, setting
     )
     try:
+        # What is raised while torch reads a state comes out as an error of that state.
+        stop.wait_for_steps()
         if state is not None:
             loop.restore(state)
         result = loop.run(stop)
@@ -234,7 +233,7 @@ def _finish(strategy: TrainStrategy, result: StepResult | None, run_dir: Path, r
     say(f"done: {strategy.global_step} steps{loss}; checkpoint: {run_dir / LATEST}")
     if strategy.world.is_main:
         write_json(run_dir / FINISHED, {"steps": strategy.global_step, "skipped": strategy.skipped_steps})
-        shutil.rmtree(run_dir / RESUME, ignore_errors=True)
+        delete_states(run_dir)
 
 
 def _lengths(

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,13 @@ def describe_stop(run_dir: Path, began_from: Path | None, stopped: Stopped) -> s
         began_from: The state that this start went on from.
         stopped: How it was stopped.
 
-    Raises:
-        OSError: The mark cannot be written.
     """
     newest = states(run_dir / RESUME)[-1:]
     if stopped.saved or newest != ([] if began_from is None else [began_from]):
         reached = state_step(newest[0]) if newest else 0
-        write_json(run_dir / STOPPED, {"reason": stopped.reason, "step": reached, "time": time.time()})
+        # Without room for it the run is not queued again, where it would meet the same disk.
+        with suppress(OSError):
+            write_json(run_dir / STOPPED, {"reason": stopped.reason, "step": reached, "time": time.time()})
     if stopped.step is None:
         return f"stopped by {stopped.reason} before the first step of this start: run the same command to go on"
     kept = "the state is saved in" if stopped.saved else "its state is not saved; earlier ones are in"

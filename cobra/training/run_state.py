@@ -8,10 +8,12 @@ the step is all that is kept of them. A folder has its name only when it is whol
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +39,8 @@ RESUME = "resume"
 
 _STATE = "state.json"
 _CHECKSUM = "sha256"
+# One has some kB: flags, and hashes of rows and images.
+_MOST_BYTES = 1 << 24
 # Frozen parameters come from where the run started, as at its start.
 _OPTIONS = StateDictOptions(ignore_frozen_params=True)
 
@@ -119,7 +123,7 @@ class RunSaver:
         self._name = f"step-{state.step:06d}"
         unfinished = self.folder / (self._name + UNFINISHED)
         if self._world.is_main:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            _remove(unfinished)
         self._world.barrier()
         tensors = _tensors(self._model, self._optimizer)
         writer = _Writer(unfinished, state if self._world.is_main else None)
@@ -144,22 +148,24 @@ class RunSaver:
             if self._world.is_main:
                 self._complete()
             self.seconds = max(self._times, default=self.seconds)
-        # torch's CheckpointException is a BaseException; an interrupt must pass.
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
+        # torch's CheckpointException is a BaseException, as interrupts are, which must pass.
+        except (Exception, CheckpointException) as error:
             if self._world.is_main:
-                shutil.rmtree(self.folder / (self._name + UNFINISHED), ignore_errors=True)
+                _remove(self.folder / (self._name + UNFINISHED))
             return cause_of(error)
         return None
 
     def _complete(self) -> None:
         target = self.folder / self._name
-        _delete(target)
+        # A start that is stopped before its first step saves the state that it went on from again.
+        replaced = [_set_aside(target)] if os.path.lexists(target) else []
         (self.folder / (self._name + UNFINISHED)).rename(target)
         flush_folder(self.folder)
-        for old in states(self.folder)[: -self._keep]:
-            _delete(old)
+        # It is saved: older ones that cannot be deleted, those of another user say, cost their room alone.
+        with suppress(OSError):
+            replaced += [_set_aside(old) for old in states(self.folder)[: -self._keep]]
+        for path in replaced:
+            _remove(path)
 
     def restore(self, path: Path) -> RunState:
         """Read a state into model and optimiser, in place; every process has to call it.
@@ -177,9 +183,7 @@ class RunSaver:
                 process_group=self._group,
                 no_dist=self._world.size == 1,
             )
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
+        except (Exception, CheckpointException) as error:
             raise _unreadable(path, error) from error
         set_state_dict(
             self._model,
@@ -206,6 +210,8 @@ def read_state(path: Path) -> RunState:
         UserError: It cannot be read.
     """
     try:
+        if (path / _STATE).stat().st_size > _MOST_BYTES:
+            raise ValueError(f"{_STATE} has more than {_MOST_BYTES:,} bytes")
         state = RunState(**_unsealed(read_json(path / _STATE, "what is kept beside the tensors")))
         if state.step != state_step(path):
             raise ValueError(f"its step is {state.step:,}, which is not that of its name")
@@ -247,7 +253,7 @@ def state_step(path: Path) -> int:
 def clear_unfinished(run_dir: Path) -> None:
     """Delete what a killed run has left of states, checkpoints and other files that it was writing or deleting."""
     for path in (run_dir / RESUME).glob(f"*{UNFINISHED}"):
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
     # By the names that atomic_path gives; those of checkpoints are as big as the model.
     for folder in (run_dir, run_dir / LATEST.parent):
         for path in unfinished(folder):
@@ -299,9 +305,26 @@ def _unreadable(path: Path, error: BaseException) -> UserError:
     )
 
 
-def _delete(path: Path) -> None:
-    """Delete a folder so that a kill meanwhile does not leave a half one under its name."""
-    if path.exists():
-        doomed = path.with_name(path.name + UNFINISHED)
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+def delete_states(run_dir: Path) -> None:
+    """Delete the states of a run that is finished, and their folder; one that is a link stays, empty."""
+    for path in states(run_dir / RESUME):
+        _remove(path)
+    clear_unfinished(run_dir)
+    with suppress(OSError):
+        (run_dir / RESUME).rmdir()
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename what is to be deleted, so that a kill meanwhile does not leave a half one; return its new path."""
+    doomed = path.with_name(f"{path.name}.old{UNFINISHED}")
+    _remove(doomed)
+    return path.rename(doomed)
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder as far as possible; of a link or a file nothing but itself."""
+    if path.is_symlink() or path.is_file():
+        with suppress(OSError):
+            path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)

@@ -20,6 +20,7 @@ from cobra.util.data_utils import SKIPPED_ROW
 from cobra.util.errors import UserError
 from cobra.util.files import sha256_file
 from cobra.util.parallel import available_cores
+from cobra.util.shown import shown
 
 # The flags that may change; every other one must not, new ones included.
 MAY_CHANGE = frozenset(
@@ -58,6 +59,8 @@ _HASHED = {
 }
 # Images whose files are compared, spread over the rows: all of them are a hundred thousand.
 _IMAGES = 32
+# Characters of a value, which a stranger's state may hold, in a message.
+_SHOWN = 300
 
 
 def setting_of(
@@ -174,4 +177,4 @@ def _difference(name: str, before: Any, now: Any) -> str | None:
         return None
     if name in _HASHED:
         return f"other {_HASHED[name]} (SHA-256 {str(before)[:12]}, now {str(now)[:12]})"
-    return f"{name} {before!r} (now {now!r})"
+    return f"{name} {shown(repr(before), _SHOWN)} (now {now!r})"

@@ -9,16 +9,16 @@ from torch.utils.data import Dataset
 from cobra.training.batches import Batch, to_device
 from cobra.training.strategy import TrainStrategy
 from cobra.util.batching_utils import SplitModalitySampler
-from cobra.util.errors import UserError
+from cobra.util.errors import SharedError
 
 _NAMED_ROWS = 20
 
 
 def fail_if_mostly_skipped(strategy: TrainStrategy, total_steps: int) -> None:
-    """Raise a UserError after the last step where more than half of all changed nothing: such a run is no success."""
+    """Raise a SharedError after the last step where more than half of all changed nothing: such a run is no success."""
     skipped = strategy.skipped_steps
     if strategy.global_step == total_steps and 2 * skipped > total_steps:
-        raise UserError(
+        raise SharedError(
             f"{skipped:,} of {total_steps:,} steps had a loss or gradient that is not a finite number, and changed "
             "nothing: the run has failed, and no checkpoint of its last step is written. Begin anew under another "
             "--run_id, with a lower learning rate or without the rows that the warnings name"

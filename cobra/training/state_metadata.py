@@ -178,7 +178,7 @@ class _Machine:
             "EMPTY_DICT": lambda _: self.stack.append(_Pairs()),
             "EMPTY_LIST": lambda _: self.stack.append([]),
             "EMPTY_TUPLE": lambda _: self.stack.append(()),
-            "TUPLE": lambda _: self.stack.append(tuple(self._since_mark())),
+            "TUPLE": lambda _: self._tuple_since_mark(),
             "TUPLE1": lambda _: self._tuple(1),
             "TUPLE2": lambda _: self._tuple(2),
             "TUPLE3": lambda _: self._tuple(3),
@@ -193,7 +193,7 @@ class _Machine:
             "BUILD": lambda _: self._build(),
         }
         values = "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE"
-        self._steps |= dict.fromkeys(values.split(), self.stack.append)
+        self._steps |= dict.fromkeys(values.split(), lambda value: self.stack.append(value))
         self._steps |= dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda _: None)
 
     def follow(self, instruction: str, argument: Any) -> None:
@@ -202,13 +202,17 @@ class _Machine:
         self._steps[instruction](argument)
 
     def _mark(self, _: Any) -> None:
-        self._marks.append(self.stack[:])
-        self.stack.clear()
+        # Nothing is copied: a hostile file may have a mark in every byte.
+        self._marks.append(self.stack)
+        self.stack = []
 
     def _since_mark(self) -> list[Any]:
-        values = self.stack[:]
-        self.stack[:] = self._marks.pop()
+        values, self.stack = self.stack, self._marks.pop()
         return values
+
+    def _tuple_since_mark(self) -> None:
+        values = tuple(self._since_mark())
+        self.stack.append(values)
 
     def _remember(self, place: int) -> None:
         self._memo[place] = self.stack[-1]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cobra.util.files import append_bytes
+from cobra.util.files import append_bytes, refuse_link
 from cobra.util.jsonl import read_log
 
 
@@ -24,9 +24,13 @@ class StepLines:
             path: The file.
             step_key: Key of the step in every line.
             last_step: The file is cut behind the lines of this step, and before a line that is torn; 0 empties it.
+
+        Raises:
+            UserError: It is a link, or no plain file.
         """
         self._path = path
         self._key = step_key
+        refuse_link(path)
         path.touch()
         # Cutting is one call of the system: it is done or not, and needs no room on the disk.
         os.truncate(path, max((end for end, _ in _whole_lines(path, step_key, last_step)), default=0))

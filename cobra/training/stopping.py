@@ -37,8 +37,12 @@ _TORCHRUN_VARIABLE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 _LEAVING_SECONDS = 2.0
 
 
-class Stopped(Exception):
-    """The run has been asked to stop, and has saved its state where there was room and time for it."""
+class Stopped(BaseException):
+    """The run has been asked to stop, and has saved its state where there was room and time for it.
+
+    It may be raised anywhere while a run starts. As an interrupt is, it is no Exception, so that nothing takes it for a
+    file that cannot be read.
+    """
 
     def __init__(self, reason: str, step: int | None = None, saved: bool = True) -> None:
         """Describe the stop.
@@ -82,7 +86,8 @@ class StopRequests:
         """
         self._deadline = None if time_limit_minutes is None else time.monotonic() + 60 * time_limit_minutes
         self._grace = grace_seconds
-        self._job_ends = job_ends
+        # A shell that has outlived its job still has the variable.
+        self._job_ends = None if job_ends is None or job_ends <= time.time() else job_ends
         self._number = 0
         self._asked_at = 0.0
         self._training = False
@@ -115,6 +120,12 @@ class StopRequests:
     def wait_for_steps(self) -> None:
         """Take requests between steps from now on: what has begun is ended in order."""
         self._training = True
+
+    def leave_before_steps(self, world: World) -> None:
+        """Raise Stopped on every process where any of them has been sent a signal; all have to call it."""
+        number = int(world.max(torch.tensor(self._number, device=world.device)).item())
+        if number:
+            raise Stopped(_REASONS[number])
 
     @property
     def is_asked(self) -> bool:

@@ -1,7 +1,8 @@
 """The training engine: set-up and the token-weighted step; the loop over steps is in cobra.training.loop."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -36,6 +37,20 @@ class StepResult:
     skipped: bool = False
     images: int = 0
     positions: int = 0
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> Self:
+        """Return the result that a file holds, as `asdict` gives it.
+
+        Raises:
+            ValueError: It is of another form.
+        """
+        kinds = {field.name: field.type for field in fields(cls)}
+        for name, kind in kinds.items():
+            value = values.get(name)
+            if type(value) is not kind or (kind is int and value < 0):
+                raise ValueError(f"its {name} is {value!r}")
+        return cls(**{name: values[name] for name in kinds})
 
 
 @dataclass(frozen=True)

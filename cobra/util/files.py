@@ -93,6 +93,19 @@ def unfinished(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def refuse_link(path: Path) -> None:
+    """Make sure that a file which is written in place is the folder's own: a stranger's may lead anywhere.
+
+    Raises:
+        UserError: It is a link, or no plain file.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UserError(
+            f"{path} is a link, or no plain file, and what it leads to would be changed: delete it, or put the file in "
+            "its place"
+        )
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic_path(path) as temporary:

@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cobra.util.errors import UserError, file_problem
+from cobra.util.files import refuse_link
 from cobra.util.mounts import LACKING
 from cobra.util.shown import shown
 
@@ -92,7 +93,7 @@ def hold(folder: Path, what: str, say: Callable[[str], object] = print) -> Itera
         say: Told why it takes a while, where a holder on another machine may be gone.
 
     Raises:
-        UserError: Somebody is there: who, and what to do about it; or the folder takes no files.
+        UserError: Somebody is there: who, and what to do about it; or the folder takes no files, or the file is a link.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     held = Hold(folder / LOCK)
@@ -170,6 +171,7 @@ class Hold:
     def _open(self) -> tuple[int, bool | None]:
         """Open the file; return it, and whether the system's lock on it was had: None where there is none to have."""
         while True:
+            refuse_link(self._path)
             handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             is_locked = _lock(handle)
             # A holder that leaves deletes the file, perhaps between the two.

@@ -1,5 +1,6 @@
 """What follows a step: steps that are not finite, saves, looks at held-out rows, and files of a run."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from test_matrix import Recorder, make_rows
 
 from cobra.training.loop import LoopOptions, TrainingLoop
 from cobra.training.run_state import RunState, states
-from cobra.training.strategy import Hyperparameters, TrainStrategy
+from cobra.training.strategy import Hyperparameters, StepResult, TrainStrategy
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World
 from cobra.util.errors import UserError
@@ -116,6 +117,19 @@ def test_state_beyond_the_last_step_is_refused(tmp_path):
     saver.finish()
     with pytest.raises(UserError, match="9 steps are done, and the run has 8: delete that folder"):
         train_again(rows_with_nan(), tmp_path)
+
+
+@pytest.mark.fault("A12")
+@pytest.mark.parametrize(
+    "value", [{"loss": "low"}, {"tokens": -1}, {"skipped": 0}, {"images": None}, {"grad_norm": []}]
+)
+def test_state_of_an_impossible_last_step_is_refused(tmp_path, value):
+    loop = open_loop(trainer(), rows_with_nan(), tmp_path)
+    last = asdict(StepResult(1.0, 1.0, 5)) | value
+    loop.saver.begin(RunState(1, 5, 0, unreported=last))
+    assert loop.saver.finish() is None
+    with pytest.raises(UserError, match=f"cannot be read: its {next(iter(value))} is .*Delete that folder"):
+        loop.restore(states(tmp_path / "resume")[-1])
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):

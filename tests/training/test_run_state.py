@@ -163,3 +163,63 @@ def test_damaged_state_is_named(tmp_path, name):
     with pytest.raises(UserError, match=r"step-000001 cannot be read.*Delete that folder"):
         saver.restore(path)
     assert run_state.RESUME == "resume"
+
+
+@pytest.mark.fault("A3")
+def test_a_state_is_saved_in_the_place_of_that_of_the_same_step(tmp_path):
+    strategy = trained(1)
+    saver = saver_of(strategy, tmp_path)
+    for unreported in ({"loss": 1.0}, None):
+        saver.begin(RunState(1, 0, 0, unreported=unreported))
+        assert saver.finish() is None
+        assert [path.name for path in (tmp_path / "resume").iterdir()] == ["step-000001"]
+        assert read_state(tmp_path / "resume" / "step-000001").unreported == unreported
+
+
+@pytest.mark.fault("B1")
+def test_links_in_place_of_states_are_deleted_and_what_they_lead_to_stays(tmp_path):
+    saver = saver_of(trained(1), tmp_path, keep=1)
+    saver.begin(RunState(1, 0, 0))
+    saver.finish()
+    folder, elsewhere = tmp_path / "resume", tmp_path / "elsewhere"
+    (folder / "step-000001").rename(elsewhere)
+    (folder / "step-000001").symlink_to(elsewhere)
+    (folder / "step-000002.tmp").symlink_to(elsewhere)
+    before = {path.name: path.read_bytes() for path in elsewhere.iterdir()}
+    saver.begin(RunState(2, 0, 0))
+    assert saver.finish() is None
+    assert [path.name for path in folder.iterdir()] == ["step-000002"]
+    assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == before
+
+
+def test_an_old_state_that_cannot_be_deleted_does_not_fail_the_save(tmp_path, monkeypatch):
+    saver = saver_of(trained(1), tmp_path, keep=1)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(run_state, "_set_aside", refuse)
+    for step in (1, 2):
+        saver.begin(RunState(step, 0, 0))
+        assert saver.finish() is None
+    assert len(states(tmp_path / "resume")) == 2
+
+
+@pytest.mark.fault("A12")
+def test_a_state_of_unbounded_size_is_not_read(tmp_path):
+    path = tmp_path / "step-000003"
+    path.mkdir()
+    with (path / "state.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match="has more than 16,777,216 bytes"):
+        read_state(path)
+
+
+def test_the_states_of_a_finished_run_are_deleted_also_through_a_link(tmp_path):
+    saver = saver_of(trained(1), tmp_path)
+    (tmp_path / "big-disk").mkdir()
+    (tmp_path / "resume").symlink_to(tmp_path / "big-disk")
+    saver.begin(RunState(1, 0, 0))
+    assert saver.finish() is None
+    run_state.delete_states(tmp_path)
+    assert not [*(tmp_path / "big-disk").iterdir()]

@@ -203,3 +203,11 @@ def test_sizes_that_a_pickle_claims_are_not_reserved(state):
         (state / ".metadata").write_bytes(content + b"x.")
         with pytest.raises(ValueError, match=r"\.metadata is damaged"):
             read_metadata(state)
+
+
+# Two seconds; with a copy of the stack at every mark, 2 TB would be moved.
+@pytest.mark.timeout(120)
+def test_marks_without_end_take_no_time(state):
+    (state / ".metadata").write_bytes(b"\x80\x02" + b"N" * 500_000 + b"(t" * 500_000 + b".")
+    with pytest.raises(ValueError, match="holds 'a tuple' where"):
+        read_metadata(state)

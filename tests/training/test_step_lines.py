@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cobra.training.step_lines import StepLines
+from cobra.util.errors import UserError
 
 LINES = [{"step": step, "text": "\u20ac" * step} for step in (1, 2, 2, 5)]
 WHOLE = b"".join(json.dumps(line).encode() + b"\n" for line in LINES)
@@ -77,3 +78,12 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, room):
     assert (tmp_path / "a.jsonl").read_bytes() == WHOLE
     lines.append(LINES)
     assert (tmp_path / "a.jsonl").read_bytes() == 2 * WHOLE
+
+
+@pytest.mark.fault("B1")
+def test_a_link_is_not_written_through(tmp_path):
+    (tmp_path / "precious").write_text("mine\n")
+    (tmp_path / "lines.jsonl").symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match="lines.jsonl is a link"):
+        StepLines(tmp_path / "lines.jsonl", "Step", 0)
+    assert (tmp_path / "precious").read_text() == "mine\n"

@@ -1,21 +1,28 @@
 """Requests to stop: who takes them, when, how much time there is, and what is done then."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import torch
 from test_loop import CPU, Rows, open_loop, rows_with_nan, train, trainer
 from test_matrix import Recorder
+from test_pretrain import rows_dir, train_arguments  # noqa: F401 - a fixture
 
+from cobra.models.checkpoint import read_checkpoint
+from cobra.training.config import PretrainConfig
 from cobra.training.loop import TrainingLoop
+from cobra.training.pretrain import pretrain
 from cobra.training.run_directory import STOPPED, describe_stop
 from cobra.training.run_state import read_state, states
 from cobra.training.stopping import Stopped, StopRequests, grace_seconds, job_end
+from cobra.util.cli import parse
 from cobra.util.errors import UserError
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "some"}
@@ -57,6 +64,8 @@ def test_a_run_stops_while_there_is_time_before_the_end_of_its_job():
     assert stop.agreed(CPU, reserve=50) == (None, False)
     assert stop.agreed(CPU, reserve=150) == ("the end of the job's time", False)
     assert 90 < stop.seconds_left() < 100
+    # Of a shell that has outlived its job.
+    assert StopRequests(job_ends=time.time() - 100).agreed(CPU, reserve=150) == (None, False)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
@@ -70,6 +79,61 @@ def test_a_request_is_taken_at_once_while_a_run_starts_and_between_steps_when_it
         assert not stop.is_asked
         signal.raise_signal(number)
         assert stop.is_asked and stop.agreed(CPU)[0] == stopped.value.reason
+
+
+@pytest.fixture
+def interrupted(rows_dir, tmp_path, monkeypatch):  # noqa: F811
+    """Start a run that is sent SIGTERM where a function is called; return how it was stopped."""
+    more = ("--model.finetune_max_steps", "3", "--model.finetune_per_device_batch_size", "4")
+    config = parse(PretrainConfig, train_arguments(rows_dir, tmp_path, "run", *more))
+
+    def start(where: str) -> tuple[Stopped, Path]:
+        owner, _, name = where.rpartition(".")
+        function = resolve_name(where)
+
+        def asked(*values, **named):
+            signal.raise_signal(signal.SIGTERM)
+            return function(*values, **named)
+
+        with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
+            patch.setattr(resolve_name(owner), name, asked)
+            pretrain(config)
+        return stopped.value, tmp_path / "run"
+
+    return start
+
+
+@pytest.mark.fault("A1")
+def test_a_request_while_a_state_is_read_blames_no_file(interrupted, capsys):
+    stopped, run = interrupted("cobra.training.strategy.TrainStrategy.train_step")
+    assert stopped.step == 1
+    (run / STOPPED).unlink()
+    stopped, run = interrupted("cobra.training.run_state.StateReader.read_data")
+    assert stopped.step is None and json.loads((run / STOPPED).read_text())["step"] == 1
+    assert "stopped by SIGTERM before the first step of this start" in capsys.readouterr().out
+
+
+@pytest.mark.fault("A1")
+def test_a_request_while_weights_are_read_blames_no_file(tmp_path, monkeypatch):
+    torch.save({"model": {"projector": {}}}, tmp_path / "weights.pt")
+    monkeypatch.setattr(torch, "load", lambda *values, **named: signal.raise_signal(signal.SIGTERM))
+    with StopRequests(), pytest.raises(Stopped):
+        read_checkpoint(tmp_path / "weights.pt")
+
+
+@pytest.mark.fault("A5")
+def test_a_request_before_the_directory_is_held_is_told_and_leaves_no_mark(interrupted, capsys):
+    stopped, run = interrupted("cobra.training.pretrain.hold_together")
+    assert stopped.step is None and not run.exists()
+    assert "stopped by SIGTERM before the first step of this start" in capsys.readouterr().out
+
+
+@pytest.mark.fault("A10")
+def test_a_mark_that_cannot_be_written_does_not_hide_how_a_run_was_stopped(tmp_path):
+    (tmp_path / "full").touch()
+    told = describe_stop(tmp_path / "full" / "run", None, Stopped("SIGTERM", 4, saved=False))
+    assert told.startswith("stopped by SIGTERM after step 4; its state is not saved")
+    assert "stopped by SIGTERM" in describe_stop(tmp_path / "full" / "run", None, Stopped("SIGTERM"))
 
 
 @pytest.mark.fault("A13")
@@ -154,6 +218,21 @@ def checkpoints(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").glob("*"))
 
 
+@pytest.mark.fault("A3")
+def test_an_evaluation_that_is_left_again_and_again_is_an_orderly_stop_each_time(tmp_path):
+    state = None
+    for _ in range(3):
+        (tmp_path / STOPPED).unlink(missing_ok=True)
+        loop = open_loop(trainer(), rows_with_nan(), tmp_path, None, Looks(asked_at=3), eval_interval_steps=3)
+        if state is not None:
+            loop.restore(state)
+        with StopRequests() as stop, pytest.raises(Stopped) as stopped:
+            loop.run(stop)
+        describe_stop(tmp_path, state, stopped.value)
+        [state] = states(tmp_path / "resume")
+        assert stopped.value.saved and json.loads((tmp_path / STOPPED).read_text())["step"] == 3
+
+
 def stop_and_go_on(folder: Path, rows: Rows, evaluator: Looks, step: int) -> list:
     """Train until a request stops the run at a step that is neither looked at nor logged, then to the end."""
     recorder = _At(0, Recorder(), None)
@@ -234,6 +313,10 @@ if __name__ == "__main__":
             if len(seen) == 6 and sys.argv[1] == "killed":
                 print(*(worker.pid for worker in loader._iterator._workers), flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)
+            if len(seen) == 6 and sys.argv[1] == "worker":
+                os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)
+                # torch would raise here, in the midst of a step.
+                time.sleep(0.5)
         print(stop.is_asked, seen)
 """
 
@@ -266,6 +349,13 @@ def test_data_workers_end_with_the_process_that_they_read_for(tmp_path):
         time.sleep(0.05)
         left = [pid for pid in left if is_running(pid)]
     assert not left
+
+
+@pytest.mark.fault("A1")
+def test_a_data_worker_that_is_killed_is_told_between_steps(tmp_path):
+    ended = run_with_workers(tmp_path, "worker", "1")
+    assert "told: a data worker was killed, for want of memory perhaps" in ended.stdout, ended.stderr
+    assert ended.returncode == 0
 
 
 def is_running(pid: int) -> bool:

@@ -246,3 +246,19 @@ def test_a_stopped_process_is_still_there(tmp_path, holder):
     os.kill(holder.pid, signal.SIGSTOP)
     with pytest.raises(UserError, match=f"process {holder.pid} "):
         take(tmp_path / "run")
+
+
+@pytest.mark.fault("B1")
+@pytest.mark.parametrize("kind", ["file", "nothing", "pipe"])
+def test_a_strangers_link_is_not_written_through(tmp_path, kind):
+    precious, folder = tmp_path / "precious", tmp_path / "run"
+    folder.mkdir()
+    if kind == "file":
+        precious.write_text("mine")
+    if kind == "pipe":
+        os.mkfifo(folder / LOCK)
+    else:
+        (folder / LOCK).symlink_to(precious)
+    with pytest.raises(UserError, match="is a link, or no plain file"), hold(folder, "another run is training"):
+        pass
+    assert precious.read_text() == "mine" if kind == "file" else not precious.exists()
