@@ -85,12 +85,13 @@ def grouped(loader: DataLoader, size: int) -> Iterator[list[Batch] | UserError]:
 def _read(loader: DataLoader) -> Iterator[Batch | UserError]:
     """Yield the batches of a loader; where a worker was killed, an error in the place of one, as the last."""
     handler = signal.getsignal(signal.SIGCHLD)
-    with held_back():
-        batches = iter(loader)
-    if loader.num_workers:
-        # torch's raises an error wherever this process is when a worker ends, in a collective say.
-        signal.signal(signal.SIGCHLD, handler)
     try:
+        # Workers of the epoch before are asked here whether they are there.
+        with held_back():
+            batches = iter(loader)
+        if loader.num_workers:
+            # torch's raises an error wherever this process is when a worker ends, in a collective say.
+            signal.signal(signal.SIGCHLD, handler)
         yield from batches
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):

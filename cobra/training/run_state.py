@@ -184,6 +184,10 @@ class RunSaver:
                 no_dist=self._world.size == 1,
             )
         except (Exception, CheckpointException) as error:
+            # torch catches the second interrupt from the keyboard too; that is no fault of the state.
+            causes = [cause for cause, _ in getattr(error, "failures", {}).values()]
+            if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+                raise KeyboardInterrupt from error
             raise _unreadable(path, error) from error
         set_state_dict(
             self._model,

@@ -47,7 +47,7 @@ class StepResult:
         """
         kinds = {field.name: field.type for field in fields(cls)}
         for name, kind in kinds.items():
-            value = values.get(name)
+            value: Any = values.get(name)
             if type(value) is not kind or (kind is int and value < 0):
                 raise ValueError(f"its {name} is {value!r}")
         return cls(**{name: values[name] for name in kinds})

@@ -18,6 +18,7 @@ from cobra.models.checkpoint import read_checkpoint
 from cobra.training.config import PretrainConfig
 from cobra.training.pretrain import pretrain
 from cobra.training.schedule import plan_steps
+from cobra.training.stopping import Stopped
 from cobra.util.cli import parse
 from cobra.util.errors import UserError
 
@@ -45,7 +46,7 @@ def test_a_second_start_is_refused_and_one_after_a_kill_goes_on(rows_dir, tmp_pa
     lines = (run / "run.jsonl").read_text().splitlines()
     assert [json.loads(line)["Finetune/Step"] for line in lines] == list(range(1, len(lines) + 1))
     config = parse(PretrainConfig, arguments(rows_dir, tmp_path, "--time_limit", "0.0001", steps=100_000))
-    with pytest.raises(Exception, match="the time limit"):
+    with pytest.raises(Stopped, match="the time limit"):
         pretrain(config)
     assert not (run / "lock").exists()
 
@@ -91,7 +92,7 @@ def test_a_run_directory_that_takes_nothing_is_told_at_the_start(rows_dir, tmp_p
 @pytest.mark.fault("A8")
 def test_another_start_is_refused_and_what_the_run_was_made_of_stays(rows_dir, tmp_path):  # noqa: F811
     limit = ["--time_limit", "0.0001", "--pretrained_checkpoint"]
-    with pytest.raises(Exception, match="the time limit"):
+    with pytest.raises(Stopped, match="the time limit"):
         pretrain(parse(PretrainConfig, arguments(rows_dir, tmp_path, *limit, "cobra-tiny")))
     run = tmp_path / "run"
     before = (run / "provenance.json").read_bytes()

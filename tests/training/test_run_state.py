@@ -223,3 +223,17 @@ def test_the_states_of_a_finished_run_are_deleted_also_through_a_link(tmp_path):
     assert saver.finish() is None
     run_state.delete_states(tmp_path)
     assert not [*(tmp_path / "big-disk").iterdir()]
+
+
+@pytest.mark.fault("A13")
+def test_an_interrupt_while_a_state_is_read_blames_no_file(tmp_path, monkeypatch):
+    saver = saver_of(trained(1), tmp_path)
+    saver.begin(RunState(1, 0, 0))
+    saver.finish()
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_state.StateReader, "read_data", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        saver.restore(tmp_path / "resume" / "step-000001")
