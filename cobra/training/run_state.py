@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import time
+import warnings
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -104,6 +105,9 @@ class RunSaver:
         self._model = model
         self._optimizer = optimizer
         self._keep = keep
+        # Two lines at every save of a single process, which asks for just that. Not for the length of a call: torch
+        # warns in a thread of its own.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         # A group of its own: its messages cross those of the training meanwhile.
         self._group = cast("dist.ProcessGroup", dist.new_group(backend="gloo")) if world.size > 1 else None
         self._pending: Future[Any] | None = None

@@ -52,6 +52,15 @@ def test_state_comes_back_bitwise_and_training_goes_on_bitwise(tmp_path):
     assert_equal(everything(fresh), everything(strategy))
 
 
+def test_nothing_is_warned_of_when_one_process_saves_and_restores(tmp_path, recwarn):
+    strategy = trained()
+    saver = saver_of(strategy, tmp_path)
+    saver.begin(RunState(3, 100, 0))
+    assert saver.finish() is None
+    saver.restore(tmp_path / "resume" / "step-000003")
+    assert not [str(warning.message) for warning in recwarn]
+
+
 @pytest.mark.fault("A12")
 @pytest.mark.parametrize(
     ("values", "told"),
