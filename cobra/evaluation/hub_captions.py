@@ -13,6 +13,7 @@ from cobra.evaluation.row_pictures import RowPictures, image_column
 from cobra.evaluation.split_column import choose_rows
 from cobra.preprocessing.archives import unsafe_name
 from cobra.util.errors import UserError
+from cobra.util.network import check_network_variables
 from cobra.util.redaction import reason
 
 if TYPE_CHECKING:
@@ -129,6 +130,8 @@ def _open(source: Path | str, split: str | None) -> tuple["Dataset", list[str], 
     from huggingface_hub.errors import HTTPError
 
     path = Path(source)
+    if not path.exists():
+        check_network_variables()
     try:
         if any((path / name).is_file() for name in _ON_DISK):
             loaded = datasets.load_from_disk(str(path))

@@ -28,6 +28,7 @@ from cobra.models.model_card import model_card
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path, read_json, sha256_file, write_json, write_text
 from cobra.util.home import PathText
+from cobra.util.network import check_network_variables
 from cobra.util.redaction import reason
 from cobra.util.tokens import read_hf_token
 
@@ -190,6 +191,7 @@ def push(folder: Path, repo_id: str, private: bool, token: str | None) -> str:
 
     again = f"the folder is whole; to try again: hf upload {repo_id} {folder}"
     api = HfApi(token=token)
+    check_network_variables()
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         is_open = private and not api.model_info(repo_id).private

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from cobra.util.errors import UserError
+from cobra.util.network import check_network_variables
 from cobra.util.redaction import reason
 
 
@@ -10,11 +11,13 @@ def fetch(repo_id: str, filename: str, token: str | None = None, cache_dir: str 
     """Return the local path of a file of a hub repository, downloaded once into the cache.
 
     Raises:
-        UserError: The hub cannot be reached, or the repository or file is not there or not open to the token.
+        UserError: The hub cannot be reached, a variable of the network is wrong, or the repository or file is not there
+            or not open to the token.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    check_network_variables()
     try:
         return Path(hf_hub_download(repo_id, filename, token=token, cache_dir=cache_dir))
     except (EntryNotFoundError, RepositoryNotFoundError, HTTPError, OSError, ValueError) as error:

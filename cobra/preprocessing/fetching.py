@@ -10,6 +10,7 @@ from cobra.preprocessing import transfer
 from cobra.preprocessing.progress import ByteBars
 from cobra.preprocessing.transfer import RETRIED_STATUSES, Remote, fetch_file
 from cobra.util.errors import UserError
+from cobra.util.network import check_network_variables
 from cobra.util.redaction import reason
 
 if TYPE_CHECKING:
@@ -96,6 +97,10 @@ def _dataset_info(repo_id: str, revision: str, token: str | None) -> "DatasetInf
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
+    try:
+        check_network_variables()
+    except UserError as error:
+        raise HubUnreachable(str(error)) from error
     began = time.monotonic()
     delays = iter(transfer.RETRY_DELAYS)
     while True:

@@ -11,6 +11,7 @@ from cobra.models.backbones.vision.specs import TowerSpec, VisionSpec
 from cobra.models.backbones.vision.transforms import FusedTransform, ImageTransform, PixelValues, build_transform
 from cobra.models.checkpoint import load_strictly, read_tensors
 from cobra.util.errors import UserError
+from cobra.util.network import check_network_variables
 from cobra.util.redaction import reason
 
 # Towers trained from scratch start with positions as strong as their patches; timm's 0.02 is 30 times weaker.
@@ -91,6 +92,8 @@ def _create_tower(tower: TowerSpec, from_hub: bool) -> Any:
     kwargs = dict(tower.kwargs)
     if isinstance(kwargs.get("act_layer"), str):
         kwargs["act_layer"] = timm.layers.get_act_layer(kwargs["act_layer"])
+    if from_hub:
+        check_network_variables()
     try:
         return timm.create_model(tower.timm_id, pretrained=from_hub, num_classes=0, img_size=tower.image_size, **kwargs)
     except (OSError, RuntimeError) as error:

@@ -1,0 +1,53 @@
+"""Environment variables by which programs reach the network: proxies and certificates."""
+
+import importlib.util
+import os
+import ssl
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment
+
+from cobra.util.errors import UserError
+from cobra.util.redaction import reason, redacted
+
+_SCHEMES = ("http", "https", "socks5", "socks5h")
+_CERTIFICATES = "SSL_CERT_FILE"
+
+
+def check_network_variables() -> None:
+    """Check what huggingface_hub's client is made with; it fails on a wrong value whatever it is to fetch.
+
+    Raises:
+        UserError: A variable names a proxy or a file of certificates that cannot be used. Passwords are not shown.
+    """
+    for kind, address in getproxies_environment().items():
+        if kind in ("http", "https", "all") and (problem := _proxy_problem(address)):
+            name = next(name for name in (f"{kind}_proxy", f"{kind}_proxy".upper()) if name in os.environ)
+            raise UserError(
+                f"the environment variable {name} is {redacted(address)!r}, and {problem}: set it as "
+                f"{name}=http://name:port, or unset it"
+            )
+    if path := os.environ.get(_CERTIFICATES):
+        try:
+            ssl.create_default_context(cafile=path)
+        except OSError as error:
+            raise UserError(
+                f"the environment variable {_CERTIFICATES} is {path!r}, from which no certificates can be read "
+                f"({reason(error)}): name a file of certificates (PEM), or unset it"
+            ) from error
+
+
+def _proxy_problem(address: str) -> str:
+    """Return what is wrong with a proxy's address; empty where nothing is."""
+    try:
+        # Without a scheme it is one of http.
+        parts = urlsplit(address if "://" in address else f"http://{address}")
+        is_whole = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        return "no name and port can be read from it"
+    if parts.scheme not in _SCHEMES:
+        return f"a proxy's scheme is one of {', '.join(_SCHEMES)}"
+    if parts.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
+        return "SOCKS needs a package that is not installed (pip install socksio pysocks)"
+    return ""
