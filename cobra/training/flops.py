@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from cobra.models.vlms import CobraVLM
+from cobra.util.nn_utils import projected_positions
 
 # Dense bf16 with fp32 accumulation, in 10^12 operations a second; of several names that occur in a device's, the
 # longest counts. From NVIDIA's data sheets of each card (where these state a figure with sparsity, half of it), the
@@ -163,10 +164,16 @@ def _tower(vit: Any) -> Part:
 
 
 def _projector(projector: Any, patches: int, towers_trained: bool) -> Part:
-    """Return the operations of a projector for an image; depthwise convolutions are too few to count."""
+    """Return the operations of a projector for an image; it pools after its linear layers, before its convolution."""
     layers = [layer for layer in projector.modules() if isinstance(layer, nn.Linear)]
     total = _linears(projector)
     if not towers_trained:
         first = layers[0]
         total = Part(total.forward, total.backward - 2.0 * first.in_features * first.out_features)
-    return total.times(patches)
+    total = total.times(patches)
+    for layer in projector.modules():
+        if isinstance(layer, nn.Conv2d):
+            # Depthwise: a tap has a single input.
+            taps = _linear(1, layer.weight.numel(), layer.weight.requires_grad, True)
+            total += taps.times(projected_positions(projector, patches))
+    return total

@@ -301,3 +301,11 @@ def test_a_bad_row_is_the_same_error_with_and_without_workers(workers):
     )
     [error] = grouped(loader, 1)
     assert isinstance(error, UserError) and str(error) == "row 1 names an image that cannot be read"
+
+
+@pytest.mark.fault("D5")
+@pytest.mark.parametrize(("architecture", "patches"), [("no-align+fused-gelu-mlp", 9), ("no-align+fused-ldpnet", 196)])
+def test_positions_of_a_step_are_those_that_the_language_model_reads(architecture, patches):
+    strategy = make_strategy(vlm=scratch_vlm(arch_specifier=architecture))
+    result = strategy.train_step([collate(*ROWS)], 1e-3)
+    assert (result.images, result.positions) == (3, 9 + 14 + 5 + 30 + 3 * patches)
