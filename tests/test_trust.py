@@ -13,6 +13,7 @@ import torch
 from scratch import scratch_fields, scratch_vlm
 
 import cobra
+from cobra.evaluation.hub_captions import read_hub_captions
 from cobra.evaluation.similarity import SentenceSimilarity, packaged_model
 from cobra.models.backbones.llm.backbone import load_tokenizer
 from cobra.models.backbones.llm.specs import TINY_FOLDER
@@ -20,6 +21,8 @@ from cobra.models.checkpoint import LATEST, read_checkpoint, read_llm_weights, r
 from cobra.models.mamba.state_file import load_state
 from cobra.preprocessing.datasets.arrow_rows import read_rows
 from cobra.preprocessing.datasets.lengths import token_lengths
+from cobra.training.config import PretrainConfig
+from cobra.util.cli import parse
 from cobra.util.errors import UserError
 from cobra.util.files import read_json
 
@@ -64,6 +67,51 @@ def bare_pickle(path, gadget):
 def numpy_archive(path, gadget):
     with path.open("wb") as file:
         np.savez(file, key=np.array([gadget], dtype=object))
+
+
+# Rows of the table "Files from others": the test that plants an object there; None where it is left to a library.
+PLANTED = {
+    "a state's `.metadata`": "training/test_state_reader.py::test_objects_in_metadata_are_never_called",
+    "a state's `.distcp`": "training/test_state_reader.py::test_values_that_are_no_tensors_are_not_unpickled",
+    "`.pt`, `.bin`, towers, adapters": "test_trust.py::test_file_from_others_runs_nothing",
+    "`.safetensors`, saved Mamba states": "test_trust.py::test_file_from_others_runs_nothing",
+    "tokenizer folder": "test_trust.py::test_tokenizer_from_others_runs_nothing",
+    "sentence model": "test_trust.py::test_sentence_model_of_others_unpickles_nothing",
+    "towers by timm's id": None,
+    "row caches, token counts": "test_trust.py::test_caches_beside_rows_of_others_run_nothing",
+    "hub and caption sets": "test_trust.py::test_data_set_with_a_script_of_its_own_runs_nothing",
+    "`config.json`, rows, predictions, `state.json`": "test_trust.py::test_file_from_others_runs_nothing",
+    "`--config_path`": "test_trust.py::test_config_file_from_others_runs_nothing",
+    "numba's compiled loops": (
+        "models/mamba/test_numba_lanes.py::test_compiled_code_is_not_taken_from_a_folder_that_everybody_writes_to"
+    ),
+    "archives": "preprocessing/test_archives.py::test_any_damage_is_a_user_error_and_nothing_leaves_the_folder",
+}
+
+
+def test_list_of_files_from_others_is_that_of_the_documents():
+    document = (ROOT / "FINETUNING_IMPLEMENTATION.md").read_text(encoding="utf-8")
+    table = document.partition("## Files from others")[2].partition("\n## ")[0]
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines() if line.startswith("| ")]
+    assert rows[1:] == list(PLANTED)
+    for test in filter(None, PLANTED.values()):
+        file, _, name = test.partition("::")
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), test
+
+
+def test_config_file_from_others_runs_nothing(tmp_path, gadget):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"seed: !!python/object/apply:os.mkdir [{str(gadget._marker)!r}]\n")
+    with pytest.raises(UserError):
+        parse(PretrainConfig, ["--config_path", str(path)])
+
+
+def test_data_set_with_a_script_of_its_own_runs_nothing(tmp_path, gadget):
+    folder = tmp_path / "captions"
+    folder.mkdir()
+    (folder / "captions.py").write_text(f"import os\nos.mkdir({str(gadget._marker)!r})\n")
+    with pytest.raises(UserError):
+        read_hub_captions(folder, None)
 
 
 READERS = {

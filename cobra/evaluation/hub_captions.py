@@ -150,7 +150,8 @@ def _open(source: Path | str, split: str | None) -> tuple["Dataset", list[str], 
         return datasets.load_dataset(builder.name, data_files={chosen: files[chosen]}, split=chosen), names, chosen
     except UserError:
         raise
-    except (OSError, ValueError, DatasetsError, HTTPError) as error:
+    # Of a folder with a script of its own it says so in a RuntimeError.
+    except (OSError, ValueError, RuntimeError, DatasetsError, HTTPError) as error:
         problem = (
             "cannot be read as a data set"
             if path.exists()

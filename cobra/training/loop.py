@@ -108,6 +108,11 @@ class TrainingLoop:
             UserError: It cannot be read, or is of a step that the run does not have.
         """
         state = self.saver.restore(path)
+        if not self.strategy.is_finite():
+            raise SharedError(
+                f"the state {path} holds weights that are not finite numbers: delete that folder to go on from the one "
+                "before it"
+            )
         if state.step > self.plan.total_steps:
             raise UserError(
                 f"the state {path} says that {state.step:,} steps are done, and the run has {self.plan.total_steps:,}: "

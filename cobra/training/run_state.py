@@ -24,6 +24,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.storage import WriteResult
@@ -32,7 +33,7 @@ from cobra.models.checkpoint import LATEST
 from cobra.training.state_reader import StatePlanner, StateReader
 from cobra.util.distributed import World
 from cobra.util.errors import UserError
-from cobra.util.files import UNFINISHED, read_json, unfinished, write_json
+from cobra.util.files import UNFINISHED, read_json, sha256_file, unfinished, write_json
 from cobra.util.mounts import can_flush, flush_folder
 from cobra.util.shown import shown
 
@@ -40,6 +41,7 @@ RESUME = "resume"
 
 _STATE = "state.json"
 _CHECKSUM = "sha256"
+_METADATA, _METADATA_CHECKSUM = ".metadata", "metadata_sha256"
 # One has some kB: flags, and hashes of rows and images.
 _MOST_BYTES = 1 << 24
 # Frozen parameters come from where the run started, as at its start.
@@ -220,7 +222,12 @@ def read_state(path: Path) -> RunState:
     try:
         if (path / _STATE).stat().st_size > _MOST_BYTES:
             raise ValueError(f"{_STATE} has more than {_MOST_BYTES:,} bytes")
-        state = RunState(**_unsealed(read_json(path / _STATE, "what is kept beside the tensors")))
+        values = _unsealed(read_json(path / _STATE, "what is kept beside the tensors"))
+        # States of older versions lack it.
+        checksum = values.pop(_METADATA_CHECKSUM, None)
+        if checksum is not None and checksum != sha256_file(path / _METADATA):
+            raise ValueError(f"{_METADATA} is not what was written: its checksum differs")
+        state = RunState(**values)
         if state.step != state_step(path):
             raise ValueError(f"its step is {state.step:,}, which is not that of its name")
     except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -294,11 +301,17 @@ class _Writer(dcp.FileSystemWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
         try:
-            if self._state is not None:
-                write_json(Path(self.path) / _STATE, _sealed(asdict(self._state)))
             return super().write_data(plan, planner)
         except RuntimeError as error:
             raise OSError(cause_of(error)) from error
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        super().finish(metadata, results)
+        # Called on the main process alone, after all others have written their tensors.
+        assert self._state is not None
+        path = Path(self.path)
+        values = asdict(self._state) | {_METADATA_CHECKSUM: sha256_file(path / _METADATA)}
+        write_json(path / _STATE, _sealed(values))
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

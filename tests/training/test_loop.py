@@ -109,6 +109,18 @@ def test_run_of_mostly_skipped_steps_fails_without_a_last_checkpoint(tmp_path):
     assert not [*tmp_path.glob("checkpoints/step-000008*")]
 
 
+@pytest.mark.fault("B4")
+def test_state_of_weights_that_are_not_finite_is_refused(tmp_path):
+    strategy = trainer()
+    saver = open_loop(strategy, rows_with_nan(), tmp_path).saver
+    with torch.no_grad():
+        next(strategy.vlm.projector.parameters()).fill_(float("nan"))
+    saver.begin(RunState(3, 0, 0))
+    saver.finish()
+    with pytest.raises(UserError, match="step-000003 holds weights that are not finite numbers: delete that folder"):
+        train_again(rows_with_nan(), tmp_path)
+
+
 @pytest.mark.fault("A12")
 def test_state_beyond_the_last_step_is_refused(tmp_path):
     strategy = trainer()

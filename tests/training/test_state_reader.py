@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import random
 import shutil
 import struct
 
@@ -31,8 +32,17 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture
-def state(saved, tmp_path):
+def whole(saved, tmp_path):
+    """A state as it was written."""
     return shutil.copytree(saved[1], tmp_path / "step-000001")
+
+
+@pytest.fixture
+def state(whole):
+    """The same without its checksums, which a stranger would make anew and states of older versions lack."""
+    values = json.loads((whole / "state.json").read_text())
+    (whole / "state.json").write_text(json.dumps({name: values[name] for name in values if "sha256" not in name}))
+    return whole
 
 
 class Gadget:
@@ -166,12 +176,29 @@ def test_flipped_byte_of_a_tensor_is_told(saved, state):
         restore(saved, state)
 
 
-def test_changed_number_beside_the_tensors_is_told(saved, state):
-    values = json.loads((state / "state.json").read_text())
-    (state / "state.json").write_text(json.dumps(values | {"tokens": 101}))
+@pytest.mark.fault("B6")
+def test_any_flipped_byte_is_told(saved, whole):
+    draw = random.Random(5)
+    for name in (".metadata", "state.json", ".metadata"):
+        content = (whole / name).read_bytes()
+        for place in draw.sample(range(len(content) - 1), 12):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << draw.randrange(7)
+            (whole / name).write_bytes(flipped)
+            with pytest.raises(UserError, match="cannot be read|is not valid JSON|Delete that folder"):
+                restore(saved, whole)
+        (whole / name).write_bytes(content)
+    assert restore(saved, whole) == RunState(1, 100, 0)
+
+
+def test_changed_number_beside_the_tensors_is_told(saved, whole):
+    values = json.loads((whole / "state.json").read_text())
+    (whole / "state.json").write_text(json.dumps(values | {"tokens": 101}))
     with pytest.raises(UserError, match="checksum differs"):
-        restore(saved, state)
-    (state / "state.json").write_text(json.dumps({name: values[name] for name in values if name != "sha256"}))
+        restore(saved, whole)
+
+
+def test_state_of_an_older_version_has_no_checksums(saved, state):
     assert restore(saved, state) == RunState(1, 100, 0)
 
 
