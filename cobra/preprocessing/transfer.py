@@ -22,6 +22,7 @@ from cobra.preprocessing.archives import check_free_space
 from cobra.preprocessing.progress import Bar, ByteBars
 from cobra.util.errors import UserError
 from cobra.util.files import write_json
+from cobra.util.network import check_network_variables
 from cobra.util.redaction import reason
 
 # Seconds to wait before each new attempt, seven minutes in all; attempts that brought bytes begin anew.
@@ -102,6 +103,7 @@ def fetch_file(
             content is wrong twice.
         OSError: The disk cannot be written.
     """
+    check_network_variables()
     partial = _Partial(remote, target.name, workspace, bars)
     with bars.bar(f"fetching {target.name}", partial.size, partial.have) as bar:
 

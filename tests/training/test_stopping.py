@@ -28,6 +28,14 @@ from cobra.util.errors import UserError
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "some"}
 
 
+@pytest.fixture(autouse=True)
+def interrupts():
+    """Take interrupts, which a shell ignores for what it runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.fault("A2")
 @pytest.mark.parametrize(
     ("flags", "environment", "seconds"),

@@ -17,7 +17,8 @@ def environment(monkeypatch):
     for kind in ("http", "https", "all", "no"):
         monkeypatch.delenv(f"{kind}_proxy", raising=False)
         monkeypatch.delenv(f"{kind}_PROXY".upper(), raising=False)
-    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize("name", ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "http_proxy"])
@@ -67,6 +68,36 @@ def test_a_file_of_certificates_that_is_none_is_named(monkeypatch, tmp_path, con
     monkeypatch.setenv("SSL_CERT_FILE", str(path))
     with pytest.raises(UserError, match=r"variable SSL_CERT_FILE is .*certificates.pem.*unset it"):
         check_network_variables()
+
+
+@pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_certificates_of_requests_that_are_not_there_are_named(monkeypatch, tmp_path, name):
+    monkeypatch.setenv(name, str(tmp_path))
+    check_network_variables()
+    monkeypatch.setenv(name, str(tmp_path / "missing.pem"))
+    with pytest.raises(UserError, match=f"variable {name} is .*missing.pem', which does not exist"):
+        check_network_variables()
+
+
+@pytest.mark.parametrize(
+    "value", ["", "huggingface.co", "https://", " https://huggingface.co", "https://a b", "ftp://a"]
+)
+def test_an_address_of_the_hub_that_cannot_be_is_named(monkeypatch, value):
+    monkeypatch.setenv("HF_ENDPOINT", value)
+    with pytest.raises(UserError, match="the environment variable HF_ENDPOINT is"):
+        check_network_variables()
+
+
+@pytest.mark.parametrize("value", ["https://huggingface.co", "https://hf-mirror.example/", "http://127.0.0.1:8971"])
+def test_an_address_of_the_hub_that_can_be_is_taken(monkeypatch, value):
+    monkeypatch.setenv("HF_ENDPOINT", value)
+    check_network_variables()
+
+
+def test_a_proxy_that_is_not_asked_is_not_looked_at(monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "socks://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "*")
+    check_network_variables()
 
 
 @pytest.mark.parametrize("ask", [lambda: fetch("a/b", "config.json"), lambda: _dataset_info("a/b", "main", None)])
