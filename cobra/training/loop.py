@@ -24,6 +24,7 @@ from cobra.training.strategy import StepResult, TrainStrategy
 from cobra.util.batching_utils import SplitModalitySampler
 from cobra.util.errors import SharedError, UserError
 from cobra.util.shown import shown
+from cobra.util.torch_utils import seed_step
 
 # Seconds that a save is taken for before the first of this start has been measured.
 _UNMEASURED_SAVE = 60.0
@@ -157,7 +158,7 @@ class TrainingLoop:
                     started = time.monotonic()
                     batches = self._readable(read, began, progress)
                     mark_skipped(batches, self._bad_images)
-                    _seed_step(self.seed, strategy.global_step, self.world.rank)
+                    seed_step(self.seed, strategy.global_step, self.world.rank)
                     result = strategy.train_step(batches, strategy.rate(strategy.global_step, plan.total_steps))
                     self._longest_step = max(self._longest_step, time.monotonic() - started)
                     self._give_up_if_broken(result, epoch, progress)
@@ -395,8 +396,3 @@ class TrainingLoop:
             f"number, and changed nothing; {kept}. {rows}. Look at these rows and their images, use a lower learning "
             "rate, or allow more with --max_skipped."
         )
-
-
-def _seed_step(seed: int, step: int, rank: int) -> None:
-    """Make all random numbers of a step (of dropout, say) follow from seed, step and process; none is to be saved."""
-    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)

@@ -9,7 +9,7 @@ from cobra.preprocessing.datasets.presence import look_for_images
 from cobra.preprocessing.materialize import where_from
 from cobra.training.config import PretrainConfig
 from cobra.util.distributed import World
-from cobra.util.errors import UserError
+from cobra.util.errors import SharedError
 from cobra.util.special_tokens import SPECIAL_TOKENS
 
 RowDataset = AlignDataset | FinetuneDataset
@@ -28,7 +28,7 @@ def check_images(
         say: Tells the user.
 
     Raises:
-        UserError: Images are missing.
+        SharedError: Images are missing.
     """
     rows, told = dataset.examples, ""
     if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -49,7 +49,7 @@ def check_images(
     known = config.dataset.dataset_id != DatasetRegistry.CUSTOM.dataset_id
     bring = f"Put the images there{f' ({where_from(config.dataset, config.stage)})' if known else ''}"
     out = "" if has_state else ", take the rows out"
-    raise UserError(f"{named}. {bring}{out}, or go on without them: --dataset.on_bad_image skip")
+    raise SharedError(f"{named}. {bring}{out}, or go on without them: --dataset.on_bad_image skip")
 
 
 def tell_markers(dataset: RowDataset, say: Callable[[str], None]) -> None:

@@ -69,3 +69,8 @@ def set_global_seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make all random numbers of a step (of dropout, say) follow from seed, step and process; none is to be saved."""
+    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
