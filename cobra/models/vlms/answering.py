@@ -82,14 +82,13 @@ class Answering:
         llm = self.llm_backbone.llm
         with threads_for(llm):
             patches = self.encode_images(pixel_values).to(self.dtype)
-        count, positions = patches.shape[:2]
-        state = MambaState.zeros(llm.config, count, self.device)
-        rows = max(1, _CPU_POSITIONS // positions) if self.device.type == "cpu" else count
-        with threads_for(llm):
+            count, positions = patches.shape[:2]
+            state = MambaState.zeros(llm.config, count, self.device)
+            rows = max(1, _CPU_POSITIONS // positions) if self.device.type == "cpu" else count
             for start in range(0, count, rows):
                 part = slice(start, start + rows)
                 llm(patches[part], MambaState(state.conv[:, part], state.ssm[:, part]))
-        return state
+            return state
 
     @torch.no_grad()
     def prefill(
@@ -121,15 +120,15 @@ class Answering:
             self._check_prefix(prefix, len(prompts), pixel_values)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         ids = nn.utils.rnn.pad_sequence([torch.tensor(prompt, dtype=torch.long) for prompt in prompts], True)
-        embeds = llm.embed(ids.to(self.device))
-        if pixel_values is not None:
-            with threads_for(llm):
-                patches = self.encode_images(pixel_values).to(embeds.dtype)
-            embeds = torch.cat([patches, embeds], dim=1)
-            lengths = lengths + patches.shape[1]
-        state = MambaState.zeros(llm.config, len(prompts), self.device) if prefix is None else prefix.clone()
-        ragged = bool((lengths != embeds.shape[1]).any())
+        # All of it: a thread that has helped spins for some milliseconds before it sleeps, on a core that others want.
         with threads_for(llm):
+            embeds = llm.embed(ids.to(self.device))
+            if pixel_values is not None:
+                patches = self.encode_images(pixel_values).to(embeds.dtype)
+                embeds = torch.cat([patches, embeds], dim=1)
+                lengths = lengths + patches.shape[1]
+            state = MambaState.zeros(llm.config, len(prompts), self.device) if prefix is None else prefix.clone()
+            ragged = bool((lengths != embeds.shape[1]).any())
             hidden = llm(embeds, state, lengths if ragged else None)
             last = hidden[torch.arange(len(prompts), device=self.device), lengths - 1]
             return state, llm.logits(last)
