@@ -9,7 +9,6 @@ up until the text varies. This project's side runs with PyTorch's operations and
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -102,34 +101,40 @@ def make_prompts(config: GenerationBenchmark, count: int, uneven: bool = False) 
     return [ids[:length] for ids, length in zip(prompts, lengths, strict=True)]
 
 
-def crowded_ratio(repeats: int) -> float:
-    """Return how many times as long 350 answers of `cobra-tiny` take with two busy processes beside them as alone."""
+def crowded_ratios(repeats: int) -> tuple[float, float]:
+    """Return how many times as long work takes with two busy processes beside it as alone.
+
+    Returns:
+        The ratio of 350 answers of `cobra-tiny`, and of a plain loop: what is left of two cores to any single thread.
+    """
     vlm = cobra.load("cobra-tiny", device="cpu")
     prompt = as_turn(vlm, "What is in the picture?")
     picture = vlm.preprocess([Image.linear_gradient("L").resize((48, 48)).convert("RGB")])
-
     last = 32
 
-    def answer() -> float:
-        began = time.perf_counter()
-        for start in range(0, ANSWERS, last):
+    def answer() -> None:
+        # Three times: once takes 0.3 s, of which a few time slices more or fewer are a third.
+        for start in 3 * [*range(0, ANSWERS, last)]:
             prefix = vlm.read_images(picture).select(torch.zeros(min(last, ANSWERS - start), dtype=torch.long))
             vlm.generate_batch(None, [prompt] * prefix.batch_size, prefix=prefix, max_new_tokens=128)
-        return time.perf_counter() - began
 
-    answer()
-    ratios = []
+    def loop() -> None:
+        for _ in range(20_000_000):
+            pass
+
+    works, ratios = {"answers": answer, "loop": loop}, []
     # In turns, as other work on the machine comes and goes.
     for _ in range(repeats):
-        alone = answer()
+        alone = median_seconds(works, 1)
         busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
         try:
-            ratios.append(answer() / alone)
+            ratios.append([seconds / alone[name] for name, seconds in median_seconds(works, 1).items()])
         finally:
             for process in busy:
                 process.kill()
                 process.wait()
-    return statistics.median(ratios)
+    answers, loops = (statistics.median(values) for values in zip(*ratios, strict=True))
+    return answers, loops
 
 
 def main(config: GenerationBenchmark) -> None:
@@ -157,7 +162,7 @@ def main(config: GenerationBenchmark) -> None:
         f"{ops[-1]}, sampled from few, batch {last}": partial(own, ops[-1], prompts[last], **sampling),
     }
     # At least 9 pairs: one alone is 1.5x to 2.3x, by what the cores of two busy processes leave.
-    crowded = crowded_ratio(max(config.repeats, 9))
+    crowded, plain_loop = crowded_ratios(max(config.repeats, 9))
     seconds = median_seconds(runs, config.repeats)
     rate = {name: config.tokens * int(name.rpartition(" ")[2]) / time for name, time in seconds.items()}
     rows = []
@@ -179,6 +184,7 @@ def main(config: GenerationBenchmark) -> None:
         [
             *rows,
             Row("350 answers of cobra-tiny: beside two busy processes against alone", crowded, "x", "<= 2"),
+            Row("a plain loop: beside two busy processes against alone", plain_loop, "x"),
             Row("batches whose tokens differ from transformers'", differing, "", "<= 0"),
             Row(
                 "different tokens written", len({token for ids in texts[ops[-1], last] for token in ids}), "", ">= 100"
