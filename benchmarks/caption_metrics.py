@@ -17,13 +17,13 @@ from typing import Any
 
 from harness import Row, finish, median_seconds
 
-from cobra.evaluation.bleu import BleuReferences, bleu_metrics
-from cobra.evaluation.cider import CiderD
-from cobra.evaluation.metric import MeanMetric, value
-from cobra.evaluation.ngrams import count_ngrams
-from cobra.evaluation.rouge import rouge_l
-from cobra.evaluation.statistics import REPLICATES, compare_all, estimate_all
-from cobra.evaluation.tokenizer import tokenize
+from cobra.evaluation.metrics.base import MeanMetric, value
+from cobra.evaluation.metrics.bleu import BleuReferences, bleu_metrics
+from cobra.evaluation.metrics.cider import CiderD
+from cobra.evaluation.metrics.ngrams import count_ngrams
+from cobra.evaluation.metrics.ptb_tokenizer import tokenize
+from cobra.evaluation.metrics.rouge import rouge_l
+from cobra.evaluation.metrics.significance import REPLICATES, compare_all, estimate_all
 from cobra.util import cli
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "captions.json"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from harness import Row, finish, median_seconds
 
-from cobra.evaluation.protocol import ANALYSIS_PROMPT, DEFAULT_PROMPT, second_prompt
+from cobra.evaluation.responses.protocol import ANALYSIS_PROMPT, DEFAULT_PROMPT, second_prompt
 from cobra.models.backbones.llm import MambaLLMBackbone
 from cobra.models.backbones.llm.backbone import load_tokenizer
 from cobra.models.backbones.llm.specs import TINY_FOLDER

@@ -17,9 +17,9 @@ import torch
 from harness import Row, finish
 from rich.console import Console
 
-from cobra.evaluation.conclusions import ConclusionRow, read_holdout, score_conclusions
-from cobra.evaluation.metric import MeanMetric, Metrics
-from cobra.evaluation.statistics import compare_all, estimate_all
+from cobra.evaluation.metrics.base import MeanMetric, Metrics
+from cobra.evaluation.metrics.conclusion_accuracy import ConclusionRow, read_holdout, score_conclusions
+from cobra.evaluation.metrics.significance import compare_all, estimate_all
 from cobra.models.load import load
 from cobra.models.mamba import MambaState
 from cobra.models.vlms import CobraVLM, SearchOptions, as_turn

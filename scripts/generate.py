@@ -10,7 +10,7 @@ from rich.console import Console
 from cobra.talk.options import AnswerFlags
 from cobra.util.cli import run
 from cobra.util.errors import UserError
-from cobra.util.home import PathText
+from cobra.util.home_paths import PathText
 
 if TYPE_CHECKING:
     from PIL import Image

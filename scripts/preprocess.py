@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cobra.preprocessing.download import convert_to_jpg, download_extract
 from cobra.util import cli
-from cobra.util.home import PathText
+from cobra.util.home_paths import PathText
 from cobra.util.tokens import read_hf_token
 
 

@@ -5,8 +5,8 @@ import os
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from cobra.training.config import PretrainConfig
+from cobra.training.preemption import Stopped
 from cobra.training.pretrain import pretrain
-from cobra.training.stopping import Stopped
 from cobra.util.cli import run
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from cobra.talk.options import AnswerFlags
 from cobra.util.cli import run
 from cobra.util.errors import UserError, missing_extra
-from cobra.util.home import PathText
+from cobra.util.home_paths import PathText
 
 
 @dataclass

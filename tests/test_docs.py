@@ -18,7 +18,7 @@ from torch.distributed.run import get_args_parser
 
 import cobra
 from cobra.demo.tiny import RUNS
-from cobra.evaluation.protocol import ANALYSIS_PROMPT, DEFAULT_PROMPT, SCRATCHPAD_PROMPT
+from cobra.evaluation.responses.protocol import ANALYSIS_PROMPT, DEFAULT_PROMPT, SCRATCHPAD_PROMPT
 from cobra.preprocessing.datasets import extract_reasoning_trace
 from cobra.preprocessing.datasets.datasets import read_rows
 from cobra.util.cli import parse

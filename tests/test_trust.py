@@ -13,14 +13,14 @@ import torch
 from scratch import scratch_fields, scratch_vlm
 
 import cobra
-from cobra.evaluation.hub_captions import read_hub_captions
-from cobra.evaluation.similarity import SentenceSimilarity, packaged_model
+from cobra.evaluation.data.hub_dataset import read_hub_captions
+from cobra.evaluation.metrics.similarity import SentenceSimilarity, packaged_model
 from cobra.models.backbones.llm.backbone import load_tokenizer
 from cobra.models.backbones.llm.specs import TINY_FOLDER
 from cobra.models.checkpoint import LATEST, read_checkpoint, read_llm_weights, read_tensors
 from cobra.models.mamba.state_file import load_state
 from cobra.preprocessing.datasets.arrow_rows import read_rows
-from cobra.preprocessing.datasets.lengths import token_lengths
+from cobra.preprocessing.datasets.token_lengths import token_lengths
 from cobra.training.config import PretrainConfig
 from cobra.util.cli import parse
 from cobra.util.errors import UserError

@@ -78,7 +78,7 @@ def _record_steps(note: Callable[[Any], None]) -> None:
 
 
 def _mark_evaluations(mark: Path) -> None:
-    from cobra.training.evaluating import Evaluator
+    from cobra.training.evaluator import Evaluator
 
     evaluate = Evaluator.evaluate
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.progress import track
 
-from cobra.evaluation.conclusions import KindScore
+from cobra.evaluation.metrics.conclusion_accuracy import KindScore
 from cobra.models.vlms import CobraVLM, as_turn
 from cobra.preprocessing.datasets import extract_reasoning_trace
 from cobra.reasoning.matching import match_conclusion

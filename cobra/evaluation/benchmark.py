@@ -3,10 +3,10 @@
 from rich.console import Console
 from rich.markup import escape
 
-from cobra.evaluation.caption_task import benchmark_captions
-from cobra.evaluation.conclusion_task import benchmark_conclusions
 from cobra.evaluation.config import CONCLUSIONS, BenchmarkConfig, check_flags
-from cobra.evaluation.report import Results
+from cobra.evaluation.report.results import Results
+from cobra.evaluation.tasks.captions import benchmark_captions
+from cobra.evaluation.tasks.conclusions import benchmark_conclusions
 from cobra.util.distributed import hold_together, join_world
 
 

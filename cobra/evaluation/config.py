@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cobra.evaluation.protocol import MAX_NEW_TOKENS, resolve_prompt
-from cobra.models.vlms.search import SearchOptions
+from cobra.evaluation.responses.protocol import MAX_NEW_TOKENS, resolve_prompt
+from cobra.models.generation.search import SearchOptions
 from cobra.util.errors import UserError
-from cobra.util.home import PathText
+from cobra.util.home_paths import PathText
 from cobra.util.torch_utils import resolve_device, resolve_dtype
 
 CAPTIONS = "captions"

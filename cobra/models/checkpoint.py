@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cobra.models.integrity import DamagedError, check_archive, check_finite, check_tensors, kind_of
 from cobra.util.errors import UserError
 from cobra.util.mounts import can_map
-from cobra.util.shown import shown
+from cobra.util.printable import shown
 
 # The newest checkpoint of a run, relative to its directory.
 LATEST = Path("checkpoints") / "latest-checkpoint.pt"

@@ -27,7 +27,7 @@ from cobra.models.load import PROVENANCE, SAFETENSORS, CheckpointSource, find_ch
 from cobra.models.model_card import model_card
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path, read_json, sha256_file, write_json, write_text
-from cobra.util.home import PathText
+from cobra.util.home_paths import PathText
 from cobra.util.network import check_network_variables
 from cobra.util.redaction import reason
 from cobra.util.tokens import read_hf_token

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cobra.util.errors import UserError
-from cobra.util.shown import shown
+from cobra.util.printable import shown
 
 # The key in a safetensors file's header; its value is JSON, the CRC-32 of each tensor's bytes by name.
 CRC32 = "crc32"

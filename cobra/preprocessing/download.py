@@ -10,7 +10,7 @@ from rich.progress import track
 
 from cobra.preprocessing.archives import extract_archive
 from cobra.preprocessing.fetching import HubUnreachable, fetch
-from cobra.preprocessing.llava_cot.parts_record import RECORDS
+from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path
 from cobra.util.images import check_decodes, read_header, read_rgb
@@ -131,8 +131,8 @@ def _download_components(dataset_id: str, folder: Path, token: str | None) -> No
 
 def _download_cot(folder: Path, revision: str, token: str | None) -> None:
     # Imported here: they read the registry.
-    from cobra.preprocessing.llava_cot.publication import download_publication
-    from cobra.preprocessing.llava_cot.unpacking import consumed_parts
+    from cobra.preprocessing.llava_cot.archive.hub_files import download_publication
+    from cobra.preprocessing.llava_cot.archive.unpack import consumed_parts
 
     download_publication(folder, revision, token, skip=consumed_parts(folder))
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from cobra.models.backbones.llm.prompting import PromptBuilder
+from cobra.models.generation.generate import generate_ids
+from cobra.models.generation.memory import state_bytes
 from cobra.models.mamba import MambaState
 from cobra.models.vlms import CobraVLM, GenerationOptions, SearchOptions
-from cobra.models.vlms.generation import generate_ids
-from cobra.models.vlms.memory import state_bytes
 from cobra.util.errors import UserError
 from cobra.util.special_tokens import without_special_tokens
 

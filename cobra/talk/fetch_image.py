@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cobra.talk.web import fetch_bytes, without_secrets
 from cobra.util.errors import UserError
-from cobra.util.shown import shown
+from cobra.util.printable import shown
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -22,16 +22,16 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from cobra.models.generation.search import KINDS
 from cobra.models.vlms import CobraVLM
-from cobra.models.vlms.search import KINDS
+from cobra.reasoning.streaming import Part, StageReader
 from cobra.talk.access import HEADERS, Access, Guard
 from cobra.talk.conversation import Conversation
 from cobra.talk.options import AnswerFlags
-from cobra.talk.stages import Part, StageReader
 from cobra.talk.uploads import Uploads, read_body
 from cobra.util.errors import UserError
-from cobra.util.pages import page_templates
-from cobra.util.shown import shown
+from cobra.util.html_pages import page_templates
+from cobra.util.printable import shown
 
 MAX_BEAMS = 64
 # Conversations that are remembered; the one unused for longest is forgotten first. Each holds a state, or before its

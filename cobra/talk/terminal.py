@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from cobra.talk.stages import Part, StageReader
-from cobra.util.shown import shown
+from cobra.reasoning.streaming import Part, StageReader
+from cobra.util.printable import shown
 
 _HEADINGS = {"SUMMARY": "blue", "CAPTION": "cyan", "REASONING": "yellow", "CONCLUSION": "bold magenta"}
 _TEXTS = {"SUMMARY": "dim", "CAPTION": "dim", "REASONING": "dim", "CONCLUSION": "bold"}

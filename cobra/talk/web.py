@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from cobra.util.errors import UserError
-from cobra.util.shown import shown
+from cobra.util.printable import shown
 
 if TYPE_CHECKING:
     import requests

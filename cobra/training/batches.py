@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from cobra.training.stopping import held_back, shield
+from cobra.training.preemption import held_back, shield
 from cobra.util.data_utils import IGNORE_INDEX, SKIPPED_ROWS
 from cobra.util.errors import UserError
 

@@ -8,7 +8,7 @@ from cobra.training.loop import LoopOptions
 from cobra.training.lora import LoraConfig
 from cobra.training.planning.config import PlanConfig
 from cobra.util.errors import UserError
-from cobra.util.home import PathText
+from cobra.util.home_paths import PathText
 
 
 @dataclass

@@ -13,17 +13,17 @@ from torch.utils.data import Dataset
 
 from cobra.training.batches import Batch, grouped, mark_skipped, open_loader
 from cobra.training.checkpointing import LeftUnwrittenError, NotSavedError, save_checkpoint
-from cobra.training.evaluating import Evaluator
+from cobra.training.evaluator import Evaluator
 from cobra.training.flops import count_flops, flops_per_step
 from cobra.training.metrics import Metrics
+from cobra.training.preemption import StopAsked, Stopped, StopRequests
 from cobra.training.progress import StepProgress
 from cobra.training.run_state import RunSaver, RunState
 from cobra.training.skipped_steps import broken_rows, fail_if_mostly_skipped
-from cobra.training.stopping import StopAsked, Stopped, StopRequests
 from cobra.training.strategy import StepResult, TrainStrategy
 from cobra.util.batching_utils import SplitModalitySampler
 from cobra.util.errors import SharedError, UserError
-from cobra.util.shown import shown
+from cobra.util.printable import shown
 from cobra.util.torch_utils import seed_step
 
 # Seconds that a save is taken for before the first of this start has been measured.

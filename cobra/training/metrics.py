@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from cobra.training.step_lines import StepLines
+from cobra.training.jsonl_log import StepLines
 from cobra.util.errors import UserError, missing_extra
 from cobra.util.files import write_json
 

@@ -19,28 +19,28 @@ from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
 from cobra.preprocessing.datasets.datasets import check_row_options
 from cobra.preprocessing.materialize import find_components
 from cobra.training.config import PretrainConfig, loop_options
-from cobra.training.evaluating import Evaluator
+from cobra.training.data_workers import count_workers
+from cobra.training.evaluator import Evaluator
 from cobra.training.flops import peak_tflops
 from cobra.training.loop import TrainingLoop
 from cobra.training.lora import apply_lora, check_base, check_lora
 from cobra.training.materialize import get_train_strategy, stage_hyperparameters, stage_prefix
 from cobra.training.metrics import Metrics, check_trackers
 from cobra.training.planning import show_plan
-from cobra.training.provenance import describe_run, going_on
+from cobra.training.preemption import Stopped, StopRequests, grace_seconds, job_end
+from cobra.training.resume_settings import check_setting, setting_of
 from cobra.training.row_checks import check_images, tell_markers, tell_rows
 from cobra.training.run_directory import FINISHED, STOPPED, describe_stop, find_run, write_run_dir
 from cobra.training.run_state import RESUME, clear_unfinished, delete_states, logged_step
 from cobra.training.schedule import check_batches
-from cobra.training.setting import check_setting, setting_of
 from cobra.training.sharding import check_strategy
-from cobra.training.stopping import Stopped, StopRequests, grace_seconds, job_end
 from cobra.training.strategy import StepResult, TrainStrategy, check_hyperparameters
-from cobra.training.workers import count_workers
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World, hold_together, join_world
 from cobra.util.errors import UserError
 from cobra.util.files import write_json
 from cobra.util.lock import Hold
+from cobra.util.provenance import describe_run, going_on
 from cobra.util.tokens import read_hf_token
 from cobra.util.torch_utils import set_global_seed
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from cobra.conf import DatasetRegistry
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
-from cobra.preprocessing.datasets.presence import look_for_images
+from cobra.preprocessing.datasets.image_presence import look_for_images
 from cobra.preprocessing.materialize import where_from
 from cobra.training.config import PretrainConfig
 from cobra.util.distributed import World

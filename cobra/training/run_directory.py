@@ -11,8 +11,8 @@ import draccus
 from cobra.conf import DatasetRegistry
 from cobra.models.checkpoint import LATEST
 from cobra.training.config import PretrainConfig
+from cobra.training.preemption import Stopped
 from cobra.training.run_state import RESUME, state_step, states
-from cobra.training.stopping import Stopped
 from cobra.util.errors import UserError
 from cobra.util.files import write_json, write_text
 

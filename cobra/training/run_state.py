@@ -35,7 +35,7 @@ from cobra.util.distributed import World
 from cobra.util.errors import UserError
 from cobra.util.files import UNFINISHED, read_json, sha256_file, unfinished, write_json
 from cobra.util.mounts import can_flush, flush_folder
-from cobra.util.shown import shown
+from cobra.util.printable import shown
 
 RESUME = "resume"
 

@@ -16,10 +16,10 @@ from jinja2 import Template
 
 from cobra.preprocessing.datasets import extract_reasoning_trace
 from cobra.reasoning.matching import match_conclusion
-from cobra.training.step_lines import StepLines
+from cobra.training.jsonl_log import StepLines
 from cobra.util.files import write_text
-from cobra.util.pages import page_templates
-from cobra.util.shown import shown
+from cobra.util.html_pages import page_templates
+from cobra.util.printable import shown
 from cobra.util.thumbnails import Thumbnail, thumbnail
 
 SAMPLES = "samples.jsonl"

@@ -18,7 +18,7 @@ from draccus import ChoiceRegistry
 from draccus.utils import CONFIG_ARG, DraccusException
 
 from cobra.util.errors import SharedError, UserError, file_problem
-from cobra.util.home import expand_home, is_path
+from cobra.util.home_paths import expand_home, is_path
 from cobra.util.redaction import print_redacted_traceback, redacted
 
 Config = TypeVar("Config")

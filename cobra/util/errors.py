@@ -3,7 +3,7 @@
 import errno
 import os
 
-from cobra.util.shown import shown
+from cobra.util.printable import shown
 
 _OTHER_FOLDER = "give a folder that takes files, or the right to write there"
 # What helps, by what the system says.

@@ -25,7 +25,7 @@ from pathlib import Path
 from cobra.util.errors import UserError, file_problem
 from cobra.util.files import refuse_link
 from cobra.util.mounts import LACKING
-from cobra.util.shown import shown
+from cobra.util.printable import shown
 
 LOCK = "lock"
 

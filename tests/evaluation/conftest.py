@@ -8,8 +8,8 @@ import pytest
 from fake_vlm import COLOURS
 from PIL import Image
 
-from cobra.evaluation import java_metrics
-from cobra.evaluation.coco import read_captions
+from cobra.evaluation.data.coco import read_captions
+from cobra.evaluation.metrics import java_metrics
 
 
 @dataclass

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from cobra.evaluation.protocol import ANALYSIS_PROMPT
+from cobra.evaluation.responses.protocol import ANALYSIS_PROMPT
 from cobra.models.mamba import MambaState
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255)}

@@ -3,10 +3,10 @@
 import numpy as np
 from PIL import Image
 
-from cobra.evaluation.entries import CaptionedImage
-from cobra.evaluation.metric import MeanMetric
-from cobra.evaluation.protocol import Answer, scored_text
-from cobra.evaluation.report import Results, VariantResult
+from cobra.evaluation.data.captioned_image import CaptionedImage
+from cobra.evaluation.metrics.base import MeanMetric
+from cobra.evaluation.report.results import Results, VariantResult
+from cobra.evaluation.responses.protocol import Answer, scored_text
 from cobra.preprocessing.datasets import extract_reasoning_trace
 
 COT = (

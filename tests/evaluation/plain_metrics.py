@@ -8,9 +8,9 @@ import math
 
 import pytest
 
-from cobra.evaluation.bleu import BleuReferences
-from cobra.evaluation.entries import CaptionedImage
-from cobra.evaluation.ngrams import count_ngrams
+from cobra.evaluation.data.captioned_image import CaptionedImage
+from cobra.evaluation.metrics.bleu import BleuReferences
+from cobra.evaluation.metrics.ngrams import count_ngrams
 
 
 def recorded(golden_dir, name):

@@ -10,9 +10,9 @@ from fake_vlm import FakeVLM
 
 import cobra
 from cobra.evaluation import benchmark as module
-from cobra.evaluation import caption_task
 from cobra.evaluation.config import BenchmarkConfig
-from cobra.evaluation.protocol import DEFAULT_PROMPT, resolve_prompt
+from cobra.evaluation.responses.protocol import DEFAULT_PROMPT, resolve_prompt
+from cobra.evaluation.tasks import captions as caption_task
 from cobra.util.cli import parse, run
 from cobra.util.errors import UserError
 

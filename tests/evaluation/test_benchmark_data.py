@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from test_benchmark import data, main, models, script  # noqa: F401 - fixtures
 
-from cobra.evaluation import chair
+from cobra.evaluation.metrics import chair
 
 SYNONYMS = Path(chair.__file__).with_name("coco_synonyms.json")
 STAGES = "<SUMMARY> s </SUMMARY>\n<CAPTION> c </CAPTION>\n<REASONING> r </REASONING>\n<CONCLUSION> {} </CONCLUSION>"

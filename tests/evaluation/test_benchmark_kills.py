@@ -13,9 +13,9 @@ import pytest
 from scratch import picture
 
 from cobra.evaluation import benchmark as module
-from cobra.evaluation import caption_task
 from cobra.evaluation.config import BenchmarkConfig
-from cobra.evaluation.protocol import VARIANTS
+from cobra.evaluation.responses.protocol import VARIANTS
+from cobra.evaluation.tasks import captions as caption_task
 
 ROOT = Path(__file__).parents[2]
 COUNT = 30

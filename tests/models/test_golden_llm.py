@@ -8,9 +8,9 @@ from golden_set import LOGITS, LOSS, PIXELS, by_tower, close, close_to_some, num
 from PIL import Image
 
 from cobra.models.backbones.vision.transforms import map_pixels
+from cobra.models.generation.sampling import keep_top_k, keep_top_p
 from cobra.models.mamba import MambaConfig, MambaLM, MambaState
 from cobra.models.vlms import GenerationOptions
-from cobra.models.vlms.sampling import keep_top_k, keep_top_p
 from cobra.util.errors import UserError
 
 

@@ -12,7 +12,7 @@ from cobra.models.backbones.llm import LLMSpec, build_llm_backbone, load_tokeniz
 from cobra.models.backbones.llm.prompting import MambaPromptBuilder, ZephyrChatPromptBuilder
 from cobra.models.backbones.llm.specs import LLM_BACKBONES, TINY_FOLDER
 from cobra.models.mamba import MambaConfig, MambaLM
-from cobra.models.vlms.answering import single_token_answers
+from cobra.models.vlms.generation_mixin import single_token_answers
 from cobra.util.errors import UserError
 
 CONFIG = {"d_model": 16, "n_layer": 1, "vocab_size": 768, "ssm_cfg": {"d_state": 4}}

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scratch import enliven, picture, scratch_vlm
 
 from cobra.models.mamba import MambaState
-from cobra.models.vlms import GenerationOptions, answering
+from cobra.models.vlms import GenerationOptions
+from cobra.models.vlms import generation_mixin as answering
 from cobra.util.errors import UserError
 
 TEXTS = ["What is it?", "A", "Which of the many things in the picture is the red one on the left?"]

@@ -11,14 +11,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import cobra.models.tiny
-from cobra.evaluation.entries import CaptionedImage
-from cobra.evaluation.pictures import PictureFolder
-from cobra.evaluation.read_ahead import hash_image
+from cobra.evaluation.data.captioned_image import CaptionedImage
+from cobra.evaluation.data.image_sources import PictureFolder
+from cobra.evaluation.responses.prefetch import hash_image
 from cobra.models.backbones.llm.backbone import load_tokenizer
 from cobra.models.backbones.llm.prompting import ZephyrChatPromptBuilder
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
-from cobra.preprocessing.llava_cot.images import ImageChecker
-from cobra.preprocessing.llava_cot.rows import Defect
+from cobra.preprocessing.llava_cot.rows.image_checks import ImageChecker
+from cobra.preprocessing.llava_cot.rows.raw_row import Defect
 from cobra.util.data_utils import IGNORE_INDEX, PaddedCollatorForLanguageModeling
 from cobra.util.errors import UserError
 

@@ -11,11 +11,11 @@ from file_server import FileServer
 from hub_server import Fault, HubServer
 from PIL import Image
 
-from cobra.evaluation import coco
+from cobra.evaluation.data import coco
 from cobra.preprocessing import archives, download, transfer
 from cobra.preprocessing.archives import unsafe_name
 from cobra.preprocessing.download import DATASET_REGISTRY, convert_to_jpg, download_extract
-from cobra.preprocessing.llava_cot import unpacking
+from cobra.preprocessing.llava_cot.archive import unpack as unpacking
 from cobra.util.errors import UserError
 
 BODY = os.urandom(1000)

@@ -17,12 +17,24 @@ from rich.console import Console
 from small_publication import ANSWER, NAMES, Publication, annotation, picture, rejected, turns, write_parts
 
 from cobra.conf.datasets import LLaVa_CoT_100k_Config
-from cobra.preprocessing.llava_cot import PrepareConfig, converting, extracting, images, prepare, rows, unpacking
-from cobra.preprocessing.llava_cot.images import ImageChecker
-from cobra.preprocessing.llava_cot.joining import JoinedParts, find_archive
-from cobra.preprocessing.llava_cot.rows import Defect, RowError, check_row, parse_line, read_lines, sample_images
-from cobra.preprocessing.llava_cot.scanning import scan_rows
-from cobra.preprocessing.llava_cot.unpacking import find_prefix
+from cobra.preprocessing.llava_cot import PrepareConfig, prepare
+from cobra.preprocessing.llava_cot import convert as converting
+from cobra.preprocessing.llava_cot.archive import extract_worker as extracting
+from cobra.preprocessing.llava_cot.archive import unpack as unpacking
+from cobra.preprocessing.llava_cot.archive.joined_parts import JoinedParts, find_archive
+from cobra.preprocessing.llava_cot.archive.unpack import find_prefix
+from cobra.preprocessing.llava_cot.rows import image_checks as images
+from cobra.preprocessing.llava_cot.rows import raw_row as rows
+from cobra.preprocessing.llava_cot.rows.image_checks import ImageChecker
+from cobra.preprocessing.llava_cot.rows.raw_row import (
+    Defect,
+    RowError,
+    check_row,
+    parse_line,
+    read_lines,
+    sample_images,
+)
+from cobra.preprocessing.llava_cot.rows.scan import scan_rows
 from cobra.util.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "fine_tune" / "prepare_llava_cot.py"

@@ -14,7 +14,7 @@ from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
 from cobra.preprocessing.datasets.arrow_rows import read_rows
 from cobra.preprocessing.datasets.row_keys import REMARKS, image_of, remarks_of, unread_problem, with_image
 from cobra.preprocessing.datasets.rows import source_of
-from cobra.preprocessing.llava_cot.rows import RowError, check_row
+from cobra.preprocessing.llava_cot.rows.raw_row import RowError, check_row
 from cobra.util.errors import UserError
 
 FAULTS = Path(__file__).parents[1] / "faults"

@@ -15,9 +15,9 @@ from test_pretrain import rows_dir, train_arguments  # noqa: F401 - a fixture
 from cobra.models.checkpoint import LATEST, read_checkpoint
 from cobra.training.config import PretrainConfig
 from cobra.training.loop import LoopOptions, TrainingLoop
+from cobra.training.preemption import Stopped, StopRequests
 from cobra.training.pretrain import pretrain
 from cobra.training.run_state import RunSaver, states
-from cobra.training.stopping import Stopped, StopRequests
 from cobra.util.cli import parse
 from cobra.util.errors import UserError
 

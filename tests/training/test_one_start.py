@@ -16,9 +16,9 @@ from training_run import ForkedStart
 
 from cobra.models.checkpoint import read_checkpoint
 from cobra.training.config import PretrainConfig
+from cobra.training.preemption import Stopped
 from cobra.training.pretrain import pretrain
 from cobra.training.schedule import plan_steps
-from cobra.training.stopping import Stopped
 from cobra.util.cli import parse
 from cobra.util.errors import UserError
 

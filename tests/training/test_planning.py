@@ -18,7 +18,7 @@ from cobra.training.config import PretrainConfig
 from cobra.training.flops import count_flops, flops_per_step
 from cobra.training.lora import LoraConfig
 from cobra.training.planning import make_plan, show_plan
-from cobra.training.planning.blueprint import build_blueprint
+from cobra.training.planning.meta_model import build_blueprint
 from cobra.util.batching_utils import SplitModalitySampler
 from cobra.util.cli import parse
 from cobra.util.errors import UserError
@@ -113,7 +113,7 @@ def test_rows_with_nothing_to_learn_stop_the_plan(tmp_path, name, words):
 
 
 def test_tokens_are_estimated_where_the_tokenizer_is_not_at_hand(data, monkeypatch):
-    monkeypatch.setattr("cobra.training.planning.rows.try_to_load_from_cache", lambda *names: None)
+    monkeypatch.setattr("cobra.training.planning.row_lengths.try_to_load_from_cache", lambda *names: None)
     plan = plan_of(data, "--model.llm_backbone_id", "mamba-1.4b")
     assert "estimated" in plan.rows.source and plan.rows.conclusion_cut is None
     # 5 words of the question and 11 of the answer at 1.4 tokens, and 5 for each of two turns.

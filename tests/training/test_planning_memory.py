@@ -22,8 +22,8 @@ from cobra.models.mamba.ops import use_op
 from cobra.training.lora import LoraConfig, apply_lora, is_adapter
 from cobra.training.optimizer import build_optimizer
 from cobra.training.planning.activations import Pass, count_activations
-from cobra.training.planning.blueprint import build_blueprint
 from cobra.training.planning.memory import Sharding, count_memory, largest_rows, resume_state_bytes
+from cobra.training.planning.meta_model import build_blueprint
 from cobra.training.sharding import RESHARD, group_size, shard
 from cobra.util.distributed import World
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scratch import picture
 
 from cobra.training.samples import SampledRow, SampleLog, structure
-from cobra.util.shown import shown
+from cobra.util.printable import shown
 
 COT = "<SUMMARY> s </SUMMARY>\n\n<CAPTION> c </CAPTION>\n\n<REASONING> r </REASONING>\n\n<CONCLUSION> {} </CONCLUSION>"
 HOSTILE = [

@@ -25,9 +25,9 @@ from test_pretrain import SCRATCH
 from training_run import SLOW_SAVE, CommandStart, ForkedStart, Start
 
 from cobra.models.checkpoint import BEST, LATEST, read_checkpoint
+from cobra.training.preemption import EXIT_STOPPED
 from cobra.training.run_directory import STOPPED
 from cobra.training.run_state import RESUME, RunSaver, state_step, states
-from cobra.training.stopping import EXIT_STOPPED
 
 pytestmark = pytest.mark.timeout(1800)
 

@@ -10,10 +10,10 @@ from draccus import ChoiceRegistry
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cobra.evaluation.protocol import resolve_prompt
+from cobra.evaluation.responses.protocol import resolve_prompt
 from cobra.util.cli import parse, run
 from cobra.util.errors import SharedError, UserError
-from cobra.util.home import PathText
+from cobra.util.home_paths import PathText
 
 
 @dataclass

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cobra.util.pages import page_templates
+from cobra.util.html_pages import page_templates
 from cobra.util.thumbnails import thumbnail
 
 IMAGES = Path(__file__).parents[1] / "faults" / "exif" / "images"

@@ -18,7 +18,7 @@ from cobra.models.mamba.model import MambaLM
 from cobra.models.mamba.state import MambaState
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path
-from cobra.util.shown import shown
+from cobra.util.printable import shown
 
 _FORMAT = "cobra mamba state 1"
 # Numbers of each parameter that the fingerprint sees, evenly spaced: training changes nearly all of them.

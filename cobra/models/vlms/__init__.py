@@ -1,8 +1,8 @@
 """Vision-language models."""
 
+from cobra.models.generation.generate import GenerationOptions
+from cobra.models.generation.search import SearchOptions, SearchResult
 from cobra.models.vlms.cobra import STAGES, CobraVLM, VLMOutput, as_turn, check_stage
-from cobra.models.vlms.generation import GenerationOptions
-from cobra.models.vlms.search import SearchOptions, SearchResult
 
 __all__ = [
     "STAGES",

@@ -23,7 +23,7 @@ from cobra.models.checkpoint import (
     read_whole_model,
 )
 from cobra.models.mamba import MambaState
-from cobra.models.vlms.answering import Answering, single_token_answers
+from cobra.models.vlms.generation_mixin import Answering, single_token_answers
 from cobra.util.data_utils import IGNORE_INDEX
 from cobra.util.errors import UserError
 from cobra.util.files import sha256_file

@@ -6,7 +6,7 @@ from cobra.util.lazy import lazy_names
 
 if TYPE_CHECKING:
     from cobra.preprocessing.datasets.datasets import AlignDataset, FinetuneDataset
-    from cobra.preprocessing.datasets.reasoning import ReasoningTrace, extract_reasoning_trace
+    from cobra.reasoning.trace import ReasoningTrace, extract_reasoning_trace
 
 __all__ = ["AlignDataset", "FinetuneDataset", "ReasoningTrace", "extract_reasoning_trace"]
 
@@ -15,7 +15,7 @@ __getattr__ = lazy_names(
     {
         "AlignDataset": "cobra.preprocessing.datasets.datasets",
         "FinetuneDataset": "cobra.preprocessing.datasets.datasets",
-        "ReasoningTrace": "cobra.preprocessing.datasets.reasoning",
-        "extract_reasoning_trace": "cobra.preprocessing.datasets.reasoning",
+        "ReasoningTrace": "cobra.reasoning.trace",
+        "extract_reasoning_trace": "cobra.reasoning.trace",
     },
 )

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.ipc
 from numpy.typing import NDArray
 
-from cobra.preprocessing.datasets.caching import cached, watch
+from cobra.preprocessing.datasets.row_cache import cached, watch
 from cobra.preprocessing.datasets.row_keys import REMARKS, has_text, remarks_of
 from cobra.preprocessing.datasets.rows import PLACEHOLDER, CheckedRow, Row, check_rows, name_row
 from cobra.util.errors import UserError
@@ -173,7 +173,7 @@ class Rows(Sequence[Row]):
 def read_rows(path: Path) -> Rows:
     """Open an annotation file: a JSON list of rows, or JSON lines.
 
-    The first time every row is checked and an Arrow file is made (:func:`cobra.preprocessing.datasets.caching.cached`
+    The first time every row is checked and an Arrow file is made (:func:`cobra.preprocessing.datasets.row_cache.cached`
     says where); later it is mapped. The annotation file is read once more each time, for its hash: a copy that keeps
     the time of change (`rsync -t`, `cp -p`) may have other rows of the same size.
 

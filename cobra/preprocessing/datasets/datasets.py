@@ -17,13 +17,13 @@ from cobra.models.backbones.llm.prompting import PromptBuilder
 from cobra.models.backbones.vision import ImageTransform, PixelValues
 from cobra.models.backbones.vision.transforms import map_pixels
 from cobra.preprocessing.datasets.arrow_rows import Rows, read_rows
-from cobra.preprocessing.datasets.lengths import count_unlabelled, token_lengths
-from cobra.preprocessing.datasets.reasoning import ReasoningTrace, extract_reasoning_trace
 from cobra.preprocessing.datasets.row_keys import ASKS_ABOUT_IMAGE, PLACEHOLDER
+from cobra.preprocessing.datasets.token_lengths import count_unlabelled, token_lengths
+from cobra.reasoning.trace import ReasoningTrace, extract_reasoning_trace
 from cobra.util.data_utils import IGNORE_INDEX, SKIPPED_ROW
 from cobra.util.errors import UserError
 from cobra.util.images import BadImageError, read_rgb
-from cobra.util.shown import shown
+from cobra.util.printable import shown
 
 ON_BAD_IMAGE = ("raise", "skip")
 TRUNCATIONS = ("right", "drop")
@@ -200,7 +200,7 @@ class FinetuneDataset(_RowDataset):
             on_bad_image: `raise`, or `skip`: a row with a missing or unreadable image stays in its place with pixels
                 of zero and without a label.
             truncation: `right`, or `drop`: rows whose last CONCLUSION would be cut are left out, by token counts that
-                are made once (:func:`cobra.preprocessing.datasets.lengths.token_lengths`).
+                are made once (:func:`cobra.preprocessing.datasets.token_lengths.token_lengths`).
 
         Raises:
             UserError: The file or folder is missing, is not JSON, a row is not of the format or has no answer, or no

@@ -6,8 +6,8 @@ from cobra.util.lazy import lazy_names
 
 if TYPE_CHECKING:
     from cobra.preprocessing.llava_cot.config import PrepareConfig
-    from cobra.preprocessing.llava_cot.preparing import prepare
-    from cobra.preprocessing.llava_cot.report import Report
+    from cobra.preprocessing.llava_cot.preparation import prepare
+    from cobra.preprocessing.llava_cot.report.counts import Report
 
 __all__ = ["PrepareConfig", "Report", "prepare"]
 
@@ -16,7 +16,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "PrepareConfig": "cobra.preprocessing.llava_cot.config",
-        "Report": "cobra.preprocessing.llava_cot.report",
-        "prepare": "cobra.preprocessing.llava_cot.preparing",
+        "Report": "cobra.preprocessing.llava_cot.report.counts",
+        "prepare": "cobra.preprocessing.llava_cot.preparation",
     },
 )

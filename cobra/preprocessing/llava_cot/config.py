@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cobra.util.home import PathText
+from cobra.util.home_paths import PathText
 
 
 @dataclass

@@ -6,7 +6,7 @@ from cobra.training.planning.config import PlanConfig
 from cobra.util.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from cobra.training.planning.figures import Plan
+    from cobra.training.planning.estimates import Plan
     from cobra.training.planning.plan import make_plan, show_plan
 
 __all__ = ["Plan", "PlanConfig", "make_plan", "show_plan"]
@@ -14,7 +14,7 @@ __all__ = ["Plan", "PlanConfig", "make_plan", "show_plan"]
 __getattr__ = lazy_names(
     __name__,
     {
-        "Plan": "cobra.training.planning.figures",
+        "Plan": "cobra.training.planning.estimates",
         "make_plan": "cobra.training.planning.plan",
         "show_plan": "cobra.training.planning.plan",
     },

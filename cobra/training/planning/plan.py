@@ -22,10 +22,8 @@ from cobra.training.flops import count_flops, flops_per_step, peak_tflops
 from cobra.training.lora import LoraConfig, check_lora
 from cobra.training.materialize import stage_hyperparameters, stage_prefix
 from cobra.training.planning.activations import Pass
-from cobra.training.planning.blueprint import build_blueprint
-from cobra.training.planning.cautions import find_cautions
 from cobra.training.planning.config import PlanConfig, check_plan
-from cobra.training.planning.figures import Disk, PartSize, Plan, Variant, Work
+from cobra.training.planning.estimates import Disk, PartSize, Plan, Variant, Work
 from cobra.training.planning.memory import (
     GIB,
     Sharding,
@@ -35,8 +33,10 @@ from cobra.training.planning.memory import (
     start_bytes,
     weights_file_bytes,
 )
-from cobra.training.planning.rows import Epoch, plan_epoch, read_facts
-from cobra.training.planning.show import as_json, print_plan
+from cobra.training.planning.meta_model import build_blueprint
+from cobra.training.planning.render import as_json, print_plan
+from cobra.training.planning.row_lengths import Epoch, plan_epoch, read_facts
+from cobra.training.planning.warnings import find_cautions
 from cobra.training.schedule import StepPlan, check_batches, plan_steps
 from cobra.training.sharding import RESHARD, check_strategy, group_size
 from cobra.training.strategy import check_hyperparameters

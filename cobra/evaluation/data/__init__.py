@@ -1,0 +1,1 @@
+"""Caption sets, their images, predictions of other systems, and held-out rows."""

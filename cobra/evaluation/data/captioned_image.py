@@ -1,0 +1,159 @@
+"""Images with the captions of people, and what the readers of their files have in common: checks, and errors."""
+
+import re
+import reprlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cobra.preprocessing.archives import unsafe_name
+from cobra.util.errors import UserError
+from cobra.util.files import write_text
+from cobra.util.printable import shown
+
+ImageId = int | str
+
+FETCH_COMMAND = "python scripts/preprocess.py --dataset_id coco-captions --root_dir data"
+"""What fetches COCO's own captions and images."""
+
+# A photo of COCO has the same number under its names of 2014 and of 2017.
+_PHOTO = re.compile(
+    r"(?:.*/)?(?:COCO_(?:train|val|test)201[45]_)?(?P<number>[0-9]{12})\.jpe?g"
+    r"|(?:.*/)?COCO_(?:train|val|test)201[45]_(?P<stem>[0-9]{12})|(?P<digits>[0-9]{1,18})",
+    re.IGNORECASE,
+)
+
+# How many ids or names an error lists, and characters of a value in it.
+_SHOWN = 5
+_CHARACTERS = 80
+
+# A value may be as large or as deep as a file.
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 4
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = _CHARACTERS
+
+
+@dataclass(frozen=True)
+class CaptionedImage:
+    """An image and the human captions that answers are compared with."""
+
+    image_id: ImageId
+    file_name: str
+    """Path below the image folder, `/` between folders; it leads nowhere else."""
+    references: tuple[str, ...]
+    question: str | None = None
+    """What is asked about this image alone; None where all are asked the protocol's prompt."""
+
+
+def id_and_text(entry: Any, id_key: str, text_key: str, where: str) -> tuple[ImageId, str]:
+    """Return the id and the text of an entry, checked for their types.
+
+    Args:
+        entry: A value out of a JSON file.
+        id_key: Key of the id, a number or text.
+        text_key: Key of the text.
+        where: Names the entry in the error.
+
+    Raises:
+        UserError: It is no object, or lacks one of the two.
+    """
+    return id_of(entry, id_key, where), text_of(entry, text_key, where)
+
+
+def id_of(entry: Any, key: str, where: str) -> ImageId:
+    """Return the id of an entry; a whole number that a table has made `42.0` is 42.
+
+    Raises:
+        UserError: It is no object, or its id is neither a whole number nor text.
+    """
+    value = _value(entry, key, where)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise UserError(f"{where} has the `{key}` {shortened(value)}; a whole number or a text was expected")
+    return value
+
+
+def text_of(entry: Any, key: str, where: str) -> str:
+    """Return a text of an entry.
+
+    Raises:
+        UserError: It is no object, or has no text there.
+    """
+    value = _value(entry, key, where)
+    if not isinstance(value, str):
+        raise UserError(f"{where} has the `{key}` {shortened(value)}; a text was expected")
+    return whole_text(value)
+
+
+def _value(entry: Any, key: str, where: str) -> Any:
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} is {shortened(entry)}; an object with `{key}` was expected")
+    if key not in entry:
+        keys = ", ".join(f"`{shown(str(name), _CHARACTERS)}`" for name in list(entry)[:_SHOWN])
+        raise UserError(f"{where} has no `{key}`; it has {keys or 'nothing'}")
+    return entry[key]
+
+
+def photo_number(image_id: ImageId) -> int | None:
+    """Return the number of an image: an id that is one or spells one, or COCO's number in the file name of a photo.
+
+    `42`, `"42"`, `"000000000042.jpg"` and `"val2014/COCO_val2014_000000000042.jpg"` have the number 42; any other text
+    has none.
+    """
+    if isinstance(image_id, int):
+        return image_id
+    found = _PHOTO.fullmatch(image_id)
+    return None if found is None else int(found["number"] or found["stem"] or found["digits"])
+
+
+def whole_text(text: str) -> str:
+    """Return a text with a question mark for each lone surrogate, which JSON can spell and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def check_file_name(name: str, where: str) -> None:
+    """Refuse a file name that leads out of the image folder.
+
+    Raises:
+        UserError: It does.
+    """
+    problem = unsafe_name(name)
+    if problem:
+        raise UserError(f"{where}: the file name {shortened(name)} {problem}")
+
+
+def shortened(value: Any) -> str:
+    """Return a value as Python writes it, cut to a length that fits a message."""
+    text = _REPR.repr(value)
+    return text if len(text) <= _CHARACTERS else f"{text[: _CHARACTERS - 3]}..."
+
+
+def count_images(number: int) -> str:
+    """Return `1 image`, `5,000 images`."""
+    return f"{number:,} image{'' if number == 1 else 's'}"
+
+
+def named(found: Sequence[ImageId]) -> str:
+    """Return the first few ids or names as a person may be shown them, `1, 2, ...`."""
+    names = ", ".join(shown(str(name), _CHARACTERS) for name in found[:_SHOWN])
+    return names + ", ..." * (len(found) > _SHOWN)
+
+
+def refuse(found: Sequence[ImageId], problem: str, remedy: str, list_file: Path | None = None) -> None:
+    """Raise a UserError that counts what was found and names the first few, if anything was.
+
+    Args:
+        found: Ids or names of images.
+        problem: What is wrong with them, up to their number, e.g. `x.json has no caption for`.
+        remedy: The closing sentence.
+        list_file: Written, with all of them, one a line, where they are more than the error names.
+    """
+    if not found:
+        return
+    listed = ""
+    if len(found) > _SHOWN and list_file is not None:
+        write_text(list_file, "".join(f"{shown(str(name))}\n" for name in found))
+        listed = f" {list_file} lists them all."
+    raise UserError(f"{problem} {count_images(len(found))}: {named(found)}.{listed} {remedy}")

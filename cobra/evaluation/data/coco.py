@@ -1,0 +1,148 @@
+"""Images with the captions of people, and COCO's own form of them: an annotation file beside a folder of images."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cobra.evaluation.data.captioned_image import (
+    FETCH_COMMAND,
+    CaptionedImage,
+    ImageId,
+    check_file_name,
+    count_images,
+    id_and_text,
+    id_of,
+    refuse,
+    shortened,
+    text_of,
+)
+from cobra.evaluation.data.image_index import ImageIndex, ImageNames, KnownImages
+from cobra.preprocessing.archives import unsafe_name
+from cobra.util.errors import UserError
+from cobra.util.files import read_json
+
+# What download_extract("coco-captions") leaves.
+DEFAULT_ANNOTATIONS = Path("data/download/coco-captions/annotations/captions_val2017.json")
+DEFAULT_IMAGE_DIR = Path("data/download/coco-captions/val2017")
+
+
+@dataclass(frozen=True)
+class CocoCaptions:
+    """What an annotation file holds."""
+
+    images: list[CaptionedImage]
+    """Those with captions, in the file's order, each with its captions in the file's order."""
+    known: KnownImages
+    """All images that it lists."""
+    remarks: tuple[str, ...]
+    """What was left out, a sentence each."""
+
+
+def read_captions(annotations: Path) -> list[CaptionedImage]:
+    """Read a caption annotation file in COCO's form: `images` (id, file_name) and `annotations` (image_id, caption).
+
+    Returns:
+        The images in the file's order, each with its captions in the file's order.
+
+    Raises:
+        UserError: The file is missing, is not JSON (with the line), or as of :func:`parse_captions`.
+    """
+    content = read_json(annotations, "the annotation file", f"COCO's own comes with: {FETCH_COMMAND}")
+    return parse_captions(content, annotations).images
+
+
+def parse_captions(content: Any, annotations: Path) -> CocoCaptions:
+    """Take the images and captions out of what was read of an annotation file.
+
+    Images without a caption, and captions of images that the file does not list, as remain where somebody cut one of
+    the lists, are left out; the remarks say so.
+
+    Args:
+        content: Of the file.
+        annotations: Names the file in errors.
+
+    Raises:
+        UserError: It is not of COCO's form, an image is there twice, a file name leads out of the image folder, or no
+            image has a caption.
+    """
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), list) for key in ("images", "annotations")
+    ):
+        raise UserError(f"{annotations} is not a COCO caption file: it has no lists `images` and `annotations`")
+    if any(_is_object(entry) for entry in content["annotations"][:1]):
+        raise UserError(
+            f"{annotations} holds objects, not captions: it is an instances file. COCO's captions of the same images "
+            "are in the file captions_*.json beside it."
+        )
+    names = read_names(content["images"], annotations)
+    index = ImageIndex(names)
+    captions: dict[ImageId, list[str]] = {image_id: [] for image_id in names}
+    orphans: list[ImageId] = []
+    for number, entry in enumerate(content["annotations"]):
+        image_id, caption = id_and_text(entry, "image_id", "caption", f"{annotations}: annotations[{number}]")
+        known = index.by_id(image_id)
+        if known is None:
+            orphans.append(image_id)
+        else:
+            captions[known].append(caption)
+    bare = [image_id for image_id in names if not captions[image_id]]
+    if len(bare) == len(names):
+        other = f"; the first caption is of the image {shortened(orphans[0])}" if orphans else ""
+        refuse(bare, f"{annotations} has no caption for", f"That is every image that it lists{other}.")
+    images = [
+        CaptionedImage(image_id, named.file_name or f"image {image_id}, without a file name", tuple(captions[image_id]))
+        for image_id, named in names.items()
+        if captions[image_id]
+    ]
+    return CocoCaptions(images, names, _remarks(annotations, len(bare), orphans))
+
+
+def _remarks(annotations: Path, bare: int, orphans: list[ImageId]) -> tuple[str, ...]:
+    remarks = []
+    if bare:
+        remarks.append(f"{count_images(bare)} of {annotations} have no caption and are left out.")
+    if orphans:
+        remarks.append(
+            f"{len(orphans):,} captions of {annotations} belong to {count_images(len(set(orphans)))} that it does not "
+            "list and are left out."
+        )
+    return tuple(remarks)
+
+
+def _is_object(entry: Any) -> bool:
+    return isinstance(entry, dict) and "category_id" in entry and "caption" not in entry
+
+
+def read_names(entries: list[Any], annotations: Path) -> dict[ImageId, ImageNames]:
+    """Return what the entries of `images` are called; a file name that is missing is taken from `coco_url`.
+
+    Raises:
+        UserError: There is none, one has no id, is there twice, or has a file name that leads out of the image folder.
+    """
+    names: dict[ImageId, ImageNames] = {}
+    for number, entry in enumerate(entries):
+        where = f"{annotations}: images[{number}]"
+        image_id = id_of(entry, "id", where)
+        name = entry.get("file_name")
+        if name is not None:
+            name = text_of(entry, "file_name", where)
+            check_file_name(name, where)
+        elif isinstance(url := entry.get("coco_url"), str):
+            name = url.rpartition("/")[2]
+            name = None if unsafe_name(name) else name
+        if image_id in names:
+            raise UserError(f"{where}: the id {shortened(image_id)} was there before")
+        names[image_id] = ImageNames(name)
+    if not names:
+        raise UserError(f"{annotations} lists no images")
+    return names
+
+
+def sample(images: Sequence[CaptionedImage], count: int | None, seed: int) -> list[CaptionedImage]:
+    """Return `count` images drawn without replacement, in their own order; all where `count` is None or not smaller."""
+    if count is None or count >= len(images):
+        return list(images)
+    chosen = sorted(random.Random(seed).sample(range(len(images)), count))
+    return [images[index] for index in chosen]

@@ -1,0 +1,162 @@
+"""The pictures of captioned images: in a folder, or in the rows of a data set."""
+
+import io
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.progress import track
+
+from cobra.evaluation.data.captioned_image import (
+    FETCH_COMMAND,
+    CaptionedImage,
+    ImageId,
+    count_images,
+    photo_number,
+    refuse,
+)
+from cobra.util.errors import UserError
+from cobra.util.images import BadImageError, check_decodes, read_rgb
+from cobra.util.printable import shown
+
+PictureFile = Path | io.BytesIO
+"""What Pillow opens."""
+
+# The folders of COCO's downloads that hold the photos with captions.
+_FOLDERS_2017 = ("", "val2017/", "train2017/")
+_SPLITS_2014 = ("val2014", "train2014")
+
+
+class Pictures(ABC):
+    """Where the pictures of a caption set are."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What messages call the place, e.g. `the folder val2017`."""
+
+    @abstractmethod
+    def file(self, image: CaptionedImage) -> PictureFile | None:
+        """Return an image's file as it is stored, each time a new stream; None where there is none."""
+
+    def has(self, image: CaptionedImage) -> bool:
+        """Return whether there is a file."""
+        return self.file(image) is not None
+
+    @abstractmethod
+    def others(self) -> list[str]:
+        """Return names of a few files that are there, for a message; empty where there is none."""
+
+    def load(self, image: CaptionedImage) -> Image.Image:
+        """Decode an image to RGB.
+
+        Raises:
+            UserError: It is not there, or cannot be decoded.
+        """
+        picture: Image.Image = self._decode(image, read_rgb)
+        return picture
+
+    def check(self, image: CaptionedImage) -> None:
+        """Decode an image as far as it takes to know that :meth:`load` can.
+
+        Raises:
+            UserError: As :meth:`load`.
+        """
+        self._decode(image, check_decodes)
+
+    def _decode(self, image: CaptionedImage, decode: Callable[[Any], Any]) -> Any:
+        file = self.file(image)
+        name = str(file) if isinstance(file, Path) else f"{shown(image.file_name)} in {self.name}"
+        if file is None:
+            raise UserError(f"{name} does not exist")
+        try:
+            return decode(file)
+        except FileNotFoundError as error:
+            raise UserError(f"{name} does not exist") from error
+        except BadImageError as error:
+            raise UserError(f"{name} is not a readable image ({error})") from error
+
+
+class PictureFolder(Pictures):
+    """A folder that the images' file names lead from.
+
+    A photo of COCO is also found under its other names, with the folders of the download: of
+    `val2014/COCO_val2014_000000000042.jpg` these are, for one, `000000000042.jpg` and `train2017/000000000042.jpg`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Remember the folder.
+
+        Raises:
+            UserError: There is no such folder.
+        """
+        if not folder.is_dir():
+            raise UserError(f"The image folder does not exist: {folder}. COCO's own comes with: {FETCH_COMMAND}")
+        self._folder = folder
+
+    @property
+    def name(self) -> str:
+        """The folder."""
+        return f"the folder {self._folder}"
+
+    def file(self, image: CaptionedImage) -> Path | None:
+        """Return the path of an image; None where there is none under any of its names."""
+        paths = (self._folder / name for name in _names(image.file_name))
+        # False, too, of a name that no file can have.
+        return next((path for path in paths if os.path.isfile(path)), None)
+
+    def others(self) -> list[str]:
+        """Return a few files of the folder."""
+        return sorted(islice((path.name for path in self._folder.iterdir() if path.is_file()), 3))
+
+
+def _names(file_name: str) -> Iterator[str]:
+    """Yield where a file may be, relative to the image folder."""
+    yield file_name
+    number = photo_number(file_name)
+    if number is not None:
+        yield from (f"{folder}{number:012d}.jpg" for folder in _FOLDERS_2017)
+        for split in _SPLITS_2014:
+            yield from (f"{folder}COCO_{split}_{number:012d}.jpg" for folder in ("", f"{split}/"))
+
+
+def check_present(images: Sequence[CaptionedImage], pictures: Pictures, list_file: Path | None = None) -> None:
+    """Look for every image's file, without reading it.
+
+    Args:
+        images: What is needed.
+        pictures: Where it should be.
+        list_file: Written, with all names that are missing, where they are more than the error names.
+
+    Raises:
+        UserError: Files are missing: their number and the first few; or all, with what is there instead.
+    """
+    missing = [image.file_name for image in images if not pictures.has(image)]
+    if len(missing) == len(images) > 1:
+        instead = ", ".join(shown(name, 80) for name in pictures.others())
+        raise UserError(
+            f"None of the {count_images(len(images))} of the annotation file is in {pictures.name}: they do not belong "
+            f"together. {shown(missing[0], 80)} was looked for, and {instead or 'no file'} is there. Give the folder "
+            "of the images that the annotation file names (--image_dir)."
+        )
+    remedy = "Fetch them, or give the folder of the images that the annotation file names (--image_dir)."
+    refuse(missing, f"{pictures.name} lacks", remedy, list_file)
+
+
+def unreadable_images(images: Sequence[CaptionedImage], pictures: Pictures) -> dict[ImageId, str]:
+    """Decode every image, so that none turns out damaged after hours of generation.
+
+    Returns:
+        Of the images that cannot be decoded, the reason.
+    """
+    found = {}
+    for image in track(images, description="Checking images", transient=True):
+        try:
+            pictures.check(image)
+        except UserError as error:
+            found[image.image_id] = str(error)
+    return found

@@ -1,0 +1,97 @@
+"""Captions of any system in COCO's results format: a list of `{"image_id": ..., "caption": ...}`."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cobra.evaluation.data.captioned_image import ImageId, count_images, id_and_text, refuse, shortened
+from cobra.evaluation.data.image_index import KnownImages, Matched, match_ids
+from cobra.util.errors import UserError
+from cobra.util.files import read_json
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The captions of a results file."""
+
+    captions: dict[ImageId, str]
+    """Of the images asked for, in their order and by the ids of the annotation file."""
+    missing: list[ImageId]
+    """Images asked for that the file has no caption for."""
+    remark: str | None = None
+    """What was done to match the ids, and what was counted once; None where there is nothing to say."""
+
+
+def read_predictions(
+    path: Path,
+    known: KnownImages,
+    wanted: Iterable[ImageId],
+    allow_missing: bool = False,
+    list_file: Path | None = None,
+) -> Predictions:
+    """Read captions, and match their ids with those of the annotation file.
+
+    Ids may be written otherwise than there, and file names may stand for them; see
+    :func:`cobra.evaluation.data.image_index.match_ids`. The remark says so.
+
+    Args:
+        path: The file; its list may be written as JSON lines.
+        known: All images that have references; captions of those that are not wanted are left out.
+        wanted: Ids among them that a caption is needed for.
+        allow_missing: Whether wanted ones may be missing, though not all.
+        list_file: Written, with all ids that an error is about, where they are more than it names.
+
+    Raises:
+        UserError: The file is missing, is not JSON (with the line) or not of that form, or its ids are unknown, lack
+            wanted ones or repeat with another caption.
+    """
+    content = read_json(path, "the predictions file", lines=True)
+    if not isinstance(content, list):
+        raise UserError(
+            f'{path} is not in COCO\'s results format: a list of {{"image_id", "caption"}} was expected, and '
+            f"{shortened(content)} was found"
+        )
+    rows = [id_and_text(entry, "image_id", "caption", f"{path}: [{number}]") for number, entry in enumerate(content)]
+    matched = match_ids([image_id for image_id, _ in rows], known)
+    ids = matched.ids
+    unknown = list(dict.fromkeys(image_id for image_id, _ in rows if image_id not in ids))
+    remedy = (
+        "They are neither ids nor file names of one image each in the annotation file: give the one they belong to."
+    )
+    refuse(unknown, f"{path} has captions for", remedy, list_file)
+    captions: dict[ImageId, str] = {}
+    repeated: list[ImageId] = []
+    for found, caption in rows:
+        if captions.setdefault(ids[found], caption) != caption:
+            repeated.append(ids[found])
+    remedy = "Leave one for each image."
+    refuse(list(dict.fromkeys(repeated)), f"{path} has more than one caption for", remedy, list_file)
+    wanted = list(wanted)
+    missing = [image_id for image_id in wanted if image_id not in captions]
+    if not allow_missing or len(missing) == len(wanted):
+        remedy = "Add them, or score the others alone with --allow_missing."
+        refuse(missing, f"{path} has no caption for", remedy, list_file)
+    kept = {image_id: captions[image_id] for image_id in wanted if image_id in captions}
+    remarks = _remarks(path, matched, len(rows) - len(captions), known)
+    return Predictions(kept, missing, " ".join(remarks) or None)
+
+
+def _remarks(path: Path, matched: Matched, repeated: int, known: KnownImages) -> list[str]:
+    remarks = []
+    changed = [(found, image_id) for found, image_id in matched.ids.items() if found != image_id]
+    if changed:
+        found, image_id = changed[0]
+        remarks.append(
+            f"{path} words the ids of {count_images(len(changed))} otherwise than the annotation file does: they were "
+            f"matched by number or file name, {shortened(found)} with {shortened(image_id)} for one."
+        )
+    if matched.unclear is not None:
+        found, one, other = matched.unclear
+        remarks.append(
+            f"The numbers in {path} were read as ids of the annotation file, whose file names have other numbers: "
+            f"{found} is {shortened(known[one].file_name)}, not {shortened(known[other].file_name)}. Give file names "
+            "as ids if these were meant."
+        )
+    if repeated:
+        remarks.append(f"Captions that {path} has a second time, word for word, and that count once: {repeated:,}.")
+    return remarks

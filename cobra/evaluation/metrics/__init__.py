@@ -1,0 +1,1 @@
+"""Metrics of captions and conclusions, and the significance of differences."""

@@ -1,0 +1,106 @@
+"""CIDEr-D exactly as coco-caption computes it (Vedantam, Zitnick and Parikh, 2015; without stemming)."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from cobra.evaluation.metrics.base import Scores
+from cobra.evaluation.metrics.ngrams import ORDER, Counts, Ngrams
+
+# Standard deviation of the length penalty, in bigrams.
+_SIGMA = 6.0
+_SCALE = 10.0
+
+
+class InverseDocumentFrequency:
+    """How telling an n-gram is: log of the images over log of those with a reference that holds it.
+
+    CIDEr depends on it, so scores on different image sets compare only where it comes from the same references.
+    """
+
+    def __init__(self, references: Iterable[Iterable[Ngrams]]) -> None:
+        """Count in how many images each n-gram occurs.
+
+        Args:
+            references: The reference captions of each image, one or more images.
+
+        Raises:
+            ValueError: There is no image.
+        """
+        images: Counts = Counter()
+        self.images = 0
+        for own in references:
+            self.images += 1
+            images.update(set().union(*(reference.counts for reference in own)))
+        if not self.images:
+            raise ValueError("there are no references to take CIDEr's idf from")
+        self._largest = math.log(self.images)
+        # An n-gram of one image is as telling as one of none, so most of them need not be kept.
+        self._values = {ngram: self._largest - math.log(count) for ngram, count in images.items() if count > 1}
+
+    def __getitem__(self, ngram: tuple[str, ...]) -> float:
+        """Return an n-gram's idf, at least 0."""
+        return self._values.get(ngram, self._largest)
+
+    def norms(self, counts: Counts) -> list[float]:
+        """Return the Euclidean norms of a caption's tf-idf vectors for n = 1 to 4."""
+        squares = [0.0] * ORDER
+        values, largest = self._values, self._largest
+        for ngram, count in counts.items():
+            weight = count * values.get(ngram, largest)
+            squares[len(ngram) - 1] += weight * weight
+        return [math.sqrt(square) for square in squares]
+
+
+class CiderD:
+    """Scores captions against the references of N images."""
+
+    def __init__(self, references: Sequence[Sequence[Ngrams]], idf: InverseDocumentFrequency | None = None) -> None:
+        """Weigh the references.
+
+        Args:
+            references: One or more captions for each image.
+            idf: Counted on other references, e.g. on a whole data set's where only a sample of its images is scored;
+                None counts on these.
+
+        Raises:
+            ValueError: There is no image, or an image has no reference.
+        """
+        if not all(references):
+            raise ValueError("an image has no reference caption")
+        self.idf = InverseDocumentFrequency(references) if idf is None else idf
+        self._references = references
+        self._norms = [[self.idf.norms(reference.counts) for reference in own] for own in references]
+
+    def score(self, hypotheses: Sequence[Ngrams]) -> Scores:
+        """Return the score of one caption for each image, shape (N,), each in 0 to 10.
+
+        Raises:
+            ValueError: The numbers of captions and images differ.
+        """
+        rows = zip(hypotheses, self._references, self._norms, strict=True)
+        return np.array([self._score(*row) for row in rows])
+
+    def _score(self, hypothesis: Ngrams, references: Sequence[Ngrams], norms: Sequence[Sequence[float]]) -> float:
+        own = self.idf.norms(hypothesis.counts)
+        total = 0.0
+        for reference, others in zip(references, norms, strict=True):
+            products = self._products(hypothesis.counts, reference.counts)
+            cosines = (
+                product / (one * other) if product else 0.0
+                for product, one, other in zip(products, own, others, strict=True)
+            )
+            # Counted in bigrams, which makes empty captions as long as those of one token.
+            gap = max(0, hypothesis.length - 1) - max(0, reference.length - 1)
+            total += sum(cosines) * math.exp(-(gap**2) / (2 * _SIGMA**2))
+        return _SCALE * total / (ORDER * len(references))
+
+    def _products(self, hypothesis: Counts, reference: Counts) -> list[float]:
+        """Return the products of two tf-idf vectors for n = 1 to 4, the hypothesis' clipped to the reference's."""
+        products = [0.0] * ORDER
+        for ngram in hypothesis.keys() & reference.keys():
+            count = reference[ngram]
+            products[len(ngram) - 1] += min(hypothesis[ngram], count) * count * self.idf[ngram] ** 2
+        return products

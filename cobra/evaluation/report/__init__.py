@@ -1,0 +1,1 @@
+"""Reports of a benchmark: results as JSON, the console, and one HTML page."""

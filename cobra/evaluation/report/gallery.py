@@ -1,0 +1,173 @@
+"""The page's gallery: which images are in it, and what the page's script sorts and filters them by."""
+
+import itertools
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cobra.evaluation.data.captioned_image import CaptionedImage
+from cobra.evaluation.data.image_sources import Pictures
+from cobra.evaluation.metrics.base import SHOWN_SCALE
+from cobra.evaluation.report.results import Results, VariantResult, main_pair
+from cobra.preprocessing.datasets import extract_reasoning_trace
+from cobra.reasoning.trace import ReasoningTrace
+from cobra.util.thumbnails import Thumbnail, thumbnail
+
+# Images on the page: with their pictures they take some 4 MB.
+GALLERY_IMAGES = 200
+# Worst and best cases that are named above the gallery.
+_EXTREMES = 5
+_SEED = 7
+
+
+class GalleryAnswer(NamedTuple):
+    """What one variant said about an image."""
+
+    variant: str
+    caption: str
+    """As scored."""
+    source: str
+    """Where in the answer it was found; empty where no model answered."""
+    value: float
+    """In the metric that the page begins with."""
+    raw: str
+    """The answer as generated; empty where the caption is all of it."""
+    trace: ReasoningTrace
+    """The same, read apart."""
+    analysis: str
+    """What a scratchpad's first pass wrote; empty without one."""
+    analysis_trace: ReasoningTrace
+    problem: str
+    """Why the image could not be read; empty where it could."""
+
+
+class Card(NamedTuple):
+    """An image with its references and all variants' answers."""
+
+    number: int
+    """Its place in the data, from 1."""
+    image: CaptionedImage
+    picture: Thumbnail | str | None
+    answers: list[GalleryAnswer]
+    ranked: float
+    """What cases are called best or worst by: the difference of the main pair, or the only variant's value."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The cards, and what is said about them."""
+
+    metric: str
+    """That images are chosen by, and that the page begins with."""
+    pair: tuple[str, str] | None
+    """The variants that the page begins with; None where there is one."""
+    cards: list[Card]
+    highest: list[Card]
+    """The best cases, the best first."""
+    lowest: list[Card]
+    """The worst cases, the worst first."""
+    data: dict[str, Any]
+    """For the script: `metrics`, and `values` by metric and variant, in the order of the cards."""
+
+
+def gallery(results: Results, pictures: Pictures | None, limit: int = GALLERY_IMAGES) -> Gallery:
+    """Return the gallery of a benchmark.
+
+    Args:
+        results: Of N images.
+        pictures: Where the images are; None leaves them out.
+        limit: Cards at most; see :func:`choose`.
+    """
+    metrics = [name for name in results.metrics if all(name in own.metrics for own in results.variants.values())]
+    metric = next(name for name in (*results.headlines, *metrics) if name in metrics)
+    values = {name: result.metrics[metric].per_image for name, result in results.variants.items()}
+    pair = main_pair(list(values))
+    ranked = values[pair[1]] - values[pair[0]] if pair else next(iter(values.values()))
+    chosen = choose(values, limit)
+    cards = [
+        Card(
+            index + 1,
+            results.images[index],
+            _picture(results.images[index], pictures),
+            [_answer(name, result, index, values[name][index]) for name, result in results.variants.items()],
+            float(ranked[index]),
+        )
+        for index in chosen
+    ]
+    known = sorted((card for card in cards if math.isfinite(card.ranked)), key=lambda card: card.ranked)
+    return Gallery(
+        metric, pair, cards, known[: -_EXTREMES - 1 : -1], known[:_EXTREMES], _data(results.variants, metrics, chosen)
+    )
+
+
+def choose(values: Mapping[str, NDArray[np.float64]], limit: int) -> list[int]:
+    """Return the images that are shown, in the order of the data.
+
+    All of them where they are no more than `limit`. Otherwise two thirds of it are those on which two variants differ
+    most, every pair and both directions taking turns (with one variant: its highest and lowest values); the rest is
+    drawn at random, always the same.
+
+    Args:
+        values: (N,) scores of the images, by variant.
+        limit: Images at most.
+    """
+    scores = list(values.values())
+    n = len(scores[0])
+    if n <= limit:
+        return list(range(n))
+    rankings = [second - first for first, second in itertools.combinations(scores, 2)] or scores
+    # An unknown value is no extreme.
+    orders = [np.argsort(np.nan_to_num(sign * ranking), kind="stable") for ranking in rankings for sign in (-1, 1)]
+    chosen: set[int] = set()
+    for turn in zip(*orders, strict=True):
+        chosen.update(index for index in map(int, turn) if len(chosen) < limit * 2 // 3)
+    rest = [index for index in range(n) if index not in chosen]
+    return sorted(chosen.union(random.Random(_SEED).sample(rest, limit - len(chosen))))
+
+
+def _picture(image: CaptionedImage, pictures: Pictures | None) -> Thumbnail | str | None:
+    if pictures is None:
+        return None
+    file = pictures.file(image)
+    return "The picture is not there." if file is None else thumbnail(file)
+
+
+def _answer(variant: str, result: VariantResult, index: int, value: float) -> GalleryAnswer:
+    caption, source, raw, analysis, problem = result.captions[index], "", "", "", ""
+    if result.answers is not None:
+        answer = result.answers[index]
+        source, analysis, problem = answer.source, answer.analysis or "", answer.problem or ""
+        raw = "" if answer.raw.strip() == caption.strip() else answer.raw
+    return GalleryAnswer(
+        variant,
+        caption,
+        source,
+        float(value),
+        raw,
+        extract_reasoning_trace(raw),
+        analysis,
+        extract_reasoning_trace(analysis),
+        problem,
+    )
+
+
+def _data(variants: Mapping[str, VariantResult], metrics: Sequence[str], chosen: Sequence[int]) -> dict[str, Any]:
+    """Return the script's numbers, scaled as they are shown; what is not known is null."""
+    return {
+        "metrics": list(metrics),
+        "values": {
+            metric: {
+                name: [
+                    round(float(value), 4) if math.isfinite(value) else None
+                    for value in SHOWN_SCALE * result.metrics[metric].per_image[list(chosen)]
+                ]
+                for name, result in variants.items()
+            }
+            for metric in metrics
+        },
+    }

@@ -1,0 +1,182 @@
+"""The benchmark as one page, `report.html`: no network, the pictures inside, readable without its script too."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import NamedTuple
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from cobra.evaluation.data.image_sources import Pictures
+from cobra.evaluation.metrics.base import SHOWN_SCALE, value
+from cobra.evaluation.metrics.ptb_tokenizer import tokenize
+from cobra.evaluation.metrics.significance import ALPHA, Estimate
+from cobra.evaluation.report.charts import Axis, Histogram, Strip, axis, length_histograms, strip
+from cobra.evaluation.report.gallery import GALLERY_IMAGES, gallery
+from cobra.evaluation.report.results import FLOOR_LABELS, SCALE_NOTE, Results, findings, score_text
+from cobra.util.html_pages import page_templates
+from cobra.util.printable import shown
+
+# Of a caption or reference, and of a name.
+_CHARACTERS = 2000
+_NAME_CHARACTERS = 200
+
+
+class Mark(NamedTuple):
+    """A labelled line across a chart."""
+
+    place: float
+    label: str
+
+
+class PlotRow(NamedTuple):
+    """An interval on a chart, with its numbers."""
+
+    first: str
+    """A variant."""
+    second: str
+    """The variant that it is taken from; empty where there is none."""
+    strip: Strip | None
+    estimate: Estimate
+    p_value: float | None
+    is_claimed: bool
+
+
+class Plot(NamedTuple):
+    """Intervals in one metric on one axis."""
+
+    metric: str
+    axis: Axis
+    marks: list[Mark]
+    rows: list[PlotRow]
+
+
+class ScoreRow(NamedTuple):
+    """A line of the table of scores."""
+
+    metric: str
+    note: str
+    estimates: list[Estimate | None]
+    floors: list[float | None]
+
+
+def render_page(results: Results, pictures: Pictures | None = None, limit: int = GALLERY_IMAGES) -> str:
+    """Return the page's HTML; equal results and images give equal bytes.
+
+    Args:
+        results: What to show.
+        pictures: Where the images are; None shows the captions alone.
+        limit: Images in the gallery at most; see :func:`cobra.evaluation.report.gallery.choose`.
+    """
+    environment = _environment()
+    headlines = results.headlines
+    script = environment.get_template("report.js").render()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    differences = [_differences(results, metric) for metric in headlines]
+    others = [_differences(results, metric) for metric in results.metrics if metric not in headlines]
+    return environment.get_template("report.html.j2").render(
+        results=results,
+        names=list(results.variants),
+        labels={name: results.label(name) for name in results.metrics},
+        script=Markup(script),
+        script_sha256=digest,
+        scale_note=SCALE_NOTE,
+        alpha=ALPHA,
+        warnings=results.warnings,
+        findings=findings(results),
+        scores=[_scores(results, metric) for metric in headlines],
+        score_rows=_score_rows(results),
+        floor_labels=[FLOOR_LABELS[name] for name in results.floors],
+        differences=[plot for plot in differences if plot.rows],
+        others=[plot for plot in others if plot.rows],
+        histograms=_histograms(results),
+        gallery=gallery(results, pictures, limit),
+        about=json.dumps(dict(results.about), indent=2, ensure_ascii=False),
+    )
+
+
+@cache
+def _environment() -> Environment:
+    filters: dict[str, Callable[..., str]] = {
+        "short": lambda text: shown(text, _CHARACTERS),
+        "name": lambda name: shown(str(name), _NAME_CHARACTERS),
+        "score": _score,
+        "difference": _difference,
+        "p": _p_text,
+    }
+    environment = page_templates("cobra.evaluation.report")
+    environment.filters |= filters
+    return environment
+
+
+def _score(number: float | None) -> str:
+    """Return a score as it is shown, with the sign that typography has for minus."""
+    text = score_text(number)
+    return text if text == "-" else text.replace("-", "\u2212")
+
+
+def _difference(number: float) -> str:
+    """Return a difference as it is shown: with its sign also above 0."""
+    text = _score(number)
+    return text if text in ("-", "0.0") or number < 0 else f"+{text}"
+
+
+def _p_text(p_value: float) -> str:
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def _scores(results: Results, metric: str) -> Plot:
+    """Return the scores of all variants on an axis from floor to ceiling."""
+    found = {name: own[metric] for name, own in results.estimates.items() if metric in own}
+    known = {FLOOR_LABELS[name]: value(own[metric]) for name, own in results.floors.items() if metric in own}
+    on = axis([SHOWN_SCALE * number for number in (*known.values(), *_ends(list(found.values())))])
+    rows = [PlotRow(name, "", _strip(on, estimate), estimate, None, True) for name, estimate in found.items()]
+    return Plot(metric, on, [Mark(on.place(SHOWN_SCALE * number), name) for name, number in known.items()], rows)
+
+
+def _differences(results: Results, metric: str) -> Plot:
+    """Return the differences of all pairs of variants on an axis that holds 0."""
+    own = [comparison for comparison in results.comparisons if comparison.metric == metric]
+    on = axis([0.0, *(SHOWN_SCALE * number for number in _ends([comparison.difference for comparison in own]))])
+    rows = [
+        PlotRow(
+            comparison.second,
+            comparison.first,
+            _strip(on, comparison.difference),
+            comparison.difference,
+            comparison.p_holm,
+            comparison.is_claimed,
+        )
+        for comparison in own
+    ]
+    return Plot(metric, on, [Mark(on.place(0), "")], rows)
+
+
+def _ends(estimates: Sequence[Estimate]) -> list[float]:
+    return [number for estimate in estimates for number in (estimate.low, estimate.value, estimate.high)]
+
+
+def _strip(on: Axis, estimate: Estimate) -> Strip | None:
+    return strip(on, *(SHOWN_SCALE * number for number in (estimate.low, estimate.value, estimate.high)))
+
+
+def _score_rows(results: Results) -> list[ScoreRow]:
+    return [
+        ScoreRow(
+            metric,
+            results.metric(metric).note,
+            [estimates.get(metric) for estimates in results.estimates.values()],
+            [value(own[metric]) if metric in own else None for own in results.floors.values()],
+        )
+        for metric in results.metrics
+    ]
+
+
+def _histograms(results: Results) -> list[Histogram]:
+    lengths = {
+        name: [len(tokenize(caption)) for caption in result.captions] for name, result in results.variants.items()
+    }
+    return length_histograms(lengths, [len(tokenize(text)) for image in results.images for text in image.references])

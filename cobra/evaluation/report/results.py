@@ -1,0 +1,329 @@
+"""What a benchmark leaves: a table, comparisons in words and sample answers on the screen, and its files."""
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cobra.evaluation.data.captioned_image import CaptionedImage
+from cobra.evaluation.metrics.base import SHOWN_SCALE, Metric, Metrics, value
+from cobra.evaluation.metrics.significance import (
+    REPLICATES,
+    SEED,
+    Comparison,
+    Estimate,
+    compare_all,
+    estimate_all,
+    small_sample_warning,
+)
+from cobra.evaluation.responses.protocol import VARIANTS, Answer
+from cobra.util.errors import UserError
+from cobra.util.files import atomic_path
+from cobra.util.printable import shown
+
+if TYPE_CHECKING:
+    from cobra.evaluation.responses.respond import Throughput
+
+PAGE = "report.html"
+
+HEADLINES = ("cider", "bleu_4", "rouge_l", "similarity_max")
+"""The metrics that are looked at first."""
+
+FLOOR_LABELS = {"shuffled": "shuffled captions", "human": "one human", "constant": "commonest answer"}
+"""Captions, or answers, of known quality, with their names in tables."""
+
+SCALE_NOTE = (
+    f"Scores x{SHOWN_SCALE}, with 95 % intervals. CIDEr, whose own scale goes to 10, is x{SHOWN_SCALE} too, as papers "
+    "print it."
+)
+
+# Columns of a screen that hold four variants with floors and ceilings beside them.
+_WIDE = 100
+_SHOWN_CHARACTERS = 300
+
+
+@dataclass(frozen=True)
+class VariantResult:
+    """What one variant wrote about N images, and its scores."""
+
+    captions: Sequence[str]
+    """What was scored, one for each image."""
+    metrics: Metrics
+    answers: Sequence[Answer] | None = None
+    """What a model answered; None for captions out of a file."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that a benchmark found out about N images."""
+
+    images: Sequence[CaptionedImage]
+    variants: Mapping[str, VariantResult]
+    estimates: Mapping[str, Mapping[str, Estimate]]
+    """By variant, then metric."""
+    comparisons: Sequence[Comparison]
+    """Of every pair of variants in every metric."""
+    floors: Mapping[str, Metrics]
+    """Scores of captions of known quality on the same images, by their key in :data:`FLOOR_LABELS`."""
+    signature: str
+    """See :func:`cobra.evaluation.report.signature.signature_line`."""
+    about: Mapping[str, Any]
+    """Further entries of `metrics.json`."""
+    throughput: "Mapping[str, Throughput]" = field(default_factory=dict)
+    """By variant; empty where nothing was measured."""
+    overlap: str | None = None
+    """What is known of images that were trained on, in a sentence."""
+
+    @classmethod
+    def of(
+        cls,
+        images: Sequence[CaptionedImage],
+        variants: Mapping[str, VariantResult],
+        floors: Mapping[str, Metrics],
+        signature: str,
+        about: Mapping[str, Any],
+        replicates: int = REPLICATES,
+        seed: int = SEED,
+        **others: Any,
+    ) -> "Results":
+        """Return results with intervals and comparisons worked out.
+
+        Args:
+            images: N images.
+            variants: By name.
+            floors: See the field.
+            signature: See the field.
+            about: See the field.
+            replicates: As :func:`cobra.evaluation.metrics.significance.estimate_all` takes it.
+            seed: Likewise.
+            **others: `throughput` and `overlap`.
+        """
+        metrics = {name: result.metrics for name, result in variants.items()}
+        estimates, comparisons = estimate_all(metrics, replicates, seed), compare_all(metrics, replicates, seed)
+        return cls(images, variants, estimates, comparisons, floors, signature, about, **others)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics that any variant has, in the order in which they are shown."""
+        return list(dict.fromkeys(name for result in self.variants.values() for name in result.metrics))
+
+    @property
+    def headlines(self) -> list[str]:
+        """Names of the metrics that are looked at first: those of :data:`HEADLINES`, else the first of all."""
+        metrics = self.metrics
+        return [name for name in HEADLINES if name in metrics] or metrics[:1]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the scores must know, a sentence each."""
+        small = small_sample_warning(len(self.images))
+        told = [
+            f"{variant}: {metric.warning}"
+            for variant, result in self.variants.items()
+            for metric in result.metrics.values()
+            if metric.warning
+        ]
+        return list(dict.fromkeys([*([small] if small else []), *told]))
+
+    def metric(self, name: str) -> Metric:
+        """Return a metric of the first variant that has it."""
+        return next(result.metrics[name] for result in self.variants.values() if name in result.metrics)
+
+    def label(self, name: str) -> str:
+        """Return what people call a metric."""
+        return self.metric(name).label or name
+
+
+def main_pair(variants: Sequence[str]) -> tuple[str, str] | None:
+    """Return the two variants that are looked at first: without and with fine-tuning, else the first two, if any."""
+    pairs = list(combinations(variants, 2))
+    return next((pair for pair in pairs if pair == ("baseline", "finetuned")), pairs[0] if pairs else None)
+
+
+def findings(results: Results, every_pair: bool = False) -> list[str]:
+    """Return in words what may be claimed in the headline metrics.
+
+    Args:
+        results: Of a benchmark.
+        every_pair: Compare every pair of variants in the first of these metrics; in the others it is the main pair.
+    """
+    headlines = results.headlines
+    pair = main_pair(list(results.variants))
+    return [
+        comparison.words(len(results.images))
+        for metric in headlines
+        for comparison in results.comparisons
+        if comparison.metric == metric
+        and ((comparison.first, comparison.second) == pair or (every_pair and metric == headlines[0]))
+    ]
+
+
+def print_results(console: Console, results: Results) -> None:
+    """Print the table of all variants with floors and ceilings, and what it proves."""
+    n = len(results.images)
+    console.print(f"\n[bold]Captions of {n:,} image{'s' * (n > 1)}[/bold]", highlight=False)
+    console.print(SCALE_NOTE, highlight=False)
+    columns = {
+        name.replace("+", "\n+"): {metric: _cell(estimate) for metric, estimate in estimates.items()}
+        for name, estimates in results.estimates.items()
+    }
+    known = {
+        FLOOR_LABELS[name].replace(" ", "\n", 1): {metric: score_text(value(own)) for metric, own in metrics.items()}
+        for name, metrics in results.floors.items()
+    }
+    groups = [columns | known] if console.width >= _WIDE else [columns, known]
+    for group in groups:
+        if group:
+            console.print(_table({name: results.label(name) for name in results.metrics}, group))
+    for line in [*results.warnings, *(f"- {line}" for line in findings(results, every_pair=True))]:
+        console.print(escape(line), highlight=False)
+    console.print(f"\n[dim]{escape(results.signature)}[/dim]", highlight=False, soft_wrap=True)
+
+
+def _table(labels: Mapping[str, str], columns: Mapping[str, Mapping[str, str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("")
+    for head in columns:
+        table.add_column(head, justify="right")
+    for metric, label in labels.items():
+        cells = [column.get(metric, "-") for column in columns.values()]
+        if set(cells) != {"-"}:
+            table.add_row(escape(label), *cells)
+    return table
+
+
+def _cell(estimate: Estimate) -> str:
+    value, low, high = (score_text(score) for score in (estimate.value, estimate.low, estimate.high))
+    return f"{value}\n[dim]{low}-{high}[/dim]"
+
+
+def score_text(score: float | None) -> str:
+    """Return a score as it is shown, x100; one that rounds to 0 has no sign, and `-` stands for one not known."""
+    if score is None or not math.isfinite(score):
+        return "-"
+    text = f"{SHOWN_SCALE * score:.1f}"
+    return "0.0" if text == "-0.0" else text
+
+
+def print_samples(console: Console, results: Results, count: int = 3) -> None:
+    """Print the first few images' captions: one human's, and what each variant was scored on."""
+    for index, image in enumerate(results.images[:count]):
+        console.print(f"\n[bold]{escape(shown(image.file_name, _SHOWN_CHARACTERS))}[/bold]", highlight=False)
+        captions = [(name, result.captions[index]) for name, result in results.variants.items()]
+        for name, text in (("human", image.references[0]), *captions):
+            one_line = " ".join(shown(text, _SHOWN_CHARACTERS).split())
+            console.print(f"  {name}: {escape(one_line)}", highlight=False)
+
+
+def prepare_output(output_dir: Path, variants: Sequence[str]) -> None:
+    """Make the output folder and prove that it can be written to.
+
+    Raises:
+        UserError: It cannot, or it holds answers of variants that this benchmark does not make and that would then lie
+            beside another benchmark's metrics.
+    """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--output_dir {output_dir} cannot be written to: {error.strerror}. Give another one."
+        ) from error
+    stale = [name for name in VARIANTS if name not in variants and _predictions_file(output_dir, name).exists()]
+    if stale:
+        raise UserError(
+            f"{output_dir} holds the results of another benchmark, with the variants {', '.join(stale)}, which this "
+            "one does not make: give another --output_dir, or remove that folder"
+        )
+
+
+def write_results(output_dir: Path, results: Results, page: str | None = None) -> None:
+    """Write the files of a benchmark, all of them or none.
+
+    They are `metrics.json`, `predictions/<variant>.json` (COCO's results format), `answers/<variant>.jsonl` of models,
+    and `report.html`.
+
+    Args:
+        output_dir: Their folder.
+        results: What was found out.
+        page: The page, from :func:`cobra.evaluation.report.page.render_page`; None leaves it out.
+    """
+    texts = {output_dir / "metrics.json": json.dumps(metrics_json(results), indent=2, ensure_ascii=False) + "\n"}
+    for variant, result in results.variants.items():
+        rows = [
+            {"image_id": image.image_id, "caption": caption}
+            for image, caption in zip(results.images, result.captions, strict=True)
+        ]
+        texts[_predictions_file(output_dir, variant)] = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+        if result.answers is not None:
+            lines = [json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in result.answers]
+            texts[output_dir / "answers" / f"{variant}.jsonl"] = "".join(lines)
+    if page is not None:
+        texts[output_dir / PAGE] = page
+    # The files take their places together, once the last of them is written.
+    with ExitStack() as stack:
+        for path, text in texts.items():
+            stack.enter_context(atomic_path(path)).write_text(text, encoding="utf-8")
+
+
+def metrics_json(results: Results) -> dict[str, Any]:
+    """Return what `metrics.json` holds: fractions, CIDEr on its own scale of 0 to 10; what is not known is null."""
+    extra: dict[str, Any] = {}
+    if results.throughput:
+        extra["throughput"] = {
+            name: asdict(speed)
+            | {"captions_per_second": speed.captions_per_second, "tokens_per_second": speed.tokens_per_second}
+            for name, speed in results.throughput.items()
+        }
+    if results.overlap is not None:
+        extra["overlap_words"] = results.overlap
+    return {
+        "n": len(results.images),
+        "warnings": results.warnings,
+        "signature": results.signature,
+        "variants": {
+            name: {metric: _estimate_json(estimate) for metric, estimate in estimates.items()}
+            for name, estimates in results.estimates.items()
+        },
+        "comparisons": [
+            {
+                "metric": comparison.metric,
+                "first": comparison.first,
+                "second": comparison.second,
+                "difference": _estimate_json(comparison.difference),
+                "p_value": comparison.p_value,
+                "p_holm": comparison.p_holm,
+                "claimed": comparison.is_claimed,
+            }
+            for comparison in results.comparisons
+        ],
+        "floors": {
+            name: {metric: {"value": _known(value(own))} for metric, own in metrics.items()}
+            for name, metrics in results.floors.items()
+        },
+        **extra,
+        **results.about,
+    }
+
+
+def _estimate_json(estimate: Estimate) -> dict[str, float | None]:
+    return {name: _known(number) for name, number in asdict(estimate).items()}
+
+
+def _known(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+def _predictions_file(output_dir: Path, variant: str) -> Path:
+    return output_dir / "predictions" / f"{variant}.json"

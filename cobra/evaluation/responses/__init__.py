@@ -1,0 +1,1 @@
+"""Responses of models: the protocol, batched generation, and the cache of finished answers."""

@@ -1,0 +1,303 @@
+"""Letting a model answer about all images: batches, images read once for all passes, work dealt over processes.
+
+Images are taken in windows of a few batches. A window's images go through the vision towers and the language model
+once; the state after them, of constant size (26 MB an image for the 3B model), is kept while both variants and both
+passes of the scratchpad answer, and then let go. Inside a window prompts are sorted by length, so that a batch reads
+little padding. Which images are answered together depends on their list and the batch size alone: neither a run that
+was killed nor the number of processes changes it, so the same machine gives the same answers to the last bit. Another
+batch size changes them by rounding only: where two tokens are equally likely, the other one may be taken.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cobra.evaluation.data.captioned_image import CaptionedImage, ImageId, count_images
+from cobra.evaluation.data.image_sources import Pictures
+from cobra.evaluation.responses.batch_generation import Passes, Written
+from cobra.evaluation.responses.prefetch import LoadedImage, hash_image, read_ahead
+from cobra.evaluation.responses.protocol import Answer, Protocol
+from cobra.evaluation.responses.response_cache import AnswerFile, AnswerStore, StoredAnswer
+from cobra.util.distributed import World
+from cobra.util.errors import UserError
+from cobra.util.printable import shown
+
+if TYPE_CHECKING:
+    from cobra.models.vlms import CobraVLM
+
+# Their states are held at the same time: at 16 images a batch 1.7 GB for the 3B model.
+WINDOW_BATCHES = 4
+# Unreadable images that are named on the screen.
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """How fast a variant was answered; answers of earlier runs are not counted."""
+
+    captions: int
+    """Images answered by this run, all processes together."""
+    tokens: int
+    """Tokens written for them, those of a scratchpad's first pass too."""
+    seconds: float
+    """What they took the slowest process. Reading the images is counted in full for each variant, though it is done
+    once for both: so much the variant would take alone."""
+
+    @property
+    def captions_per_second(self) -> float:
+        """Images answered a second; 0 where there was nothing to answer."""
+        return self.captions / self.seconds if self.captions else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens written a second; 0 where there was nothing to answer."""
+        return self.tokens / self.seconds if self.captions else 0.0
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A model's answers."""
+
+    answers: dict[str, list[Answer]]
+    """By variant, one for each image, in order."""
+    throughput: dict[str, Throughput]
+    """By variant."""
+    unreadable: dict[ImageId, str]
+    """Why images could not be read; their answers are empty."""
+
+
+@dataclass
+class _Variant:
+    """One variant's answers while they come."""
+
+    name: str
+    scratchpad: bool
+    file: AnswerFile
+    known: dict[ImageId, Answer] = field(default_factory=dict)
+    """Those of earlier runs."""
+    fresh: dict[ImageId, Answer] = field(default_factory=dict)
+    """Those of this process."""
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def open_among(self, images: Iterable[CaptionedImage]) -> int:
+        """Return how many images have no answer yet."""
+        return sum(image.image_id not in self.known and image.image_id not in self.fresh for image in images)
+
+    def keep(self, answers: Sequence[tuple[LoadedImage, Written | None]]) -> int:
+        """Write answers to disk, but for those about images that have one.
+
+        Args:
+            answers: By image; None for one that cannot be read.
+
+        Returns:
+            How many were written.
+        """
+        new = [(one, written) for one, written in answers if one.image.image_id not in self.known]
+        if new:
+            stored = [StoredAnswer(_answer(one, written), one.sha256) for one, written in new]
+            self.file.append(stored)
+            self.fresh |= {one.answer.image_id: one.answer for one in stored}
+            self.tokens += sum(written.tokens for _, written in new if written is not None)
+        return len(new)
+
+
+def _answer(one: LoadedImage, written: Written | None) -> Answer:
+    if written is None:
+        return Answer.of(one.image.image_id, "", "", problem=one.problem)
+    return Answer.of(one.image.image_id, written.prompt, written.raw, written.analysis)
+
+
+def answer_variants(
+    vlm: "CobraVLM",
+    role: str,
+    images: Sequence[CaptionedImage],
+    pictures: Pictures,
+    protocol: Protocol,
+    store: AnswerStore,
+    own_stages: bool,
+    world: World,
+    console: Console,
+) -> Answered:
+    """Let a model answer the final prompt about every image, at once and after a scratchpad.
+
+    Every process has to call it. Answers go to the store as they come, and what is there already is not asked again.
+
+    Args:
+        vlm: In evaluation mode.
+        role: `baseline` or `finetuned`: the variants are called so, and `<role>+scratchpad`.
+        images: The images, the same on every process.
+        pictures: Where they are. One that cannot be read is answered by an empty text; see :attr:`Answer.problem`.
+        protocol: What all variants have in common.
+        store: Where answers are kept, on a disk that all processes see.
+        own_stages: True where the model was fine-tuned to write stages by itself; see
+            :mod:`cobra.evaluation.responses.protocol`.
+        world: The processes; windows of images are dealt over them.
+        console: Where the main process tells what it does.
+
+    Returns:
+        The same on every process.
+
+    Raises:
+        UserError: The final prompt is too long for the model, a batch is too large for the device's memory, or
+            answers cannot be written.
+    """
+    passes = Passes(vlm, protocol, own_stages)
+    passes.check(images)
+    variants = []
+    for scratchpad in (False, True):
+        settings = _settings(vlm, protocol.settings(scratchpad, own_stages))
+        variants.append(_Variant(role + "+scratchpad" * scratchpad, scratchpad, store.open(settings, world.rank)))
+    _read_known(variants, images, pictures, world)
+    if world.is_main:
+        _tell_known(console, variants, images)
+    size = protocol.batch_size * WINDOW_BATCHES
+    windows = [images[start : start + size] for start in range(0, len(images), size)]
+    windows = [window for window in windows if any(variant.open_among(window) for variant in variants)]
+    own = windows[world.rank :: world.size]
+    with _progress(console if world.is_main and own else Console(quiet=True)) as progress:
+        wanted = {variant.name: sum(map(variant.open_among, own)) for variant in variants}
+        tasks = {name: progress.add_task(name, total=total, visible=total > 0) for name, total in wanted.items()}
+        for name, count in _answer_windows(vlm, passes, variants, own, pictures, protocol.batch_size):
+            progress.advance(tasks[name], count)
+    answered = _collect(variants, images, world)
+    if world.is_main:
+        _tell_unreadable(console, answered.unreadable)
+    return answered
+
+
+def _settings(vlm: "CobraVLM", protocol: dict[str, Any]) -> dict[str, Any]:
+    """Return all that answers depend on beside the image: batches, devices and processes are a matter of rounding."""
+    dtype = str(vlm.dtype).removeprefix("torch.")
+    return {"model_id": vlm.model_id, "checkpoint_sha256": vlm.checkpoint_sha256, "dtype": dtype, **protocol}
+
+
+def _read_known(
+    variants: Sequence[_Variant], images: Sequence[CaptionedImage], pictures: Pictures, world: World
+) -> None:
+    """Give all variants the answers of earlier runs, as the main process finds them."""
+    known: list[dict[ImageId, Answer]] = []
+    if world.is_main:
+        found = [variant.file.read() for variant in variants]
+        asked = [image for image in images if any(image.image_id in stored for stored in found)]
+        with ThreadPoolExecutor() as pool:
+            hashes = list(pool.map(lambda image: hash_image(image, pictures), asked))
+        sha256 = {image.image_id: value for image, value in zip(asked, hashes, strict=True)}
+        known = [
+            {image_id: one.answer for image_id, one in stored.items() if sha256.get(image_id) == one.image_sha256}
+            for stored in found
+        ]
+    # Only now may anyone write, and all deal the same windows.
+    for variant, answers in zip(variants, world.gather(known)[0], strict=True):
+        variant.known = answers
+
+
+@torch.inference_mode()
+def _answer_windows(
+    vlm: "CobraVLM",
+    passes: Passes,
+    variants: Sequence[_Variant],
+    windows: Sequence[Sequence[CaptionedImage]],
+    pictures: Pictures,
+    batch_size: int,
+) -> Iterator[tuple[str, int]]:
+    """Answer window by window; yield a variant's name and how many of its answers were written, after each batch.
+
+    Raises:
+        UserError: As :func:`answer_variants`.
+    """
+    images = (image for window in windows for image in window)
+    loading = read_ahead(images, pictures, vlm.vision_backbone.image_transform, ahead=2 * batch_size)
+    try:
+        for window in windows:
+            begin = _now(vlm)
+            loaded = list(islice(loading, len(window)))
+            yield from _answer_window(vlm, passes, variants, loaded, _now(vlm) - begin)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"--batch_size {batch_size} is too large for the memory of {vlm.device}: give a smaller one; the answers "
+            "that are there are kept"
+        ) from error
+    finally:
+        loading.close()
+
+
+def _answer_window(
+    vlm: "CobraVLM", passes: Passes, variants: Sequence[_Variant], window: Sequence[LoadedImage], waited: float
+) -> Iterator[tuple[str, int]]:
+    """Answer one window; its states are gone before the next one is read.
+
+    Args:
+        vlm: For the time on its device.
+        passes: Its passes.
+        variants: Those that lack answers about the window get them.
+        window: The images.
+        waited: Seconds that the model has waited for them.
+    """
+    begin = _now(vlm)
+    readable, pixels = [], []
+    for one in window:
+        if one.pixels is not None:
+            readable.append(one)
+            pixels.append(one.pixels)
+    states = passes.read_images(pixels)
+    reading = waited + _now(vlm) - begin
+    for variant in variants:
+        if not variant.open_among([one.image for one in window]):
+            continue
+        begin = _now(vlm)
+        yield variant.name, variant.keep([(one, None) for one in window if one.pixels is None])
+        for batch in passes.answer(states, [one.image for one in readable], variant.scratchpad):
+            yield variant.name, variant.keep([(readable[row], written) for row, written in batch.items()])
+        variant.seconds += reading + _now(vlm) - begin
+
+
+def _now(vlm: "CobraVLM") -> float:
+    """Return the time in seconds, once the model's device has done what it was given."""
+    if vlm.device.type == "cuda":
+        torch.cuda.synchronize(vlm.device)
+    return time.perf_counter()
+
+
+def _collect(variants: Sequence[_Variant], images: Sequence[CaptionedImage], world: World) -> Answered:
+    """Join what all processes have, and what was there before."""
+    shares = world.gather([(variant.fresh, variant.tokens, variant.seconds) for variant in variants])
+    answers, throughput = {}, {}
+    for place, variant in enumerate(variants):
+        fresh, tokens, seconds = zip(*(share[place] for share in shares), strict=True)
+        found = variant.known | {image_id: answer for part in fresh for image_id, answer in part.items()}
+        answers[variant.name] = [found[image.image_id] for image in images]
+        throughput[variant.name] = Throughput(sum(map(len, fresh)), sum(tokens), max(seconds))
+    unreadable = {one.image_id: one.problem for own in answers.values() for one in own if one.problem is not None}
+    return Answered(answers, throughput, unreadable)
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+
+
+def _tell_known(console: Console, variants: Sequence[_Variant], images: Sequence[CaptionedImage]) -> None:
+    for variant in variants:
+        known = len(images) - variant.open_among(images)
+        if known:
+            count = f"{known:,} of {count_images(len(images))}"
+            text = f"{variant.name}: {count} were answered before, with the same settings"
+            console.print(text, highlight=False, soft_wrap=True)
+
+
+def _tell_unreadable(console: Console, unreadable: Mapping[ImageId, str]) -> None:
+    if unreadable:
+        console.print(f"{count_images(len(unreadable))} cannot be read and count as empty answers:", highlight=False)
+        for problem in list(unreadable.values())[:_SHOWN]:
+            console.print(f"  {escape(shown(problem))}", highlight=False, soft_wrap=True)
+        if len(unreadable) > _SHOWN:
+            console.print("  ...")

@@ -1,0 +1,128 @@
+"""Answers on disk as they come, so that a run that is killed goes on where it was.
+
+Each way of answering has a key: a hash of all that its answers depend on beside the image. Its answers are the lines of
+`<key>.jsonl`, and of `<key>.rank<k>.jsonl` where there are several processes; `<key>.json` says what the key stands
+for. So other settings never meet these answers, and come back to them when they are set back. A line is one answer:
+`image_id`, `image_sha256` (of the image's file, so that another image under the same id is answered anew), `prompt`,
+`raw`, `analysis` and `problem`, as in :class:`cobra.evaluation.responses.protocol.Answer`. What is scored is found in
+`raw` each time it is read.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cobra.evaluation.data.captioned_image import ImageId
+from cobra.evaluation.responses.protocol import Answer
+from cobra.util.errors import UserError
+from cobra.util.files import append_bytes, write_json
+from cobra.util.jsonl import cut_torn_line, read_log
+
+# Counted up when the same settings would be answered otherwise by changed code.
+_FORMAT = 1
+_KEY_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class StoredAnswer:
+    """An answer, and which image it is about."""
+
+    answer: Answer
+    image_sha256: str
+    """Of the image's file as it was; empty where there was none."""
+
+
+class AnswerStore:
+    """A folder of answers by their settings."""
+
+    def __init__(self, folder: Path) -> None:
+        """Remember the folder; it is made with the first answer."""
+        self._folder = folder
+
+    def open(self, settings: Mapping[str, Any], rank: int = 0) -> "AnswerFile":
+        """Return one process's view of the answers with some settings.
+
+        Args:
+            settings: All that the answers depend on beside the image, as JSON values: the checkpoint's hash, the
+                dtype, wordings, decoding.
+            rank: Of the process: no two may write to one file.
+        """
+        return AnswerFile(self._folder, {"format": _FORMAT, **settings}, rank)
+
+
+class AnswerFile:
+    """The answers with the same settings: all are read, and this process's are appended to a file of its own."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], rank: int) -> None:
+        """Name the file; nothing is read or written."""
+        text = json.dumps(settings, sort_keys=True)
+        self.key = hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
+        self._settings = settings
+        self._folder = folder
+        self._path = folder / f"{self.key}{f'.rank{rank}' if rank else ''}.jsonl"
+        self._is_open = False
+
+    def read(self) -> dict[ImageId, StoredAnswer]:
+        """Return the answers of all processes by image; of several about one image the last.
+
+        Lines that are not whole, as a killed run or a failing disk leaves them, are passed over.
+        """
+        paths = [self._folder / f"{self.key}.jsonl", *sorted(self._folder.glob(f"{self.key}.rank*.jsonl"))]
+        values = (value for path in paths if path.is_file() for _, value in read_log(path))
+        found = map(_parse, values)
+        return {stored.answer.image_id: stored for stored in found if stored is not None}
+
+    def append(self, answers: Iterable[StoredAnswer]) -> None:
+        """Write answers, all of them or none, and hand them to the system at once: a process may be killed any time.
+
+        Raises:
+            UserError: The disk is full or not to be written to.
+        """
+        data = "".join(_line(stored) for stored in answers).encode()
+        try:
+            if not self._is_open:
+                self._begin()
+            append_bytes(self._path, data)
+        except OSError as error:
+            raise UserError(
+                f"answers cannot be written to {self._path} ({error.strerror}): mend that, and run the same command "
+                "again; the answers that are there are kept"
+            ) from error
+
+    def _begin(self) -> None:
+        """Make the folder, say what the key stands for, and cut off a line that a killed run has not finished."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_json(self._folder / f"{self.key}.json", self._settings)
+        cut_torn_line(self._path)
+        self._is_open = True
+
+
+def _line(stored: StoredAnswer) -> str:
+    answer = stored.answer
+    values = {
+        "image_id": answer.image_id,
+        "image_sha256": stored.image_sha256,
+        "prompt": answer.prompt,
+        "raw": answer.raw,
+        "analysis": answer.analysis,
+        "problem": answer.problem,
+    }
+    return json.dumps(values) + "\n"
+
+
+def _parse(values: Any) -> StoredAnswer | None:
+    """Return the answer in a line's value; None where it is not one, whatever it is."""
+    if not isinstance(values, dict) or not _is_answer(values):
+        return None
+    answer = Answer.of(values["image_id"], values["prompt"], values["raw"], values["analysis"], values["problem"])
+    return StoredAnswer(answer, values["image_sha256"])
+
+
+def _is_answer(values: dict[str, Any]) -> bool:
+    image_id = values.get("image_id")
+    texts = all(isinstance(values.get(name), str) for name in ("image_sha256", "prompt", "raw"))
+    optional = all(isinstance(values.get(name, 0), str | None) for name in ("analysis", "problem"))
+    return isinstance(image_id, int | str) and not isinstance(image_id, bool) and texts and optional

@@ -1,0 +1,1 @@
+"""Tasks of the benchmark: captions and conclusions."""

@@ -1,0 +1,193 @@
+"""Branches of answers, written together from copies of constant-size states."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cobra.models.generation.decoder import open_decoder
+from cobra.models.generation.generate import GenerationOptions, choose
+from cobra.models.generation.sampling import next_numbers
+from cobra.models.generation.stage_guard import STAGE_TAGS, TAIL, StageGuard, TokenTexts, closes_stage
+from cobra.models.mamba import MambaLM, MambaState
+
+
+@dataclass
+class Branch:
+    """One way in which an answer goes on.
+
+    prompt: Index of the prompt that it answers.
+    ids: All its tokens.
+    unread: The last of them, which its state has not read yet.
+    log_likelihood: Sum of the log-probabilities, by the model itself (temperature 1, nothing filtered), of the tokens
+        that were chosen; those that the guard forced are left out.
+    chosen: Number of those tokens.
+    guard: Keeps its stages in order; None where nothing does.
+    stream: Of the numbers by which its tokens are drawn; None takes the best token.
+    tail: The last characters of what has been written since it branched, where there is no guard.
+    ended: Whether it is a whole answer, or has used up its tokens.
+    score: By the search's scorer; higher is better.
+    row: Of its state, among those at hand.
+    """
+
+    prompt: int
+    ids: list[int]
+    unread: list[int]
+    log_likelihood: float = 0.0
+    chosen: int = 0
+    guard: StageGuard | None = None
+    stream: random.Random | None = None
+    tail: str = ""
+    ended: bool = False
+    score: float = 0.0
+    row: int = 0
+
+    def branch(self, stream: random.Random | None) -> "Branch":
+        """Return a copy that goes on by itself, once everything has been read."""
+        guard = None if self.guard is None else self.guard.copy()
+        return Branch(self.prompt, list(self.ids), [], self.log_likelihood, self.chosen, guard, stream)
+
+    @property
+    def mean_log_likelihood(self) -> float:
+        """Log-likelihood of a chosen token on average: long answers lose nothing by their length."""
+        return self.log_likelihood / max(self.chosen, 1)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a branch ends.
+
+    sampling: How tokens are chosen.
+    max_new_tokens: Of an answer.
+    end_token_id: Ends an answer that has no guard.
+    by_stage: Stop after every closing tag, to go on later.
+    """
+
+    sampling: GenerationOptions
+    max_new_tokens: int
+    end_token_id: int
+    by_stage: bool
+
+
+@torch.no_grad()
+def read_rows(llm: MambaLM, rows: Sequence[Sequence[int]], state: MambaState) -> tuple[MambaState, Tensor]:
+    """Read several tokens of every row, of any numbers above 0.
+
+    Args:
+        llm: The language model.
+        rows: Ids.
+        state: What was read before, a row for each; updated in place.
+
+    Returns:
+        The state, and the next scores (rows, vocabulary) in fp32.
+    """
+    lengths = torch.tensor([len(row) for row in rows], device=state.ssm.device)
+    ids = nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
+    ragged = bool((lengths != ids.shape[1]).any())
+    hidden = llm(llm.embed(ids.to(state.ssm.device)), state, lengths if ragged else None)
+    return state, llm.logits(hidden[torch.arange(len(rows), device=lengths.device), lengths - 1])
+
+
+@torch.no_grad()
+def write_branches(
+    llm: MambaLM,
+    branches: Sequence[Branch],
+    state: MambaState,
+    scores: Tensor,
+    limits: Limits,
+    texts: TokenTexts,
+    final: MambaState | None,
+    between_steps: Callable[[], None],
+) -> None:
+    """Write every branch to the end of its stage, or of its answer.
+
+    Args:
+        llm: The language model.
+        branches: Changed in place; the last token of each is left unread.
+        state: A row for each; used up.
+        scores: Of the next token (branches, vocabulary), fp32.
+        limits: When to stop.
+        texts: Of the tokens.
+        final: A row for each branch, overwritten with what it has read; None where nobody wants to know.
+        between_steps: Called before every token.
+    """
+    decoder = open_decoder(llm, state)
+    going = list(range(len(branches)))
+    try:
+        while True:
+            between_steps()
+            values, gains = _choose([branches[index] for index in going], scores, limits.sampling)
+            stops = [
+                _push(branches[index], value, gain, limits, texts)
+                for index, value, gain in zip(going, values, gains, strict=True)
+            ]
+            staying = [place for place, stop in enumerate(stops) if not stop]
+            if final is not None and len(staying) < len(going):
+                _keep_states(decoder.state, [place for place, stop in enumerate(stops) if stop], going, final)
+            if not staying:
+                return
+            if len(staying) < len(going):
+                decoder.keep(torch.tensor(staying, device=scores.device))
+                going = [going[place] for place in staying]
+            scores = decoder.read(torch.tensor([values[place] for place in staying], device=scores.device))
+    finally:
+        decoder.close()
+
+
+def _keep_states(state: MambaState, places: list[int], going: list[int], final: MambaState) -> None:
+    """Copy the rows at some places of a state into the rows of `final` that the branches there have."""
+    left = state.select(torch.tensor(places, device=state.ssm.device))
+    rows = torch.tensor([going[place] for place in places], device=state.ssm.device)
+    final.conv[:, rows] = left.conv
+    final.ssm[:, rows] = left.ssm
+
+
+def _choose(
+    branches: Sequence[Branch], scores: Tensor, sampling: GenerationOptions
+) -> tuple[list[int], list[float | None]]:
+    """Return a token for every branch, and its log-probability; None where it was forced."""
+    total = scores.logsumexp(-1)
+    tokens = _draw(branches, scores, sampling)
+    values = tokens.tolist()
+    allowed = scores
+    while refused := [
+        place
+        for place, (branch, value) in enumerate(zip(branches, values, strict=True))
+        if branch.guard is not None and not branch.guard.forced and not branch.guard.admits(value)
+    ]:
+        # Drawing again without what was refused is drawing from what the guard admits.
+        allowed = scores.clone() if allowed is scores else allowed
+        rows = torch.tensor(refused, device=scores.device)
+        allowed[rows, tokens[rows]] = -torch.inf
+        tokens[rows] = _draw([branches[place] for place in refused], allowed[rows], sampling)
+        values = tokens.tolist()
+    gains: list[float | None] = (scores.gather(1, tokens.unsqueeze(1)).squeeze(1) - total).tolist()
+    for place, branch in enumerate(branches):
+        if branch.guard is not None and branch.guard.forced:
+            values[place], gains[place] = branch.guard.forced[0], None
+    return values, gains
+
+
+def _draw(branches: Sequence[Branch], scores: Tensor, sampling: GenerationOptions) -> Tensor:
+    streams = [branch.stream for branch in branches if branch.stream is not None]
+    return choose(scores, sampling, None, next_numbers(streams, scores.device) if sampling.do_sample else None)
+
+
+def _push(branch: Branch, token: int, gain: float | None, limits: Limits, texts: TokenTexts) -> bool:
+    """Add a token to a branch; return whether it stops after it."""
+    branch.ids.append(token)
+    branch.unread = [token]
+    if gain is not None:
+        branch.log_likelihood += gain
+        branch.chosen += 1
+    if branch.guard is not None:
+        stage = branch.guard.stage
+        branch.guard.push(token)
+        branch.ended = branch.guard.ended
+        return branch.ended or (limits.by_stage and branch.guard.stage > stage)
+    branch.tail = (branch.tail + texts[token])[-TAIL:]
+    closed = closes_stage(branch.tail) if limits.by_stage else None
+    branch.ended = token == limits.end_token_id or len(branch.ids) >= limits.max_new_tokens or closed == STAGE_TAGS[-1]
+    return branch.ended or closed is not None

@@ -1,0 +1,160 @@
+"""The decode step on CUDA as a captured graph: a step of 64 blocks is a thousand small kernels, launched at once.
+
+A graph has a fixed number of rows and works on buffers of its own: tokens in, the state updated in place, scores out.
+So there is one graph for each bucket of batch sizes, captured when first needed and kept with its model; rows beyond
+those that are there hold whatever was left in them, and reach no other row. When rows leave and the rest fits a smaller
+bucket, their states move to its buffers.
+"""
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from cobra.models.generation.decoder import Decoder, read_tokens
+from cobra.models.mamba import MambaLM, MambaState
+from cobra.models.mamba.ops import ops_for
+
+logger = logging.getLogger(__name__)
+
+# Beyond the last bucket a step is bound by its kernels and not by their launches, and its buffers would be large.
+BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+
+# `0` in this variable turns captured graphs off.
+VARIABLE = "COBRA_CUDA_GRAPH"
+
+# Before a capture: kernels are compiled and chosen, and libraries make their workspaces, at the first calls.
+_WARM_UP_STEPS = 2
+
+
+def bucket_of(rows: int) -> int | None:
+    """Return the smallest bucket that holds so many rows, or None beyond the last."""
+    return next((bucket for bucket in BUCKETS if bucket >= rows), None)
+
+
+class CapturedStep:
+    """One step of a fixed number of rows.
+
+    tokens: (rows,) int64, to be filled before :meth:`replay`.
+    state: Of the rows; a replay updates it in place.
+    scores: (rows, vocabulary) fp32, overwritten by every replay.
+    """
+
+    def __init__(self, llm: MambaLM, rows: int, device: torch.device) -> None:
+        # Buffers that were made in inference mode could not be written outside.
+        with torch.inference_mode(False), torch.no_grad():
+            self.tokens = torch.zeros(rows, dtype=torch.long, device=device)
+            self.state = MambaState.zeros(llm.config, rows, device)
+            self.scores, self.replay = _capture(lambda: read_tokens(llm, self.tokens, self.state))
+
+
+def _capture(step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+    """Capture a function without arguments; return its result's buffer and what runs it again."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UP_STEPS):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        scores = step()
+    return scores, graph.replay
+
+
+class _Steps:
+    """The graphs of one model that no decoder is using, by bucket; they hold while operations and weights are these."""
+
+    def __init__(self) -> None:
+        self.holds_for: tuple[object, ...] = ()
+        self.free: dict[int, list[CapturedStep]] = defaultdict(list)
+        self.failed = False
+
+
+_steps: WeakKeyDictionary[MambaLM, _Steps] = WeakKeyDictionary()
+
+
+def can_capture(llm: MambaLM) -> bool:
+    """Return whether a model's step may be captured: its weights are whole and lie still, and nobody said no."""
+    held = _steps.setdefault(llm, _Steps())
+    if held.failed or os.environ.get(VARIABLE) == "0" or llm.training or torch.is_autocast_enabled("cuda"):
+        return False
+    parameters = list(llm.parameters())
+    if any(isinstance(parameter, DTensor) for parameter in parameters):
+        return False
+    # A graph reads the addresses that it was captured with: after `to` or a load by assignment they are others.
+    holds_for = (ops_for(parameters[0].device), *(parameter.data_ptr() for parameter in parameters))
+    if holds_for != held.holds_for:
+        held.holds_for = holds_for
+        # Another dict: those that are lent are given back to the old one, and forgotten with it.
+        held.free = defaultdict(list)
+    return True
+
+
+class GraphDecoder(Decoder):
+    """A :class:`Decoder` whose steps are replayed graphs; with more rows than the last bucket it is a plain one."""
+
+    def __init__(self, llm: MambaLM, state: MambaState) -> None:
+        super().__init__(llm, state)
+        self._free = _steps[llm].free
+        self._step: CapturedStep | None = None
+        self._bucket: int | None = None
+        self._place(state)
+
+    @property
+    def state(self) -> MambaState:
+        """See :attr:`Decoder.state`."""
+        if self._step is None:
+            return self._state
+        rows = self._rows
+        return MambaState(self._step.state.conv[:, :rows], self._step.state.ssm[:, :rows])
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """See :meth:`Decoder.read`."""
+        if self._step is None:
+            return super().read(tokens)
+        self._step.tokens[: self._rows] = tokens
+        self._step.replay()
+        return self._step.scores[: self._rows]
+
+    def keep(self, places: Tensor) -> None:
+        """See :meth:`Decoder.keep`."""
+        self._place(self.state.select(places))
+
+    def close(self) -> None:
+        """Give the graph back for the next decoder of the model."""
+        if self._step is not None and self._bucket is not None:
+            self._free[self._bucket].append(self._step)
+        self._step = self._bucket = None
+
+    def _place(self, state: MambaState) -> None:
+        """Put the state into the buffers of its bucket, in place of what was there."""
+        self._rows = state.batch_size
+        bucket = bucket_of(self._rows)
+        if bucket != self._bucket:
+            self.close()
+            self._bucket, self._step = bucket, self._take(bucket, state.ssm.device)
+        if self._step is None:
+            self._state = state
+        else:
+            self._step.state.conv[:, : self._rows] = state.conv
+            self._step.state.ssm[:, : self._rows] = state.ssm
+
+    def _take(self, bucket: int | None, device: torch.device) -> CapturedStep | None:
+        """Return a graph that nobody uses, captured if there is none; None where it cannot be captured."""
+        held = _steps[self._llm]
+        if bucket is None or held.failed:
+            return None
+        if self._free[bucket]:
+            return self._free[bucket].pop()
+        try:
+            return CapturedStep(self._llm, bucket, device)
+        except RuntimeError as error:
+            held.failed = True
+            logger.warning("The decode step cannot be captured as a CUDA graph, so it runs without: %s", error)
+            return None

@@ -1,0 +1,92 @@
+"""Reading one token of every row at a time, on the constant-size state; rows that are done leave."""
+
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from cobra.models.generation.threads import threads_for
+from cobra.models.mamba import MambaLM, MambaState
+
+
+def read_tokens(llm: MambaLM, tokens: Tensor, state: MambaState) -> Tensor:
+    """Read a token of every row.
+
+    Args:
+        llm: The language model.
+        tokens: (batch,) int64.
+        state: What was read before, a row for each token; updated in place.
+
+    Returns:
+        Scores of the next token (batch, vocabulary), fp32.
+    """
+    return llm.logits(llm(llm.embed(tokens.unsqueeze(1)), state)[:, -1])
+
+
+# Bytes of a head that is turned for decoding: smaller ones stay in the cache and gain nothing, larger ones would take
+# much memory and belong to models whose blocks take nearly all of the time.
+_TURNED = range(4 * 2**20, 256 * 2**20)
+
+_turned: WeakKeyDictionary[MambaLM, tuple[tuple[int, int], Tensor]] = WeakKeyDictionary()
+
+
+def turned_head(llm: MambaLM) -> Tensor | None:
+    """Return a copy of the head as (d_model, vocabulary), kept with its model, or None where it is of no use.
+
+    A CPU's matrix product of few rows by 50,280 columns goes through the head in the order in which it lies there: as
+    the embedding it takes 2.3 times as long for one row and 1.5 times for sixteen. Weights that may still be trained
+    are not copied.
+    """
+    weight = llm.lm_head.weight
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.nbytes not in _TURNED:
+        return None
+    if weight.requires_grad or weight.is_inference():
+        return None
+    version = (weight.data_ptr(), weight._version)
+    known = _turned.get(llm)
+    if known is None or known[0] != version:
+        known = _turned[llm] = (version, weight.t().contiguous())
+    return known[1]
+
+
+class Decoder:
+    """The rows that are being written, and what they have read; :class:`GraphDecoder` does the same on CUDA."""
+
+    def __init__(self, llm: MambaLM, state: MambaState) -> None:
+        self._llm = llm
+        self._state = state
+        self._head = turned_head(llm)
+
+    @property
+    def state(self) -> MambaState:
+        """What the rows have read; good until the next call of a method, so copy what is to last."""
+        return self._state
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Read a token of every row, (batch,) int64; return the next scores, good until the next call of a method."""
+        with threads_for(self._llm):
+            if self._head is None:
+                return read_tokens(self._llm, tokens, self._state)
+            return torch.mm(self._llm(self._llm.embed(tokens.unsqueeze(1)), self._state)[:, -1], self._head)
+
+    def keep(self, places: Tensor) -> None:
+        """Go on with some rows only, by their places (n,) int64 among those that are there."""
+        self._state = self._state.select(places)
+
+    def close(self) -> None:
+        """Give back what was lent; the decoder is of no use afterwards."""
+
+
+def open_decoder(llm: MambaLM, state: MambaState) -> Decoder:
+    """Return the decoder that is the fastest for a model: with captured graphs on CUDA, else a plain one.
+
+    Args:
+        llm: In evaluation mode.
+        state: What the rows have read; the decoder's from now on, and changed in place.
+    """
+    if state.ssm.device.type == "cuda":
+        from cobra.models.generation.cuda_graph import GraphDecoder, can_capture
+
+        if can_capture(llm):
+            return GraphDecoder(llm, state)
+    return Decoder(llm, state)

@@ -1,0 +1,213 @@
+"""Writing answers: options, the choice of a token, and the loop over the cached state."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cobra.models.generation.decoder import open_decoder
+from cobra.models.generation.sampling import (
+    best_tokens,
+    draw,
+    keep_likely,
+    next_numbers,
+    penalise_repetition,
+    row_seeds,
+)
+from cobra.models.mamba import MambaLM, MambaState
+from cobra.util.errors import UserError
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How tokens are chosen and when to stop; the fields are the keyword arguments of `generate`."""
+
+    max_new_tokens: int | None = None
+    """Tokens of text to write; 512 where neither this nor `max_length` is given."""
+    max_length: int | None = None
+    """Tokens of prompt and answer together; image patches are not counted."""
+    do_sample: bool = False
+    """Sample instead of taking the best token."""
+    temperature: float = 1.0
+    """Divides the scores before sampling."""
+    top_k: int = 0
+    """Sample among the k best; 0 is all."""
+    top_p: float = 1.0
+    """Sample among the smallest set of best tokens whose probability exceeds this; 1.0 is all."""
+    min_p: float = 0.0
+    """Sample among tokens at least this times as probable as the best (arXiv 2407.01082); 0.0 is all."""
+    repetition_penalty: float = 1.0
+    """Scores of text already in prompt or answer are divided (positive) or multiplied (negative) by this."""
+    eos_token_id: int | None = None
+    """Token that ends an answer, kept in the ids; None is the tokenizer's."""
+    stop_strings: Sequence[str] = ()
+    """Texts after which an answer ends; what completes one is kept."""
+    generator: torch.Generator | None = None
+    """Source of randomness: one number is taken from it for a batch; None is torch's."""
+    seeds: Sequence[int] | None = None
+    """In place of the generator, a seed for each prompt: its sample then depends on it, the prompt and the options
+    alone, and not on the rest of the batch."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            "max_new_tokens": self.max_new_tokens is None or self.max_new_tokens > 0,
+            "max_length": self.max_length is None or self.max_length > 0,
+            "temperature": self.temperature > 0,
+            "top_k": self.top_k >= 0,
+            "top_p": 0 < self.top_p <= 1,
+            "min_p": 0 <= self.min_p <= 1,
+            "repetition_penalty": self.repetition_penalty > 0,
+            "stop_strings": not isinstance(self.stop_strings, str) and all(self.stop_strings),
+        }
+        for name, good in checks.items():
+            if not good:
+                raise UserError(
+                    f"{name} is {getattr(self, name)}: the limits and the temperature must be positive, top_k at least "
+                    "0, top_p in (0, 1], min_p in [0, 1], stop_strings a list of texts; for the best token at every "
+                    "step use do_sample=False"
+                )
+
+    @classmethod
+    def from_kwargs(cls, kwargs: dict[str, Any]) -> "GenerationOptions":
+        """Build options from keyword arguments.
+
+        Raises:
+            UserError: An argument is unknown (the known ones are listed) or out of its range.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(kwargs) - set(known) - {"use_cache"})
+        if unknown:
+            raise UserError(
+                f"generate does not know the argument {', '.join(unknown)}; the known ones are: {', '.join(known)}"
+            )
+        return cls(**{name: value for name, value in kwargs.items() if name != "use_cache"})
+
+    def budget(self, prompt_length: int) -> int:
+        """Return how many tokens may follow a prompt of that length."""
+        limits = [] if self.max_new_tokens is None else [self.max_new_tokens]
+        if self.max_length is not None:
+            limits.append(max(self.max_length - prompt_length, 0))
+        return min(limits, default=512)
+
+
+def choose(scores: Tensor, options: GenerationOptions, seen: Tensor | None, numbers: Tensor | None = None) -> Tensor:
+    """Return the next token of every row.
+
+    Args:
+        scores: (batch, vocabulary), fp32.
+        options: How to choose. Filters come after the temperature, in the order top-k, top-p, min-p.
+        seen: Tokens of prompt and answer (batch, vocabulary), bool; None where repetition is free.
+        numbers: The rows' random numbers (batch,), see :func:`draw`; None takes them from the options' generator.
+
+    Returns:
+        (batch,) int64.
+    """
+    if seen is not None:
+        scores = penalise_repetition(scores, seen, options.repetition_penalty)
+    if not options.do_sample:
+        return best_tokens(scores)
+    if numbers is None:
+        device = scores.device if options.generator is None else options.generator.device
+        numbers = torch.rand(len(scores), generator=options.generator, device=device).to(scores.device)
+    scores = scores / options.temperature
+    if not options.top_k and options.top_p == 1.0 and not options.min_p:
+        return draw(scores, numbers)
+    kept, tokens = keep_likely(scores, options.top_k, options.top_p, options.min_p)
+    return tokens.gather(-1, draw(kept, numbers).unsqueeze(-1)).squeeze(-1)
+
+
+def stops_after(
+    texts: Sequence[str], decode: Callable[[Sequence[int]], str], rows: int
+) -> Callable[[int, int], bool] | None:
+    """Return a function that takes the (row, token) of every new token and tells whether the row has said a text.
+
+    Args:
+        texts: What ends an answer; None is returned where there is none.
+        decode: From ids to text.
+        rows: Answers written together.
+    """
+    if not texts:
+        return None
+    # Every token of a text holds a character of it at least, or a byte of one.
+    window = max(len(text.encode()) for text in texts)
+    last: list[list[int]] = [[] for _ in range(rows)]
+
+    def stop(row: int, token: int) -> bool:
+        last[row] = [*last[row], token][-window:]
+        said = decode(last[row])
+        return any(text in said for text in texts)
+
+    return stop
+
+
+def tokens_of(prompts: Sequence[Sequence[int]], scores: Tensor) -> Tensor:
+    """Return which tokens each prompt has: bool, of the shape (batch, vocabulary) of scores and on their device."""
+    seen = torch.zeros_like(scores, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        seen[row, list(prompt)] = True
+    return seen
+
+
+@torch.no_grad()
+def generate_ids(
+    llm: MambaLM,
+    state: MambaState,
+    scores: Tensor,
+    prompts: Sequence[Sequence[int]],
+    options: GenerationOptions,
+    end_token_id: int,
+    stop: Callable[[int, int], bool] | None = None,
+) -> Iterator[list[tuple[int, int]]]:
+    """Write answers token by token after the prompts have been read.
+
+    Rows that are done leave the batch, so the rest goes on faster.
+
+    Args:
+        llm: The language model.
+        state: After the prompts, a row for each; used up.
+        scores: Of the first new token (batch, vocabulary).
+        prompts: Text ids of each prompt, for the limits and the repetition penalty.
+        options: How to choose.
+        end_token_id: Token after which a row is done; it is yielded too.
+        stop: Called with the (row, token) of every token that may be followed; True where the row is done with it.
+
+    Yields:
+        After every step the (row, token) pairs of the rows that were still going.
+    """
+    streams = []
+    if options.do_sample:
+        streams = [random.Random(seed) for seed in row_seeds(options.seeds, len(prompts), options.generator)]
+    rows = list(range(len(prompts)))
+    left = [options.budget(len(prompt)) for prompt in prompts]
+    seen = None if options.repetition_penalty == 1.0 else tokens_of(prompts, scores)
+    decoder = open_decoder(llm, state)
+    try:
+        while True:
+            numbers = next_numbers([streams[row] for row in rows], scores.device) if streams else None
+            tokens = choose(scores, options, seen, numbers)
+            values = tokens.tolist()
+            step = [(row, value) for row, value in zip(rows, values, strict=True) if left[row] > 0]
+            if step:
+                yield step
+            for row, _ in step:
+                left[row] -= 1
+            going = [
+                place
+                for place, (row, value) in enumerate(zip(rows, values, strict=True))
+                if left[row] > 0 and value != end_token_id and not (stop is not None and stop(row, value))
+            ]
+            if not going:
+                return
+            if len(going) < len(rows):
+                index = torch.tensor(going, device=tokens.device)
+                decoder.keep(index)
+                tokens, rows = tokens[index], [rows[place] for place in going]
+                seen = None if seen is None else seen[index]
+            if seen is not None:
+                seen.scatter_(1, tokens.unsqueeze(1), True)
+            scores = decoder.read(tokens)
+    finally:
+        decoder.close()

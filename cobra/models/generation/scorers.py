@@ -1,0 +1,181 @@
+"""Which of several branches is the best: by likelihood, by the model's own judgement, by a function, or by vote."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from cobra.models.backbones.llm.prompting import PromptBuilder
+from cobra.models.generation.beams import Branch, read_rows
+from cobra.models.generation.stage_guard import find_conclusion
+from cobra.models.mamba import MambaLM, MambaState
+from cobra.reasoning.matching import conclusion_key
+from cobra.util.errors import UserError
+
+LIKELIHOOD = "likelihood"
+JUDGEMENT = "judgement"
+SCORERS = (LIKELIHOOD, JUDGEMENT)
+
+# A function of the prompt's index in the batch and of the answer so far; higher is better.
+TextScorer = Callable[[int, str], float]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An answer, or its beginning."""
+
+    text: str
+    """Tags included, without special tokens."""
+    score: float
+    """By the scorer; higher is better."""
+    mean_log_likelihood: float
+    """Of the tokens that the model chose."""
+    tokens: int
+    """Its length, forced tags included."""
+    votes: int = 0
+    """In a vote: candidates with its conclusion, itself included."""
+
+
+class Scorer(Protocol):
+    """Gives branches their scores."""
+
+    reads_state: bool
+    """Whether it looks at the states."""
+
+    def score(self, branches: Sequence[Branch], state: MambaState | None) -> list[int]:
+        """Set the branches' scores, and return how many tokens were read for each.
+
+        Args:
+            branches: Changed in place.
+            state: A row for each, which has read all but its unread tokens, and stays as it is; None where the scorer
+                reads none.
+        """
+
+
+class LikelihoodScorer:
+    """The mean log-likelihood of the tokens that the model chose, since the prompt.
+
+    The mean and not the sum: a sum falls with every token, so that among branches of one stage it takes the shortest.
+    """
+
+    reads_state = False
+
+    def score(self, branches: Sequence[Branch], state: MambaState | None) -> list[int]:
+        """See :meth:`Scorer.score`."""
+        for branch in branches:
+            branch.score = branch.mean_log_likelihood
+        return [0] * len(branches)
+
+
+class FunctionScorer:
+    """A user's function of the text."""
+
+    reads_state = False
+
+    def __init__(self, function: TextScorer, decode: Callable[[Sequence[int]], str]) -> None:
+        self._function = function
+        self._decode = decode
+
+    def score(self, branches: Sequence[Branch], state: MambaState | None) -> list[int]:
+        """See :meth:`Scorer.score`.
+
+        Raises:
+            UserError: The function returned something that is not a number.
+        """
+        for branch in branches:
+            value = self._function(branch.prompt, self._decode(branch.ids).strip())
+            branch.score = float(value) if isinstance(value, int | float) else float("nan")
+            if branch.score != branch.score:
+                raise UserError(f"the scorer returned {value!r} for prompt {branch.prompt}: it must return a number")
+        return [0] * len(branches)
+
+
+class JudgementScorer:
+    """The model's own probability of yes against no to a question put after the branch.
+
+    The question is read on a copy of the state, so that the branch goes on as if nobody had asked.
+    """
+
+    reads_state = True
+
+    def __init__(self, llm: MambaLM, question: Sequence[int], yes: int, no: int) -> None:
+        """Take the question's ids, and those of the two answers."""
+        self._llm = llm
+        self._question = list(question)
+        self._answers = [yes, no]
+
+    def score(self, branches: Sequence[Branch], state: MambaState | None) -> list[int]:
+        """See :meth:`Scorer.score`."""
+        if state is None:
+            raise TypeError("a judgement needs the states")
+        # An answer that ended by itself has said its end token already, with which the question begins.
+        done = [branch.unread[-1:] == self._question[:1] for branch in branches]
+        rows = [[*branch.unread, *self._question[end:]] for branch, end in zip(branches, done, strict=True)]
+        _, scores = read_rows(self._llm, rows, state.clone())
+        chances = scores[:, self._answers].softmax(-1)[:, 0].tolist()
+        for branch, chance in zip(branches, chances, strict=True):
+            branch.score = chance
+        return [len(row) for row in rows]
+
+
+def question_after_answer(builder: PromptBuilder, question: str) -> str:
+    """Return a question as it follows an answer that has not been ended: its end token, and a human turn."""
+    builder.add_turn("human", "?")
+    answer = "!"
+    turn = builder.add_turn("gpt", answer)
+    before = builder.get_prompt()
+    builder.add_turn("human", question)
+    return turn.removeprefix(answer) + builder.get_prompt().removeprefix(before)
+
+
+def judgement_scorer(
+    llm: MambaLM,
+    encode: Callable[[str], list[int]],
+    answers: dict[str, int],
+    builder: PromptBuilder,
+    question: str,
+) -> JudgementScorer:
+    """Build the scorer that asks the model itself.
+
+    Args:
+        llm: The language model.
+        encode: From text to ids.
+        answers: Token ids of the answers that are a single token.
+        builder: A new conversation in the model's format.
+        question: To be answered by Yes or No.
+
+    Raises:
+        UserError: Yes or No is not a single token, or there is no question.
+    """
+    missing = [answer for answer in ("Yes", "No") if answer not in answers]
+    if missing:
+        raise UserError(
+            f"{' and '.join(missing)} is not a single token of this model, so that it cannot judge its answers: use "
+            f"the scorer {LIKELIHOOD!r}"
+        )
+    if not question.strip():
+        raise UserError("the question for the model's judgement is empty: it must be answered by Yes or No")
+    return JudgementScorer(llm, encode(question_after_answer(builder, question)), answers["Yes"], answers["No"])
+
+
+def by_vote(candidates: Sequence[Candidate], question: str = "") -> list[Candidate]:
+    """Order whole answers by how many have the same CONCLUSION, by the rule that answers are scored by.
+
+    Args:
+        candidates: Best first.
+        question: What was asked: where it lists options, their words and letters are the same.
+
+    Returns:
+        The candidates with their votes, those of the commonest conclusion first, among them the best first. Of
+        conclusions with as many votes the one with the best answer comes first. Without a conclusion there is no vote.
+    """
+    groups: dict[Hashable, list[Candidate]] = {}
+    without: list[Candidate] = []
+    for candidate in candidates:
+        conclusion = find_conclusion(candidate.text)
+        if conclusion:
+            groups.setdefault(conclusion_key(conclusion, question), []).append(candidate)
+        else:
+            without.append(candidate)
+    # Stable: groups with as many votes stay in the order of their best members.
+    ordered = sorted(groups.values(), key=lambda members: -len(members))
+    return [replace(one, votes=len(members)) for members in ordered for one in members] + without

@@ -1,0 +1,320 @@
+"""Search over answers: several are begun from copies of one state, and the best one is taken.
+
+Stage-level beam search (LLaVA-CoT, arXiv 2411.10440): at every stage the kept answers are branched, each branch is
+sampled to the stage's closing tag, the best ones are kept, and so on. Best-of-N samples whole answers and takes the
+best; a vote takes the CONCLUSION that most of them share. A branch costs a copy of the state, whose size does not grow
+with what was read. All prompts and branches are written in one batch, as far as memory allows.
+"""
+
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from cobra.models.generation.beams import Branch, Limits, read_rows, write_branches
+from cobra.models.generation.generate import GenerationOptions
+from cobra.models.generation.memory import branches_at_once, state_bytes
+from cobra.models.generation.scorers import LIKELIHOOD, SCORERS, Candidate, Scorer, by_vote
+from cobra.models.generation.stage_guard import StageGuard, TokenTexts
+from cobra.models.mamba import MambaLM, MambaState
+from cobra.util.errors import UserError
+
+KINDS = ("none", "best-of-n", "vote", "stage-beam")
+
+# The tokens of all branches are kept to the end, and no limit of memory counts them: 512 of so many take 75 MB.
+MAX_BEAMS = 4096
+
+JUDGEMENT_QUESTION = "Check what you have written against the image. Is it right as far as it goes? Answer Yes or No."
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How an answer is searched for."""
+
+    kind: str = "none"
+    """`none`: the likeliest token at every step. `best-of-n`: the best-scored of N sampled answers. `vote`: the
+    CONCLUSION that most of N share, ties going to the best-scored answer. `stage-beam`: N branches of every stage."""
+    beams: int = 4
+    """Branches of each prompt, N; at every stage in `stage-beam`, shared out among those that were kept."""
+    keep: int = 1
+    """Branches that `stage-beam` keeps after every stage, no two of them alike."""
+    scorer: str = LIKELIHOOD
+    """`likelihood`: the mean log-likelihood of the chosen tokens. `judgement`: the model's probability of Yes against
+    No to `question`. A function given to the search takes its place."""
+    guard: bool = True
+    """Make the four stages come in order, filled and closed; see :class:`StageGuard`."""
+    temperature: float = 0.6
+    """Divides the scores before sampling; as the paper samples, and so is top_p."""
+    top_k: int = 0
+    """Sample among the k best tokens; 0 is all."""
+    top_p: float = 0.9
+    """Sample among the smallest set of best tokens whose probability exceeds this; 1.0 is all."""
+    min_p: float = 0.0
+    """Sample among tokens at least this times as probable as the best; 0.0 is all."""
+    max_new_tokens: int = 512
+    """Of an answer, tags included."""
+    stage_tokens: int = 256
+    """Of one stage's text, where there is a guard."""
+    question: str = JUDGEMENT_QUESTION
+    """For `judgement`: put after every branch."""
+    memory: float | None = None
+    """GiB that states and scores of the branches may take; None is four fifths of what is free. Branches that do not
+    fit are written after the others, with the same answers."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"the search {self.kind!r} is unknown; the known ones are: {', '.join(KINDS)}")
+        if self.scorer not in SCORERS:
+            raise UserError(f"the scorer {self.scorer!r} is unknown; the known ones are: {', '.join(SCORERS)}")
+        if not 1 <= self.keep <= self.beams:
+            raise UserError(
+                f"the search has {self.beams} branches and is to keep {self.keep}: both must be at least 1, and no "
+                "more can be kept than there are"
+            )
+        if self.beams > MAX_BEAMS:
+            raise UserError(
+                f"the search has {self.beams:,} branches of each prompt, more than the {MAX_BEAMS:,} that it can "
+                "remember: give fewer (beams)"
+            )
+        if self.memory is not None and not self.memory > 0:
+            raise UserError(f"the memory of the search is {self.memory} GiB, expected a number above 0")
+        # Has checks of its own.
+        self.sampling  # noqa: B018
+
+    @property
+    def sampling(self) -> GenerationOptions:
+        """How tokens are chosen."""
+        return GenerationOptions(
+            max_new_tokens=self.max_new_tokens,
+            do_sample=self.kind != "none",
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+        )
+
+    @property
+    def width(self) -> int:
+        """Branches of each prompt that are written at a time."""
+        return 1 if self.kind == "none" else self.beams
+
+    @property
+    def kept(self) -> int:
+        """Branches of each prompt that a round leaves."""
+        return self.keep if self.kind == "stage-beam" else self.width
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What was found for one prompt."""
+
+    text: str
+    """The answer."""
+    score: float
+    """Of the answer, by the scorer."""
+    tokens_spent: int
+    """Tokens written in all branches, and those read to judge them."""
+    candidates: list[Candidate]
+    """What the answer was chosen from at last, the best first."""
+    rounds: list[list[Candidate]] = field(repr=False)
+    """What was written at every stage, the best first. One round but for `stage-beam`."""
+    state_bytes: int = 0
+    """Of one branch's state, whatever it has read."""
+    copied_bytes: int = 0
+    """That branching cost: a copy of the state for each branch."""
+
+
+class Search:
+    """A search over the answers to a batch of prompts; :meth:`rounds` goes on stage by stage."""
+
+    def __init__(
+        self,
+        llm: MambaLM,
+        texts: TokenTexts,
+        decode: Callable[[Sequence[int]], str],
+        end_token_id: int,
+        scorer: Scorer,
+        options: SearchOptions,
+        between_steps: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take what a search needs of a model.
+
+        Args:
+            llm: In evaluation mode.
+            texts: Of its tokens.
+            decode: From ids to text, without special tokens.
+            end_token_id: Ends an answer that has no guard.
+            scorer: As `options` ask for.
+            options: How to search.
+            between_steps: Called before every token of the branches; what it raises ends the search.
+
+        Raises:
+            UserError: The limits leave no room for four stages.
+        """
+        self._llm = llm
+        self._decode = decode
+        self._texts = texts
+        self._scorer = scorer
+        self._options = options
+        self._between_steps = between_steps
+        by_stage = options.kind == "stage-beam"
+        self._spent: list[int] = []
+        self._branched: list[int] = []
+        self._limits = Limits(options.sampling, options.max_new_tokens, end_token_id, by_stage)
+        self._guard = StageGuard(texts, options.max_new_tokens, options.stage_tokens) if options.guard else None
+
+    def run(
+        self, state: MambaState, scores: Tensor, seeds: Sequence[str], questions: Sequence[str]
+    ) -> list[SearchResult]:
+        """Search to the end; see :meth:`rounds`.
+
+        Args:
+            state: As :meth:`rounds`.
+            scores: Likewise.
+            seeds: Likewise.
+            questions: What each prompt asks, for a vote: an option that it lists is the same by its letter and words.
+        """
+        rounds = list(self.rounds(state, scores, seeds))
+        return [
+            self._result([found[prompt] for found in rounds], prompt, question)
+            for prompt, question in enumerate(questions)
+        ]
+
+    def decided(self, state: MambaState, scores: Tensor, seed: str, question: str) -> Iterator[str]:
+        """Search the answer to one prompt; yield its text piece by piece, as far as the kept answers agree."""
+        told, rounds = "", []
+        for found in self.rounds(state, scores, [seed]):
+            rounds.append(found[0])
+            kept = list(dict.fromkeys(candidate.text for candidate in found[0]))[: self._options.kept]
+            piece = os.path.commonprefix(kept)[len(told) :]
+            if piece and self._limits.by_stage:
+                yield piece
+                told += piece
+        yield self._result(rounds, 0, question).text[len(told) :]
+
+    @property
+    def tokens_spent(self) -> list[int]:
+        """Tokens written for each prompt so far, in all branches, and those read to judge them."""
+        return list(self._spent)
+
+    def _result(self, rounds: list[list[Candidate]], prompt: int, question: str) -> SearchResult:
+        last = by_vote(rounds[-1], question) if self._options.kind == "vote" else rounds[-1]
+        size = state_bytes(self._llm.config)
+        copied = size * self._branched[prompt]
+        return SearchResult(last[0].text, last[0].score, self._spent[prompt], last, rounds, size, copied)
+
+    def rounds(self, state: MambaState, scores: Tensor, seeds: Sequence[str]) -> Iterator[list[list[Candidate]]]:
+        """Write stage after stage, or whole answers in one go.
+
+        Args:
+            state: After the prompts, a row for each; used up.
+            scores: Of the first new token (prompts, vocabulary), fp32.
+            seeds: One for each prompt: what is drawn for it depends on this alone.
+
+        Yields:
+            After each round what there is for every prompt, best first; of those that differ the first
+            :attr:`SearchOptions.kept` go on.
+
+        Raises:
+            UserError: Memory is too small for what is kept.
+        """
+        self._spent = [0] * len(seeds)
+        self._branched = [0] * len(seeds)
+        beams = [Branch(prompt, [], [], guard=self._guard and self._guard.copy()) for prompt in range(len(seeds))]
+        number = 0
+        while not all(branch.ended for branch in beams):
+            state, scores = self._read(beams, state, scores)
+            found, state = self._round(beams, state, scores, [f"{seed}/{number}" for seed in seeds])
+            yield [[self._candidate(branch) for branch in branches] for branches in found]
+            beams = [branch for branches in found for branch in self._kept(branches)]
+            number += 1
+
+    def _candidate(self, branch: Branch) -> Candidate:
+        text = self._decode(branch.ids).strip()
+        return Candidate(text, branch.score, branch.mean_log_likelihood, len(branch.ids))
+
+    def _read(self, beams: list[Branch], state: MambaState, scores: Tensor) -> tuple[MambaState, Tensor]:
+        """Let the states read what was written since, and the opening tags that come next, all at once."""
+        for branch in beams:
+            if branch.guard is not None:
+                forced = branch.guard.take_forced()
+                branch.ids += forced
+                branch.unread = branch.unread + forced
+                self._spent[branch.prompt] += len(forced)
+        rows = [branch.unread for branch in beams]
+        return read_rows(self._llm, rows, state) if any(rows) else (state, scores)
+
+    def _round(
+        self, beams: list[Branch], state: MambaState, scores: Tensor, seeds: Sequence[str]
+    ) -> tuple[list[list[Branch]], MambaState]:
+        """Branch, write, score and sort; return what there is by prompt, and the states of those that go on."""
+        by_stage = self._limits.by_stage
+        found: list[list[Branch]] = [[] for _ in seeds]
+        for row, branch in enumerate(beams):
+            branch.row = row
+            if branch.ended:
+                found[branch.prompt].append(branch)
+        plan = self._plan(beams, len(seeds))
+        held = len(beams) + (self._options.kept * len(seeds) if by_stage else 0)
+        at_once = branches_at_once(self._llm.config, state.ssm.device, held, len(plan), self._options.memory)
+        # Rows are counted through the states that are branched, then the best of those written so far, then new ones.
+        best: list[MambaState] = []
+        for start in range(0, len(plan), at_once):
+            written, final = self._write(beams, plan[start : start + at_once], state, scores, seeds)
+            for branch in written:
+                branch.row += sum(part.batch_size for part in (state, *best))
+                found[branch.prompt].append(branch)
+            for branches in found:
+                branches.sort(key=lambda branch: -branch.score)
+            if by_stage and final is not None:
+                going = [branch for branches in found for branch in self._kept(branches)]
+                rows = torch.tensor([branch.row for branch in going], device=scores.device)
+                best = [MambaState.join([state, *best, final]).select(rows)]
+                for row, branch in enumerate(going):
+                    branch.row = state.batch_size + row
+        return found, best[0] if best else state
+
+    def _kept(self, branches: list[Branch]) -> list[Branch]:
+        """Return the branches of one prompt, best first, that go on; of those with the same tokens the first."""
+        distinct = {tuple(branch.ids): branch for branch in reversed(branches)}
+        return [branch for branch in branches if distinct[tuple(branch.ids)] is branch][: self._options.kept]
+
+    def _plan(self, beams: list[Branch], prompts: int) -> list[tuple[int, int]]:
+        """Share out every prompt's branches among its answers that go on: (row of the answer, number of the branch)."""
+        going: list[list[int]] = [[] for _ in range(prompts)]
+        for row, branch in enumerate(beams):
+            if not branch.ended:
+                going[branch.prompt].append(row)
+        width = self._options.width
+        return [(rows[number % len(rows)], number) for rows in going if rows for number in range(width)]
+
+    def _write(
+        self,
+        beams: list[Branch],
+        plan: Sequence[tuple[int, int]],
+        state: MambaState,
+        scores: Tensor,
+        seeds: Sequence[str],
+    ) -> tuple[list[Branch], MambaState | None]:
+        """Write some of the branches, and score them; return them and, where somebody looks at them, their states."""
+        index = torch.tensor([row for row, _ in plan], device=scores.device)
+        branches = []
+        for row, number in plan:
+            seed = f"{seeds[beams[row].prompt]}/{number}"
+            branches.append(beams[row].branch(random.Random(seed) if self._limits.sampling.do_sample else None))
+        final = None
+        if self._limits.by_stage or self._scorer.reads_state:
+            final = MambaState.zeros(self._llm.config, len(plan), state.ssm.device)
+        states = state.select(index)
+        write_branches(
+            self._llm, branches, states, scores[index], self._limits, self._texts, final, self._between_steps
+        )
+        read = self._scorer.score(branches, final)
+        for place, ((row, _), branch, judged) in enumerate(zip(plan, branches, read, strict=True)):
+            branch.row = place
+            self._branched[branch.prompt] += 1
+            self._spent[branch.prompt] += len(branch.ids) - len(beams[row].ids) + judged
+        return branches, final

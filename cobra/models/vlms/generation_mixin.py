@@ -1,0 +1,353 @@
+"""Answering prompts about images: the public face of generation, shared by all vision-language models."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from cobra.models.backbones.llm import MambaLLMBackbone
+from cobra.models.backbones.vision import PixelValues, VisionBackbone
+from cobra.models.backbones.vision.transforms import map_pixels, stack_pixels
+from cobra.models.generation.generate import GenerationOptions, generate_ids, stops_after
+from cobra.models.generation.sampling import row_seeds
+from cobra.models.generation.scorers import (
+    JUDGEMENT,
+    FunctionScorer,
+    LikelihoodScorer,
+    Scorer,
+    TextScorer,
+    judgement_scorer,
+)
+from cobra.models.generation.search import Search, SearchOptions, SearchResult
+from cobra.models.generation.stage_guard import TokenTexts
+from cobra.models.generation.threads import threads_for
+from cobra.models.mamba import MambaState
+from cobra.util.errors import UserError
+from cobra.util.images import to_rgb
+
+# Positions that a CPU reads at once: 16 images of 729 patches fall out of its cache, and together take 1.6 times as
+# long as two by two.
+_CPU_POSITIONS = 2048
+
+# Answers whose first token alone tells them, for generate_batch's probabilities.
+_ANSWERS = ("True", "False", "Yes", "No", *(chr(letter) for letter in range(ord("A"), ord("Z") + 1)))
+
+
+def single_token_answers(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Return the token id of every answer (True, False, Yes, No, A to Z) that is a single token."""
+    encoded = {answer: tokenizer.encode(answer, add_special_tokens=False) for answer in _ANSWERS}
+    return {answer: ids[0] for answer, ids in encoded.items() if len(ids) == 1}
+
+
+class Answering:
+    """Generation for a model with the attributes named here; :class:`CobraVLM` is one."""
+
+    vision_backbone: VisionBackbone
+    llm_backbone: MambaLLMBackbone
+    string2idx: dict[str, int]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the language model."""
+        return self.llm_backbone.llm.backbone.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the language model's matrices."""
+        return self.llm_backbone.llm.backbone.embedding.weight.dtype
+
+    def encode_images(self, pixel_values: PixelValues) -> Tensor:
+        """Return image embeddings (batch, patches, d_model) of pixels."""
+        raise NotImplementedError
+
+    def preprocess(self, images: Sequence[Image.Image]) -> PixelValues:
+        """Return the pixels of pictures of any mode, stacked on the model's device and, if several, by tower."""
+        pixels = [self.vision_backbone.image_transform(to_rgb(image)) for image in images]
+        return map_pixels(stack_pixels(pixels), lambda value: value.to(self.device))
+
+    @torch.no_grad()
+    def read_images(self, pixel_values: PixelValues) -> MambaState:
+        """Read images once for any number of prompts about them: the `prefix` of the other methods.
+
+        Args:
+            pixel_values: Pixels with a row for each image (see :meth:`preprocess`).
+
+        Returns:
+            The state after each image's patches, of constant size whatever their number. Prompts read after it get
+            the answers that they get with the pixels, up to rounding.
+        """
+        llm = self.llm_backbone.llm
+        with threads_for(llm):
+            patches = self.encode_images(pixel_values).to(self.dtype)
+            count, positions = patches.shape[:2]
+            state = MambaState.zeros(llm.config, count, self.device)
+            rows = max(1, _CPU_POSITIONS // positions) if self.device.type == "cpu" else count
+            for start in range(0, count, rows):
+                part = slice(start, start + rows)
+                llm(patches[part], MambaState(state.conv[:, part], state.ssm[:, part]))
+            return state
+
+    @torch.no_grad()
+    def prefill(
+        self, pixel_values: PixelValues | None, prompts: Sequence[Sequence[int]], prefix: MambaState | None = None
+    ) -> tuple[MambaState, Tensor]:
+        """Read a batch of prompts of any lengths.
+
+        Args:
+            pixel_values: Pixels with a row for each prompt, or None for text only, or where there is a `prefix`.
+            prompts: Text ids.
+            prefix: What was read before each prompt, a row for each (see :meth:`read_images`); it stays as it is.
+
+        Returns:
+            The state after each prompt, and the scores (batch, vocabulary) of each first new token in fp32.
+
+        Raises:
+            UserError: The number of images is not that of prompts, a prompt without pixels is empty, or the prefix
+                has other rows than the prompts, is of another model, or comes with pixels.
+        """
+        if pixel_values is not None:
+            count = len(next(iter(pixel_values.values())) if isinstance(pixel_values, dict) else pixel_values)
+            if count != len(prompts):
+                raise UserError(f"there are {count} images for {len(prompts)} prompts: give an image for every prompt")
+        empty = [str(index) for index, prompt in enumerate(prompts) if not prompt]
+        if empty and pixel_values is None:
+            raise UserError(f"prompt {', '.join(empty)} is empty: without an image there is nothing to go on from")
+        llm = self.llm_backbone.llm
+        if prefix is not None:
+            self._check_prefix(prefix, len(prompts), pixel_values)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        ids = nn.utils.rnn.pad_sequence([torch.tensor(prompt, dtype=torch.long) for prompt in prompts], True)
+        # All of it: a thread that has helped spins for some milliseconds before it sleeps, on a core that others want.
+        with threads_for(llm):
+            embeds = llm.embed(ids.to(self.device))
+            if pixel_values is not None:
+                patches = self.encode_images(pixel_values).to(embeds.dtype)
+                embeds = torch.cat([patches, embeds], dim=1)
+                lengths = lengths + patches.shape[1]
+            state = MambaState.zeros(llm.config, len(prompts), self.device) if prefix is None else prefix.clone()
+            ragged = bool((lengths != embeds.shape[1]).any())
+            hidden = llm(embeds, state, lengths if ragged else None)
+            last = hidden[torch.arange(len(prompts), device=self.device), lengths - 1]
+            return state, llm.logits(last)
+
+    def _check_prefix(self, prefix: MambaState, count: int, pixel_values: PixelValues | None) -> None:
+        """Raise a UserError where `count` prompts cannot go on from a prefix."""
+        if pixel_values is not None:
+            raise UserError("a prefix and pixels were given: the images are in the prefix, so leave the pixels out")
+        if prefix.batch_size != count:
+            raise UserError(
+                f"the prefix is of {prefix.batch_size} images and there are {count} prompts: give a row for every "
+                "prompt, with prefix.select(rows) where rows are to be repeated or left out"
+            )
+        prefix.check(self.llm_backbone.llm.config, count)
+        if prefix.ssm.device != self.device:
+            raise UserError(f"the prefix is on {prefix.ssm.device} and the model on {self.device}: read it again")
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the ids of a prompt.
+
+        Raises:
+            UserError: There are more than :attr:`max_text_length`. Cut on the right, as training cuts its examples, a
+                prompt would lose the header after which the model answers.
+        """
+        ids = self.encode(text)
+        if len(ids) > self.max_text_length:
+            raise UserError(
+                f"the prompt has {len(ids):,} tokens, and the model reads {self.max_text_length:,} at most: give a "
+                "shorter one"
+            )
+        return ids
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, however long."""
+        ids: list[int] = self.llm_backbone.tokenizer(text, truncation=False, verbose=False).input_ids
+        return ids
+
+    @property
+    def max_text_length(self) -> int:
+        """Tokens of text that the model reads at most, image patches not counted."""
+        return int(self.llm_backbone.tokenizer.model_max_length)
+
+    def generate(self, image: Image.Image | None, prompt_text: str, **kwargs: Any) -> str:
+        """Answer a prompt about an image.
+
+        Args:
+            image: The picture, or None for text only.
+            prompt_text: A prompt from :meth:`get_prompt_builder`.
+            **kwargs: See :class:`GenerationOptions`.
+
+        Returns:
+            The answer, without the prompt and without special tokens.
+        """
+        pixel_values = None if image is None else self.preprocess([image])
+        return self.generate_batch(pixel_values, [prompt_text], **kwargs)[0]
+
+    def stream(self, image: Image.Image | None, prompt_text: str, **kwargs: Any) -> Iterator[str]:
+        """Like :meth:`generate`, yielding the text piece by piece as it is written."""
+        pixel_values = None if image is None else self.preprocess([image])
+        options = GenerationOptions.from_kwargs(kwargs)
+        prompts = [self.tokenize(prompt_text)]
+        state, scores = self.prefill(pixel_values, prompts)
+        ids: list[int] = []
+        told = ""
+        for step in self._steps(state, scores, prompts, options):
+            ids += [token for _, token in step]
+            text = self.decode(ids)
+            # A character of several tokens shows as U+FFFD until it is whole.
+            if not text.endswith("\ufffd"):
+                yield text[len(told) :]
+                told = text
+        yield self.decode(ids)[len(told) :]
+
+    def generate_batch(
+        self,
+        pixel_values: PixelValues | None,
+        texts: Sequence[str],
+        return_string_probabilities: Sequence[str] | None = None,
+        prefix: MambaState | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Answer a batch of prompts, of any lengths, at once.
+
+        Args:
+            pixel_values: Pixels with a row for each prompt (see :meth:`preprocess`), or None for text only.
+            texts: Prompts.
+            return_string_probabilities: Single-token answers (keys of `string2idx`) whose probabilities as the first
+                token, normalised among themselves, are wanted.
+            prefix: In place of pixels, what :meth:`read_images` has read of them.
+            **kwargs: See :class:`GenerationOptions`.
+
+        Returns:
+            The answers; with `return_string_probabilities` a pair of them and a list of probabilities for each.
+
+        Raises:
+            UserError: As :meth:`prefill`; or an answer is not a single token, or an argument is unknown or out of its
+                range.
+        """
+        return_strings = list(return_string_probabilities or [])
+        unknown = [answer for answer in return_strings if answer not in self.string2idx]
+        if unknown:
+            raise UserError(f"{', '.join(unknown)}: not a single-token answer; known: {', '.join(self.string2idx)}")
+        options = GenerationOptions.from_kwargs(kwargs)
+        if not texts:
+            return ([], []) if return_strings else []
+        prompts = [self.tokenize(text) for text in texts]
+        state, scores = self.prefill(pixel_values, prompts, prefix)
+        # Normalised among the answers alone: among all tokens they may be too unlikely for fp32.
+        chosen = scores[:, [self.string2idx[answer] for answer in return_strings]].softmax(-1)
+        answers = [self.decode(ids).strip() for ids in self._collect(state, scores, prompts, options)]
+        return (answers, chosen.tolist()) if return_strings else answers
+
+    def generate_batch_ids(
+        self,
+        pixel_values: PixelValues | None,
+        prompts: Sequence[Sequence[int]],
+        options: GenerationOptions,
+        prefix: MambaState | None = None,
+    ) -> list[list[int]]:
+        """Return the new ids of each prompt, the end token included; see :meth:`generate_batch`."""
+        state, scores = self.prefill(pixel_values, prompts, prefix)
+        return self._collect(state, scores, prompts, options)
+
+    def _collect(
+        self, state: MambaState, scores: Tensor, prompts: Sequence[Sequence[int]], options: GenerationOptions
+    ) -> list[list[int]]:
+        answers: list[list[int]] = [[] for _ in prompts]
+        with threads_for(self.llm_backbone.llm):
+            for step in self._steps(state, scores, prompts, options):
+                for row, token in step:
+                    answers[row].append(token)
+        return answers
+
+    def _steps(
+        self, state: MambaState, scores: Tensor, prompts: Sequence[Sequence[int]], options: GenerationOptions
+    ) -> Iterator[list[tuple[int, int]]]:
+        end = options.eos_token_id
+        if end is None:
+            end = int(self.llm_backbone.tokenizer.eos_token_id)
+        stop = stops_after(options.stop_strings, self.decode, len(prompts))
+        return generate_ids(self.llm_backbone.llm, state, scores, prompts, options, end, stop)
+
+    def search_batch(
+        self,
+        pixel_values: PixelValues | None,
+        texts: Sequence[str],
+        options: SearchOptions,
+        generator: torch.Generator | None = None,
+        prefix: MambaState | None = None,
+        seeds: Sequence[int] | None = None,
+        scorer: TextScorer | None = None,
+        questions: Sequence[str] | None = None,
+    ) -> list[SearchResult]:
+        """Search for the best answer to every prompt; all prompts and branches are written together.
+
+        Args:
+            pixel_values: Pixels with a row for each prompt (see :meth:`preprocess`), or None for text only.
+            texts: Prompts.
+            options: How to search.
+            generator: Source of randomness: one number is taken from it; None is torch's.
+            prefix: In place of pixels, what :meth:`read_images` has read of them.
+            seeds: In place of the generator, one for each prompt: what is found for it then depends on it, the prompt
+                and the options alone.
+            scorer: In place of the options' scorer, a function of the prompt's index and of the answer so far.
+            questions: For a vote, what each prompt asks: the options that it lists are the same by letter and words.
+                None reads them from the prompts.
+
+        Raises:
+            UserError: As :meth:`prefill`; or there are more branches than memory, no room for the four stages, more or
+                fewer seeds than prompts, or the model cannot judge its answers.
+        """
+        if not texts:
+            return []
+        search = self.new_search(options, scorer)
+        state, scores = self.prefill(pixel_values, [self.tokenize(text) for text in texts], prefix)
+        return search.run(state, scores, row_seeds(seeds, len(texts), generator), questions or texts)
+
+    def search_stream(
+        self,
+        image: Image.Image | None,
+        prompt_text: str,
+        options: SearchOptions,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[str]:
+        """Like :meth:`search_batch` for one prompt, yielding the text piece by piece as it is decided.
+
+        That is after every round what all answers that go on have in common, and the rest at the end.
+        """
+        search = self.new_search(options)
+        pixel_values = None if image is None else self.preprocess([image])
+        state, scores = self.prefill(pixel_values, [self.tokenize(prompt_text)])
+        yield from search.decided(state, scores, row_seeds(None, 1, generator)[0], prompt_text)
+
+    def new_search(
+        self,
+        options: SearchOptions,
+        scorer: TextScorer | None = None,
+        between_steps: Callable[[], None] = lambda: None,
+    ) -> Search:
+        """Return a search that goes on from states and scores of :meth:`prefill`.
+
+        Args:
+            options: How to search.
+            scorer: As :meth:`search_batch`.
+            between_steps: As :class:`Search`.
+
+        Raises:
+            UserError: There is no room for the four stages, or the model cannot judge its answers.
+        """
+        llm, tokenizer = self.llm_backbone.llm, self.llm_backbone.tokenizer
+        texts = TokenTexts(self.decode, self.encode)
+        chosen: Scorer = LikelihoodScorer()
+        if scorer is not None:
+            chosen = FunctionScorer(scorer, self.decode)
+        elif options.scorer == JUDGEMENT:
+            builder = self.llm_backbone.prompt_builder_fn(model_family="cobra")
+            chosen = judgement_scorer(llm, self.encode, self.string2idx, builder, options.question)
+        return Search(llm, texts, self.decode, int(tokenizer.eos_token_id), chosen, options, between_steps)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, without special tokens."""
+        return str(self.llm_backbone.tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -1,0 +1,185 @@
+"""How many tokens every row has, counted once and kept."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from cobra.models.backbones.llm.prompting import PromptBuilder
+from cobra.preprocessing.datasets.arrow_rows import Rows, read_rows
+from cobra.preprocessing.datasets.row_cache import cached, watch
+from cobra.preprocessing.datasets.rows import Row
+from cobra.reasoning.trace import find_conclusion_end
+from cobra.util.files import atomic_path
+
+# Changes with what is counted.
+_FORMAT = "1"
+# Rows tokenised together: enough to use all threads, few enough to hold.
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class TokenLengths:
+    """Tokens of every row as `FinetuneDataset` makes it before it cuts.
+
+    Attributes:
+        tokens: Of the whole row (rows,), int32.
+        conclusion_end: Of the row up to the end of its last answer's CONCLUSION, closing tag included (rows,), int32;
+            up to the end of that answer where it has no CONCLUSION, and all of a row without an answer.
+    """
+
+    tokens: NDArray[np.int32]
+    conclusion_end: NDArray[np.int32]
+
+    def cut(self, limit: int) -> NDArray[np.bool_]:
+        """Return which rows lose a part of that when they are cut after `limit` tokens (rows,), bool."""
+        return self.conclusion_end > limit
+
+
+def token_lengths(
+    annotation_file: Path, tokenizer: PreTrainedTokenizerBase, prompt_builder_fn: Callable[..., PromptBuilder]
+) -> TokenLengths:
+    """Count the tokens of all rows, or read the counts of an earlier call with the same file, tokenizer and prompts.
+
+    The counts lie beside the rows' Arrow file (:func:`cobra.preprocessing.datasets.row_cache.cached`).
+
+    Args:
+        annotation_file: Rows in LLaVA's format.
+        tokenizer: Of the language model; its `model_max_length` plays no part.
+        prompt_builder_fn: Makes an empty conversation; called with `model_family`.
+
+    Raises:
+        UserError: The file is missing, is not JSON, or a row is not of the format.
+    """
+    rows = read_rows(annotation_file)
+    key = f"{_FORMAT}:{rows.key}"
+
+    def load(path: Path) -> TokenLengths:
+        with np.load(path, allow_pickle=False) as arrays:
+            lengths = TokenLengths(arrays["tokens"], arrays["conclusion_end"])
+            if str(arrays["key"]) != key or not len(lengths.tokens) == len(lengths.conclusion_end) == len(rows):
+                raise ValueError(f"{path} was made from another state of {annotation_file}")
+        return lengths
+
+    def build(path: Path) -> None:
+        lengths = _count(rows, tokenizer, prompt_builder_fn)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, key=np.array(key), tokens=lengths.tokens, conclusion_end=lengths.conclusion_end)
+
+    return cached(annotation_file, f".{_fingerprint(tokenizer, prompt_builder_fn)}.lengths.npz", load, build)
+
+
+def count_unlabelled(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, prompt_builder_fn: Callable[..., PromptBuilder]
+) -> int:
+    """Return how many rows have no label left once they are cut: their first question fills the whole length.
+
+    Args:
+        rows: The rows, each with an answer.
+        tokenizer: Its `model_max_length` is where rows are cut.
+        prompt_builder_fn: Makes an empty conversation; called with `model_family`.
+    """
+    limit = tokenizer.model_max_length
+    # A token has at least a byte, so that of 100,000 rows only the few with long questions are tokenised.
+    markup = len(_question(prompt_builder_fn, "").encode()) + tokenizer.num_special_tokens_to_add()
+    places = np.flatnonzero(rows.question_bytes + markup >= limit).tolist()
+    unlabelled = 0
+    for start in watch(range(0, len(places), _CHUNK), f"Measuring questions of {rows.annotation_file.name}"):
+        chunk = [rows[place]["conversations"][0]["value"] for place in places[start : start + _CHUNK]]
+        batch = _encode(tokenizer, [_question(prompt_builder_fn, text) for text in chunk])
+        unlabelled += sum(len(ids) >= limit for ids in batch.input_ids)
+    return unlabelled
+
+
+def _question(prompt_builder_fn: Callable[..., PromptBuilder], text: str) -> str:
+    return prompt_builder_fn(model_family="cobra").add_turn("human", text)
+
+
+@dataclass(frozen=True)
+class _Conversation:
+    """A row as it stands in the prompt."""
+
+    turns: list[str]
+    """Texts that are tokenised one by one."""
+    answers: int
+    """Turns up to the last answer, that one included; all where there is no answer."""
+    conclusion: str | None
+    """The last answer up to the end of its CONCLUSION; None where it has none."""
+
+
+def _write(row: Row, prompt_builder_fn: Callable[..., PromptBuilder]) -> _Conversation:
+    builder = prompt_builder_fn(model_family="cobra")
+    turns = [builder.add_turn(turn["from"], turn["value"]) for turn in row["conversations"]]
+    answers = len(turns) // 2 * 2
+    if not answers:
+        return _Conversation(turns, len(turns), None)
+    answer = turns[answers - 1].removesuffix(builder.end)
+    end = find_conclusion_end(answer)
+    return _Conversation(turns, answers, None if end is None else answer[:end])
+
+
+def _count(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, prompt_builder_fn: Callable[..., PromptBuilder]
+) -> TokenLengths:
+    tokens, ends = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.int32)
+    for start in watch(range(0, len(rows), _CHUNK), f"Counting tokens of {rows.annotation_file.name}"):
+        chunk = [_write(row, prompt_builder_fn) for row in rows[start : start + _CHUNK]]
+        batch = _encode(tokenizer, [text for conversation in chunk for text in conversation.turns])
+        sizes = iter([len(ids) for ids in batch.input_ids])
+        last = -1
+        for place, conversation in enumerate(chunk, start):
+            own = list(islice(sizes, len(conversation.turns)))
+            tokens[place], ends[place] = sum(own), sum(own[: conversation.answers])
+            if conversation.conclusion is not None:
+                answer = last + conversation.answers
+                through = _tokens_through(tokenizer, batch, answer, conversation.conclusion)
+                ends[place] += through - own[conversation.answers - 1]
+            last += len(own)
+    return TokenLengths(tokens, ends)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> BatchEncoding:
+    # As FinetuneDataset does it: the special tokens of a tokenizer are added to every turn.
+    return tokenizer(texts, add_special_tokens=True, truncation=False, verbose=False)
+
+
+def _tokens_through(tokenizer: PreTrainedTokenizerBase, batch: BatchEncoding, index: int, beginning: str) -> int:
+    """Return how many tokens of a text of the batch it takes to hold its beginning."""
+    size = len(batch.input_ids[index])
+    if batch.encodings is None:
+        # Without the tokens' places in the text: the beginning alone may be cut into tokens otherwise at its end.
+        return min(size, len(_encode(tokenizer, [beginning]).input_ids[0]))
+    token = batch.encodings[index].char_to_token(len(beginning) - 1)
+    if token is None:
+        return size
+    # A character of several bytes may be several tokens.
+    while token + 1 < size and _begins_before(batch.encodings[index], token + 1, len(beginning)):
+        token += 1
+    return token + 1
+
+
+def _begins_before(encoding: Encoding, token: int, place: int) -> bool:
+    span = encoding.token_to_chars(token)
+    return span is not None and span[0] < place
+
+
+def _fingerprint(tokenizer: PreTrainedTokenizerBase, prompt_builder_fn: Callable[..., PromptBuilder]) -> str:
+    """Return what tells tokenizers and prompt formats apart: 16 hex digits."""
+    if tokenizer.is_fast:
+        core = json.loads(tokenizer.backend_tokenizer.to_str())
+        # Set by the last call, whatever it was.
+        core["truncation"] = core["padding"] = None
+    else:
+        core = [sorted(tokenizer.get_vocab().items()), repr(tokenizer.init_kwargs)]
+    builder = prompt_builder_fn(model_family="cobra")
+    example = [builder.add_turn(role, text) for role, text in (("human", "a"), ("gpt", "b")) * 2]
+    empty = [builder.add_turn(role, "") for role in ("human", "gpt")]
+    identity = json.dumps([type(tokenizer).__qualname__, core, example, empty, builder.end], sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]

@@ -1,0 +1,162 @@
+"""The part of unpacking that worker processes do: members read, checked, written and renamed into place."""
+
+import fcntl
+import os
+import stat
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from cobra.preprocessing.archives import DAMAGE_ERRORS, check_free_space, disk_bytes, write_member
+from cobra.preprocessing.llava_cot.archive.joined_parts import JoinedParts, PartGone
+from cobra.preprocessing.llava_cot.archive.manifest import Entry, Manifest
+from cobra.preprocessing.zip_members import MemberStream, open_member
+from cobra.util.mounts import lock_file
+
+# Held by the workers, so that the next run can wait for those of a run that was killed.
+WORKERS_LOCK = "workers.lock"
+
+# A tenth of a second of work: worth the way to another process, and little to wait for after Ctrl-C.
+_CHUNK_MEMBERS = 128
+_CHUNK_BYTES = 2**22
+_READ_AHEAD_BYTES = 2**18
+_BLOCK_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Task:
+    """An image to unpack."""
+
+    path: str
+    """Where to, below the destination."""
+    info: zipfile.ZipInfo
+    is_there: bool
+    """Whether a file of the right size is there, whose CRC decides whether it is taken."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a task."""
+
+    entry: Entry | None
+    """The file, if it is whole now."""
+    is_new: bool
+    """Whether it was written."""
+    problem: str | None
+    """Why it is not whole."""
+
+
+def find_whole(
+    destination: Path, wanted: Mapping[str, zipfile.ZipInfo], manifest: Manifest
+) -> tuple[list[zipfile.ZipInfo], list[Task]]:
+    """Return the images that are known to be whole, and tasks for all others in the order of the archive."""
+    whole: list[zipfile.ZipInfo] = []
+    tasks: list[Task] = []
+    base = os.fspath(destination)
+    for path, info in sorted(wanted.items(), key=lambda item: item[1].header_offset):
+        try:
+            status = os.stat(f"{base}/{path}")
+        except OSError:
+            tasks.append(Task(path, info, False))
+            continue
+        right_size = stat.S_ISREG(status.st_mode) and status.st_size == info.file_size
+        if right_size and manifest.knows(Entry(path, status.st_size, status.st_mtime_ns, info.CRC)):
+            whole.append(info)
+        else:
+            tasks.append(Task(path, info, right_size))
+    return whole, tasks
+
+
+def chunks(tasks: Sequence[Task]) -> list[Sequence[Task]]:
+    """Divide tasks, in their order, into what is worth sending to another process."""
+    found: list[Sequence[Task]] = []
+    begin = size = 0
+    for position, task in enumerate(tasks):
+        if position > begin and (position - begin == _CHUNK_MEMBERS or size + task.info.file_size > _CHUNK_BYTES):
+            found.append(tasks[begin:position])
+            begin, size = position, 0
+        size += task.info.file_size
+    return [*found, tasks[begin:]] if tasks else found
+
+
+class _Extractor:
+    """A process's own view of the archive."""
+
+    def __init__(self, paths: Sequence[Path], sizes: Sequence[int], destination: Path, lock: Path) -> None:
+        # Text, not paths: taking those apart takes longer than unpacking a small image.
+        self._destination = os.fspath(destination)
+        self._lock: IO[str] = lock.open("w")
+        lock_file(self._lock, fcntl.LOCK_SH)
+        self._stream = MemberStream(JoinedParts(paths, sizes), _READ_AHEAD_BYTES)
+
+    def extract(self, task: Task) -> Outcome:
+        target = f"{self._destination}/{task.path}"
+        if task.is_there and _crc_of(target) == task.info.CRC:
+            return self._whole(task, target, is_new=False)
+        try:
+            with open_member(self._stream, task.info) as source:
+                write_member(source, target, task.info.file_size, lambda count: None)
+        except (*DAMAGE_ERRORS, PartGone) as error:
+            return Outcome(None, False, str(error))
+        return self._whole(task, target, is_new=True)
+
+    def check_space(self, tasks: Sequence[Task]) -> None:
+        check_free_space(
+            Path(self._destination), sum(disk_bytes(task.info.file_size) for task in tasks if not task.is_there)
+        )
+
+    def close(self) -> None:
+        self._stream.close()
+        self._lock.close()
+
+    @staticmethod
+    def _whole(task: Task, target: str, is_new: bool) -> Outcome:
+        status = os.stat(target)
+        return Outcome(Entry(task.path, status.st_size, status.st_mtime_ns, task.info.CRC), is_new, None)
+
+
+def _crc_of(path: str) -> int:
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+_extractor: _Extractor | None = None
+
+
+def begin(paths: Sequence[Path], sizes: Sequence[int], destination: Path, lock: Path) -> None:
+    """Prepare this process for :func:`extract`.
+
+    Args:
+        paths: The parts of the archive in order.
+        sizes: Their bytes.
+        destination: The folder to unpack into, which exists.
+        lock: A file to hold a shared lock on while the process lives.
+    """
+    global _extractor
+    _extractor = _Extractor(paths, sizes, destination, lock)
+
+
+def end() -> None:
+    """Close what :func:`begin` has opened in this process, if it has."""
+    global _extractor
+    if _extractor is not None:
+        _extractor.close()
+        _extractor = None
+
+
+def extract(tasks: Sequence[Task]) -> list[Outcome]:
+    """Unpack images, or take those that are there and whole; call :func:`begin` before.
+
+    Raises:
+        UserError: The disk has not enough space for them.
+        OSError: It could not be written, or a part of the archive could not be read.
+    """
+    assert _extractor is not None, "begin was not called"
+    _extractor.check_space(tasks)
+    return [_extractor.extract(task) for task in tasks]

@@ -1,0 +1,102 @@
+"""Parts of the archive deleted while it is unpacked, so that the disk holds the images and not the archive too.
+
+What makes this safe: a part goes only when every image in it is whole and flushed to disk; the record of what is gone
+is written first; and the archive's directory stays, in a file of its own, so that every later run knows what each image
+should be and which part held it.
+"""
+
+import io
+import os
+import zipfile
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+from cobra.preprocessing.archives import disk_bytes
+from cobra.preprocessing.llava_cot.archive.integrity import ImageArchive
+from cobra.preprocessing.llava_cot.archive.joined_parts import JoinedParts
+from cobra.preprocessing.llava_cot.archive.parts_record import PartsRecord
+
+
+class PartLedger:
+    """Counts the images of each part that are not whole yet, and deletes the part when none is left.
+
+    The parts with the directory go last, when nothing holds any other.
+    """
+
+    def __init__(
+        self, folder: Path, archive: ImageArchive, wanted: Sequence[zipfile.ZipInfo], held: Iterable[zipfile.ZipInfo]
+    ) -> None:
+        """Begin, and keep the directory in a file if no earlier run has.
+
+        Args:
+            folder: The folder of the parts.
+            archive: The archive.
+            wanted: Images that :meth:`release` will name.
+            held: Images that are not unpacked now and must not be lost.
+        """
+        self._folder = folder
+        self._archive = archive
+        self._record = archive.record or _begin(folder, archive)
+        # How many reasons each part has to stay.
+        self._pending = [0] * len(archive.paths)
+        self._count(held, 1)
+        self._held = list(self._pending)
+        self._count(wanted, 1)
+        self._directory = archive.parts_between(archive.directory_start, archive.starts[-1])
+
+    def space_needed(self, absent: Iterable[zipfile.ZipInfo]) -> int:
+        """Return the bytes that writing these members, in their order, needs at the worst moment.
+
+        The parts before the one that is being read are deleted by then.
+        """
+        there = (path.is_file() for path in self._archive.paths)
+        sizes = zip(self._archive.sizes, there, self._held, strict=True)
+        freed = [0, *accumulate(size if is_there and not held else 0 for size, is_there, held in sizes)]
+        for place in self._directory:
+            freed[place + 1] = freed[self._directory.start]
+        written = worst = 0
+        for info in absent:
+            written += disk_bytes(info.file_size)
+            worst = max(worst, written - freed[self._archive.parts_of(info).start])
+        return worst
+
+    def release(self, infos: Iterable[zipfile.ZipInfo]) -> None:
+        """Take note that these images are whole, and delete the parts that nothing needs any more."""
+        self._count(infos, -1)
+        free = range(len(self._pending)) if not any(self._pending) else range(self._directory.start)
+        paths = (self._archive.paths[place] for place in free if not self._pending[place])
+        ready = [path for path in paths if path.is_file()]
+        if ready:
+            # A power cut must find the images on the disk before it finds the part gone.
+            os.sync()
+            self._record.consumed.update(path.name for path in ready)
+            self._record.save(self._folder)
+            for path in ready:
+                path.unlink()
+
+    def _count(self, infos: Iterable[zipfile.ZipInfo], step: int) -> None:
+        for info in infos:
+            for place in self._archive.parts_of(info):
+                self._pending[place] += step
+
+
+def _begin(folder: Path, archive: ImageArchive) -> PartsRecord:
+    """Write the directory to a file of its own and return the record of an archive that is whole yet."""
+    sizes = {path.name: size for path, size in zip(archive.paths, archive.sizes, strict=True)}
+    record = PartsRecord(sizes, archive.directory_start)
+    with io.BufferedReader(JoinedParts(archive.paths)) as stream:
+        stream.seek(archive.directory_start)
+        record.save_directory(folder, stream.read())
+    return record
+
+
+def note_wanted(folder: Path, archive: ImageArchive, damaged: Iterable[zipfile.ZipInfo]) -> None:
+    """Take note of the deleted parts that held these images, so that the next download brings them again."""
+    if archive.record is None:
+        return
+    spanned = {archive.paths[place] for info in damaged for place in archive.parts_of(info)}
+    wanted = {path.name for path in spanned if not path.is_file()}
+    if wanted != archive.record.wanted:
+        archive.record.wanted = wanted
+        archive.record.save(folder)

@@ -1,0 +1,100 @@
+"""Whether the published files are there, and fetching them where they are not."""
+
+import shlex
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from cobra.preprocessing.llava_cot.archive.hub_files import TRAIN, bytes_to_come, download_publication
+from cobra.preprocessing.llava_cot.archive.joined_parts import FETCH_COMMAND, WHOLE, find_archive
+from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS
+from cobra.preprocessing.llava_cot.archive.unpack import MANIFEST, check_archive, consumed_parts, find_root
+from cobra.preprocessing.llava_cot.config import PrepareConfig
+from cobra.preprocessing.llava_cot.rows.raw_row import sample_images
+from cobra.util.errors import UserError
+
+# Parts that are on the disk beside their images at the same time where each is deleted once it is unpacked.
+_PARTS_IN_WORK = 2
+
+
+def provide_files(config: PrepareConfig, folder: Path, token: str | None) -> list[str]:
+    """See to it that rows and images, or the archive that they are in, are there and in order.
+
+    Nothing is asked of the network where they are, unless another revision than `main` is wanted.
+
+    Args:
+        config: The flags.
+        folder: The dataset's folder.
+        token: For the hub.
+
+    Returns:
+        Image paths of rows, a sample of the whole file; empty where no row has an image.
+
+    Raises:
+        UserError: Something is absent or damaged and may not or cannot be fetched.
+    """
+    problem = _problem(folder)
+    if problem is None and not (config.download and config.revision != "main"):
+        return sample_images(folder / TRAIN)
+    if not config.download:
+        raise UserError(f"{problem} To fetch what is missing: {_command(config)}")
+    if problem:
+        Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(f"{problem} It is fetched now.")
+    consumed = consumed_parts(folder)
+    _check_space(config, folder, bytes_to_come(folder, config.revision, token, consumed))
+    download_publication(folder, config.revision, token, consumed)
+    problem = _problem(folder)
+    if problem:
+        raise UserError(f"what was fetched cannot be used: {problem}")
+    return sample_images(folder / TRAIN)
+
+
+def _command(config: PrepareConfig) -> str:
+    return FETCH_COMMAND.format(root=shlex.quote(str(config.dataset_root)))
+
+
+def _problem(folder: Path) -> str | None:
+    """Return, as a sentence, what is absent or out of order; None where nothing is."""
+    if not (folder / TRAIN).is_file():
+        return f"{folder / TRAIN} does not exist."
+    try:
+        check_archive(folder)
+    except UserError as error:
+        return str(error)
+    if find_archive(folder) or consumed_parts(folder):
+        return None
+    images = sample_images(folder / TRAIN)
+    if images and find_root(folder, images) is None:
+        return (
+            f"{folder} holds neither the images (such as {images[0]}, in any subfolder) nor their archive "
+            f"({WHOLE}.part-aa and on, or {WHOLE})."
+        )
+    return None
+
+
+def _check_space(config: PrepareConfig, folder: Path, to_come: int) -> None:
+    """Refuse to begin a download after which the images would not fit.
+
+    Raises:
+        UserError: The disk is too small.
+    """
+    parts = [path.stat().st_size for path in folder.glob(f"{WHOLE}*")]
+    # Images are packed as they are, so they take about as much as the archive; some may be there already.
+    archive = 0 if (folder / RECORDS / MANIFEST).is_file() else sum(parts) + to_come
+    beside = archive if config.keep_parts else archive * _PARTS_IN_WORK // 16
+    free = shutil.disk_usage(folder).free
+    if to_come + beside > free:
+        remedy = (
+            ""
+            if not config.keep_parts
+            else (
+                f", or give --keep_parts false, which deletes the parts as they are unpacked and takes "
+                f"{(to_come + archive * _PARTS_IN_WORK // 16) / 1e9:,.0f} GB"
+            )
+        )
+        raise UserError(
+            f"{folder} needs about {(to_come + beside) / 1e9:,.0f} GB ({to_come / 1e9:,.0f} GB to fetch and "
+            f"{beside / 1e9:,.0f} GB to unpack) and its disk has {free / 1e9:,.0f} GB free: free some space, give "
+            f"another folder with --dataset_root{remedy}"
+        )

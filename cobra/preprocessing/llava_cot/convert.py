@@ -1,0 +1,220 @@
+"""From `train.jsonl` to the JSON lists that Cobra's finetune stage reads, a row at a time."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cobra.preprocessing.datasets.rows import source_of
+from cobra.preprocessing.llava_cot.config import PrepareConfig
+from cobra.preprocessing.llava_cot.report.counts import Report
+from cobra.preprocessing.llava_cot.rows.image_checks import ImageChecker
+from cobra.preprocessing.llava_cot.rows.raw_row import (
+    Defect,
+    Row,
+    RowError,
+    check_row,
+    encode_row,
+    parse_line,
+    read_lines,
+    row_digests,
+)
+from cobra.preprocessing.llava_cot.rows.scan import Scan
+from cobra.preprocessing.llava_cot.rows.splits import draw_rows, hold_out, holdout_size
+from cobra.preprocessing.progress import byte_progress
+from cobra.util.files import atomic_path
+
+_MAX_SHOWN_ID = 200
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files that a conversion writes."""
+
+    annotation: Path
+    """JSON list of the training rows, a row a line; left as it was where no row is usable."""
+    holdout: Path
+    """The same of the held-out rows; removed where there are none."""
+    rejected: Path
+    """JSON lines, `{"line", "id", "reason"}` of every rejected row."""
+
+
+class Fate(Enum):
+    """What becomes of a row of the right form."""
+
+    TRAIN = 0
+    HOLD_OUT = 1
+    LEAVE_OUT = 2
+    """By `sources` or `max_samples`."""
+    REPEATS = 3
+    """An earlier row has the same id, image and turns."""
+    BAD_IMAGE = 4
+
+
+def decide_fates(scan: Scan, checker: ImageChecker, root: str, config: PrepareConfig) -> NDArray[np.int8]:
+    """Decide what becomes of every row, and check the images that are needed for that.
+
+    Args:
+        scan: The rows.
+        checker: Checks the images, whose paths are `root` + the row's path.
+        root: Goes in front of the image paths: the empty string or a folder with a slash at its end.
+        config: Says what is wanted.
+
+    Returns:
+        The value of a :class:`Fate` for each row of the scan.
+
+    Raises:
+        UserError: `sources` names an unknown one, or `holdout` leaves nothing to train on.
+    """
+
+    def usable(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        needed = np.unique(scan.images[rows])
+        paths = {int(image): root + scan.image_paths[image] for image in needed if image >= 0}
+        checker.check(paths.values())
+        good = np.array([image < 0 or checker.is_usable(paths[int(image)]) for image in needed], bool)
+        kept = good[np.searchsorted(needed, scan.images[rows])]
+        fates[rows[~kept]] = Fate.BAD_IMAGE.value
+        return kept
+
+    fates = np.full(len(scan.lines), Fate.LEAVE_OUT.value, np.int8)
+    wanted = scan.of_sources(config.sources)
+    fates[wanted & ~scan.is_first] = Fate.REPEATS.value
+    candidates = np.flatnonzero(wanted & scan.is_first)
+    count = len(candidates) if config.max_samples is None else config.max_samples
+    rows = draw_rows(scan, candidates, count, usable)
+    held_out = hold_out(scan, rows, _groups(scan, rows, checker, root), holdout_size(config.holdout, len(rows)))
+    fates[rows] = np.where(held_out, Fate.HOLD_OUT.value, Fate.TRAIN.value)
+    return fates
+
+
+def _groups(scan: Scan, rows: NDArray[np.int64], checker: ImageChecker, root: str) -> NDArray[np.int64]:
+    """Return a number for each row: rows with the same image, by its bytes where known, have the same one."""
+    contents: dict[str, int] = {}
+    of_image = {
+        int(image): contents.setdefault(checker.content(root + scan.image_paths[image]), len(contents))
+        for image in np.unique(scan.images[rows])
+        if image >= 0
+    }
+    # A row of text only is alone.
+    return np.array(
+        [
+            of_image[image] if image >= 0 else -1 - row
+            for row, image in zip(rows.tolist(), scan.images[rows].tolist(), strict=True)
+        ],
+        np.int64,
+    )
+
+
+def convert_rows(
+    train: Path, outputs: Outputs, scan: Scan, fates: NDArray[np.int8], checker: ImageChecker, root: str, report: Report
+) -> None:
+    """Write every row to where its fate sends it, and count it; only one row at a time is in memory.
+
+    Args:
+        train: The published JSON lines.
+        outputs: Files to write, each whole or not at all.
+        scan: Of this file.
+        fates: Of :func:`decide_fates`.
+        checker: Has checked the images.
+        root: Goes in front of the image paths.
+        report: Counts are added to it.
+    """
+    with ExitStack() as stack:
+        rejected = stack.enter_context(_written(outputs.rejected))
+        lists = {
+            fate: stack.enter_context(_written(path))
+            for fate, path in ((Fate.TRAIN, outputs.annotation), (Fate.HOLD_OUT, outputs.holdout))
+            if (fates == fate.value).any()
+        }
+        if Fate.HOLD_OUT not in lists:
+            outputs.holdout.unlink(missing_ok=True)
+        advance = stack.enter_context(byte_progress("converting rows", train.stat().st_size))
+        conversion = _Conversion(rejected, lists, scan, fates, checker, root, report)
+        for number, read, line in read_lines(train):
+            conversion.take(number, line)
+            advance(read)
+        conversion.end_lists()
+    counts = checker.counts()
+    report.missing_images = counts[Defect.MISSING_IMAGE]
+    report.unreadable_images = counts[Defect.UNREADABLE_IMAGE]
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a file that becomes `path` when all went well."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+class _Conversion:
+    """The state of the pass that writes."""
+
+    def __init__(
+        self,
+        rejected: IO[bytes],
+        lists: dict[Fate, IO[bytes]],
+        scan: Scan,
+        fates: NDArray[np.int8],
+        checker: ImageChecker,
+        root: str,
+        report: Report,
+    ) -> None:
+        self._rejected = rejected
+        self._lists = lists
+        self._begun: set[Fate] = set()
+        self._scan = scan
+        self._fates = fates
+        self._checker = checker
+        self._root = root
+        self._report = report
+        self._place = 0
+
+    def take(self, number: int, line: bytes | None) -> None:
+        """Write one line's row to where it belongs, and count it."""
+        self._report.rows_read += 1
+        value: dict[str, Any] | None = None
+        try:
+            value = parse_line(line)
+            row = check_row(value, number)
+            row_digests(row, None)
+            self._place += 1
+            self._follow(Fate(int(self._fates[self._place - 1])), row, source_of(value))
+        except RowError as error:
+            row_id = None if value is None else _shown_id(value.get("id"))
+            entry = {"line": number, "id": row_id, "reason": str(error)}
+            self._rejected.write(json.dumps(entry).encode() + b"\n")
+            source = "(malformed line)" if value is None else source_of(value)
+            self._report.count_rejected(error.defect, source, entry)
+
+    def _follow(self, fate: Fate, row: Row, source: str) -> None:
+        if fate in (Fate.REPEATS, Fate.BAD_IMAGE) and row.image is not None:
+            self._checker.require(self._root + row.image)
+        if fate is Fate.REPEATS:
+            raise RowError(Defect.DUPLICATE, f"of line {self._scan.first_lines[self._place - 1]}")
+        if fate is Fate.LEAVE_OUT:
+            self._report.count_left_out(source)
+            return
+        image = None if row.image is None else self._root + row.image
+        file = self._lists[fate]
+        file.write((b",\n" if fate in self._begun else b"[\n") + encode_row(row, image))
+        self._begun.add(fate)
+        self._report.count_row(row, source, fate is Fate.HOLD_OUT)
+        self._report.duplicate_ids += int(self._scan.repeats_id[self._place - 1])
+
+    def end_lists(self) -> None:
+        """Close the brackets."""
+        for file in self._lists.values():
+            file.write(b"\n]\n")
+
+
+def _shown_id(row_id: Any) -> str | int | None:
+    """Return an id as it can stand in the rejected rows, whatever the row gives as its id."""
+    if row_id is None or isinstance(row_id, int):
+        return row_id
+    return (row_id if isinstance(row_id, str) else repr(row_id))[:_MAX_SHOWN_ID]

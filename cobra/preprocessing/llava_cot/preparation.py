@@ -1,0 +1,151 @@
+"""LLaVA-CoT-100k made ready for training: fetch, unpack, convert, check, report."""
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cobra.conf.datasets import LLaVa_CoT_100k_Config
+from cobra.preprocessing.llava_cot.archive.joined_parts import FETCH_COMMAND, find_archive
+from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS
+from cobra.preprocessing.llava_cot.archive.source_files import TRAIN, provide_files
+from cobra.preprocessing.llava_cot.archive.unpack import Unpacked, find_root, unpack_images
+from cobra.preprocessing.llava_cot.config import PrepareConfig
+from cobra.preprocessing.llava_cot.convert import Outputs, convert_rows, decide_fates
+from cobra.preprocessing.llava_cot.report.counts import Report
+from cobra.preprocessing.llava_cot.report.page import write_page
+from cobra.preprocessing.llava_cot.report.token_counts import count_tokens
+from cobra.preprocessing.llava_cot.rows.image_checks import VERIFY_MODES, ImageChecker
+from cobra.preprocessing.llava_cot.rows.scan import scan_rows
+from cobra.util.errors import UserError
+from cobra.util.files import unfinished, write_json
+from cobra.util.lock import hold
+from cobra.util.parallel import available_cores
+from cobra.util.tokens import read_hf_token
+
+REJECTED = "rejected.jsonl"
+REPORT = "report.json"
+PAGE = "report.html"
+COCO_IDS = "coco_ids.json"
+
+_CHECKED_IMAGES = "images.jsonl"
+
+
+def prepare(config: PrepareConfig) -> Report:
+    """Make LLaVA-CoT-100k in `{dataset_root}/download/llava-cot-100k/` into what `llava-cot-100k` trains on.
+
+    Takes `train.jsonl` and the images there: the parts of `image.zip`, a whole `image.zip`, or images that are
+    unpacked already; fetches what is not there. Writes the images, `llava_cot_100k.json` (unless no row is usable),
+    `llava_cot_100k_holdout.json`, `rejected.jsonl`, `report.json`, `report.html` and `coco_ids.json`. A rerun skips
+    what is done; an interrupt loses nothing that is done.
+
+    Args:
+        config: The flags.
+
+    Returns:
+        What is in the rows.
+
+    Raises:
+        UserError: A flag makes no sense, files are absent and cannot be fetched, the archive cannot be read, no row's
+            image is found anywhere, the disk is full, or another run is at work in the folder.
+    """
+    check_config(config)
+    if not (config.download or config.dataset_root.is_dir()):
+        raise UserError(f"--dataset_root {config.dataset_root} does not exist, and --download false fetches nothing")
+    annotation, folder = (config.dataset_root / path for path in LLaVa_CoT_100k_Config.finetune_stage_components)
+    outputs = Outputs(annotation, annotation.with_stem(f"{annotation.stem}_holdout"), folder / REJECTED)
+    try:
+        with _alone(folder):
+            return _prepare(config, folder, outputs)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be prepared: {error}. Mend that and run again; what is done is kept."
+        ) from error
+
+
+def _prepare(config: PrepareConfig, folder: Path, outputs: Outputs) -> Report:
+    train = folder / TRAIN
+    workers = config.num_workers or available_cores()
+    token = read_hf_token(config.hf_token)
+    images = provide_files(config, folder, token)
+    report = Report()
+    root = ""
+    if images:
+        root, report.archive = _provide_images(folder, images, config, workers)
+    scan = scan_rows(train, config.seed)
+    with ImageChecker(folder, folder / RECORDS / _CHECKED_IMAGES, config.verify, workers) as checker:
+        fates = decide_fates(scan, checker, root, config)
+        convert_rows(train, outputs, scan, fates, checker, root, report)
+    count_tokens(report, outputs.annotation, outputs.holdout, config.llm_backbone_id, config.llm_max_length, token)
+    report.coco.write(folder / COCO_IDS)
+    write_json(folder / REPORT, report.to_json())
+    write_page(report, folder / PAGE, folder / root)
+    return report
+
+
+def check_config(config: PrepareConfig) -> None:
+    """Raise a UserError, naming the flag, where a setting makes no sense."""
+    checks = {
+        "verify": (config.verify in VERIFY_MODES, f"one of {', '.join(VERIFY_MODES)}"),
+        "max_samples": (config.max_samples is None or config.max_samples >= 1, "at least 1, or null"),
+        "holdout": (config.holdout is None or config.holdout >= 0, "at least 0, or null"),
+        "max_rejected": (0 <= config.max_rejected <= 1, "a share, from 0 to 1"),
+        "llm_max_length": (config.llm_max_length >= 1, "at least 1"),
+        "num_workers": (config.num_workers is None or config.num_workers >= 1, "at least 1, or null"),
+    }
+    for name, (good, expected) in checks.items():
+        if not good:
+            raise UserError(f"--{name} is {getattr(config, name)} and must be {expected}")
+    if config.llm_backbone_id != PrepareConfig.llm_backbone_id:
+        # Imported here because it brings torch, which takes seconds.
+        from cobra.models.backbones.llm.specs import llm_spec
+
+        llm_spec(config.llm_backbone_id)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other runs out of the folder, and clear what a killed one has left of files that it was writing.
+
+    Raises:
+        UserError: Another run is at work there.
+    """
+    records = folder / RECORDS
+    records.mkdir(parents=True, exist_ok=True)
+    with hold(records, "another run is at work"):
+        for leftover in [*unfinished(folder), *unfinished(records)]:
+            leftover.unlink()
+        yield
+
+
+def _provide_images(
+    folder: Path, images: list[str], config: PrepareConfig, workers: int
+) -> tuple[str, Unpacked | None]:
+    """Unpack the archive, if there is one, where images lie already or else into `folder`.
+
+    Args:
+        folder: The dataset's folder.
+        images: Image paths of rows.
+        config: Says which images are wanted and whether the archive stays.
+        workers: Processes.
+
+    Returns:
+        The folder that the rows' paths start from, relative to `folder` (see :func:`find_root`), and what came of
+        unpacking.
+    """
+    root = find_root(folder, images)
+    unpacked = unpack_images(
+        folder,
+        folder / (root or ""),
+        images,
+        keep_parts=config.keep_parts,
+        workers=workers,
+        sources=config.sources,
+    )
+    if root is None and unpacked is None:
+        raise UserError(
+            f"none of the rows' images (such as {images[0]}) is in the archive {find_archive(folder)[0]}: it is not "
+            f"the archive that belongs to {folder / TRAIN}. Delete both and fetch them: "
+            f"{FETCH_COMMAND.format(root=shlex.quote(str(config.dataset_root)))}"
+        )
+    return root or "", unpacked

@@ -1,0 +1,1 @@
+"""The report of a prepared data set: counts, tokens, samples, and one HTML page."""

@@ -1,0 +1,286 @@
+"""What is in the rows: counted while they are converted, written as `report.json`, shown as tables."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from cobra.preprocessing.datasets.row_keys import REMARKS
+from cobra.preprocessing.llava_cot.archive.unpack import Unpacked
+from cobra.preprocessing.llava_cot.report.coco_ids import CocoIds, is_visual_genome
+from cobra.preprocessing.llava_cot.report.row_sources import RowSources
+from cobra.preprocessing.llava_cot.report.samples import Samples
+from cobra.preprocessing.llava_cot.report.token_counts import TokenCounts
+from cobra.preprocessing.llava_cot.rows.raw_row import Defect, Row
+from cobra.reasoning.trace import STAGES, extract_reasoning_trace
+from cobra.util.special_tokens import SPECIAL_TOKENS, has_other_markers
+
+LICENCE_NOTE = (
+    "LLaVA-CoT-100k: the dataset card says apache-2.0; its repository adds that it is a research preview for "
+    "non-commercial use, and the terms of OpenAI, whose GPT-4o wrote the answers, hold too. The images carry the "
+    "licences of the ten collections that they come from."
+)
+COCO_NOTE = (
+    "coco_ids.json lists the COCO images of the training rows, so that a benchmark on COCO can leave them out. Images "
+    "of Visual Genome are partly COCO's too, under other names: they are not in that list."
+)
+COUNT_TOKENS = "python fine_tune/prepare_llava_cot.py"
+
+_SHOWN_MEMBERS = 100
+_SHOWN_SOURCES = 30
+
+
+@dataclass
+class Report:
+    """Counts of one conversion; equal inputs give equal reports, reruns too."""
+
+    rows_read: int = 0
+    rows_written: int = 0
+    """Training rows."""
+    rows_held_out: int = 0
+    dropped_turns: int = 0
+    """Training and held-out rows whose last question had no answer and was dropped."""
+    duplicate_ids: int = 0
+    """Training and held-out rows with the id of an earlier row of other content; they are kept."""
+    special_tokens: int = 0
+    """Training and held-out rows whose texts held a special token of the tokenizer, which was taken out."""
+    other_markers: int = 0
+    """Training and held-out rows whose texts hold what other tools mark turns with; it is kept, as ordinary text."""
+    missing_images: int = 0
+    """Distinct image files; rows are under `rejected`."""
+    unreadable_images: int = 0
+    written_by_source: Counter[str] = field(default_factory=Counter)
+    held_out_by_source: Counter[str] = field(default_factory=Counter)
+    rejected_by_source: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    """By source, usable rows that `--sources` or `--max_samples` left out; their images may not have been checked."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Rows by the `Defect` that they were rejected for."""
+    turns: Counter[int] = field(default_factory=Counter)
+    """Training and held-out rows by their number of questions."""
+    answers: int = 0
+    """Of training and held-out rows, as all that follow."""
+    valid_answers: int = 0
+    """Answers with all four stages, closed, in order, and nothing around them."""
+    untagged_answers: int = 0
+    """Answers without any stage."""
+    missing_stages: Counter[str] = field(default_factory=Counter)
+    """Answers with some stage, by each stage that they lack."""
+    form_problems: Counter[str] = field(default_factory=Counter)
+    """Answers with some stage, by each fault of form."""
+    text_only: int = 0
+    """Rows without an image."""
+    remarks: Counter[str] = field(default_factory=Counter)
+    """Rows by what is told of them though they are used; the words follow "rows have"."""
+    coco: CocoIds = field(default_factory=CocoIds)
+    """COCO images of training rows."""
+    visual_genome_rows: int = 0
+    """Training rows with images of Visual Genome, which may be COCO's too."""
+    tokens: TokenCounts | None = None
+    tokens_missing: str | None = "they were not counted"
+    """Why `tokens` is None."""
+    archive: Unpacked | None = None
+    """What came of unpacking; None where no archive was there."""
+    sources: RowSources = field(default_factory=RowSources)
+    samples: Samples = field(default_factory=Samples)
+
+    def count_row(self, row: Row, source: str, held_out: bool = False) -> None:
+        """Count a row that was written.
+
+        Args:
+            row: The row; its image path is the published one.
+            source: The part of the collection that it comes from.
+            held_out: Whether it was written to the held-out rows, not to the training rows.
+        """
+        source = self.sources.name(source)
+        self.sources.add(source, held_out)
+        self.dropped_turns += row.dropped_turn
+        self.special_tokens += row.cleaned
+        self.other_markers += any(has_other_markers(turn["value"]) for turn in row.turns)
+        self.turns[len(row.answers)] += 1
+        self.text_only += row.image is None
+        self.remarks.update(remark for bit, remark in enumerate(REMARKS) if row.remarks >> bit & 1)
+        traces = [extract_reasoning_trace(answer) for answer in row.answers]
+        for trace in traces:
+            self.answers += 1
+            self.valid_answers += trace.is_valid
+            if len(trace.missing) == len(STAGES):
+                self.untagged_answers += 1
+            else:
+                self.missing_stages.update(trace.missing)
+                self.form_problems.update(trace.problems)
+        if held_out:
+            self.rows_held_out += 1
+            self.held_out_by_source[source] += 1
+            return
+        self.rows_written += 1
+        self.written_by_source[source] += 1
+        self.samples.offer(row, source, traces)
+        if row.image is not None:
+            self.coco.add(row.image)
+            self.visual_genome_rows += is_visual_genome(row.image)
+
+    def count_rejected(self, defect: Defect, source: str, entry: Mapping[str, Any]) -> None:
+        """Count a row that was rejected.
+
+        Args:
+            defect: Why.
+            source: The part of the collection that it comes from.
+            entry: `line`, `id` and `reason`, as in the file of rejected rows.
+        """
+        self.rejected[defect.value] += 1
+        self.rejected_by_source[self.sources.name(source)] += 1
+        self.samples.reject(defect, entry)
+
+    def count_left_out(self, source: str) -> None:
+        """Count a usable row that `--sources` or `--max_samples` left out."""
+        self.left_out[self.sources.name(source)] += 1
+
+    @property
+    def rejected_share(self) -> float:
+        """Share of the rows that were rejected, from 0 to 1; duplicates count neither as rows nor as rejected."""
+        duplicates = self.rejected[Defect.DUPLICATE.value]
+        return (self.rejected.total() - duplicates) / max(self.rows_read - duplicates, 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values, in a fixed order."""
+        value: dict[str, Any] = {}
+        for count in fields(self):
+            found = getattr(self, count.name)
+            if isinstance(found, Counter):
+                value[count.name] = {str(key): found[key] for key in sorted(found)}
+            elif isinstance(found, int):
+                value[count.name] = found
+        return {
+            **value,
+            "coco_ids": self.coco.counts(),
+            "tokens": None if self.tokens is None else asdict(self.tokens),
+            "tokens_missing": self.tokens_missing,
+            "archive": None if self.archive is None else _archive_json(self.archive),
+            "licence": LICENCE_NOTE,
+        }
+
+    def show(self, console: Console) -> None:
+        """Print the report as tables, and the licence note."""
+        console.print(_source_table(self))
+        console.print(_answer_table(self))
+        defects = _defect_table(self)
+        if defects.row_count:
+            console.print(defects)
+        if self.tokens is not None:
+            console.print(_token_table(self.tokens))
+        else:
+            _note(
+                console, f"tokens per row: not known, {self.tokens_missing}. To count them, run again with a network:"
+            )
+            _note(console, f"  {COUNT_TOKENS}, with the same flags")
+        counts = ", ".join(f"{number:,} of {split}" for split, number in self.coco.counts().items())
+        _note(console, f"COCO images in training rows: {counts}; rows with Visual Genome: {self.visual_genome_rows:,}")
+        if self.archive is not None:
+            _show_archive(self.archive, console)
+        console.print(LICENCE_NOTE, style="dim", markup=False, soft_wrap=True)
+
+
+def _archive_json(archive: Unpacked) -> dict[str, Any]:
+    value = asdict(archive)
+    # How many were new depends on what an earlier run had done.
+    del value["new"]
+    for kind in ("refused", "damaged"):
+        value[f"{kind}_members"] = len(value[kind])
+        value[kind] = value[kind][:_SHOWN_MEMBERS]
+    return value
+
+
+def _source_table(report: Report) -> Table:
+    counts = (report.written_by_source, report.held_out_by_source, report.rejected_by_source, report.left_out)
+    table = Table("source", *_right("training", "held out", "rejected", "left out"), title="Rows")
+    rows = sum(counts, Counter[str]())
+    for source in sorted(rows, key=lambda name: (-rows[name], name))[:_SHOWN_SOURCES]:
+        # As text: a name in square brackets is no markup.
+        table.add_row(Text(source), *(f"{count[source]:,}" for count in counts))
+    if len(rows) > _SHOWN_SOURCES:
+        table.add_row(f"and {len(rows) - _SHOWN_SOURCES:,} more", *("see report.json" for _ in counts))
+    table.add_section()
+    table.add_row("all", *(f"{count.total():,}" for count in counts))
+    return table
+
+
+def _answer_table(report: Report) -> Table:
+    table = Table("answers", *_right("number", "share"), title="Answers")
+    for name, number in answer_lines(report):
+        table.add_row(name, f"{number:,}", f"{number / max(report.answers, 1):.1%}")
+    table.add_section()
+    table.add_row("all", f"{report.answers:,}", "")
+    multi = sum(rows for questions, rows in report.turns.items() if questions > 1)
+    table.add_row("rows with several questions", f"{multi:,}", "")
+    return table
+
+
+def answer_lines(report: Report) -> list[tuple[str, int]]:
+    """Return what answers are counted by, in words, with their numbers."""
+    lines = [("all four stages in order", report.valid_answers), ("without tags", report.untagged_answers)]
+    lines += [(f"without {stage.upper()}", report.missing_stages[stage]) for stage in STAGES]
+    return lines + sorted(report.form_problems.items())
+
+
+def _defect_table(report: Report) -> Table:
+    table = Table("defect", *_right("rows"), title="Defects")
+    for defect, number in sorted(report.rejected.items()):
+        table.add_row(f"rejected: {defect}", f"{number:,}")
+    kept = {
+        "kept without a last question that has no answer": report.dropped_turns,
+        "kept though an earlier row has the same id": report.duplicate_ids,
+        f"kept without {' or '.join(SPECIAL_TOKENS)} in its texts": report.special_tokens,
+        "kept with what other tools mark turns with, as </s>": report.other_markers,
+        **{f"kept, having {remark}": report.remarks[remark] for remark in REMARKS},
+    }
+    for name, number in kept.items():
+        if number:
+            table.add_row(name, f"{number:,}")
+    if report.missing_images or report.unreadable_images:
+        table.add_section()
+        table.add_row("image files that are missing", f"{report.missing_images:,}")
+        table.add_row("image files that cannot be read", f"{report.unreadable_images:,}")
+    return table
+
+
+def _token_table(tokens: TokenCounts) -> Table:
+    table = Table("tokens", *_right("number"), title=f"Tokens by {tokens.tokenizer}")
+    for name, number in token_lines(tokens):
+        table.add_row(name, number)
+    return table
+
+
+def token_lines(tokens: TokenCounts) -> list[tuple[str, str]]:
+    """Return what is known of the tokens, in words, with the numbers as text."""
+    limit = f"{tokens.llm_max_length:,}"
+    return [
+        ("per row, mean", f"{tokens.mean:,}"),
+        ("per row, median", f"{tokens.median:,}"),
+        ("per row, 95 % have at most", f"{tokens.p95:,}"),
+        ("per row, most", f"{tokens.max:,}"),
+        ("all rows together", f"{tokens.total:,}"),
+        (f"rows of more than {limit} tokens", f"{tokens.longer:,}"),
+        (f"rows whose CONCLUSION is cut at {limit} tokens", f"{tokens.conclusion_cut:,}"),
+    ]
+
+
+def _show_archive(archive: Unpacked, console: Console) -> None:
+    _note(console, f"{archive.images:,} images unpacked, {archive.new:,} of them now")
+    for kind, members in (("refused", archive.refused), ("damaged", archive.damaged)):
+        for refusal in members[:5]:
+            _note(console, f"{kind}: {refusal.member!r} {refusal.reason}", "yellow")
+        if len(members) > 5:
+            _note(console, f"{kind}: {len(members):,} members in all, see report.json", "yellow")
+
+
+def _note(console: Console, text: str, style: str | None = None) -> None:
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _right(*headers: str) -> list[Column]:
+    return [Column(header, justify="right") for header in headers]

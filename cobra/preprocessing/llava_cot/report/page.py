@@ -1,0 +1,178 @@
+"""The report as one page, `report.html`: no network, no script, the pictures inside."""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import Template
+
+from cobra.preprocessing.llava_cot.report.counts import (
+    COCO_NOTE,
+    COUNT_TOKENS,
+    LICENCE_NOTE,
+    Report,
+    answer_lines,
+    token_lines,
+)
+from cobra.preprocessing.llava_cot.report.samples import SampleRow
+from cobra.preprocessing.llava_cot.report.token_counts import TokenCounts
+from cobra.util.files import write_text
+from cobra.util.html_pages import page_templates
+from cobra.util.printable import shown
+from cobra.util.thumbnails import Thumbnail, thumbnail
+
+_SOURCES = 30
+_SAMPLED_SOURCES = 12
+_MEMBERS = 100
+# Of a name or reason from the archive.
+_CHARACTERS = 300
+
+# Questions a row has: each number to here by itself, then these spans.
+_SINGLE = 5
+_SPANS = ((6, 10), (11, 20))
+
+
+class Bar(NamedTuple):
+    """A line of a chart."""
+
+    label: str
+    number: int
+    share: float
+    """Of what the chart's lines are parts of, from 0 to 1; the bar's length."""
+
+
+class SourceBar(NamedTuple):
+    """The rows of one source."""
+
+    label: str
+    numbers: tuple[int, ...]
+    """Training, held out, rejected, left out."""
+    widths: tuple[float, ...]
+    """The same as shares of the biggest source."""
+
+
+class Column(NamedTuple):
+    """A bin of the histogram."""
+
+    label: str
+    rows: int
+    height: float
+    """Share of the fullest bin."""
+
+
+def write_page(report: Report, path: Path, image_dir: Path) -> None:
+    """Write the page, atomically; equal reports and images give equal bytes.
+
+    Args:
+        report: What to show.
+        path: The file.
+        image_dir: Folder that the rows' published image paths are relative to.
+    """
+    write_text(path, render_page(report, image_dir))
+
+
+def render_page(report: Report, image_dir: Path) -> str:
+    """Return the page's HTML; see :func:`write_page`."""
+    tokens = report.tokens
+    return _template().render(
+        report=report,
+        sources=_source_bars(report),
+        all_sources=_totals(report),
+        questions=_question_bars(report.turns),
+        answers=[Bar(name, number, number / max(report.answers, 1)) for name, number in answer_lines(report)],
+        defects=_share_bars(sorted(report.rejected.items())),
+        token_lines=[] if tokens is None else token_lines(tokens),
+        histogram=[] if tokens is None else _histogram(tokens),
+        limit_at=0 if tokens is None else _place(tokens),
+        coco=report.coco.counts(),
+        samples=_sampled(report, image_dir),
+        max_members=_MEMBERS,
+        coco_note=COCO_NOTE,
+        count_tokens=COUNT_TOKENS,
+        licence=LICENCE_NOTE,
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = page_templates("cobra.preprocessing.llava_cot.report")
+    environment.filters |= {"css": _css, "short": _short}
+    return environment.get_template("report.html.j2")
+
+
+def _css(share: float) -> str:
+    """Return a share as a length of CSS."""
+    return f"{100 * share:.2f}%"
+
+
+def _short(text: str) -> str:
+    return shown(text, _CHARACTERS)
+
+
+def _counts(report: Report) -> tuple[Counter[str], ...]:
+    return report.written_by_source, report.held_out_by_source, report.rejected_by_source, report.left_out
+
+
+def _totals(report: Report) -> tuple[int, ...]:
+    return tuple(count.total() for count in _counts(report))
+
+
+def _source_bars(report: Report) -> list[SourceBar]:
+    """Return the biggest sources, the rest as one line."""
+    counts = _counts(report)
+    rows = sum(counts, Counter[str]())
+    names = sorted(rows, key=lambda name: (-rows[name], name))
+    lines = [(name, [count[name] for count in counts]) for name in names[:_SOURCES]]
+    if rest := names[_SOURCES:]:
+        lines.append((f"{len(rest):,} smaller sources", [sum(count[name] for name in rest) for count in counts]))
+    most = max((sum(numbers) for _, numbers in lines), default=1)
+    return [SourceBar(name, tuple(numbers), tuple(number / most for number in numbers)) for name, numbers in lines]
+
+
+def _question_bars(turns: Counter[int]) -> list[Bar]:
+    bins = Counter[str]()
+    for questions, rows in turns.items():
+        bins[_question_label(questions)] += rows
+    order = [
+        _question_label(first) for first in (*range(1, _SINGLE + 1), *(first for first, _ in _SPANS), _SPANS[-1][1] + 1)
+    ]
+    return _share_bars([(label, bins[label]) for label in order if bins[label]])
+
+
+def _question_label(questions: int) -> str:
+    if questions <= _SINGLE:
+        return str(questions)
+    return next((f"{first} to {last}" for first, last in _SPANS if questions <= last), f"more than {_SPANS[-1][1]}")
+
+
+def _share_bars(lines: Sequence[tuple[str, int]]) -> list[Bar]:
+    total = max(sum(number for _, number in lines), 1)
+    return [Bar(name, number, number / total) for name, number in lines]
+
+
+def _histogram(tokens: TokenCounts) -> list[Column]:
+    most = max(tokens.bin_rows)
+    ends = [f" to {end - 1:,}" for end in tokens.bin_edges[1:]] + [" and more"]
+    return [
+        Column(f"{edge:,}{end}", rows, rows / most)
+        for edge, end, rows in zip(tokens.bin_edges, ends, tokens.bin_rows, strict=True)
+    ]
+
+
+def _place(tokens: TokenCounts) -> float:
+    """Return where `llm_max_length` lies on the histogram's axis, from 0 to 1; in the open bin it is at its end."""
+    edges = tokens.bin_edges
+    limit = tokens.llm_max_length
+    return 1.0 if limit > edges[-1] else limit / (edges[1] * len(edges))
+
+
+def _sampled(report: Report, image_dir: Path) -> list[tuple[str, list[tuple[SampleRow, Thumbnail | str | None]]]]:
+    """Return the samples of the biggest sources with their pictures: why there is none, or None for a row of text."""
+    biggest = sorted(report.written_by_source.items(), key=lambda item: (-item[1], item[0]))[:_SAMPLED_SOURCES]
+    return [
+        (name, [(row, None if row.image is None else thumbnail(image_dir / row.image)) for row in rows])
+        for name, _ in biggest
+        if (rows := report.samples.of_source(name))
+    ]

@@ -1,0 +1,1 @@
+"""Rows of LLaVA-CoT-100k: read, checked, selected and split."""

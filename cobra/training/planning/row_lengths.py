@@ -1,0 +1,209 @@
+"""What the rows of a run are like: how many, how long, how many are cut."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub import try_to_load_from_cache
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from cobra.conf import DatasetConfig, DatasetRegistry, ModelConfig
+from cobra.models.backbones.llm.backbone import load_tokenizer, prompt_builder_of
+from cobra.models.backbones.llm.specs import llm_spec
+from cobra.preprocessing.datasets.arrow_rows import Rows, read_rows
+from cobra.preprocessing.datasets.datasets import check_learnable
+from cobra.preprocessing.datasets.token_lengths import token_lengths
+from cobra.preprocessing.materialize import find_components
+from cobra.util.batching_utils import SplitModalitySampler
+from cobra.util.errors import UserError
+
+# GPT-NeoX's tokenizer makes about 1.3 tokens of a word of English prose, more of numbers and tags.
+_TOKENS_PER_WORD = 1.4
+_TOKENS_PER_TURN = 5
+# Where the rows are not there either: an answer in four stages has 350 to 450.
+_ASSUMED_TOKENS = 450
+
+# As their papers and pages count them, to the thousand.
+_PUBLISHED_ROWS = {
+    DatasetRegistry.LLAVA_V15.dataset_id: 665_000,
+    DatasetRegistry.LLAVA_MULTIMODAL_ONLY.dataset_id: 625_000,
+    DatasetRegistry.LLAVA_LVIS4V.dataset_id: 888_000,
+    DatasetRegistry.LLAVA_LRV.dataset_id: 1_008_000,
+    DatasetRegistry.LLAVA_LVIS4V_LRV.dataset_id: 1_231_000,
+    DatasetRegistry.LLAVA_COT_100K.dataset_id: 99_000,
+}
+_PUBLISHED_ALIGN_ROWS = 558_000
+
+
+@dataclass(frozen=True)
+class RowFacts:
+    """The rows that a run trains on.
+
+    Attributes:
+        source: How their lengths are known, in words.
+        has_image: (rows,), bool.
+        lengths: By which batches are balanced, as training takes them (rows,), int64.
+        tokens: Of each row after it is cut (rows,), int64.
+        longer: Rows that are cut; None where that is not known.
+        conclusion_cut: Rows that lose a part of their last CONCLUSION thereby; None where that is not known.
+        left_out: Rows that `--dataset.truncation drop` leaves out.
+        held_out: Rows that are never trained on; None where there are none.
+        problem: Why the rows could not be read, or None.
+    """
+
+    source: str
+    has_image: NDArray[np.bool_]
+    lengths: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    longer: int | None = None
+    conclusion_cut: int | None = None
+    left_out: int = 0
+    held_out: int | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the rows, on all processes together.
+
+    batches: Global batches, and so steps.
+    images: Rows with an image, those that fill the last batch included.
+    tokens: Of text, without padding.
+    positions: That the language model reads: patches and text, padding included.
+    """
+
+    batches: int
+    images: int
+    tokens: int
+    positions: int
+
+
+def read_facts(stage: str, dataset: DatasetConfig, model: ModelConfig, patches: int) -> RowFacts:
+    """Read the rows of a stage where they are, else take what is published of them.
+
+    Nothing is fetched: tokens are counted by a tokenizer that is at hand, else estimated from words.
+
+    Args:
+        stage: `align`, `finetune` or `full-finetune`.
+        dataset: Where the files lie.
+        model: Whose tokenizer and length count.
+        patches: Of an image; batches of the align stage are balanced by words and patches.
+
+    Raises:
+        UserError: The rows are not there and nothing is published of them, or they are bad.
+    """
+    components = dataset.align_stage_components if stage == "align" else dataset.finetune_stage_components
+    file = Path(dataset.dataset_root_dir) / components[0]
+    problem = None
+    try:
+        find_components(stage, dataset)
+    except UserError as error:
+        problem = str(error)
+        published = _PUBLISHED_ALIGN_ROWS if stage == "align" else _PUBLISHED_ROWS.get(dataset.dataset_id)
+        if not file.is_file() and published is None:
+            raise
+        if not file.is_file():
+            return _assumed(int(published or 0), dataset, model, problem)
+    rows = read_rows(file)
+    check_learnable(rows)
+    facts = _estimated(rows, model) if stage == "align" else _counted(rows, file, dataset, model)
+    lengths = rows.words_without_placeholder + patches * rows.has_image if stage == "align" else facts.lengths
+    held_out = None if stage == "align" else _held_out(dataset)
+    return RowFacts(**vars(facts) | {"lengths": lengths, "held_out": held_out, "problem": problem})
+
+
+def plan_epoch(
+    facts: RowFacts,
+    global_batch_size: int,
+    per_device_batch_size: int,
+    world_size: int,
+    image_positions: int,
+    seed: int,
+) -> Epoch:
+    """Deal the rows of the first epoch as training does, and add up the passes.
+
+    Args:
+        facts: The rows.
+        global_batch_size: Rows of one step.
+        per_device_batch_size: Rows of one forward pass on one process; all are as long as the longest.
+        world_size: Processes.
+        image_positions: Positions that an image takes.
+        seed: Of the order.
+
+    Raises:
+        UserError: The global batch does not divide among the processes.
+    """
+    lengths = list(zip(facts.has_image.tolist(), facts.lengths.tolist(), strict=True))
+    sampler = SplitModalitySampler([], lengths, global_batch_size, world_size, 0, seed)  # type: ignore[arg-type]
+    # (passes, rows of a pass): each process has a contiguous part of every batch.
+    passes = np.array(sampler.global_batches(0)).reshape(-1, per_device_batch_size)
+    images = facts.has_image[passes]
+    longest = facts.tokens[passes].max(1)
+    with_image = images.any(1)
+    positions = (longest + image_positions * with_image).sum() * per_device_batch_size
+    return Epoch(sampler.batches_per_epoch, int(images.sum()), int(facts.tokens[passes].sum()), int(positions))
+
+
+def _assumed(count: int, dataset: DatasetConfig, model: ModelConfig, problem: str) -> RowFacts:
+    tokens = np.full(count, min(_ASSUMED_TOKENS, model.llm_max_length))
+    # One as long as can be, for the memory.
+    tokens[:1] = model.llm_max_length
+    source = (
+        f"the published number of rows of {dataset.dataset_id}, each with an image and {tokens[-1]} tokens: an "
+        "assumption, because the rows are not here"
+    )
+    return RowFacts(source, np.ones(count, bool), tokens, tokens, problem=problem)
+
+
+def _counted(rows: Rows, file: Path, dataset: DatasetConfig, model: ModelConfig) -> RowFacts:
+    """Count tokens with the model's tokenizer; estimate them where it is not at hand."""
+    tokenizer = _tokenizer(model)
+    if tokenizer is None:
+        return _estimated(rows, model)
+    found = token_lengths(file, tokenizer, prompt_builder_of(model.llm_backbone_id))
+    limit = model.llm_max_length
+    cut = found.cut(limit)
+    kept = ~cut if dataset.truncation == "drop" else np.ones(len(rows), bool)
+    if not kept.any():
+        raise UserError(
+            f"every row of {file} is longer than {limit} tokens before its last CONCLUSION ends, and truncation 'drop' "
+            "leaves such rows out: raise --model.llm_max_length, or use --dataset.truncation right"
+        )
+    return RowFacts(
+        source="counted by the model's tokenizer",
+        has_image=rows.has_image[kept],
+        lengths=rows.words[kept],
+        tokens=np.minimum(found.tokens[kept], limit).astype(np.int64),
+        longer=int((found.tokens[kept] > limit).sum()),
+        conclusion_cut=int((cut & kept).sum()),
+        left_out=int((~kept).sum()),
+    )
+
+
+def _estimated(rows: Rows, model: ModelConfig) -> RowFacts:
+    tokens = np.ceil(rows.words * _TOKENS_PER_WORD + rows.turns * _TOKENS_PER_TURN).astype(np.int64)
+    return RowFacts(
+        source=f"estimated as {_TOKENS_PER_WORD} tokens a word, because the model's tokenizer is not at hand",
+        has_image=rows.has_image,
+        lengths=rows.words,
+        tokens=np.minimum(tokens, model.llm_max_length),
+        longer=int((tokens > model.llm_max_length).sum()),
+    )
+
+
+def _tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase | None:
+    """Return the language model's tokenizer from its folder or the hub's cache, or None."""
+    spec = llm_spec(model.llm_backbone_id)
+    source = spec.tokenizer or spec.source
+    if isinstance(source, Path):
+        return load_tokenizer(source, model.llm_max_length)
+    cached = try_to_load_from_cache(source, "tokenizer.json")
+    return load_tokenizer(Path(cached).parent, model.llm_max_length) if isinstance(cached, str) else None
+
+
+def _held_out(dataset: DatasetConfig) -> int | None:
+    if dataset.holdout_components is None:
+        return None
+    file = Path(dataset.dataset_root_dir) / dataset.holdout_components[0]
+    return len(read_rows(file)) if file.is_file() else None

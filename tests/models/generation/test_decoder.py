@@ -1,0 +1,110 @@
+"""The decoder's copy of the head, and generation in large ragged batches."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from scratch import picture
+
+import cobra
+from cobra.models.generation.decoder import Decoder, open_decoder, read_tokens, turned_head
+from cobra.models.mamba import MambaConfig, MambaLM, MambaState
+from cobra.models.vlms import GenerationOptions
+
+NEVER = -1
+# Two best scores that are closer than this may change places by rounding.
+TIE = 1e-4
+
+
+def wide_llm(vocabulary=20_000):
+    """A model whose head is large enough to be turned: 5 MB."""
+    torch.manual_seed(0)
+    return MambaLM(MambaConfig(64, 1, vocabulary)).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def test_the_turned_head_gives_the_same_scores():
+    llm = wide_llm()
+    decoder, state = open_decoder(llm, MambaState.zeros(llm.config, 3, "cpu")), MambaState.zeros(llm.config, 3, "cpu")
+    assert turned_head(llm).shape == (64, 20_000) and turned_head(llm).is_contiguous()
+    for step in range(4):
+        tokens = torch.tensor([step, 7, 19_999])
+        torch.testing.assert_close(decoder.read(tokens), read_tokens(llm, tokens, state))
+    torch.testing.assert_close(decoder.state.ssm, state.ssm)
+
+
+@torch.no_grad()
+def test_it_follows_the_weights_and_goes_with_the_model():
+    llm = wide_llm()
+    first = turned_head(llm)
+    assert turned_head(llm) is first
+    llm.lm_head.weight.mul_(2)
+    assert torch.equal(turned_head(llm), llm.lm_head.weight.t())
+    llm.lm_head.weight.data = torch.randn(20_000, 64)
+    assert torch.equal(turned_head(llm), llm.lm_head.weight.t())
+    gone = weakref.ref(llm)
+    del llm
+    gc.collect()
+    assert gone() is None
+
+
+def test_where_it_would_be_of_no_use():
+    assert turned_head(wide_llm(1_000)) is None
+    assert turned_head(wide_llm().requires_grad_()) is None
+    assert turned_head(wide_llm().to(torch.bfloat16)) is None
+    with torch.inference_mode():
+        assert turned_head(wide_llm()) is None
+
+
+@torch.no_grad()
+def test_rows_leave_and_turn():
+    llm = wide_llm(1_000)
+    decoder = Decoder(llm, MambaState.zeros(llm.config, 3, "cpu"))
+    decoder.read(torch.tensor([1, 2, 3]))
+    before = decoder.state.clone()
+    decoder.keep(torch.tensor([2, 0]))
+    assert decoder.state.ssm.equal(before.ssm[:, [2, 0]]) and decoder.state.conv.equal(before.conv[:, [2, 0]])
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return cobra.load("cobra-tiny", device="cpu")
+
+
+def uneven_prompts(vlm):
+    """32 prompts of 1 to about 250 tokens, no two alike."""
+    words = "one red circle left of a blue square, and two green stars above the cross in its bottom row ".split()
+    texts = [" ".join((words * 5)[place : place + 1 + (place * 7) % 61]) for place in range(32)]
+    prompts = [vlm.tokenize(text) for text in texts]
+    assert len({tuple(prompt) for prompt in prompts}) == 32
+    assert min(map(len, prompts)) <= 3 and max(map(len, prompts)) > 60 and len(set(map(len, prompts))) > 15
+    return prompts
+
+
+@pytest.mark.parametrize(("with_images", "sampled"), [(True, False), (False, False), (False, True)])
+def test_32_uneven_prompts_are_answered_as_one_by_one(tiny, with_images, sampled, record_property):
+    prompts = uneven_prompts(tiny)
+    pixels = tiny.preprocess([picture(index) for index in range(32)]) if with_images else None
+    fields = {"max_new_tokens": 16, "eos_token_id": NEVER}
+    if sampled:
+        fields |= {"do_sample": True, "temperature": 1.5, "top_p": 0.95}
+
+    def options(rows):
+        return GenerationOptions(**fields, seeds=list(rows) if sampled else None)
+
+    together = tiny.generate_batch_ids(pixels, prompts, options(range(32)))
+    ties = 0
+    for row, prompt in enumerate(prompts):
+        own = None if pixels is None else {name: value[row : row + 1] for name, value in pixels.items()}
+        [alone] = tiny.generate_batch_ids(own, [prompt], options([row]))
+        assert len(alone) == 16
+        if alone != together[row]:
+            place = next(place for place in range(16) if alone[place] != together[row][place])
+            _, scores = tiny.prefill(own, [prompt + alone[:place]])
+            best = scores[0].topk(2).values
+            assert not sampled and best[0] - best[1] < TIE
+            ties += 1
+    record_property("ties", ties)
+    assert ties <= 2
+    assert len({tuple(ids) for ids in together}) > 8
