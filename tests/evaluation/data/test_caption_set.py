@@ -14,7 +14,7 @@ from cobra.evaluation.data.captioned_image import CaptionedImage
 from cobra.evaluation.data.image_sources import check_present
 from cobra.util.errors import UserError
 
-EVAL = Path(__file__).parents[1] / "faults" / "eval"
+EVAL = Path(__file__).parents[2] / "faults" / "eval"
 
 EXPECTED = [
     CaptionedImage("a.png", "a.png", ("a dog", "one dog")),

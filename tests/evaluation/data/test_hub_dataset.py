@@ -19,7 +19,7 @@ from cobra.util.errors import UserError
 
 datasets = pytest.importorskip("datasets")
 
-EVAL = Path(__file__).parents[1] / "faults" / "eval"
+EVAL = Path(__file__).parents[2] / "faults" / "eval"
 
 
 @pytest.fixture(autouse=True)

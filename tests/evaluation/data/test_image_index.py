@@ -19,7 +19,7 @@ from cobra.evaluation.metrics.ngrams import count_ngrams
 from cobra.evaluation.metrics.ptb_tokenizer import tokenize
 from cobra.util.errors import UserError
 
-EVAL = Path(__file__).parents[1] / "faults" / "eval"
+EVAL = Path(__file__).parents[2] / "faults" / "eval"
 
 
 def scored(captions_file, results, allow_missing=False):

@@ -12,7 +12,7 @@ from cobra.evaluation.data.image_index import ImageNames
 from cobra.evaluation.data.predictions import read_predictions as read_matched
 from cobra.util.errors import UserError
 
-FAULTS = Path(__file__).parents[1] / "faults" / "eval"
+FAULTS = Path(__file__).parents[2] / "faults" / "eval"
 
 
 def read_predictions(path, known, *others, **flags):

@@ -23,7 +23,7 @@ from publication_rows import Expected, Shape
 
 from cobra.util.files import sha256_file
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 FOLDER = Path("download/llava-cot-100k")
 # The tokenizer that needs no network.
 TOKENIZER = ("--llm_backbone_id", "mamba-0.5m-zephyr")
