@@ -23,7 +23,7 @@ from cobra.evaluation.metrics.significance import compare_all, estimate_all
 from cobra.models.load import load
 from cobra.models.mamba import MambaState
 from cobra.models.vlms import CobraVLM, SearchOptions, as_turn
-from cobra.preprocessing.datasets import extract_reasoning_trace
+from cobra.reasoning.trace import extract_reasoning_trace
 from cobra.util import cli
 from cobra.util.images import read_rgb
 

@@ -10,8 +10,8 @@ from rich.progress import track
 
 from cobra.evaluation.metrics.conclusion_accuracy import KindScore
 from cobra.models.vlms import CobraVLM, as_turn
-from cobra.preprocessing.datasets import extract_reasoning_trace
 from cobra.reasoning.matching import match_conclusion
+from cobra.reasoning.trace import extract_reasoning_trace
 from cobra.util.images import read_rgb
 
 # Answers of the demonstration end far below this.
@@ -89,7 +89,7 @@ def score_answers(rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> Ans
         kind = score.kinds.setdefault(row["kind"], KindScore())
         kind.n += 1
         question = row["conversations"][0]["value"]
-        kind.correct += trace.conclusion is not None and match_conclusion(trace.conclusion, truth, question) is not None
+        kind.correct += match_conclusion(trace.conclusion, truth, question) is not None
         constant = str(row["options"].index(truth)) if row["options"] else truth
         true_answers.setdefault(row["kind"], Counter())[constant] += 1
     for name, counts in true_answers.items():

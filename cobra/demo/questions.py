@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from cobra.demo.captions import COLUMNS, COUNT_WORDS, ROWS, canonical_caption, groups, listing, plural
 from cobra.demo.scenes import SHAPES, Scene, SceneObject
+from cobra.reasoning.trace import ReasoningTrace, format_reasoning_trace
 
 # The first one is the benchmark's default prompt.
 CAPTION_PROMPTS = (
@@ -43,18 +44,8 @@ class Exchange:
 
     @property
     def answer(self) -> str:
-        """The tagged text: one space inside each tag, a blank line between stages (as published)."""
-        return "\n\n".join(f"<{tag}> {text} </{tag}>" for tag, text in self.stages.items())
-
-    @property
-    def stages(self) -> dict[str, str]:
-        """Tag to text, in order."""
-        return {
-            "SUMMARY": self.summary,
-            "CAPTION": self.caption,
-            "REASONING": self.reasoning,
-            "CONCLUSION": self.conclusion,
-        }
+        """The tagged text, as published."""
+        return format_reasoning_trace(ReasoningTrace(self.summary, self.caption, self.reasoning, self.conclusion))
 
 
 def ask(rng: random.Random, scene: Scene, kind: str) -> Exchange | None:

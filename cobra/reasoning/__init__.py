@@ -1,1 +1,1 @@
-"""What answers in stages say: their conclusions, and when two of these are the same."""
+"""Answers in four stages: their tags, their parts, and the comparison of their conclusions."""

@@ -1,7 +1,7 @@
-"""Whether a conclusion says the same as the right one: the same words, option, number, or yes and no.
+"""The rule by which two conclusions are the same: the same words, option, number, or yes and no.
 
-LLaVA-CoT's CONCLUSION is the exact answer, for a choice its letter; models word it more freely. What counts as the same
-is decided by rules alone, without a tolerance for numbers: a value that is nearly right is wrong.
+LLaVA-CoT's CONCLUSION is the exact answer, for a choice its letter; models word it more freely. Two conclusions are
+compared by rules alone, without a tolerance for numbers: a value that is nearly right is wrong.
 """
 
 import re
@@ -28,13 +28,13 @@ class Match(StrEnum):
 
 @dataclass(frozen=True)
 class _Reading:
-    """What a conclusion may mean."""
+    """The possible meanings of a conclusion."""
 
     words: str
     letter: str | None
-    """Of an option, upper case."""
+    """Letter of an option, upper case."""
     option: str
-    """What is said behind the letter, or the question lists for it; empty where there is neither."""
+    """Words behind the letter, or those that the question lists for it; empty where there are neither."""
     quantity: Quantity | None
     verdict: str | None
 
@@ -79,39 +79,41 @@ _CHARACTERS = {
 _TRANSLATION = str.maketrans(_CHARACTERS)
 
 
-def match_conclusion(answer: str, truth: str, question: str = "") -> Match | None:
-    """Compare an answer's conclusion with the right one; neither's order matters.
+def match_conclusion(answer: str | None, truth: str | None, question: str) -> Match | None:
+    """Compare an answer's conclusion with the right one; their order does not matter.
 
     Args:
-        answer: One conclusion, without tags.
-        truth: The other.
-        question: What was asked: where it lists options (`A. red`, `(B) blue`), their words stand for their letters.
+        answer: A conclusion, without tags; None matches nothing.
+        truth: The other conclusion.
+        question: The question: where it lists options (`A. red`, `(B) blue`), their words stand for their letters.
 
     Returns:
         The rule by which they are the same, or None.
     """
+    if answer is None or truth is None:
+        return None
     options = options_of(question)
-    one, other = _read(answer, options), _read(truth, options)
-    if not one.words or not other.words:
+    first, second = _read(answer, options), _read(truth, options)
+    if not first.words or not second.words:
         return Match.EXACT if answer.strip() == truth.strip() else None
-    if one.words == other.words:
+    if first.words == second.words:
         return Match.EXACT
-    if one.letter or other.letter:
-        return Match.LETTER if _same_option(one, other, options) else None
-    if one.quantity and other.quantity:
-        return Match.NUMBER if same_quantity(one.quantity, other.quantity) else None
-    return Match.VERDICT if one.verdict and one.verdict == other.verdict else None
+    if first.letter or second.letter:
+        return Match.LETTER if _same_option(first, second, options) else None
+    if first.quantity and second.quantity:
+        return Match.NUMBER if same_quantity(first.quantity, second.quantity) else None
+    return Match.VERDICT if first.verdict and first.verdict == second.verdict else None
 
 
-def conclusion_key(text: str, question: str = "") -> Hashable:
-    """Return what is equal for two conclusions only if no right answer tells them apart by :func:`match_conclusion`.
+def conclusion_key(text: str, question: str) -> Hashable:
+    """Return the key by which votes are counted: equal keys match the same right answers by :func:`match_conclusion`.
 
-    That comparison is no equivalence: `45 %` is `45` and `0.45`, which are not the same. So votes are counted by this
-    key. It may still differ between two answers that most right answers take for the same, as `5` and `5 cm`.
+    That comparison is no equivalence: `45 %` is `45` and `0.45`, which are not the same. Two answers that most right
+    answers take for the same, as `5` and `5 cm`, may still have different keys.
 
     Args:
         text: A conclusion, without tags.
-        question: As of :func:`match_conclusion`.
+        question: The question; empty for the key of the words alone.
     """
     options = options_of(question)
     reading = _read(text, options)
@@ -129,7 +131,7 @@ def conclusion_key(text: str, question: str = "") -> Hashable:
 
 def options_of(question: str) -> dict[str, str]:
     """Return the options that a question lists, by their upper-case letters from A on; empty where it lists none."""
-    text = _uniform(question)
+    text = _normalize(question)
     marks: list[re.Match[str]] = []
     for mark in _MARK.finditer(text):
         letter = (mark[1] or mark[2]).upper()
@@ -142,32 +144,31 @@ def options_of(question: str) -> dict[str, str]:
     ends = [*(mark.start() for mark in marks[1:]), len(text)]
     # Behind the last option an instruction may follow, on a line of its own.
     texts = [text[mark.end() : end].strip().partition("\n")[0] for mark, end in zip(marks, ends, strict=True)]
-    return {chr(ord("A") + place): _CONJUNCTION.sub("", _words(_peeled(text))) for place, text in enumerate(texts)}
+    return {chr(ord("A") + index): _CONJUNCTION.sub("", _fold(_strip(text))) for index, text in enumerate(texts)}
 
 
 def _read(text: str, options: dict[str, str]) -> _Reading:
-    text = _peeled(" ".join(_uniform(text).split()))
+    text = _strip(" ".join(_normalize(text).split()))
     lead_in = _LEAD_IN.match(text)
     if lead_in:
-        text = _peeled(text[lead_in.end() :])
-    words, quantity = _words(text), parse_quantity(text)
-    found = _VERDICT.match(words)
-    verdict = found[1] if found else None
-    letter, option = _option(text)
+        text = _strip(text[lead_in.end() :])
+    words, quantity = _fold(text), parse_quantity(text)
+    verdict = _verdict(words)
+    letter, option = _lettered_option(text)
     if letter is None:
-        same = [key for key, own in options.items() if own in (words, verdict) or _same_number(quantity, own)]
+        same = [key for key, words_of_key in options.items() if _says(words_of_key, words, verdict, quantity)]
         letter = same[0] if len(same) == 1 else None
     if letter is not None and not option:
         option = options.get(letter, "")
     return _Reading(words, letter, option, quantity, verdict)
 
 
-def _uniform(text: str) -> str:
-    """Return a text with one form of every letter, quote, dash, fraction and power."""
+def _normalize(text: str) -> str:
+    """Return a text with one form of each letter, quote, dash, fraction and power."""
     return unicodedata.normalize("NFKC", text.translate(_TRANSLATION)).replace("\u2044", "/")
 
 
-def _peeled(text: str) -> str:
+def _strip(text: str) -> str:
     """Return a text without the punctuation at its end, and without quotes and marks of emphasis around it."""
     for _ in range(_LAYERS):
         text = text.rstrip(_STOPS).lstrip()
@@ -178,39 +179,48 @@ def _peeled(text: str) -> str:
     return text.rstrip(_STOPS).lstrip()
 
 
-def _words(text: str) -> str:
+def _fold(text: str) -> str:
+    """Return a text in lower case, with single spaces and without an article in front."""
     folded = " ".join(text.casefold().split())
     return _ARTICLE.sub("", folded, count=1) if _ARTICLE.match(folded) else folded
 
 
-def _option(text: str) -> tuple[str | None, str]:
+def _verdict(words: str) -> str | None:
+    """Return the yes, no, true or false that words begin with."""
+    verdict = _VERDICT.match(words)
+    return verdict[1] if verdict else None
+
+
+def _lettered_option(text: str) -> tuple[str | None, str]:
     """Return the letter that a text chooses and the words behind it."""
     bare = _BARE_LETTER.fullmatch(text)
     if bare:
         return bare[1].upper(), ""
-    found = _LETTER_AND_WORDS.fullmatch(text)
-    if found is None or _SECOND_LETTER.search(found[3]):
+    choice = _LETTER_AND_WORDS.fullmatch(text)
+    if choice is None or _SECOND_LETTER.search(choice[3]):
         return None, ""
-    return (found[1] or found[2]).upper(), _words(_peeled(found[3]))
+    return (choice[1] or choice[2]).upper(), _fold(_strip(choice[3]))
 
 
-def _same_number(quantity: Quantity | None, option: str) -> bool:
-    other = parse_quantity(option) if quantity else None
-    return quantity is not None and other is not None and same_quantity(quantity, other)
+def _says(option: str, words: str, verdict: str | None, quantity: Quantity | None) -> bool:
+    """Return True if an answer's words, verdict or quantity are those of an option."""
+    if option in (words, verdict):
+        return True
+    number = parse_quantity(option) if quantity else None
+    return quantity is not None and number is not None and same_quantity(quantity, number)
 
 
-def _same_option(one: _Reading, other: _Reading, options: dict[str, str]) -> bool:
-    """Return whether two readings, of which at least one has a letter, are of one option."""
-    if one.letter and other.letter:
-        if one.letter != other.letter:
+def _same_option(first: _Reading, second: _Reading, options: dict[str, str]) -> bool:
+    """Return True if two readings, of which at least one has a letter, choose the same option."""
+    if first.letter and second.letter:
+        if first.letter != second.letter:
             return False
         # An initial is no option: `J. Smith` is not `J. Brown`.
-        return not one.option or not other.option or one.option == other.option or one.letter in options
-    lettered, plain = (one, other) if one.letter else (other, one)
+        return not first.option or not second.option or first.option == second.option or first.letter in options
+    lettered, plain = (first, second) if first.letter else (second, first)
     option = lettered.option
     if not option:
         return False
     if plain.verdict and options.get(lettered.letter or "") != option:
-        verdict = _VERDICT.match(option)
-        return verdict is not None and verdict[1] == plain.verdict
-    return option in (plain.words, plain.verdict) or _same_number(plain.quantity, option)
+        return _verdict(option) == plain.verdict
+    return _says(option, plain.words, plain.verdict, plain.quantity)

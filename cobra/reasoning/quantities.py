@@ -1,4 +1,4 @@
-"""Numbers as answers have them: `1,000`, `1e3`, `45 %`, `2 1/2 cm`, `$3.5 million`, `twelve dogs`."""
+"""Numbers as answers write them: `1,000`, `1e3`, `45 %`, `2 1/2 cm`, `$3.5 million`, `twelve dogs`."""
 
 import re
 from dataclasses import dataclass
@@ -71,10 +71,10 @@ class Quantity:
     """A number with what it counts or is measured in."""
 
     value: Fraction
-    """Before a percent sign is taken into account."""
+    """Number before a percent sign is taken into account."""
     is_percent: bool
     unit: str
-    """Its words in one form, singular (`cm`, `degree c`, `dog`); empty where there is none."""
+    """Unit's words in one form, singular (`cm`, `degree c`, `dog`); empty where there is none."""
 
 
 def parse_quantity(text: str) -> Quantity | None:
@@ -86,49 +86,49 @@ def parse_quantity(text: str) -> Quantity | None:
     word = _WORD.match(text)
     if word:
         text = f"{_WORDS.index(word[1].lower())}{text[word.end() :]}"
-    found = _NUMBER.fullmatch(text)
-    value = None if found is None else _value(found)
-    if found is None or value is None:
+    number = _NUMBER.fullmatch(text)
+    value = None if number is None else _value(number)
+    if number is None or value is None:
         return None
-    scale, rest = _scale(found["rest"])
+    scale, rest = _scale(number["rest"])
     percent = _PERCENT.match(rest.lstrip())
     unit = _unit(
         rest.lstrip()[percent.end() :] if percent else rest, attached=not percent and rest[:1] not in ("", " ")
     )
     if unit is None:
         return None
-    unit = " ".join(filter(None, (_CURRENCIES.get(found["currency"]), unit)))
+    unit = " ".join(filter(None, (_CURRENCIES.get(number["currency"]), unit)))
     return Quantity(value * scale, percent is not None, unit)
 
 
-def same_quantity(one: Quantity, other: Quantity) -> bool:
-    """Return whether two quantities are the same; units that both have must agree, and numbers are equal or not.
+def same_quantity(first: Quantity, second: Quantity) -> bool:
+    """Return True if two quantities are the same; units that both have must agree, and numbers are equal or not.
 
     A unit may be left out: `5 cm` is `5`. So may a percent sign, and a share may be written either way: `45 %` is `45`
     and is `0.45`. `45 %` is not `45 cm`.
     """
-    if one.unit and other.unit and one.unit != other.unit:
+    if first.unit and second.unit and first.unit != second.unit:
         return False
-    if one.is_percent == other.is_percent:
-        return one.value == other.value
-    share, plain = (one, other) if one.is_percent else (other, one)
+    if first.is_percent == second.is_percent:
+        return first.value == second.value
+    share, plain = (first, second) if first.is_percent else (second, first)
     return plain.unit in ("", share.unit) and plain.value in (share.value, share.value / 100)
 
 
-def _value(found: re.Match[str]) -> Fraction | None:
+def _value(number: re.Match[str]) -> Fraction | None:
     """Return the value of a match of `_NUMBER`; None where it is too long, or a division by zero."""
-    if len(found[0]) - len(found["rest"]) > _MAX_DIGITS:
+    if len(number[0]) - len(number["rest"]) > _MAX_DIGITS:
         return None
-    if found["decimal"]:
-        exponent = int(found["exponent"] or found["power"] or 0)
+    if number["decimal"]:
+        exponent = int(number["exponent"] or number["power"] or 0)
         if abs(exponent) > _MAX_EXPONENT:
             return None
-        value = Fraction(found["decimal"].replace(",", "").rstrip(".")) * Fraction(10) ** exponent
-    elif int(found["denominator"]) == 0:
+        value = Fraction(number["decimal"].replace(",", "").rstrip(".")) * Fraction(10) ** exponent
+    elif int(number["denominator"]) == 0:
         return None
     else:
-        value = int(found["whole"] or 0) + Fraction(int(found["numerator"]), int(found["denominator"]))
-    return -value if found["sign"] == "-" else value
+        value = int(number["whole"] or 0) + Fraction(int(number["numerator"]), int(number["denominator"]))
+    return -value if number["sign"] == "-" else value
 
 
 def _scale(rest: str) -> tuple[int, str]:
@@ -142,19 +142,19 @@ def _unit(rest: str, attached: bool) -> str | None:
     """Return the unit in one form; None where the text is none.
 
     Args:
-        rest: What is behind the number.
-        attached: Whether it follows without a space: then only known units do, as in `5cm`; `1990s` is no number.
+        rest: Text behind the number.
+        attached: True where it follows without a space: only known units may, as in `5cm`; `1990s` is no number.
     """
     words = rest.lower().replace("\u00b0", " \u00b0 ").split()
     if len(words) > _MAX_UNIT_WORDS:
         return None
     units = []
-    for place, word in enumerate(words):
+    for index, word in enumerate(words):
         word = word.rstrip(".")
         if not (word == "\u00b0" or _UNIT_WORD.fullmatch(word)) or word in _NO_UNITS:
             return None
         name = _unit_name(word)
-        if attached and place == 0 and (name not in _UNITS.values() or name == "s"):
+        if attached and index == 0 and (name not in _UNITS.values() or name == "s"):
             return None
         units.append(name)
     if len(units) > 1 and units[0] in _POWERS:

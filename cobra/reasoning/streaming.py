@@ -1,23 +1,18 @@
-"""Telling the stages of an answer apart while it is written, in whatever pieces it comes."""
+"""A reader of answers that are still being written: splits them into stages, in whatever pieces the text comes."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cobra.models.generation.stage_guard import STAGE_TAGS, TAIL
-
-_TAG = re.compile(r"<\s*+(?P<slash>/?+)\s*+(?P<name>" + "|".join(STAGE_TAGS) + r")\s*+>")
-# What may yet become a tag, at the end of what there is.
-_BEGUN = re.compile(r"<\s*+/?+\s*+(?P<name>[A-Z]*+)\s*+\Z")
+from cobra.reasoning.trace import STAGE_TAG, find_unfinished_tag
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some text of an answer, without its tags.
+    """A piece of an answer's text, without tags.
 
-    block: Index of the block that it belongs to: a stage, or what stands outside of stages.
-    stage: Name of the stage, or None outside.
-    text: Comes after what the block has; empty where a stage has just been opened.
+    block: Index of the block that it belongs to: a stage, or text outside the stages.
+    stage: Tag name of the stage, or None outside.
+    text: Follows what the block has; empty where a stage has just been opened.
     """
 
     block: int
@@ -26,57 +21,49 @@ class Part:
 
 
 class StageReader:
-    """Splits the text of one answer into blocks; tags, and white space around blocks, belong to none.
+    """Splits the text of one answer into blocks, by the rules of :mod:`cobra.reasoning.trace`.
 
-    An opening tag begins a block, also where the one before was not closed. A closing tag ends a stage of its name;
-    any other is dropped. Nothing else in a text has a meaning.
+    Tags, and white space around blocks, belong to no block. Nothing but a tag has a meaning.
     """
 
     def __init__(self) -> None:
         self._held = ""
         self._stage: str | None = None
         self._block = -1
-        # White space is told once something comes after it.
+        # White space is yielded once something comes after it.
         self._space = ""
         self._filled = False
         self._open = False
 
     def feed(self, text: str) -> Iterator[Part]:
-        """Take the next piece of text; yield what is sure."""
+        """Read the next piece of text; yield what is certain."""
         held = self._held + text
-        place = 0
-        for tag in _TAG.finditer(held):
-            yield from self._text(held[place : tag.start()])
-            yield from self._tag(tag["name"], bool(tag["slash"]))
-            place = tag.end()
-        held = held[place:]
-        begun = _BEGUN.search(held, max(len(held) - TAIL, 0))
-        sure = begun.start() if begun and any(tag.startswith(begun["name"]) for tag in STAGE_TAGS) else len(held)
-        self._held = held[sure:]
-        yield from self._text(held[:sure])
+        start = 0
+        for tag in STAGE_TAG.finditer(held):
+            yield from self._add_text(held[start : tag.start()])
+            self._stage, self._open = None if tag["slash"] else tag["name"], False
+            if self._stage is not None:
+                yield from self._open_block()
+            start = tag.end()
+        unfinished = find_unfinished_tag(held[start:])
+        certain = start + unfinished.start() if unfinished else len(held)
+        self._held = held[certain:]
+        yield from self._add_text(held[start:certain])
 
     def finish(self) -> Iterator[Part]:
-        """Yield what was held back, at the end of the answer."""
+        """Yield the text that was held back, at the end of the answer."""
         held, self._held = self._held, ""
-        yield from self._text(held)
+        yield from self._add_text(held)
 
-    def _tag(self, name: str, closing: bool) -> Iterator[Part]:
-        if closing and name != self._stage:
-            return
-        self._stage = None if closing else name
-        self._open = False
-        if not closing:
-            yield from self._begin()
-
-    def _begin(self) -> Iterator[Part]:
+    def _open_block(self) -> Iterator[Part]:
         self._block += 1
         self._open, self._filled, self._space = True, False, ""
         yield Part(self._block, self._stage, "")
 
-    def _text(self, text: str) -> Iterator[Part]:
+    def _add_text(self, text: str) -> Iterator[Part]:
         solid = text.rstrip()
         if solid and not self._open:
-            yield from self._begin()
+            yield from self._open_block()
         if solid:
             whole = self._space + solid
             yield Part(self._block, self._stage, whole if self._filled else whole.lstrip())

@@ -1,8 +1,11 @@
-"""Answers in the four stages of LLaVA-CoT (arXiv 2411.10440): reading them apart and writing them.
+"""The four stages of a LLaVA-CoT answer (arXiv 2411.10440): their tags, and reading and writing whole answers.
 
 The published form is ``<SUMMARY> text </SUMMARY>``, then CAPTION, REASONING and CONCLUSION alike, a blank line between.
 The tags are ordinary upper-case text, and both the published rows and generated answers break the form: stages are
 left out, repeated or cut off at the token limit.
+
+A stage runs from its opening tag to the next tag of any kind, or to the end of the answer; so an unclosed CONCLUSION,
+which the published rows hold, is read to the end. White space around texts and inside tags is free, upper case is not.
 """
 
 import re
@@ -10,6 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 STAGES = ("summary", "caption", "reasoning", "conclusion")
+STAGE_TAGS = tuple(stage.upper() for stage in STAGES)
+STAGE_BREAK = "\n\n"
+"""Stands between two stages."""
+MAX_TAG_LENGTH = 64
+"""Characters at the end of a growing text in which a tag is looked for."""
 
 # What may be wrong with the form of an answer; the values of `ReasoningTrace.problems`.
 UNCLOSED = "unclosed stage"
@@ -20,7 +28,9 @@ STRAY_CLOSING = "stray closing tag"
 TEXT_OUTSIDE = "text outside the stages"
 
 # Possessive: a run of spaces is read once, so that hostile text costs linear time.
-_TAG = re.compile(r"<\s*+(/?+)\s*+(SUMMARY|CAPTION|REASONING|CONCLUSION)\s*+>")
+STAGE_TAG = re.compile(rf"<\s*+(?P<slash>/?+)\s*+(?P<name>{'|'.join(STAGE_TAGS)})\s*+>")
+PARTIAL_TAG = re.compile(r"<\s*+(?P<slash>/?+)\s*+(?P<name>[A-Z]*+)\s*+(?P<end>>?+)")
+"""A tag of any name, as far as it is written."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +67,13 @@ class ReasoningTrace:
 
 
 def extract_reasoning_trace(text: str) -> ReasoningTrace:
-    """Read an answer apart, taking what is there; never raises, in time linear in the text.
+    """Split an answer into its stages, by the rules of this module; never raises, in time linear in the text.
 
-    A stage's text runs from its opening tag to the next tag of any kind, or to the end of the answer: so an unclosed
-    CONCLUSION, which the published rows hold, is read to the end. Of a repeated stage the first counts. White space
-    around the text and inside the tags is free, upper case is not. An answer without tags has every stage missing.
+    Of a repeated stage the first counts. An answer without tags has every stage missing.
     """
     stages: dict[str, str] = {}
     problems: set[str] = set()
-    for stage, body, closed_by in _segments(text):
+    for stage, body, closed_by, _ in _segments(text):
         if closed_by not in (None, stage):
             problems.add(STRAY_CLOSING)
         if stage is None:
@@ -86,47 +94,48 @@ def extract_reasoning_trace(text: str) -> ReasoningTrace:
 
 
 def find_conclusion_end(text: str) -> int | None:
-    """Return the place behind an answer's CONCLUSION: its closing tag, or its text where it is unclosed.
-
-    As in :func:`extract_reasoning_trace` the first CONCLUSION counts, and its text ends at the next tag of any kind.
+    """Return the place behind an answer's first CONCLUSION: its closing tag, or its text where it is unclosed.
 
     Returns:
         A number of characters; None where there is no CONCLUSION.
     """
-    start: int | None = None
-    stop = len(text)
-    for tag in _TAG.finditer(text):
-        if start is not None:
-            if tag[1] and tag[2] == "CONCLUSION":
-                return tag.end()
-            stop = tag.start()
-            break
-        if not tag[1] and tag[2] == "CONCLUSION":
-            start = tag.end()
-    return None if start is None else start + len(text[start:stop].rstrip())
+    return next((end for stage, _, _, end in _segments(text) if stage == STAGES[-1]), None)
 
 
 def format_reasoning_trace(trace: ReasoningTrace) -> str:
     """Write the stages that are there in the published form and order; `problems` plays no part."""
-    parts = []
-    for stage in STAGES:
-        body = getattr(trace, stage)
-        if body is not None:
-            parts.append(f"<{stage.upper()}> {body} </{stage.upper()}>")
-    return "\n\n".join(parts)
+    return STAGE_BREAK.join(f"<{stage.upper()}> {body} </{stage.upper()}>" for stage, body in trace.texts)
 
 
-def _segments(text: str) -> Iterator[tuple[str | None, str, str | None]]:
-    """Cut `text` at its tags into (the stage it is in or None, the stripped text, the stage whose closing tag ends it).
+def last_closed_stage(text: str) -> str | None:
+    """Return the tag name of the stage whose closing tag ends a text, white space aside, or None."""
+    tail = text[-MAX_TAG_LENGTH:].rstrip()
+    return next((tag["name"] for tag in STAGE_TAG.finditer(tail) if tag["slash"] and tag.end() == len(tail)), None)
 
-    The last entry is None where the text ends at an opening tag or with the answer.
+
+def find_unfinished_tag(text: str) -> re.Match[str] | None:
+    """Return the match of `PARTIAL_TAG` at the end of a text that may yet become a stage's tag, or None."""
+    start = text.rfind("<", max(len(text) - MAX_TAG_LENGTH, 0))
+    tag = PARTIAL_TAG.match(text, start) if start >= 0 else None
+    if tag is None or tag["end"] or tag.end() < len(text):
+        return None
+    return tag if any(name.startswith(tag["name"]) for name in STAGE_TAGS) else None
+
+
+def _segments(text: str) -> Iterator[tuple[str | None, str, str | None, int]]:
+    """Cut a text at its tags into (stage or None, stripped text, stage whose closing tag ends it or None, end).
+
+    The third entry is None where the segment ends at an opening tag or with the answer. The last is the place behind
+    the segment's own closing tag, else behind its text.
     """
     stage: str | None = None
     start = 0
-    for tag in _TAG.finditer(text):
-        name = tag[2].lower()
-        closing = bool(tag[1])
-        yield stage, text[start : tag.start()].strip(), name if closing else None
-        stage = None if closing else name
+    for tag in STAGE_TAG.finditer(text):
+        name = tag["name"].lower()
+        closed_by = name if tag["slash"] else None
+        body = text[start : tag.start()].rstrip()
+        yield stage, body.lstrip(), closed_by, tag.end() if closed_by and closed_by == stage else start + len(body)
+        stage = None if closed_by else name
         start = tag.end()
-    yield stage, text[start:].strip(), None
+    body = text[start:].rstrip()
+    yield stage, body.lstrip(), None, start + len(body)

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from jinja2 import Template
 
-from cobra.preprocessing.datasets import extract_reasoning_trace
 from cobra.reasoning.matching import match_conclusion
+from cobra.reasoning.trace import extract_reasoning_trace
 from cobra.training.jsonl_log import StepLines
 from cobra.util.files import write_text
 from cobra.util.html_pages import page_templates
@@ -85,9 +85,8 @@ def structure(answered: Iterable[tuple[str, str, str]]) -> Structure:
         trace, expected = extract_reasoning_trace(answer), extract_reasoning_trace(reference).conclusion
         answers += 1
         valid += trace.is_valid
-        if trace.conclusion is not None and expected is not None:
-            compared += 1
-            matched += match_conclusion(trace.conclusion, expected, question) is not None
+        compared += trace.conclusion is not None and expected is not None
+        matched += match_conclusion(trace.conclusion, expected, question) is not None
     return Structure(answers, valid, compared, matched)
 
 

@@ -11,8 +11,8 @@ from cobra.demo.captions import canonical_caption
 from cobra.demo.datasets import write_caption_rows, write_coco_captions, write_llava_cot, write_question_rows
 from cobra.demo.questions import CAPTION_PROMPTS, KINDS
 from cobra.evaluation.data.coco import read_captions
-from cobra.preprocessing.datasets import extract_reasoning_trace
 from cobra.preprocessing.llava_cot import PrepareConfig, prepare
+from cobra.reasoning.trace import extract_reasoning_trace
 
 ROWS = 150
 

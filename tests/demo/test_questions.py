@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from cobra.demo.captions import canonical_caption, reference_captions
 from cobra.demo.questions import KINDS, ask
 from cobra.demo.scenes import Scene, SceneObject, random_scene
-from cobra.preprocessing.datasets import extract_reasoning_trace
+from cobra.reasoning.trace import extract_reasoning_trace
 
 
 def scene(*objects):

@@ -7,7 +7,7 @@ from cobra.evaluation.data.captioned_image import CaptionedImage
 from cobra.evaluation.metrics.base import MeanMetric
 from cobra.evaluation.report.results import Results, VariantResult
 from cobra.evaluation.responses.protocol import Answer, scored_text
-from cobra.preprocessing.datasets import extract_reasoning_trace
+from cobra.reasoning.trace import extract_reasoning_trace
 
 COT = (
     "<SUMMARY> I look. </SUMMARY>\n\n<CAPTION> Seen: {0} </CAPTION>\n\n<REASONING> It is so. </REASONING>\n\n"

@@ -16,7 +16,9 @@ from cobra.reasoning.trace import (
     UNCLOSED,
     ReasoningTrace,
     extract_reasoning_trace,
+    find_unfinished_tag,
     format_reasoning_trace,
+    last_closed_stage,
 )
 
 PUBLISHED = (
@@ -139,6 +141,8 @@ def test_hostile_text_takes_linear_time(start, unit):
     text = start + unit * (200_000 // len(unit)) + "SUMMARY"
     begin = time.process_time()
     extract_reasoning_trace(text)
+    assert last_closed_stage(text) is None
+    assert find_unfinished_tag(text) is None or "<" in text[-64:]
     # Quadratic time would be minutes; linear is some milliseconds.
     assert time.process_time() - begin < 2
 
@@ -149,3 +153,32 @@ def test_texts_and_faults_of_an_answer():
     assert trace.faults == ["without SUMMARY", "without REASONING", "text outside the stages", "unclosed stage"]
     plain = extract_reasoning_trace("a cat </CAPTION>")
     assert (plain.texts, plain.faults) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "stage"),
+    [
+        ("a </SUMMARY>", "SUMMARY"),
+        ("< / CAPTION >\n\n", "CAPTION"),
+        ("</SUMMARY> a", None),
+        ("<SUMMARY>", None),
+        ("", None),
+    ],
+)
+def test_closing_tags_at_the_end_of_a_text(text, stage):
+    assert last_closed_stage(text) == stage
+
+
+@pytest.mark.parametrize(
+    ("text", "conclusion"),
+    [
+        ("<CONCLUSION> B </CONCLUSION>", "B"),
+        ("x < CONCLUSION >\n B\n", "B"),
+        ("<CONCLUSION> A </CONCLUSION> <CONCLUSION> B </CONCLUSION>", "A"),
+        ("<CONCLUSION> a <CAPTION> b", "a"),
+        ("<CONCLUSION></CONCLUSION>", ""),
+        ("B", None),
+    ],
+)
+def test_conclusions(text, conclusion):
+    assert extract_reasoning_trace(text).conclusion == conclusion

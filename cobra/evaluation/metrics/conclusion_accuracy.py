@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cobra.evaluation.data.captioned_image import CaptionedImage, check_file_name
-from cobra.preprocessing.datasets import extract_reasoning_trace
 from cobra.preprocessing.datasets.rows import PLACEHOLDER, check_rows, name_row, source_of
 from cobra.reasoning.matching import Match, conclusion_key, match_conclusion
+from cobra.reasoning.trace import extract_reasoning_trace
 from cobra.util.errors import UserError
 
 
@@ -211,7 +211,8 @@ def score_conclusions(rows: Sequence[ConclusionRow], answers: Sequence[str]) -> 
         score = sources.setdefault(row.source, KindScore())
         score.n += 1
         score.correct += match is not None
-        truths.setdefault(row.source, Counter())[conclusion_key(row.conclusion)] += 1
+        # A constant answer is the same words whatever a question lists.
+        truths.setdefault(row.source, Counter())[conclusion_key(row.conclusion, "")] += 1
     for source, counts in truths.items():
         sources[source].majority = max(counts.values())
     ordered = sorted(sources.items(), key=lambda entry: (-entry[1].n, entry[0]))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cobra.evaluation.data.captioned_image import CaptionedImage, ImageId
-from cobra.preprocessing.datasets import extract_reasoning_trace
+from cobra.reasoning.trace import extract_reasoning_trace
 from cobra.util.errors import UserError
 from cobra.util.files import decode, encoding_of
 from cobra.util.home_paths import expand_home

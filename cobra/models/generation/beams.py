@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from cobra.models.generation.decoder import open_decoder
 from cobra.models.generation.generate import GenerationOptions, choose
 from cobra.models.generation.sampling import next_numbers
-from cobra.models.generation.stage_guard import STAGE_TAGS, TAIL, StageGuard, TokenTexts, closes_stage
+from cobra.models.generation.stage_guard import StageGuard, TokenTexts
 from cobra.models.mamba import MambaLM, MambaState
+from cobra.reasoning.trace import MAX_TAG_LENGTH, STAGE_TAGS, last_closed_stage
 
 
 @dataclass
@@ -187,7 +188,7 @@ def _push(branch: Branch, token: int, gain: float | None, limits: Limits, texts:
         branch.guard.push(token)
         branch.ended = branch.guard.ended
         return branch.ended or (limits.by_stage and branch.guard.stage > stage)
-    branch.tail = (branch.tail + texts[token])[-TAIL:]
-    closed = closes_stage(branch.tail) if limits.by_stage else None
+    branch.tail = (branch.tail + texts[token])[-MAX_TAG_LENGTH:]
+    closed = last_closed_stage(branch.tail) if limits.by_stage else None
     branch.ended = token == limits.end_token_id or len(branch.ids) >= limits.max_new_tokens or closed == STAGE_TAGS[-1]
     return branch.ended or closed is not None

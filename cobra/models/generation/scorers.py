@@ -6,9 +6,9 @@ from typing import Protocol
 
 from cobra.models.backbones.llm.prompting import PromptBuilder
 from cobra.models.generation.beams import Branch, read_rows
-from cobra.models.generation.stage_guard import find_conclusion
 from cobra.models.mamba import MambaLM, MambaState
 from cobra.reasoning.matching import conclusion_key
+from cobra.reasoning.trace import extract_reasoning_trace
 from cobra.util.errors import UserError
 
 LIKELIHOOD = "likelihood"
@@ -157,7 +157,7 @@ def judgement_scorer(
     return JudgementScorer(llm, encode(question_after_answer(builder, question)), answers["Yes"], answers["No"])
 
 
-def by_vote(candidates: Sequence[Candidate], question: str = "") -> list[Candidate]:
+def by_vote(candidates: Sequence[Candidate], question: str) -> list[Candidate]:
     """Order whole answers by how many have the same CONCLUSION, by the rule that answers are scored by.
 
     Args:
@@ -171,7 +171,7 @@ def by_vote(candidates: Sequence[Candidate], question: str = "") -> list[Candida
     groups: dict[Hashable, list[Candidate]] = {}
     without: list[Candidate] = []
     for candidate in candidates:
-        conclusion = find_conclusion(candidate.text)
+        conclusion = extract_reasoning_trace(candidate.text).conclusion
         if conclusion:
             groups.setdefault(conclusion_key(conclusion, question), []).append(candidate)
         else:

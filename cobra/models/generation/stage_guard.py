@@ -1,48 +1,23 @@
-"""Answers in four stages while they are written: the tags come in order, each stage is filled, closed and bounded.
+"""Constrained decoding of the four stages: tags come in order, and every stage is filled, closed and bounded.
 
-The form is LLaVA-CoT's (arXiv 2411.10440): ``<SUMMARY> text </SUMMARY>``, then CAPTION, REASONING and CONCLUSION
-alike, a blank line between. The tags are ordinary text of several tokens, so the guard works on the text: it writes
-opening tags itself, refuses a token that begins a tag which is not due, and writes the closing tag when a stage has
-used up its tokens. Nothing else is changed: within a stage the model chooses among all other tokens.
+The form is that of :mod:`cobra.reasoning.trace`. Its tags are ordinary text of several tokens, so the guard works on
+the text: it writes opening tags itself, refuses a token that begins a tag which is not due, and writes the closing tag
+when a stage has used up its tokens. Nothing else is changed: within a stage the model chooses among all other tokens.
 """
 
 import copy
 import re
 from collections.abc import Callable, Sequence
 
+from cobra.reasoning.trace import PARTIAL_TAG, STAGE_BREAK, STAGE_TAGS, find_unfinished_tag, last_closed_stage
 from cobra.util.errors import UserError
 
-STAGE_TAGS = ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")
-
-# A tag as far as it is written; white space within it is free.
-_TAG = re.compile(r"<\s*+(?P<slash>/?+)\s*+(?P<name>[A-Z]*+)\s*+(?P<end>>?+)")
-_CLOSED = re.compile(rf"<\s*+/\s*+({'|'.join(STAGE_TAGS)})\s*+>")
-_CONCLUSION = re.compile(
-    r"<\s*+CONCLUSION\s*+>(.*?)(?:<\s*+/?+\s*+(?:" + "|".join(STAGE_TAGS) + r")\s*+>|\Z)", re.DOTALL
-)
 # Letters from which on a `<` is taken for a tag: `a <C` and `<AB` are mathematics.
 _LETTERS = 3
-# Characters at the end of a text in which a closing tag is looked for.
-TAIL = 64
 # Parts of an answer's text, of which every stage leaves one to each of the later ones.
 _SHARES = 8
 # Tokens refused at one place after which the stage is closed: the model wants nothing but another tag.
 _MAX_REFUSED = 32
-
-
-def find_conclusion(text: str) -> str | None:
-    """Return the text of the first CONCLUSION of an answer, stripped; None where there is none.
-
-    It runs to the next tag, or to the end of the text where it is unclosed.
-    """
-    found = _CONCLUSION.search(text)
-    return None if found is None else found[1].strip()
-
-
-def closes_stage(text: str) -> str | None:
-    """Return the name of the stage whose closing tag is the last thing in a text but white space, or None."""
-    tail = text[-TAIL:].rstrip()
-    return next((tag[1] for tag in _CLOSED.finditer(tail) if tag.end() == len(tail)), None)
 
 
 class TokenTexts:
@@ -86,7 +61,7 @@ class StageGuard:
             UserError: There is no room for four stages of a token each.
         """
         self._texts = texts
-        self._opening = [texts.encode(("\n\n" if place else "") + f"<{tag}>") for place, tag in enumerate(STAGE_TAGS)]
+        self._opening = [texts.encode(f"{STAGE_BREAK if place else ''}<{tag}>") for place, tag in enumerate(STAGE_TAGS)]
         self._closing = [texts.encode(f" </{tag}>") for tag in STAGE_TAGS]
         # Tokens of a stage's tags; the rest of a closing tag that was begun may take more of them than all of it.
         rests = [[f" </{tag}>"[begun:] for begun in range(len(tag) + 4)] for tag in STAGE_TAGS]
@@ -152,7 +127,7 @@ class StageGuard:
             return
         self._body += self._texts[token]
         self._spent += 1
-        if closes_stage(self._body) == STAGE_TAGS[self.stage]:
+        if last_closed_stage(self._body) == STAGE_TAGS[self.stage]:
             self.stage += 1
             self._open(self.stage)
         elif not self.forced and self._spent >= self._limit:
@@ -174,7 +149,7 @@ class StageGuard:
             return False
         # A tag holds no `<`: what began before the last one is decided.
         start = max(self._body.rfind("<"), 0)
-        return all(self._tag_fits(body, tag) for tag in _TAG.finditer(body, start))
+        return all(self._tag_fits(body, tag) for tag in PARTIAL_TAG.finditer(body, start))
 
     def _tag_fits(self, body: str, tag: re.Match[str]) -> bool:
         """Return whether a tag, whole or begun, may stand in this stage."""
@@ -193,9 +168,9 @@ class StageGuard:
     def _rest_of_closing(self) -> list[int]:
         """Return the tokens that close the stage, going on from a closing tag that has been begun."""
         tag = f"</{STAGE_TAGS[self.stage]}>"
-        begun = list(_TAG.finditer(self._body))
-        if begun and begun[-1].end() == len(self._body) and self._body[: begun[-1].start()].strip():
-            written = "".join(begun[-1][0].split())
+        begun = find_unfinished_tag(self._body)
+        if begun and self._body[: begun.start()].strip():
+            written = "".join(begun[0].split())
             if tag.startswith(written):
                 return self._texts.encode(tag[len(written) :])
         return list(self._closing[self.stage])

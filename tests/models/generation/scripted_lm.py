@@ -8,8 +8,9 @@ import re
 
 import torch
 
-from cobra.models.generation.stage_guard import STAGE_TAGS, TokenTexts
+from cobra.models.generation.stage_guard import TokenTexts
 from cobra.models.mamba import MambaConfig, MambaState
+from cobra.reasoning.trace import STAGE_TAGS
 
 VOCABULARY = 128
 END = 0

@@ -14,10 +14,9 @@ from cobra.demo.questions import CAPTION_PROMPTS
 from cobra.models.generation import memory
 from cobra.models.generation.scorers import Candidate, FunctionScorer, JudgementScorer, LikelihoodScorer, by_vote
 from cobra.models.generation.search import Search
-from cobra.models.generation.stage_guard import STAGE_TAGS, find_conclusion
 from cobra.models.mamba import MambaState
 from cobra.models.vlms import SearchOptions
-from cobra.reasoning.trace import extract_reasoning_trace
+from cobra.reasoning.trace import STAGE_TAGS, extract_reasoning_trace
 from cobra.util.errors import UserError
 
 KINDS = ("none", "best-of-n", "vote", "stage-beam")
@@ -128,17 +127,17 @@ def test_a_vote_counts_conclusions_that_say_the_same(guard):
     [result] = run(split_vote, options, seeds=[2])
     votes = Counter(letters_of(candidate.text)[3].lower() for candidate in result.candidates)
     assert votes["y"] > votes["x"]
-    assert find_conclusion(result.text).lower() == "y"
+    assert extract_reasoning_trace(result.text).conclusion.lower() == "y"
     assert [candidate.votes for candidate in result.candidates] == [votes["y"]] * votes["y"] + [votes["x"]] * votes["x"]
 
 
 @pytest.mark.fault("D2")
 def test_votes_are_counted_by_the_rule_of_the_score():
     given = candidates("7", "1,000", "1000", "The answer is B", "B", "(b) blue", "blue")
-    assert [one.votes for one in by_vote(given)] == [2, 2, 2, 2, 1, 1, 1]
+    assert [one.votes for one in by_vote(given, "")] == [2, 2, 2, 2, 1, 1, 1]
     ordered = by_vote(given, "Which? A. red B. blue")
     assert [one.votes for one in ordered] == [4, 4, 4, 4, 2, 2, 1]
-    assert find_conclusion(ordered[0].text) == "The answer is B"
+    assert extract_reasoning_trace(ordered[0].text).conclusion == "The answer is B"
 
 
 @pytest.mark.fault("D2")
@@ -176,7 +175,7 @@ def candidates(*conclusions):
 )
 def test_ties_of_a_vote_go_to_the_best_answer(conclusions, winner, votes):
     given = candidates(*conclusions)
-    ordered = by_vote(given)
+    ordered = by_vote(given, "")
     assert (ordered[0].text, ordered[0].score, ordered[0].votes) == (given[winner].text, given[winner].score, votes)
     assert Counter(one.text for one in ordered) == Counter(one.text for one in given)
 

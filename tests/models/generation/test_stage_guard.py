@@ -8,14 +8,8 @@ from hypothesis import strategies as st
 
 from cobra.models.backbones.llm.backbone import load_tokenizer
 from cobra.models.backbones.llm.specs import TINY_FOLDER
-from cobra.models.generation.stage_guard import (
-    STAGE_TAGS,
-    StageGuard,
-    TokenTexts,
-    closes_stage,
-    find_conclusion,
-)
-from cobra.reasoning.trace import STAGES, extract_reasoning_trace
+from cobra.models.generation.stage_guard import StageGuard, TokenTexts
+from cobra.reasoning.trace import STAGE_TAGS, extract_reasoning_trace
 from cobra.util.errors import UserError
 
 # Tokens of a hostile vocabulary: tags in every kind of piece.
@@ -67,10 +61,6 @@ def endless(wishes):
         yield VOCABULARY.index(" word")
 
 
-def test_the_tags_are_those_of_the_rows():
-    assert [tag.lower() for tag in STAGE_TAGS] == list(STAGES)
-
-
 @settings(max_examples=400, deadline=None)
 @given(
     wishes=st.lists(st.integers(0, len(VOCABULARY) - 1), max_size=60),
@@ -85,7 +75,6 @@ def test_whatever_is_wished_for_the_answer_is_well_formed(wishes, room, stage_to
     trace = extract_reasoning_trace(text)
     assert trace.is_valid, (text, trace.faults)
     assert len(ids) <= limit
-    assert find_conclusion(text) == trace.conclusion
 
 
 def least(texts):
@@ -246,46 +235,3 @@ def test_a_stage_that_would_not_end_leaves_room_to_those_after_it(tiny_texts):
 def test_no_room_for_four_stages(tiny_texts, limit, stage):
     with pytest.raises(UserError, match=rf"{limit} new tokens, {stage} a stage, leave no room for the four stages"):
         StageGuard(tiny_texts, limit, stage)
-
-
-@pytest.mark.parametrize(
-    ("text", "stage"),
-    [
-        ("a </SUMMARY>", "SUMMARY"),
-        ("< / CAPTION >\n\n", "CAPTION"),
-        ("</SUMMARY> a", None),
-        ("<SUMMARY>", None),
-        ("", None),
-    ],
-)
-def test_closing_tags_at_the_end_of_a_text(text, stage):
-    assert closes_stage(text) == stage
-
-
-@pytest.mark.parametrize(
-    ("text", "conclusion"),
-    [
-        ("<CONCLUSION> B </CONCLUSION>", "B"),
-        ("x < CONCLUSION >\n B\n", "B"),
-        ("<CONCLUSION> A </CONCLUSION> <CONCLUSION> B </CONCLUSION>", "A"),
-        ("<CONCLUSION> a <CAPTION> b", "a"),
-        ("<CONCLUSION></CONCLUSION>", ""),
-        ("B", None),
-    ],
-)
-def test_conclusions(text, conclusion):
-    assert find_conclusion(text) == conclusion
-    assert extract_reasoning_trace(text).conclusion == conclusion
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
-def test_conclusions_are_those_that_are_scored(text):
-    assert find_conclusion(text) == extract_reasoning_trace(text).conclusion
-
-
-def test_hostile_text_takes_linear_time():
-    text = "<" + " " * 200_000 + "CONCLUSION"
-    assert find_conclusion(text) is None
-    assert closes_stage(text) is None
-    assert find_conclusion("<CONCLUSION>" + "< " * 200_000) is not None
