@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cobra.preprocessing.download import convert_to_jpg, download_extract
+from cobra import preprocessing
 from cobra.util import cli
 from cobra.util.home_paths import PathText
 from cobra.util.tokens import read_hf_token
@@ -26,11 +26,11 @@ class PreprocessConfig:
 
 def main(config: PreprocessConfig) -> None:
     """Fetch, unpack and, where the annotations ask for it, convert."""
-    download_extract(config.dataset_id, config.root_dir, config.revision, read_hf_token(config.hf_token))
+    preprocessing.download_extract(config.dataset_id, config.root_dir, config.revision, read_hf_token(config.hf_token))
     folder = config.root_dir / "download" / config.dataset_id
     print(f"{config.dataset_id} is in {folder}")
     if config.dataset_id == "llava-v1.5-instruct":
-        convert_to_jpg(folder / "ocr_vqa" / "images")
+        preprocessing.convert_to_jpg(folder / "ocr_vqa" / "images")
     if config.dataset_id == "llava-cot-100k":
         print(f"Make it ready for training: python fine_tune/prepare_llava_cot.py --dataset_root {config.root_dir}")
 

@@ -14,15 +14,15 @@ import tarfile
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from cobra.preprocessing.progress import byte_progress
 from cobra.preprocessing.zip_members import LOCAL_HEADER, MemberStream, open_member
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, disk_errors
 
 # Deflate reaches 1032:1 on constant bytes; images and annotation files stay under 10:1. Small members are let be.
 MAX_RATIO = 200
@@ -267,18 +267,6 @@ def remove_temporaries(folders: Iterable[Path]) -> None:
                         os.unlink(entry.path)
 
 
-@contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what the operating system raises inside, a full disk first of all, into a UserError that names `folder`."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"unpacking into {folder} stopped: {error}. Mend that (free some space where the disk is full) and run the "
-            "same command again; what is whole is kept"
-        ) from error
-
-
 def extract_archive(archive: Path, destination: Path) -> None:
     """Unpack a zip or tar archive (tar also as gz, bz2 or xz) below `destination`, skipping files that are whole.
 
@@ -286,7 +274,7 @@ def extract_archive(archive: Path, destination: Path) -> None:
         UserError: It is neither, is damaged, holds a member that is refused, or does not fit on the disk. Of a zip
             with a refused member nothing is written; of a tar, which has no directory, what comes before it.
     """
-    with disk_errors(destination):
+    with disk_errors(f"unpacking into {destination} stopped"):
         _extract(archive, destination)
 
 

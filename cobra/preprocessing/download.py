@@ -1,17 +1,17 @@
-"""What each dataset is made of, where it is published, and getting it into `{root_dir}/download/{dataset_id}/`."""
+"""Fetch a dataset into `{root_dir}/download/{dataset_id}/`, and convert images to JPEG."""
 
 import io
 import shutil
-import string
 from pathlib import Path
-from typing import Literal, TypedDict
 
 from rich.progress import track
 
 from cobra.preprocessing.archives import extract_archive
 from cobra.preprocessing.fetching import HubUnreachable, fetch
-from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS
-from cobra.util.errors import UserError
+from cobra.preprocessing.llava_cot.archive.hub_files import download_publication
+from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS, consumed_parts
+from cobra.preprocessing.published_files import COT_ID, DATASET_REGISTRY, Component
+from cobra.util.errors import UserError, disk_errors
 from cobra.util.files import atomic_path
 from cobra.util.images import check_decodes, read_header, read_rgb
 from cobra.util.lock import hold
@@ -22,65 +22,6 @@ _JPEG_QUALITY = 95
 
 # Litter that macOS puts beside the content of an archive.
 _LITTER = {"__MACOSX", ".DS_Store"}
-
-
-class Component(TypedDict):
-    """One file or folder of a dataset."""
-
-    name: str
-    """Path below the dataset's folder, `/` between folders."""
-    extract: bool
-    """Whether the URL is an archive to unpack."""
-    extract_type: Literal["file", "directory"]
-    """Whether `name` is a file or a folder."""
-    url: str
-    do_rename: bool
-    """Archives: whether the content, without a folder that wraps all of it, becomes `name`; else it is unpacked into
-    the dataset's folder as it is. Plain files always become `name`."""
-
-
-def _file(name: str, url: str) -> Component:
-    return Component(name=name, extract=False, extract_type="file", url=url, do_rename=True)
-
-
-def _folder(name: str, url: str, do_rename: bool = True) -> Component:
-    return Component(name=name, extract=True, extract_type="directory", url=url, do_rename=do_rename)
-
-
-_HUB = "https://huggingface.co/datasets"
-COT_ID = "llava-cot-100k"
-_COT = f"{_HUB}/Xkev/LLaVA-CoT-100k/resolve/main"
-_COCO = "http://images.cocodataset.org"
-_VG = "https://cs.stanford.edu/people/rak248/VG_100K_2"
-
-DATASET_REGISTRY: dict[str, list[Component]] = {
-    "llava-laion-cc-sbu-558k": [
-        _file("chat.json", f"{_HUB}/liuhaotian/LLaVA-Pretrain/resolve/main/blip_laion_cc_sbu_558k.json"),
-        # The rows name 00453/004539375.jpg, so the archive's folders lie beside chat.json.
-        _folder("images", f"{_HUB}/liuhaotian/LLaVA-Pretrain/resolve/main/images.zip", do_rename=False),
-    ],
-    "llava-v1.5-instruct": [
-        _file("llava_v1_5_mix665k.json", f"{_HUB}/liuhaotian/LLaVA-Instruct-150K/resolve/main/llava_v1_5_mix665k.json"),
-        _folder("coco/train2017", f"{_COCO}/zips/train2017.zip"),
-        _folder("gqa/images", "https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip"),
-        _folder("ocr_vqa/images", f"{_HUB}/qnguyen3/ocr_vqa/resolve/main/ocr_vqa.zip"),
-        _folder("textvqa/train_images", "https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip"),
-        _folder("vg/VG_100K", f"{_VG}/images.zip"),
-        _folder("vg/VG_100K_2", f"{_VG}/images2.zip"),
-    ],
-    # What main holds; the files that are fetched are those that the hub lists.
-    COT_ID: [
-        _file("train.jsonl", f"{_COT}/train.jsonl"),
-        *(
-            _file(f"image.zip.part-a{letter}", f"{_COT}/image.zip.part-a{letter}")
-            for letter in string.ascii_lowercase[:16]
-        ),
-    ],
-    "coco-captions": [
-        _folder("annotations", f"{_COCO}/annotations/annotations_trainval2017.zip"),
-        _folder("val2017", f"{_COCO}/zips/val2017.zip"),
-    ],
-}
 
 
 def download_extract(dataset_id: str, root_dir: Path, revision: str = "main", token: str | None = None) -> None:
@@ -106,7 +47,7 @@ def download_extract(dataset_id: str, root_dir: Path, revision: str = "main", to
         raise UserError(f"--revision {revision} is of no use with {dataset_id}: only {COT_ID} has revisions. Drop it.")
     with hold(folder / RECORDS, "another run is at work"):
         if dataset_id == COT_ID:
-            _download_cot(folder, revision, token)
+            download_publication(folder, revision, token, skip=consumed_parts(folder))
         else:
             _download_components(dataset_id, folder, token)
 
@@ -115,26 +56,14 @@ def _download_components(dataset_id: str, folder: Path, token: str | None) -> No
     for component in DATASET_REGISTRY[dataset_id]:
         if not _is_there(component, folder):
             try:
-                _obtain(component, folder, token)
+                with disk_errors(f"{component['name']} of {dataset_id} could not be written"):
+                    _obtain(component, folder, token)
             except HubUnreachable as error:
                 raise UserError(
                     f"{component['name']} of {dataset_id} cannot be fetched: {error}. Run the same command again where "
                     "the hub can be reached; what is there already is kept."
                 ) from error
-            except OSError as error:
-                raise UserError(
-                    f"{component['name']} of {dataset_id} could not be written: {error}. Mend that and run the same "
-                    "command again; what is there already is kept."
-                ) from error
     shutil.rmtree(folder / ".fetch", ignore_errors=True)
-
-
-def _download_cot(folder: Path, revision: str, token: str | None) -> None:
-    # Imported here: they read the registry.
-    from cobra.preprocessing.llava_cot.archive.hub_files import download_publication
-    from cobra.preprocessing.llava_cot.archive.unpack import consumed_parts
-
-    download_publication(folder, revision, token, skip=consumed_parts(folder))
 
 
 def _is_there(component: Component, folder: Path) -> bool:

@@ -1,10 +1,21 @@
-"""Files by their URLs, and what the Hugging Face hub says of a dataset: its files, their commit and hashes."""
+"""Fetch files by URL, and list a dataset of the Hugging Face hub: its files, their commit and hashes."""
 
 import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
+
+from huggingface_hub import HfApi, constants, hf_hub_url
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import DatasetInfo
+from huggingface_hub.utils import build_hf_headers
 
 from cobra.preprocessing import transfer
 from cobra.preprocessing.progress import ByteBars
@@ -12,9 +23,6 @@ from cobra.preprocessing.transfer import RETRIED_STATUSES, Remote, fetch_file
 from cobra.util.errors import UserError
 from cobra.util.network import check_network_variables
 from cobra.util.redaction import reason
-
-if TYPE_CHECKING:
-    from huggingface_hub.hf_api import DatasetInfo
 
 _TIMEOUT_SECONDS = 5.0
 # A hub that cannot be reached at all is told after so many seconds, not after all retries.
@@ -77,9 +85,6 @@ def list_dataset(repo_id: str, revision: str = "main", token: str | None = None)
         HubUnreachable: No network, or HF_HUB_OFFLINE is set.
         UserError: The hub refuses, or fails time and again.
     """
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers
-
     info = _dataset_info(repo_id, revision, token)
     headers = {key: value for key, value in build_hf_headers(token=token).items() if isinstance(value, str)}
     files = {}
@@ -93,10 +98,7 @@ def list_dataset(repo_id: str, revision: str = "main", token: str | None = None)
     return Snapshot(str(info.sha), files)
 
 
-def _dataset_info(repo_id: str, revision: str, token: str | None) -> "DatasetInfo":
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
-
+def _dataset_info(repo_id: str, revision: str, token: str | None) -> DatasetInfo:
     try:
         check_network_variables()
     except UserError as error:
@@ -132,8 +134,6 @@ def _refuse(repo_id: str, revision: str, error: Exception) -> NoReturn:
     Raises:
         UserError: Always.
     """
-    from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
-
     page = f"{_endpoint()}/datasets/{repo_id}"
     if isinstance(error, RevisionNotFoundError):
         remedy = f"It has no revision {revision!r}: give --revision a branch, tag or commit of {page}/commits."
@@ -154,6 +154,4 @@ def _terms_remedy(repo_id: str) -> str:
 
 
 def _endpoint() -> str:
-    from huggingface_hub import constants
-
     return constants.ENDPOINT

@@ -8,8 +8,7 @@ import json
 import os
 import random
 import shlex
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -20,7 +19,7 @@ from rich.progress import track
 from cobra.preprocessing.archives import unsafe_name
 from cobra.preprocessing.datasets.row_keys import image_of, with_image
 from cobra.preprocessing.fetching import HubUnreachable, fetch
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, disk_errors
 from cobra.util.files import atomic_path, read_json, write_text
 
 Item = TypeVar("Item")
@@ -96,7 +95,7 @@ def mix_lvis(root_dir: Path) -> Mix:
         UserError: An input cannot be fetched or read, or images are missing; all of these are in a file then.
     """
     folder = Path(root_dir) / _FOLDER
-    with _disk_errors(folder):
+    with disk_errors(f"the mix could not be made in {folder}"):
         rows = _fetched_rows(folder, _BASE) + _fetched_rows(folder, _LVIS)
         _check_images(folder, rows)
         return _write_mix(folder / LVIS_MIX, rows, random.Random(_SEED))
@@ -116,7 +115,7 @@ def mix_lrv(root_dir: Path) -> list[Mix]:
     """
     folder = Path(root_dir) / _FOLDER
     _require_lrv(folder)
-    with _disk_errors(folder):
+    with disk_errors(f"the mix could not be made in {folder}"):
         added = [row for file in _LRV_FILES for row in _lrv_rows(folder, file)]
         generator = random.Random(_SEED)
         rows = _fetched_rows(folder, _BASE) + added
@@ -127,17 +126,6 @@ def mix_lrv(root_dir: Path) -> list[Mix]:
             _check_images(folder, rows)
             mixes.append(_write_mix(folder / _LVIS_LRV_MIX, rows, generator))
     return mixes
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"the mix could not be made in {folder}: {error}. Mend that and run the same command again; what is there "
-            "already is kept."
-        ) from error
 
 
 def _fetched_rows(folder: Path, name: str) -> Rows:

@@ -1,7 +1,9 @@
-"""The error that a user can act on."""
+"""Errors that a user can act on."""
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from cobra.util.printable import shown
 
@@ -55,3 +57,19 @@ def file_problem(error: OSError) -> str | None:
     name = "a file" if error.filename is None else shown(os.fsdecode(error.filename), 4096)
     reason = error.strerror or str(error)
     return f"{name} cannot be used ({reason}){'' if remedy is None else f': {remedy}'}; what is done is kept"
+
+
+@contextmanager
+def disk_errors(failure: str) -> Iterator[None]:
+    """Turn an OSError raised inside, a full disk first of all, into a UserError with the remedy.
+
+    Args:
+        failure: What did not come about, as a clause: `the mix could not be made in data`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{failure}: {error}. Mend that (free some space where the disk is full) and run the same command again; "
+            "what is whole is kept"
+        ) from error

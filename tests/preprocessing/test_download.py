@@ -15,7 +15,6 @@ from cobra.evaluation.data import coco
 from cobra.preprocessing import archives, download, transfer
 from cobra.preprocessing.archives import unsafe_name
 from cobra.preprocessing.download import DATASET_REGISTRY, convert_to_jpg, download_extract
-from cobra.preprocessing.llava_cot.archive import unpack as unpacking
 from cobra.util.errors import UserError
 
 BODY = os.urandom(1000)
@@ -164,7 +163,7 @@ def test_llava_cot_comes_at_a_revision_without_the_parts_that_are_unpacked(monke
     source.mkdir()
     for name in ("train.jsonl", "image.zip.part-aa", "image.zip.part-ab"):
         (source / name).write_bytes(BODY)
-    monkeypatch.setattr(unpacking, "consumed_parts", lambda folder: {"image.zip.part-aa"})
+    monkeypatch.setattr(download, "consumed_parts", lambda folder: {"image.zip.part-aa"})
     with HubServer(source) as hub:
         hub.take_over(monkeypatch)
         hub.branches = {"v1": hub.branches["main"]}

@@ -8,16 +8,16 @@ from pathlib import Path
 from cobra.conf.datasets import LLaVa_CoT_100k_Config
 from cobra.preprocessing.llava_cot.archive.joined_parts import FETCH_COMMAND, find_archive
 from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS
-from cobra.preprocessing.llava_cot.archive.source_files import TRAIN, provide_files
+from cobra.preprocessing.llava_cot.archive.source_files import provide_files
 from cobra.preprocessing.llava_cot.archive.unpack import Unpacked, find_root, unpack_images
 from cobra.preprocessing.llava_cot.config import PrepareConfig
 from cobra.preprocessing.llava_cot.convert import Outputs, convert_rows, decide_fates
 from cobra.preprocessing.llava_cot.report.counts import Report
 from cobra.preprocessing.llava_cot.report.page import write_page
-from cobra.preprocessing.llava_cot.report.token_counts import count_tokens
 from cobra.preprocessing.llava_cot.rows.image_checks import VERIFY_MODES, ImageChecker
 from cobra.preprocessing.llava_cot.rows.scan import scan_rows
-from cobra.util.errors import UserError
+from cobra.preprocessing.published_files import COT_ROWS
+from cobra.util.errors import UserError, disk_errors
 from cobra.util.files import unfinished, write_json
 from cobra.util.lock import hold
 from cobra.util.parallel import available_cores
@@ -54,17 +54,12 @@ def prepare(config: PrepareConfig) -> Report:
         raise UserError(f"--dataset_root {config.dataset_root} does not exist, and --download false fetches nothing")
     annotation, folder = (config.dataset_root / path for path in LLaVa_CoT_100k_Config.finetune_stage_components)
     outputs = Outputs(annotation, annotation.with_stem(f"{annotation.stem}_holdout"), folder / REJECTED)
-    try:
-        with _alone(folder):
-            return _prepare(config, folder, outputs)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be prepared: {error}. Mend that and run again; what is done is kept."
-        ) from error
+    with disk_errors(f"{folder} cannot be prepared"), _alone(folder):
+        return _prepare(config, folder, outputs)
 
 
 def _prepare(config: PrepareConfig, folder: Path, outputs: Outputs) -> Report:
-    train = folder / TRAIN
+    train = folder / COT_ROWS
     workers = config.num_workers or available_cores()
     token = read_hf_token(config.hf_token)
     images = provide_files(config, folder, token)
@@ -76,7 +71,12 @@ def _prepare(config: PrepareConfig, folder: Path, outputs: Outputs) -> Report:
     with ImageChecker(folder, folder / RECORDS / _CHECKED_IMAGES, config.verify, workers) as checker:
         fates = decide_fates(scan, checker, root, config)
         convert_rows(train, outputs, scan, fates, checker, root, report)
-    count_tokens(report, outputs.annotation, outputs.holdout, config.llm_backbone_id, config.llm_max_length, token)
+    # Imported here because it brings torch, which all before does without.
+    from cobra.preprocessing.llava_cot.report.token_counter import count_tokens
+
+    report.tokens, report.tokens_missing = count_tokens(
+        outputs.annotation, outputs.holdout, report.sources, config.llm_backbone_id, config.llm_max_length, token
+    )
     report.coco.write(folder / COCO_IDS)
     write_json(folder / REPORT, report.to_json())
     write_page(report, folder / PAGE, folder / root)
@@ -145,7 +145,7 @@ def _provide_images(
     if root is None and unpacked is None:
         raise UserError(
             f"none of the rows' images (such as {images[0]}) is in the archive {find_archive(folder)[0]}: it is not "
-            f"the archive that belongs to {folder / TRAIN}. Delete both and fetch them: "
+            f"the archive that belongs to {folder / COT_ROWS}. Delete both and fetch them: "
             f"{FETCH_COMMAND.format(root=shlex.quote(str(config.dataset_root)))}"
         )
     return root or "", unpacked

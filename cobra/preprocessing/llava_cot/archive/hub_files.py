@@ -9,17 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cobra.preprocessing.archives import check_free_space
-from cobra.preprocessing.download import COT_ID, DATASET_REGISTRY
 from cobra.preprocessing.fetching import HubUnreachable, list_dataset
 from cobra.preprocessing.llava_cot.archive.joined_parts import PART, WHOLE
 from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS
 from cobra.preprocessing.progress import Bar, ByteBars
+from cobra.preprocessing.published_files import COT_ID, COT_REPO, COT_ROWS, DATASET_REGISTRY
 from cobra.preprocessing.transfer import Remote, bytes_there, fetch_file, hash_file
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, disk_errors
 from cobra.util.files import write_json
-
-REPO_ID = "Xkev/LLaVA-CoT-100k"
-TRAIN = "train.jsonl"
 
 _RECORD = Path(RECORDS) / "fetched.json"
 _WORKSPACE = ".fetch"
@@ -48,7 +45,7 @@ def download_publication(
         UserError: The hub refuses, fails time and again or cannot be reached, the disk is too small, or a part that
             was unpacked and deleted has changed on the hub.
     """
-    try:
+    with disk_errors(f"LLaVA-CoT-100k could not be written to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             publication = _look(folder, revision, token, skip)
@@ -58,11 +55,6 @@ def download_publication(
         else:
             publication.fetch()
             shutil.rmtree(folder / _WORKSPACE, ignore_errors=True)
-    except OSError as error:
-        raise UserError(
-            f"LLaVA-CoT-100k could not be written to {folder}: {error}. Mend that and run the same command again; what "
-            "has come is kept."
-        ) from error
 
 
 def bytes_to_come(folder: Path, revision: str = "main", token: str | None = None, skip: Collection[str] = ()) -> int:
@@ -110,18 +102,18 @@ def _entry(path: Path, remote: Remote) -> dict[str, int | str]:
 
 def _look(folder: Path, revision: str, token: str | None, skip: Collection[str]) -> "_Publication":
     """Ask the hub for the files and compare them with what is known of those in the folder."""
-    snapshot = list_dataset(REPO_ID, revision, token)
-    files = {name: remote for name, remote in snapshot.files.items() if name == TRAIN or PART.fullmatch(name)}
-    parts = files.keys() - {TRAIN}
+    snapshot = list_dataset(COT_REPO, revision, token)
+    files = {name: remote for name, remote in snapshot.files.items() if name == COT_ROWS or PART.fullmatch(name)}
+    parts = files.keys() - {COT_ROWS}
     if len(parts) == len(files) or not parts:
         raise UserError(
-            f"revision {revision} of {REPO_ID} holds {', '.join(sorted(files)) or 'nothing'} of {TRAIN} and "
+            f"revision {revision} of {COT_REPO} holds {', '.join(sorted(files)) or 'nothing'} of {COT_ROWS} and "
             f"{WHOLE}.part-aa and on, and both are needed. Give --revision another branch, tag or commit."
         )
     extra = sorted(path.name for path in folder.glob(f"{WHOLE}.part-*") if path.name not in parts)
     if extra:
         raise UserError(
-            f"{folder} holds {', '.join(extra)}, which revision {revision} of {REPO_ID} does not have: move it away "
+            f"{folder} holds {', '.join(extra)}, which revision {revision} of {COT_REPO} does not have: move it away "
             "and run the same command again"
         )
     record = _Record.read(folder)
@@ -147,12 +139,12 @@ def _tell_of_changes(record: _Record, commit: str, files: Mapping[str, Remote], 
     gone = [name for name in changed if name in skip]
     if gone:
         raise UserError(
-            f"{REPO_ID} has moved from commit {record.commit} to {commit} since the last call, and {', '.join(gone)}, "
+            f"{COT_REPO} has moved from commit {record.commit} to {commit} since the last call, and {', '.join(gone)}, "
             f"unpacked and deleted here, has changed. Give --revision {record.commit} to go on with what you have, or "
             "move the images away to begin anew."
         )
     what = f"{', '.join(changed)} changed and will be fetched again" if changed else "none of the files changed"
-    ByteBars().say(f"{REPO_ID} has moved from commit {record.commit} to {commit} since the last call: {what}")
+    ByteBars().say(f"{COT_REPO} has moved from commit {record.commit} to {commit} since the last call: {what}")
 
 
 def _check_without_hub(folder: Path, skip: Collection[str], error: HubUnreachable) -> None:
@@ -164,7 +156,7 @@ def _check_without_hub(folder: Path, skip: Collection[str], error: HubUnreachabl
     names = _Record.read(folder).published or [component["name"] for component in DATASET_REGISTRY[COT_ID]]
     missing = [name for name in names if name not in skip and not (folder / name).is_file()]
     if (folder / WHOLE).is_file():
-        missing = [name for name in missing if name == TRAIN]
+        missing = [name for name in missing if name == COT_ROWS]
     if missing:
         raise UserError(
             f"{error}. {folder} lacks {', '.join(missing)}. Run the same command again where the hub can be reached: "

@@ -65,4 +65,13 @@ class PartsRecord:
         return path
 
 
+def consumed_parts(folder: Path) -> set[str]:
+    """Return the names of parts that need not be fetched: they were deleted once all their images were unpacked.
+
+    A part that held an image that was lost or altered since is not among them, once a run has found that out.
+    """
+    record = PartsRecord.load(folder)
+    return record.consumed - record.wanted if record else set()
+
+
 _BEGIN_ANEW = f"Delete the folder {RECORDS} beside train.jsonl and run again: the deleted parts are fetched anew."

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cobra.preprocessing.llava_cot.archive.hub_files import TRAIN, bytes_to_come, download_publication
+from cobra.preprocessing.llava_cot.archive.hub_files import bytes_to_come, download_publication
+from cobra.preprocessing.llava_cot.archive.integrity import inspect_archive
 from cobra.preprocessing.llava_cot.archive.joined_parts import FETCH_COMMAND, WHOLE, find_archive
-from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS
-from cobra.preprocessing.llava_cot.archive.unpack import MANIFEST, check_archive, consumed_parts, find_root
+from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS, consumed_parts
+from cobra.preprocessing.llava_cot.archive.unpack import MANIFEST, find_root
 from cobra.preprocessing.llava_cot.config import PrepareConfig
 from cobra.preprocessing.llava_cot.rows.raw_row import sample_images
+from cobra.preprocessing.published_files import COT_ROWS
 from cobra.util.errors import UserError
 
 # Parts that are on the disk beside their images at the same time where each is deleted once it is unpacked.
@@ -36,7 +38,7 @@ def provide_files(config: PrepareConfig, folder: Path, token: str | None) -> lis
     """
     problem = _problem(folder)
     if problem is None and not (config.download and config.revision != "main"):
-        return sample_images(folder / TRAIN)
+        return sample_images(folder / COT_ROWS)
     if not config.download:
         raise UserError(f"{problem} To fetch what is missing: {_command(config)}")
     if problem:
@@ -47,7 +49,7 @@ def provide_files(config: PrepareConfig, folder: Path, token: str | None) -> lis
     problem = _problem(folder)
     if problem:
         raise UserError(f"what was fetched cannot be used: {problem}")
-    return sample_images(folder / TRAIN)
+    return sample_images(folder / COT_ROWS)
 
 
 def _command(config: PrepareConfig) -> str:
@@ -56,15 +58,15 @@ def _command(config: PrepareConfig) -> str:
 
 def _problem(folder: Path) -> str | None:
     """Return, as a sentence, what is absent or out of order; None where nothing is."""
-    if not (folder / TRAIN).is_file():
-        return f"{folder / TRAIN} does not exist."
+    if not (folder / COT_ROWS).is_file():
+        return f"{folder / COT_ROWS} does not exist."
     try:
-        check_archive(folder)
+        inspect_archive(folder)
     except UserError as error:
         return str(error)
     if find_archive(folder) or consumed_parts(folder):
         return None
-    images = sample_images(folder / TRAIN)
+    images = sample_images(folder / COT_ROWS)
     if images and find_root(folder, images) is None:
         return (
             f"{folder} holds neither the images (such as {images[0]}, in any subfolder) nor their archive "

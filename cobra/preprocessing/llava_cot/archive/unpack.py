@@ -14,7 +14,6 @@ from cobra.preprocessing.archives import (
     check_free_space,
     check_total,
     disk_bytes,
-    disk_errors,
     link_problem,
     member_path,
     remove_temporaries,
@@ -26,9 +25,9 @@ from cobra.preprocessing.llava_cot.archive.extract_worker import Outcome, Task, 
 from cobra.preprocessing.llava_cot.archive.integrity import ImageArchive, inspect_archive
 from cobra.preprocessing.llava_cot.archive.manifest import Manifest
 from cobra.preprocessing.llava_cot.archive.part_deletion import PartLedger, note_wanted
-from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS, PartsRecord
+from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS
 from cobra.preprocessing.progress import byte_progress
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, disk_errors
 from cobra.util.mounts import lock_file
 from cobra.util.parallel import parallel_map
 
@@ -111,24 +110,6 @@ def _best(candidates: Iterable[str], score: Callable[[str], int]) -> str | None:
     return best if scores[best] else None
 
 
-def consumed_parts(folder: Path) -> set[str]:
-    """Return the names of parts that need not be fetched: they were deleted once all their images were unpacked.
-
-    A part that held an image that was lost or altered since is not among them, once a run has found that out.
-    """
-    record = PartsRecord.load(folder)
-    return record.consumed - record.wanted if record else set()
-
-
-def check_archive(folder: Path) -> None:
-    """Check in moments, without reading it, that the archive in `folder` is complete and its parts are in order.
-
-    Raises:
-        UserError: A part is missing, cut short, exchanged with another, too many or of another archive; it is named.
-    """
-    inspect_archive(folder)
-
-
 def unpack_images(
     folder: Path,
     destination: Path,
@@ -164,7 +145,7 @@ def unpack_images(
         UserError: The archive is incomplete or out of order, cannot be read, would unfold to an absurd size, does not
             fit on the disk, or the folder cannot be written to.
     """
-    with disk_errors(destination):
+    with disk_errors(f"unpacking into {destination} stopped"):
         _wait_for_workers(folder)
         archive = inspect_archive(folder)
         if archive is None:

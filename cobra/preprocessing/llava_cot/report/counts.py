@@ -250,23 +250,9 @@ def _defect_table(report: Report) -> Table:
 
 def _token_table(tokens: TokenCounts) -> Table:
     table = Table("tokens", *_right("number"), title=f"Tokens by {tokens.tokenizer}")
-    for name, number in token_lines(tokens):
+    for name, number in tokens.lines():
         table.add_row(name, number)
     return table
-
-
-def token_lines(tokens: TokenCounts) -> list[tuple[str, str]]:
-    """Return what is known of the tokens, in words, with the numbers as text."""
-    limit = f"{tokens.llm_max_length:,}"
-    return [
-        ("per row, mean", f"{tokens.mean:,}"),
-        ("per row, median", f"{tokens.median:,}"),
-        ("per row, 95 % have at most", f"{tokens.p95:,}"),
-        ("per row, most", f"{tokens.max:,}"),
-        ("all rows together", f"{tokens.total:,}"),
-        (f"rows of more than {limit} tokens", f"{tokens.longer:,}"),
-        (f"rows whose CONCLUSION is cut at {limit} tokens", f"{tokens.conclusion_cut:,}"),
-    ]
 
 
 def _show_archive(archive: Unpacked, console: Console) -> None:

@@ -14,7 +14,6 @@ from cobra.preprocessing.llava_cot.report.counts import (
     LICENCE_NOTE,
     Report,
     answer_lines,
-    token_lines,
 )
 from cobra.preprocessing.llava_cot.report.samples import SampleRow
 from cobra.preprocessing.llava_cot.report.token_counts import TokenCounts
@@ -83,7 +82,7 @@ def render_page(report: Report, image_dir: Path) -> str:
         questions=_question_bars(report.turns),
         answers=[Bar(name, number, number / max(report.answers, 1)) for name, number in answer_lines(report)],
         defects=_share_bars(sorted(report.rejected.items())),
-        token_lines=[] if tokens is None else token_lines(tokens),
+        token_lines=[] if tokens is None else tokens.lines(),
         histogram=[] if tokens is None else _histogram(tokens),
         limit_at=0 if tokens is None else _place(tokens),
         coco=report.coco.counts(),

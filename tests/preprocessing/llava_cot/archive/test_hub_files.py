@@ -242,7 +242,7 @@ def test_full_disk_is_a_user_error_and_what_has_come_is_kept(hub, expected, fold
         real(number)
 
     monkeypatch.setattr(transfer.os, "fsync", fsync)
-    with pytest.raises(UserError, match="No space left.*what has come is kept"):
+    with pytest.raises(UserError, match="No space left.*what is whole is kept"):
         download_publication(folder)
     download_publication(folder)
     assert fetched(folder) == expected()

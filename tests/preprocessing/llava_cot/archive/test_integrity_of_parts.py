@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from parted_archive import cut, make_images, part_name, unpacked, zip_of
 
 from cobra.preprocessing.llava_cot.archive.integrity import inspect_archive
-from cobra.preprocessing.llava_cot.archive.unpack import check_archive, unpack_images
+from cobra.preprocessing.llava_cot.archive.unpack import unpack_images
 from cobra.util.errors import UserError
 
 IMAGES = make_images(60)
@@ -33,7 +33,7 @@ def exchange(first, second):
 
 def assert_refused(folder, *patterns):
     with pytest.raises(UserError) as error:
-        check_archive(folder)
+        inspect_archive(folder)
     assert all(pattern in str(error.value) for pattern in patterns), str(error.value)
     with pytest.raises(UserError):
         unpack_images(folder, folder, list(IMAGES))
@@ -41,7 +41,7 @@ def assert_refused(folder, *patterns):
 
 
 def test_a_good_archive_passes(parts, tmp_path):
-    check_archive(tmp_path)
+    inspect_archive(tmp_path)
     archive = inspect_archive(tmp_path)
     assert len(archive.members) == 62 and archive.starts[-1] == len(CONTENT)
 
@@ -78,7 +78,7 @@ def test_without_equal_sizes_the_part_is_found_by_its_members(tmp_path):
             break
         os.truncate(tmp_path / part_name(place), bounds[place + 1] - bounds[place] - 9)
         assert_refused(tmp_path, f"9 bytes are missing from {tmp_path}", f"out of place from {part_name(place)} on")
-    check_archive(tmp_path)
+    inspect_archive(tmp_path)
 
 
 def test_bytes_too_many_and_a_short_end_are_named(parts, tmp_path):
@@ -130,7 +130,7 @@ def test_a_flipped_byte_condemns_a_member_and_not_the_part(parts, tmp_path):
     content = bytearray(parts[2].read_bytes())
     content[content.index(b"PK\x03\x04")] ^= 255
     parts[2].write_bytes(content)
-    check_archive(tmp_path)
+    inspect_archive(tmp_path)
     result = unpack_images(tmp_path, tmp_path, list(IMAGES))
     assert result.images == 59 and len(result.damaged) == 1
     assert part_name(2) in result.damaged[0].reason and "no member begins" in result.damaged[0].reason
@@ -156,7 +156,7 @@ def test_any_cuts_are_unpacked_with_parts_kept_or_not(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("parts")
     for number, (start, end) in enumerate(zip([0, *cuts], [*cuts, len(content)], strict=True)):
         (folder / part_name(number)).write_bytes(content[start:end])
-    check_archive(folder)
+    inspect_archive(folder)
     keep_parts = data.draw(st.booleans())
     sources = data.draw(st.sampled_from([(), ("sqa",), ("coco", "chartqa")]))
     unpack_images(folder, folder, list(images), keep_parts=keep_parts, sources=sources)
@@ -194,6 +194,6 @@ def test_a_hundred_thousand_members_are_inspected_in_seconds(tmp_path):
         for number in range(100_000):
             file.writestr(f"images/sqa/{number}.png", b"x")
     start = time.process_time()
-    check_archive(tmp_path)
+    inspect_archive(tmp_path)
     assert time.process_time() - start < 10
     assert len(inspect_archive(tmp_path).members) == 100_000

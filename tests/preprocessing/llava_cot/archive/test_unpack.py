@@ -8,7 +8,9 @@ import pytest
 from parted_archive import PREFIX, cut, make_images, part_name, parts_in, unpacked, zip_of
 
 from cobra.preprocessing.llava_cot.archive import extract_worker as extracting
-from cobra.preprocessing.llava_cot.archive.unpack import check_archive, consumed_parts, unpack_images
+from cobra.preprocessing.llava_cot.archive.integrity import inspect_archive
+from cobra.preprocessing.llava_cot.archive.parts_record import consumed_parts
+from cobra.preprocessing.llava_cot.archive.unpack import unpack_images
 from cobra.util.errors import UserError
 
 IMAGES = make_images(60)
@@ -60,8 +62,8 @@ def test_without_an_archive_or_with_another_there_is_nothing_to_unpack(tmp_path,
     assert unpack(tmp_path / "data" / "..") is None
     assert unpack_images(folder, folder, ["no/such.png"]) is None
     assert unpacked(folder) == {}
-    check_archive(folder)
-    check_archive(tmp_path)
+    inspect_archive(folder)
+    inspect_archive(tmp_path)
 
 
 def test_rerun_reads_neither_images_nor_archive(folder, monkeypatch):

@@ -237,7 +237,7 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from cobra.preprocessing import archives
-from cobra.preprocessing.llava_cot import extracting, unpacking
+from cobra.preprocessing.llava_cot.archive import extract_worker, unpack
 from cobra.preprocessing.llava_cot.archive.parts_record import PartsRecord
 
 def die_after(owner, name, calls):
@@ -255,13 +255,13 @@ if __name__ == "__main__":
     folder, moment, calls, workers = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     moments = {
         "a file is begun": (archives, "_create"),
-        "a chunk is noted": (unpacking._Unpacking, "_note"),
+        "a chunk is noted": (unpack._Unpacking, "_note"),
         "a part is to be deleted": (PartsRecord, "save"),
     }
     die_after(*moments[moment], calls)
-    extracting._CHUNK_MEMBERS = 8
+    extract_worker._CHUNK_MEMBERS = 8
     images = json.loads(sys.argv[5])
-    unpacking.unpack_images(folder, folder, images, keep_parts=False, workers=workers)
+    unpack.unpack_images(folder, folder, images, keep_parts=False, workers=workers)
 """
 
 

@@ -14,11 +14,11 @@ from small_publication import ANSWER, turns
 
 import cobra.models.tiny
 from cobra.models.backbones.llm import LLM_BACKBONES, LLMSpec
-from cobra.preprocessing.datasets import token_lengths as lengths
 from cobra.preprocessing.datasets.token_lengths import TokenLengths
-from cobra.preprocessing.llava_cot.report import token_counts
+from cobra.preprocessing.llava_cot.report import token_counter
 from cobra.preprocessing.llava_cot.report.counts import Report
-from cobra.preprocessing.llava_cot.report.token_counts import BIN_EDGES, count_tokens
+from cobra.preprocessing.llava_cot.report.token_counter import count_tokens
+from cobra.preprocessing.llava_cot.report.token_counts import BIN_EDGES
 from cobra.preprocessing.llava_cot.rows.raw_row import Row
 
 TINY = Path(cobra.models.tiny.__file__).parent
@@ -42,7 +42,7 @@ def written(folder, *reasonings, held_out=()):
 
 def test_rows_whose_conclusion_is_cut_are_counted_with_the_real_tokenizer(tmp_path):
     report, *files = written(tmp_path, "short", "long " * 500, "short", held_out=["long " * 600])
-    count_tokens(report, *files, "mamba-0.5m-zephyr", 400)
+    report.tokens, report.tokens_missing = count_tokens(*files, report.sources, "mamba-0.5m-zephyr", 400)
     found = report.tokens
     assert (found.rows, found.longer, found.conclusion_cut) == (4, 2, 2)
     assert found.conclusion_cut_by_source == found.longer_by_source == {"coco": 1, "sqa": 1}
@@ -52,7 +52,7 @@ def test_rows_whose_conclusion_is_cut_are_counted_with_the_real_tokenizer(tmp_pa
     saved = report.to_json()["tokens"]
     assert saved["conclusion_cut"] == 2 and json.loads(json.dumps(saved))["bin_edges"] == list(BIN_EDGES)
     again, *_ = written(tmp_path, "short", "long " * 500, "short", held_out=["long " * 600])
-    count_tokens(again, *files, "mamba-0.5m-zephyr", 400)
+    again.tokens, again.tokens_missing = count_tokens(*files, again.sources, "mamba-0.5m-zephyr", 400)
     assert again.to_json() == report.to_json()
 
 
@@ -60,8 +60,8 @@ def test_numbers_of_known_lengths(tmp_path, monkeypatch):
     report, *files = written(tmp_path, *"abcdef")
     tokens = np.array([1, 127, 128, 2048, 2049, 5000], np.int32)
     ends = np.array([1, 120, 128, 2048, 2048, 4000], np.int32)
-    monkeypatch.setattr(lengths, "token_lengths", lambda *_: TokenLengths(tokens, ends))
-    count_tokens(report, *files, "mamba-0.5m-zephyr", 2048)
+    monkeypatch.setattr(token_counter, "token_lengths", lambda *_: TokenLengths(tokens, ends))
+    report.tokens, report.tokens_missing = count_tokens(*files, report.sources, "mamba-0.5m-zephyr", 2048)
     found = report.tokens
     assert (found.total, found.mean, found.median, found.p95, found.max) == (9353, 1558.8, 128, 5000, 5000)
     assert (found.longer, found.conclusion_cut) == (2, 1)
@@ -74,10 +74,10 @@ def test_without_rows_or_with_an_unknown_model_the_reason_stands_there(tmp_path)
     report, *files = written(tmp_path)
     # A file of an earlier run, which this one has left as it was.
     files[0].write_text("stale")
-    count_tokens(report, *files, "mamba-0.5m-zephyr", 2048)
+    report.tokens, report.tokens_missing = count_tokens(*files, report.sources, "mamba-0.5m-zephyr", 2048)
     assert report.tokens is None and report.tokens_missing == "there are no rows"
     report, *files = written(tmp_path, "a")
-    count_tokens(report, *files, "no-such-model", 2048)
+    report.tokens, report.tokens_missing = count_tokens(*files, report.sources, "no-such-model", 2048)
     assert report.tokens is None and "'no-such-model' is unknown" in report.tokens_missing
 
 
@@ -86,7 +86,7 @@ def hub(monkeypatch, tmp_path):
     """A registered model of the hub, an empty cache, and a function that says where the hub is."""
     monkeypatch.setitem(LLM_BACKBONES, "mamba-of-the-hub-zephyr", LLMSpec(REPOSITORY))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(token_counts, "_REACH_SECONDS", 0.5)
+    monkeypatch.setattr(token_counter, "_REACH_SECONDS", 0.5)
 
     def place(port):
         url = f"http://127.0.0.1:{port}"
@@ -116,7 +116,7 @@ def test_hub_that_cannot_be_reached_costs_little_time(tmp_path, hub, request, po
     hub(request.getfixturevalue(port))
     report, *files = written(tmp_path, "a")
     started = time.monotonic()
-    count_tokens(report, *files, "mamba-of-the-hub-zephyr", 2048)
+    report.tokens, report.tokens_missing = count_tokens(*files, report.sources, "mamba-of-the-hub-zephyr", 2048)
     assert time.monotonic() - started < 5
     assert report.tokens is None
     assert report.tokens_missing == f"the tokenizer {REPOSITORY} is not in the cache and the hub cannot be reached"
@@ -135,7 +135,7 @@ def test_offline_the_cached_tokenizer_is_used(tmp_path, hub, closed_port):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY / name, folder / "snapshots" / "abc" / name)
     report, *files = written(tmp_path, "a")
-    count_tokens(report, *files, "mamba-of-the-hub-zephyr", 2048)
+    report.tokens, report.tokens_missing = count_tokens(*files, report.sources, "mamba-of-the-hub-zephyr", 2048)
     assert report.tokens is not None and report.tokens.tokenizer == REPOSITORY and report.tokens.rows == 1
 
 
@@ -144,5 +144,5 @@ def test_damaged_tokenizer_is_a_reason_too(tmp_path, monkeypatch):
     (tmp_path / "model" / "tokenizer.json").write_text("{")
     monkeypatch.setitem(LLM_BACKBONES, "mamba-damaged-zephyr", LLMSpec(tmp_path / "model"))
     report, *files = written(tmp_path, "a")
-    count_tokens(report, *files, "mamba-damaged-zephyr", 2048)
+    report.tokens, report.tokens_missing = count_tokens(*files, report.sources, "mamba-damaged-zephyr", 2048)
     assert report.tokens is None and "cannot be loaded" in report.tokens_missing
