@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from scratch import scratch_fields
 
-from cobra.models.checkpoint import ADAPTER, LATEST, read_checkpoint
-from cobra.models.load import PROVENANCE, build_vlm
+from cobra.models.checkpoint import ADAPTER, read_checkpoint
+from cobra.models.load import build_vlm
+from cobra.models.run_folder import LATEST, PROVENANCE
 from cobra.models.vlms import CobraVLM
 from cobra.training.lora import LoraConfig, adapter_state, apply_lora
 from cobra.util.files import sha256_file

@@ -17,8 +17,10 @@ from cobra.evaluation.data.hub_dataset import read_hub_captions
 from cobra.evaluation.metrics.similarity import SentenceSimilarity, packaged_model
 from cobra.models.backbones.llm.backbone import load_tokenizer
 from cobra.models.backbones.llm.specs import TINY_FOLDER
-from cobra.models.checkpoint import LATEST, read_checkpoint, read_llm_weights, read_tensors
+from cobra.models.checkpoint import read_checkpoint
 from cobra.models.mamba.state_file import load_state
+from cobra.models.run_folder import LATEST
+from cobra.models.tensors import read_llm_weights, read_tensors
 from cobra.preprocessing.datasets.arrow_rows import read_rows
 from cobra.preprocessing.datasets.token_lengths import token_lengths
 from cobra.training.config import PretrainConfig

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from cobra.demo.datasets import write_caption_rows
 from cobra.demo.tokenizer import write_tokenizer
-from cobra.models.checkpoint import LATEST, MODULE_KEYS, TIED_HEAD, Checkpoint, read_checkpoint
+from cobra.models.checkpoint import MODULE_KEYS, Checkpoint, read_checkpoint
+from cobra.models.run_folder import LATEST
+from cobra.models.tensors import TIED_HEAD
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path, read_json, write_json
 

@@ -1,28 +1,21 @@
-"""Reading weights: Cobra's `.pt`, safetensors and state-spaces' files, without unpickling objects, strictly checked."""
+"""Checkpoints of vision-language models: tensors by module, with low-rank adapters merged into their base.
 
-import json
-import os
-import pickle
-import re
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+The checkpoint of a run with adapters holds their weights, as `lora`, in place of the language model's. The run
+directory's `config.json` says how they are scaled, and its `provenance.json` what the run started from.
+"""
+
 from pathlib import Path
+from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from cobra.models.integrity import DamagedError, check_archive, check_finite, check_tensors, kind_of
+from cobra.models.backbones.llm.backbone import build_llm_backbone
+from cobra.models.backbones.llm.specs import llm_spec
+from cobra.models.run_folder import PROVENANCE, find_checkpoint, model_fields, run_folder
+from cobra.models.tensors import EMBEDDING, TIED_HEAD, check_kinds, read_tensors
 from cobra.util.errors import UserError
-from cobra.util.mounts import can_map
-from cobra.util.printable import shown
-
-# The newest checkpoint of a run, relative to its directory.
-LATEST = Path("checkpoints") / "latest-checkpoint.pt"
-# The one with the lowest loss on held-out rows.
-BEST = Path("checkpoints") / "best-checkpoint.pt"
+from cobra.util.files import read_json, sha256_file
+from cobra.util.printable import listed
 
 MODULE_KEYS = ("vision_backbone", "llm_backbone", "projector")
 # What the checkpoint of a run with adapters holds in place of the language model.
@@ -31,90 +24,7 @@ ADAPTER = "lora"
 # Tensors by module, then by name within it.
 Checkpoint = dict[str, dict[str, Tensor]]
 
-TIED_HEAD, EMBEDDING = "llm.lm_head.weight", "llm.backbone.embedding.weight"
-# Names in a message before it is cut short.
-_NAMED = 6
-# Characters of a name that a message repeats.
-_NAME_LENGTH = 120
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-@contextmanager
-def written_by_libraries() -> Iterator[None]:
-    """Raise as an OSError again what torch and safetensors make of one while they write, on a full disk say.
-
-    torch has to write to a file of Python's own: its own tells no reason.
-    """
-    try:
-        yield
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-    except RuntimeError as error:
-        said: BaseException | None = error
-        while said is not None and not isinstance(said, OSError):
-            said = said.__context__
-        if said is None:
-            raise
-        raise OSError(said.errno, said.strerror) from error
-
-
-def read_tensors(path: Path, verify: bool = True) -> dict:
-    """Read a `.safetensors` or torch file on the CPU; nothing is unpickled but tensors and plain containers.
-
-    Args:
-        path: The file.
-        verify: Compare the checksums of what it holds; False where only names and shapes are of interest.
-
-    Raises:
-        UserError: The file is absent, damaged, or needs unpickling of objects.
-    """
-    if not path.is_file():
-        raise UserError(f"the checkpoint does not exist: {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path, verify)
-        if not zipfile.is_zipfile(path):
-            # The format of torch before 1.6, which cannot be mapped.
-            return torch.load(path, map_location="cpu", weights_only=True)
-        if verify:
-            check_archive(path, "its checksums do not match")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=can_map(path))
-    # What a damaged file makes torch's reader stumble over is anything from IndexError to MemoryError.
-    except Exception as error:
-        raise _unreadable(path, error) from error
-
-
-def _read_safetensors(path: Path, verify: bool) -> dict[str, Tensor]:
-    tensors = load_file(path) if can_map(path) else load(path.read_bytes())
-    if verify:
-        with path.open("rb") as file:
-            # The file is whole: its header has been read by the library.
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        check_tensors(tensors, header.get("__metadata__", {}), "its checksums do not match")
-    return tensors
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    said = shown(" ".join(str(error).split())[:200])
-    if kind := kind_of(path):
-        return UserError(f"{path} is no checkpoint: it is {kind}")
-    if isinstance(error, pickle.UnpicklingError):
-        return UserError(
-            f"{path} holds more than tensors, or is damaged; unpickling objects could run foreign code, so it is "
-            f'refused ({said}): save only the weights, as torch.save({{"model": {{"projector": ..., "llm_backbone": '
-            "...}}, path)"
-        )
-    if isinstance(error, DamagedError):
-        return UserError(
-            f"{path} is damaged: some of its bytes are not those that were written ({said}). Copy or fetch it again, "
-            "or take an earlier checkpoint of that run"
-        )
-    return UserError(
-        f"{path} cannot be read as a checkpoint: it is damaged, or not a .pt or .safetensors file ({said})"
-    )
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
 
 def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
@@ -130,7 +40,7 @@ def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
 
     Raises:
         UserError: See :func:`read_tensors`; or there is no module of this kind in it; or it holds adapters, and the
-            weights that belong to them cannot be had (:func:`cobra.models.adapter.merge_into_base`).
+            weights that belong to them cannot be had.
     """
     values = read_tensors(path, verify)
     modules: dict = {}
@@ -142,54 +52,20 @@ def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
         modules = values["model"]
     known: Checkpoint = {key: value for key, value in modules.items() if key in MODULE_KEYS}
     if not known:
-        found = _names([str(key) for key in values]) if isinstance(values, dict) else "none"
+        found = listed([str(key) for key in values]) if isinstance(values, dict) else "none"
         lightning = isinstance(values, dict) and "pytorch-lightning_version" in values
         raise UserError(
             f"{path} is not a checkpoint of Cobra: expected the modules {', '.join(MODULE_KEYS)}, found {found}"
             f"{'; it is one of Lightning, whose weights are under state_dict' if lightning else ''}"
         )
     for key, tensors in known.items():
-        _check_kinds(tensors, f"the {key} in {path}")
+        check_kinds(tensors, f"the {key} in {path}")
     if ADAPTER in modules:
-        # Imported here because it reads checkpoints itself: what the run started from.
-        from cobra.models.adapter import merge_into_base
-
-        _check_kinds(modules[ADAPTER], f"the {ADAPTER} in {path}")
-        known = merge_into_base(path, known, modules[ADAPTER])
+        check_kinds(modules[ADAPTER], f"the {ADAPTER} in {path}")
+        known = _merge_into_base(path, known, modules[ADAPTER])
     if "llm_backbone" in known and TIED_HEAD not in known["llm_backbone"] and EMBEDDING in known["llm_backbone"]:
         known["llm_backbone"][TIED_HEAD] = known["llm_backbone"][EMBEDDING]
     return known
-
-
-def _check_kinds(values: object, where: str) -> None:
-    """Raise a UserError unless `values` is a state dict: ordinary tensors of floating-point numbers by name."""
-    if not isinstance(values, dict):
-        raise UserError(f"{where} is a {type(values).__name__} where tensors by name were expected")
-    for key, value in values.items():
-        name = shown(repr(key), _NAME_LENGTH)
-        if kind := _odd_kind(value):
-            raise UserError(f"{where} holds {name}, which is not an ordinary tensor but {kind}")
-        if not isinstance(key, str) or value.dtype not in _DTYPES:
-            raise UserError(f"{where} holds {name} of {value.dtype} where weights by name were expected")
-
-
-def _odd_kind(value: object) -> str:
-    """Return what a value is other than a plain tensor on the CPU; empty where it is one."""
-    if type(value) not in (Tensor, nn.Parameter):
-        return f"a {type(value).__name__}"
-    assert isinstance(value, Tensor)
-    if value.is_nested:
-        return "a nested one"
-    if value.layout != torch.strided or value.device.type != "cpu":
-        return f"one of {value.layout} on {value.device}"
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        return f"one of {value.numel():,} numbers that repeats the few that the file holds"
-    return ""
-
-
-def _names(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(shown(name, _NAME_LENGTH) for name in names[:_NAMED]) + more
 
 
 def read_whole_model(path: Path) -> Checkpoint:
@@ -204,65 +80,112 @@ def read_whole_model(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def read_llm_weights(path: Path) -> dict[str, Tensor]:
-    """Read a Mamba's weights under state-spaces' names, from its own or transformers' format.
-
-    A file of a whole vision-language model serves as well: its `llm_backbone` is taken.
-    """
-    values = read_tensors(path)
-    _check_kinds(values, str(path))
-    prefix = "llm_backbone.llm."
-    values = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)} or values
-    renamed = {name.replace("backbone.embeddings.", "backbone.embedding."): value for name, value in values.items()}
-    if "backbone.embedding.weight" in renamed:
-        renamed.setdefault("lm_head.weight", renamed["backbone.embedding.weight"])
-    return renamed
-
-
-def load_strictly(module: nn.Module, tensors: dict[str, Tensor], name: str, where: Path | str) -> bool:
-    """Copy tensors into a module whose names and shapes must be the same; the module's dtypes stay.
+def merge_adapter(llm: dict[str, Tensor], adapter: dict[str, Tensor], scaling: float, where: str) -> dict[str, Tensor]:
+    """Fold adapters into the weights that they adapt: W + scaling * B @ A, in fp32.
 
     Args:
-        module: Changed in place.
-        tensors: By name.
-        name: The module's name, for errors.
-        where: What the tensors were read from, for errors.
+        llm: A language model's weights by name; not changed.
+        adapter: A (rank, in) under `<layer>.lora_A.weight` and B (out, rank) under `<layer>.lora_B.weight`.
+        scaling: Alpha divided by the rank.
+        where: What the adapters were read from, for errors.
 
     Returns:
-        Whether any value differs from what the module held before.
+        The weights by name; those without an adapter are the given tensors.
 
     Raises:
-        UserError: Names or shapes differ; the first few are listed. Or a value is not finite, or names of one tied
-            weight differ in value.
+        UserError: An adapter is incomplete, has no layer, or is of another shape than its layer.
     """
-    own = module.state_dict()
-    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    shapes = [
-        f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own.keys() & tensors.keys()
-        if tensors[key].shape != own[key].shape
-    ]
-    problems = [
-        f"{label}: {_names(names)}"
-        for label, names in (("missing", missing), ("not known here", unknown), ("of another shape", sorted(shapes)))
-        if names
-    ]
-    if problems:
+    merged = dict(llm)
+    for name in adapter:
+        layer, _, side = name.rpartition(".lora_")
+        down, up, weight = adapter.get(layer + _DOWN), adapter.get(layer + _UP), llm.get(f"{layer}.weight")
+        if side not in ("A.weight", "B.weight") or down is None or up is None:
+            raise UserError(f"the adapters in {where} are not whole: {name!r} has no counterpart")
+        if weight is None:
+            raise UserError(f"the adapters in {where} are of another model: it has no {layer}.weight")
+        if down.ndim != 2 or up.shape != (weight.shape[0], len(down)) or down.shape[1:] != weight.shape[1:]:
+            raise UserError(
+                f"the adapters in {where} are of another model: {tuple(up.shape)} times {tuple(down.shape)} is not of "
+                f"the shape {tuple(weight.shape)} of {layer}.weight"
+            )
+        merged[f"{layer}.weight"] = weight.float() + scaling * (up.float() @ down.float())
+    return merged
+
+
+def _merge_into_base(path: Path, modules: Checkpoint, adapter: dict[str, Tensor]) -> Checkpoint:
+    """Complete a run's checkpoint by the weights that its adapters were trained on, with the adapters merged.
+
+    Args:
+        path: The checkpoint; the run's `config.json` and `provenance.json` lie in one of the two folders above it.
+        modules: What it holds beside the adapters.
+        adapter: The adapters' weights by name.
+
+    Returns:
+        The modules of the run's start, those of the checkpoint in their place, and the merged language model.
+
+    Raises:
+        UserError: The run's files are missing or not as they must be, or the weights of its start are gone or changed.
+    """
+    folder = run_folder(path)
+    config = read_json(folder / "config.json", "the run's config.json")
+    scaling = _scaling(config, folder)
+    base = _read_start(folder, config)
+    llm = base["llm_backbone"] if "llm_backbone" in base else _bare_language_model(folder)
+    return base | modules | {"llm_backbone": merge_adapter(llm, adapter, scaling, str(path))}
+
+
+def _scaling(config: Any, folder: Path) -> float:
+    lora = config.get("lora") if isinstance(config, dict) else None
+    rank, alpha = (lora.get("rank"), lora.get("alpha")) if isinstance(lora, dict) else (None, None)
+    if type(rank) is not int or rank < 1 or type(alpha) is not int or alpha < 1:
         raise UserError(
-            f"the {name} in {where} is of another architecture than the model that was asked for; {'; '.join(problems)}"
-            ". Choose the --model.type (or the fields under --model) that the checkpoint was made with"
+            f"{folder / 'config.json'} has lora.rank {rank!r} and lora.alpha {alpha!r}, and the run's checkpoint holds "
+            "adapters: take the config.json that scripts/pretrain.py wrote for this run"
         )
-    check_finite(tensors, f"the {name} in {where}")
-    _check_ties(own, tensors, f"the {name} in {where}")
-    changed = any(not torch.equal(own[key].cpu(), tensors[key].to(own[key].dtype).cpu()) for key in own)
-    module.load_state_dict(tensors)
-    return changed
+    return alpha / rank
 
 
-def _check_ties(own: dict[str, Tensor], tensors: dict[str, Tensor], where: str) -> None:
-    """Raise a UserError where names that are one weight in the model have different values in the checkpoint."""
-    first: dict[int, str] = {}
-    for key, value in own.items():
-        twin = first.setdefault(value.data_ptr(), key)
-        if twin != key and not torch.equal(tensors[twin], tensors[key].to(tensors[twin].dtype)):
-            raise UserError(f"{where} has different values of {twin} and {key}, which are one weight in this model")
+def _read_start(folder: Path, config: Any) -> Checkpoint:
+    """Read the checkpoint that a run started from; empty where it started from the bare backbones."""
+    provenance = read_json(folder / PROVENANCE, "the record of what the run started from")
+    weights = provenance.get("weights") if isinstance(provenance, dict) else None
+    if not isinstance(weights, dict) or not {"path", "sha256"} <= weights.keys():
+        raise UserError(
+            f"{folder / PROVENANCE} does not say, as weights.path and weights.sha256, what the run started from"
+        )
+    if weights["path"] is None:
+        return {}
+    path = _find_start(Path(str(weights["path"])), config.get("pretrained_checkpoint"), folder)
+    if sha256_file(path) != weights["sha256"]:
+        raise UserError(
+            f"{path} is not the file any more that the adapters of {folder} were trained on (its SHA-256 was "
+            f"{weights['sha256']}): put that one back; runs with adapters should start from files that stay, like "
+            "checkpoints with a step in their name"
+        )
+    return read_checkpoint(path)
+
+
+def _find_start(path: Path, given: str | None, folder: Path) -> Path:
+    """Return where a run's start lies now: where it lay, or where what the user gave leads to today."""
+    if path.is_file():
+        return path
+    problem = ""
+    if given is not None:
+        try:
+            return find_checkpoint(given).path
+        except UserError as error:
+            problem = f", and {given!r} cannot be found either ({error})"
+    raise UserError(
+        f"the run {folder} has only adapters, for the weights of {path}, which are gone{problem}: put them back"
+    )
+
+
+def _bare_language_model(folder: Path) -> dict[str, Tensor]:
+    fields = model_fields(folder / "config.json")
+    identifier = fields["llm_backbone_id"]
+    spec = llm_spec(identifier)
+    if not spec.pretrained:
+        raise UserError(
+            f"the adapters of {folder} were trained on the random initial values of {identifier}, which no file holds"
+        )
+    return build_llm_backbone(identifier, spec, fields["llm_max_length"], None, load_weights=True).state_dict()

@@ -12,19 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cobra.models.checkpoint import (
-    ADAPTER,
-    EMBEDDING,
-    LATEST,
-    TIED_HEAD,
-    Checkpoint,
-    read_tensors,
-    read_whole_model,
-    written_by_libraries,
-)
+from cobra.models.checkpoint import ADAPTER, Checkpoint, read_whole_model
 from cobra.models.integrity import check_finite, checksums
-from cobra.models.load import PROVENANCE, SAFETENSORS, CheckpointSource, find_checkpoint
 from cobra.models.model_card import model_card
+from cobra.models.run_folder import LATEST, PROVENANCE, SAFETENSORS, CheckpointSource, find_checkpoint
+from cobra.models.tensors import EMBEDDING, TIED_HEAD, read_tensors, surface_os_errors
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path, read_json, sha256_file, write_json, write_text
 from cobra.util.home_paths import PathText
@@ -117,7 +109,7 @@ def _check(config: ExportConfig) -> None:
 def _write(folder: Path, source: CheckpointSource, checkpoint: Checkpoint, config: ExportConfig) -> None:
     """Write every file of an export into a new folder."""
     path = folder / (LATEST if config.format == "pt" else SAFETENSORS)
-    with atomic_path(path) as temporary, written_by_libraries():
+    with atomic_path(path) as temporary, surface_os_errors():
         if config.format == "pt":
             with temporary.open("wb") as file:
                 torch.save({"model": checkpoint}, file)

@@ -19,14 +19,12 @@ import torch
 from torch import Tensor
 
 from cobra.util.errors import UserError
-from cobra.util.printable import shown
+from cobra.util.printable import listed
 
 # The key in a safetensors file's header; its value is JSON, the CRC-32 of each tensor's bytes by name.
 CRC32 = "crc32"
 
 _BLOCK = 1 << 20
-# Names in a message before it is cut short.
-_NAMED = 3
 
 
 class DamagedError(ValueError):
@@ -113,7 +111,7 @@ def check_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], wh
     except (ValueError, RecursionError, AttributeError) as error:
         raise DamagedError(f"{where}: the checksums in its header cannot be read") from error
     if changed:
-        raise DamagedError(f"{where}: the bytes of {_listed(changed)} are not those that were written")
+        raise DamagedError(f"{where}: the bytes of {listed(changed, 3)} are not those that were written")
 
 
 def _crc32(tensor: Tensor) -> int:
@@ -136,7 +134,7 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
         count = int((~torch.isfinite(first.float())).sum())
         raise UserError(
             f"{where} holds numbers that are not finite (NaN or infinite) in {len(bad):,} of {len(tensors):,} tensors: "
-            f"{_listed(bad)}; {count:,} of the {first.numel():,} numbers of the first one. Such a model answers "
+            f"{listed(bad, 3)}; {count:,} of the {first.numel():,} numbers of the first one. Such a model answers "
             "nothing and cannot be trained further: take an earlier checkpoint of that run, or fetch the file again"
         )
 
@@ -147,11 +145,6 @@ def _is_finite(tensor: Tensor) -> bool:
     # Of NaN both are NaN.
     low, high = torch.aminmax(tensor.detach())
     return bool(low.float().isfinite() & high.float().isfinite())
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(shown(name, 100) for name in names[:_NAMED]) + more
 
 
 def _threads() -> int:

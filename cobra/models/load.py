@@ -1,124 +1,18 @@
 """Loading a trained model from a run directory, a checkpoint file, or by name."""
 
-import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from cobra.models.backbones.llm.specs import TINY_FOLDER, llm_spec
+from cobra.models.backbones.llm.specs import llm_spec
 from cobra.models.backbones.vision.specs import vision_spec
-from cobra.models.checkpoint import LATEST, Checkpoint, read_whole_model
-from cobra.models.hub import fetch
+from cobra.models.checkpoint import Checkpoint, read_whole_model
 from cobra.models.materialize import get_llm_backbone_and_tokenizer, get_vision_backbone_and_transform, get_vlm
-from cobra.models.registry import HUB_REPOSITORY, MODELS, find_model
+from cobra.models.run_folder import find_checkpoint
 from cobra.models.vlms import CobraVLM
-from cobra.util.errors import UserError
-from cobra.util.files import read_json
 from cobra.util.torch_utils import resolve_device, resolve_dtype
-
-PROVENANCE = "provenance.json"
-# Where an export in that format has its weights (:mod:`cobra.models.export`).
-SAFETENSORS = "model.safetensors"
-
-# What load() needs of a run's configuration.
-_FIELDS = (
-    "model_id",
-    "vision_backbone_id",
-    "image_resize_strategy",
-    "llm_backbone_id",
-    "llm_max_length",
-    "arch_specifier",
-)
-
-
-@dataclass(frozen=True)
-class CheckpointSource:
-    """A checkpoint that was found, and what kind of model it is of."""
-
-    path: Path
-    fields: dict[str, Any]
-    """The entries of the model's configuration that are needed to build it."""
-    is_stock: bool
-    """As released, and not trained by this project."""
-    folder: Path | None = None
-    """The folder with the model's config.json; None for the packaged model, which has none."""
-
-
-def find_checkpoint(
-    model_id_or_path: str | Path, hf_token: str | None = None, cache_dir: str | Path | None = None
-) -> CheckpointSource:
-    """Find a model's checkpoint and configuration.
-
-    Args:
-        model_id_or_path: A run directory, a `.pt` or `.safetensors` file in one, or a model's id or name.
-        hf_token: For the hub.
-        cache_dir: The hub's cache.
-
-    Raises:
-        UserError: It is none of these, or a file is missing.
-    """
-    path = Path(model_id_or_path)
-    # Not Path.is_dir, which raises for what is too long to be a path.
-    if os.path.isdir(path):
-        exported = path / SAFETENSORS
-        return _from_run(path, exported if exported.is_file() else path / LATEST)
-    if os.path.isfile(path):
-        return _from_run(run_folder(path), path)
-    model = find_model(str(model_id_or_path))
-    if model is None:
-        raise UserError(
-            f"{str(model_id_or_path)!r} is neither a run directory, a checkpoint file nor a known model; the known "
-            f"models are: {', '.join(MODELS)}"
-        )
-    if model.model_id == "cobra-tiny":
-        fields = {name: getattr(model.config, name) for name in _FIELDS}
-        return CheckpointSource(TINY_FOLDER / "model.safetensors", fields, is_stock=True)
-    config = fetch(HUB_REPOSITORY, f"{model.model_id}/config.json", hf_token, cache_dir)
-    checkpoint = fetch(HUB_REPOSITORY, f"{model.model_id}/{LATEST.as_posix()}", hf_token, cache_dir)
-    return CheckpointSource(checkpoint, model_fields(config), is_stock=True, folder=config.parent)
-
-
-def run_folder(checkpoint: Path) -> Path:
-    """Return the folder with the `config.json` that belongs to a checkpoint file: its own, or the one above.
-
-    Raises:
-        UserError: Neither has one.
-    """
-    for folder in list(checkpoint.absolute().parents)[:2]:
-        if (folder / "config.json").is_file():
-            return folder
-    raise UserError(
-        f"{checkpoint} has no config.json beside it or in the folder above: put the run's config.json there, or give "
-        "the run directory (config.json and checkpoints/latest-checkpoint.pt)"
-    )
-
-
-def _from_run(run_dir: Path, checkpoint: Path) -> CheckpointSource:
-    fields = model_fields(run_dir / "config.json")
-    if not checkpoint.is_file():
-        raise UserError(f"the run {run_dir} has no {LATEST}: its training has saved nothing yet")
-    return CheckpointSource(checkpoint, fields, is_stock=not (run_dir / PROVENANCE).is_file(), folder=run_dir)
-
-
-def model_fields(config: Path) -> dict[str, Any]:
-    """Return what builds the model out of a run's `config.json`.
-
-    Raises:
-        UserError: The file is absent, is not JSON, or lacks an entry or has one of another type.
-    """
-    values = read_json(config, "the run's config.json", "Give a run directory that scripts/pretrain.py has written.")
-    model = values.get("model") if isinstance(values, dict) else None
-    missing = [name for name in _FIELDS if not isinstance(model, dict) or name not in model]
-    if not isinstance(model, dict) or missing:
-        raise UserError(f"{config} lacks the entries {', '.join(f'model.{name}' for name in missing)}")
-    for name in _FIELDS:
-        expected = int if name == "llm_max_length" else str
-        if type(model[name]) is not expected:
-            raise UserError(f"{config} has model.{name} {model[name]!r}, which is not of the type {expected.__name__}")
-    return {name: model[name] for name in _FIELDS}
 
 
 def build_vlm(fields: dict[str, Any], checkpoint: Checkpoint, hf_token: str | None = None) -> CobraVLM:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from cobra.models.checkpoint import ADAPTER, BEST, EMBEDDING, LATEST, TIED_HEAD
+from cobra.models.checkpoint import ADAPTER
+from cobra.models.run_folder import BEST, LATEST
+from cobra.models.tensors import EMBEDDING, TIED_HEAD
 from cobra.models.vlms import CobraVLM
 from cobra.training.lora import adapter_state
 from cobra.training.run_state import cause_of

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from cobra.conf import DatasetConfig
 from cobra.models.backbones.vision.specs import vision_spec
-from cobra.models.checkpoint import LATEST, Checkpoint, read_checkpoint
-from cobra.models.load import PROVENANCE, build_vlm, find_checkpoint
+from cobra.models.checkpoint import Checkpoint, read_checkpoint
+from cobra.models.load import build_vlm
+from cobra.models.run_folder import LATEST, PROVENANCE, find_checkpoint
 from cobra.models.vlms import CobraVLM, check_stage
 from cobra.preprocessing import get_dataset_and_collator
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset

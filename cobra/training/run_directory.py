@@ -9,7 +9,7 @@ from typing import Any
 import draccus
 
 from cobra.conf import DatasetRegistry
-from cobra.models.checkpoint import LATEST
+from cobra.models.run_folder import LATEST
 from cobra.training.config import PretrainConfig
 from cobra.training.preemption import Stopped
 from cobra.training.run_state import RESUME, state_step, states

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.storage import WriteResult
 
-from cobra.models.checkpoint import LATEST
+from cobra.models.run_folder import LATEST
 from cobra.training.state_reader import StatePlanner, StateReader
 from cobra.util.distributed import World
 from cobra.util.errors import UserError

@@ -1,6 +1,7 @@
 """Texts from the data as a person may be shown them: they neither hide nor move what stands around them."""
 
 import re
+from collections.abc import Sequence
 
 # Control characters except tab and line end, characters that turn the direction of writing, the line ends of Unicode,
 # halves of surrogate pairs, and code points that are no characters and that HTML forbids.
@@ -21,6 +22,12 @@ def shown(text: str, limit: int | None = None) -> str:
     if limit is not None and len(text) > limit:
         text = text[:limit] + "..."
     return _UNSHOWN.sub(_written_out, text.replace("\r\n", "\n"))
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Return names as a message lists them: the first few, each cut at 120 characters, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(shown(name, 120) for name in names[:most]) + more
 
 
 def _written_out(found: re.Match[str]) -> str:

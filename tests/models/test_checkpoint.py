@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from scratch import scratch_vlm
 from torch import nn
 
-from cobra.models.checkpoint import load_strictly, read_checkpoint, read_llm_weights, read_tensors
+from cobra.models.checkpoint import read_checkpoint
+from cobra.models.tensors import load_strictly, read_llm_weights, read_tensors
 from cobra.models.vlms import CobraVLM
 from cobra.util.errors import UserError
 

@@ -18,10 +18,11 @@ from small_disk import small_disk
 import cobra
 from cobra.models import export as export_module
 from cobra.models.backbones.llm.specs import TINY_FOLDER
-from cobra.models.checkpoint import EMBEDDING, LATEST, TIED_HEAD, read_checkpoint
+from cobra.models.checkpoint import read_checkpoint
 from cobra.models.export import ExportConfig, export
-from cobra.models.load import PROVENANCE
 from cobra.models.model_card import model_card
+from cobra.models.run_folder import LATEST, PROVENANCE
+from cobra.models.tensors import EMBEDDING, TIED_HEAD
 from cobra.util.errors import UserError
 from cobra.util.files import sha256_file
 

@@ -12,9 +12,11 @@ from scratch import scratch_fields, scratch_vlm
 from torch import nn
 
 import cobra
-from cobra.models.checkpoint import LATEST, MODULE_KEYS, load_strictly, read_checkpoint, read_llm_weights, read_tensors
+from cobra.models.checkpoint import MODULE_KEYS, read_checkpoint
 from cobra.models.export import ExportConfig, export
 from cobra.models.integrity import checksums
+from cobra.models.run_folder import LATEST
+from cobra.models.tensors import load_strictly, read_llm_weights, read_tensors
 from cobra.util.errors import UserError
 from cobra.util.files import write_json
 

@@ -12,8 +12,9 @@ from scratch import picture, scratch_fields, scratch_vlm
 
 import cobra
 from cobra.models.checkpoint import read_checkpoint
-from cobra.models.load import LATEST, PROVENANCE, build_vlm, find_checkpoint
+from cobra.models.load import build_vlm
 from cobra.models.registry import MODELS
+from cobra.models.run_folder import LATEST, PROVENANCE, find_checkpoint
 from cobra.models.vlms import CobraVLM
 from cobra.training.checkpointing import save_checkpoint
 from cobra.util.distributed import World

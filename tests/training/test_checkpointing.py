@@ -11,7 +11,8 @@ from processes import together
 from scratch import scratch_vlm
 
 from cobra.models.backbones.llm.specs import TINY_FOLDER
-from cobra.models.checkpoint import ADAPTER, LATEST
+from cobra.models.checkpoint import ADAPTER
+from cobra.models.run_folder import LATEST
 from cobra.models.vlms import CobraVLM
 from cobra.training.checkpointing import NotSavedError, save_checkpoint
 from cobra.training.lora import adapter_state

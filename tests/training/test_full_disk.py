@@ -12,7 +12,8 @@ from test_loop import COLLATOR, rows_with_nan, trainer
 from test_matrix import Recorder
 from test_pretrain import rows_dir, train_arguments  # noqa: F401 - a fixture
 
-from cobra.models.checkpoint import LATEST, read_checkpoint
+from cobra.models.checkpoint import read_checkpoint
+from cobra.models.run_folder import LATEST
 from cobra.training.config import PretrainConfig
 from cobra.training.loop import LoopOptions, TrainingLoop
 from cobra.training.preemption import Stopped, StopRequests

@@ -98,7 +98,7 @@ def test_another_start_is_refused_and_what_the_run_was_made_of_stays(rows_dir, t
     before = (run / "provenance.json").read_bytes()
     from safetensors.torch import load_file, save_file
 
-    from cobra.models.load import find_checkpoint
+    from cobra.models.run_folder import find_checkpoint
 
     weights = load_file(find_checkpoint("cobra-tiny").path)
     save_file(weights, tmp_path / "same.safetensors")

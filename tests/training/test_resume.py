@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from test_pretrain import ROOT, rows_dir, train_arguments  # noqa: F401 - a fixture
 
-from cobra.models.checkpoint import LATEST, read_checkpoint
+from cobra.models.checkpoint import read_checkpoint
+from cobra.models.run_folder import LATEST
 
 STEPS = ["--model.finetune_max_steps", "10", "--model.finetune_per_device_batch_size"]
 

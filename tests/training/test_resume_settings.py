@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cobra.models.load import PROVENANCE
+from cobra.models.run_folder import PROVENANCE
 from cobra.training import resume_settings as setting_module
 from cobra.training.config import PretrainConfig
 from cobra.training.resume_settings import MAY_CHANGE, check_setting, flags_that_stay, setting_of, weights_hash

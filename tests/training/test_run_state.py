@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_step import CPU, ROWS, collate, make_strategy
 
-from cobra.models.checkpoint import LATEST
+from cobra.models.run_folder import LATEST
 from cobra.training import run_state
 from cobra.training.run_state import RunSaver, RunState, clear_unfinished, read_state, states
 from cobra.util.errors import UserError

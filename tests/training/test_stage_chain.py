@@ -11,8 +11,8 @@ from scratch import picture
 from torch.utils.data import Subset
 
 import cobra
-from cobra.models.checkpoint import LATEST
 from cobra.models.load import build_vlm
+from cobra.models.run_folder import LATEST
 from cobra.models.vlms import CobraVLM
 from cobra.preprocessing import get_dataset_and_collator
 from cobra.preprocessing.datasets import AlignDataset

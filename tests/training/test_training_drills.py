@@ -24,7 +24,8 @@ from test_matrix import make_rows
 from test_pretrain import SCRATCH
 from training_run import SLOW_SAVE, CommandStart, ForkedStart, Start
 
-from cobra.models.checkpoint import BEST, LATEST, read_checkpoint
+from cobra.models.checkpoint import read_checkpoint
+from cobra.models.run_folder import BEST, LATEST
 from cobra.training.preemption import EXIT_STOPPED
 from cobra.training.run_directory import STOPPED
 from cobra.training.run_state import RESUME, RunSaver, state_step, states

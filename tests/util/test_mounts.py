@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cobra.models.checkpoint import read_tensors
+from cobra.models.tensors import read_tensors
 from cobra.training.checkpointing import _point
 from cobra.util.files import atomic_path, write_text
 from cobra.util.mounts import can_flush, flush_folder, lock_file
@@ -102,7 +102,7 @@ def test_a_mount_that_maps_nothing_has_its_checkpoints_read(tmp_path, monkeypatc
     tensors, path = {"weight": torch.arange(6.0).reshape(2, 3)}, tmp_path / f"file{suffix}"
     torch.save(tensors, path) if suffix == ".pt" else save_file(tensors, path)
     monkeypatch.setattr(mmap, "mmap", refuse(errno.ENODEV))
-    monkeypatch.setattr("cobra.models.checkpoint.load_file", pytest.fail)
+    monkeypatch.setattr("cobra.models.tensors.load_file", pytest.fail)
     monkeypatch.setattr(torch.UntypedStorage, "from_file", pytest.fail)
     assert torch.equal(read_tensors(path)["weight"], tensors["weight"])
 

@@ -9,7 +9,7 @@ import torch
 
 import cobra
 from cobra.evaluation.config import BenchmarkConfig
-from cobra.models.load import run_folder
+from cobra.models.run_folder import run_folder
 from cobra.util.errors import UserError
 from cobra.util.files import read_json
 from cobra.util.tokens import read_hf_token

@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cobra.models.checkpoint import written_by_libraries
 from cobra.models.mamba.model import MambaLM
 from cobra.models.mamba.state import MambaState
+from cobra.models.tensors import surface_os_errors
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path
 from cobra.util.printable import shown
@@ -42,7 +42,7 @@ def save_state(path: Path | str, state: MambaState, model: MambaLM) -> None:
     """
     state.check(model.config, None)
     tensors = {"conv": state.conv.contiguous().cpu(), "ssm": state.ssm.contiguous().cpu()}
-    with atomic_path(path) as temporary, written_by_libraries():
+    with atomic_path(path) as temporary, surface_os_errors():
         save_file(tensors, temporary, metadata={"format": _FORMAT} | _identity(model))
 
 

@@ -14,15 +14,10 @@ from cobra.models.backbones.llm import MambaLLMBackbone
 from cobra.models.backbones.llm.prompting import PromptBuilder
 from cobra.models.backbones.vision import PixelValues, VisionBackbone
 from cobra.models.backbones.vision.transforms import map_pixels
-from cobra.models.checkpoint import (
-    LATEST,
-    MODULE_KEYS,
-    Checkpoint,
-    load_strictly,
-    read_checkpoint,
-    read_whole_model,
-)
+from cobra.models.checkpoint import MODULE_KEYS, Checkpoint, read_checkpoint, read_whole_model
 from cobra.models.mamba import MambaState
+from cobra.models.run_folder import LATEST
+from cobra.models.tensors import load_strictly
 from cobra.models.vlms.generation_mixin import Answering, single_token_answers
 from cobra.util.data_utils import IGNORE_INDEX
 from cobra.util.errors import UserError

@@ -13,8 +13,8 @@ from torch import nn
 from cobra.conf import ModelConfig
 from cobra.models.backbones.vision.specs import vision_spec
 from cobra.models.checkpoint import read_checkpoint
-from cobra.models.load import find_checkpoint
 from cobra.models.registry import find_model
+from cobra.models.run_folder import find_checkpoint
 from cobra.models.vlms import CobraVLM, check_stage
 from cobra.preprocessing.datasets.datasets import check_row_options
 from cobra.training.config import PretrainConfig, loop_options

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from cobra.models.checkpoint import LATEST
+from cobra.models.run_folder import LATEST
 from cobra.training.config import PretrainConfig
 from cobra.training.materialize import stage_prefix
 from cobra.training.planning.estimates import Plan

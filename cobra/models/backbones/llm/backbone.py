@@ -7,9 +7,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cobra.models.backbones.llm.prompting import MambaPromptBuilder, PromptBuilder, ZephyrChatPromptBuilder
 from cobra.models.backbones.llm.specs import LLMSpec
-from cobra.models.checkpoint import load_strictly, read_llm_weights
 from cobra.models.hub import fetch
 from cobra.models.mamba import MambaConfig, MambaLM
+from cobra.models.tensors import load_strictly, read_llm_weights
 from cobra.util.errors import UserError
 from cobra.util.redaction import reason
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cobra.models.backbones.vision.specs import TowerSpec, VisionSpec
 from cobra.models.backbones.vision.transforms import FusedTransform, ImageTransform, PixelValues, build_transform
-from cobra.models.checkpoint import load_strictly, read_tensors
+from cobra.models.tensors import load_strictly, read_tensors
 from cobra.util.errors import UserError
 from cobra.util.network import check_network_variables
 from cobra.util.redaction import reason

@@ -9,10 +9,10 @@ from lora_run import TINY_IDS, adapted_vlm, write_lora_run
 from scratch import scratch_fields
 
 import cobra
-from cobra.models.adapter import merge_adapter
 from cobra.models.backbones.llm.specs import TINY_FOLDER
-from cobra.models.checkpoint import LATEST, read_checkpoint
-from cobra.models.load import PROVENANCE, build_vlm
+from cobra.models.checkpoint import merge_adapter, read_checkpoint
+from cobra.models.load import build_vlm
+from cobra.models.run_folder import LATEST, PROVENANCE
 from cobra.util.errors import UserError
 
 START = TINY_FOLDER / "model.safetensors"
