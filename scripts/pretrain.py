@@ -5,13 +5,15 @@ import os
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from cobra.training.config import PretrainConfig
-from cobra.training.preemption import Stopped
-from cobra.training.pretrain import pretrain
 from cobra.util.cli import run
 
 
 def main(config: PretrainConfig) -> int:
-    """Run one stage of training; 75 (130 for the keyboard) where it was asked to stop and has saved its state."""
+    """Run one stage of training; return 75 (130 for the keyboard) where a request to stop has ended it."""
+    # Here, so that --help needs no torch.
+    from cobra.training.preemption import Stopped
+    from cobra.training.pretrain import pretrain
+
     try:
         pretrain(config)
     except Stopped as stopped:

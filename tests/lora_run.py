@@ -10,7 +10,8 @@ from cobra.models.checkpoint import ADAPTER, read_checkpoint
 from cobra.models.load import build_vlm
 from cobra.models.run_folder import LATEST, PROVENANCE
 from cobra.models.vlms import CobraVLM
-from cobra.training.lora import LoraConfig, adapter_state, apply_lora
+from cobra.training.config import LoraConfig
+from cobra.training.lora import adapter_state, apply_lora
 from cobra.util.files import sha256_file
 
 # Those of cobra-tiny, which the package has weights for.

@@ -1,8 +1,13 @@
 """Training: strategies, the token-weighted step, metrics and checkpoints."""
 
-from cobra.training.materialize import get_train_strategy, stage_hyperparameters
-from cobra.training.metrics import Metrics
-from cobra.training.strategy import Hyperparameters, StepResult, TrainStrategy
+from typing import TYPE_CHECKING
+
+from cobra.util.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from cobra.training.materialize import get_train_strategy, stage_hyperparameters
+    from cobra.training.metrics import Metrics
+    from cobra.training.strategy import Hyperparameters, StepResult, TrainStrategy
 
 __all__ = [
     "Hyperparameters",
@@ -12,3 +17,15 @@ __all__ = [
     "get_train_strategy",
     "stage_hyperparameters",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Hyperparameters": "cobra.training.strategy",
+        "Metrics": "cobra.training.metrics",
+        "StepResult": "cobra.training.strategy",
+        "TrainStrategy": "cobra.training.strategy",
+        "get_train_strategy": "cobra.training.materialize",
+        "stage_hyperparameters": "cobra.training.materialize",
+    },
+)

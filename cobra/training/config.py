@@ -4,11 +4,45 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cobra.conf import DatasetConfig, DatasetRegistry, ModelConfig, ModelRegistry
-from cobra.training.loop import LoopOptions
-from cobra.training.lora import LoraConfig
 from cobra.training.planning.config import PlanConfig
 from cobra.util.errors import UserError
 from cobra.util.home_paths import PathText
+
+# The linear maps of a mixer. Its convolution, A_log and D are no matrices of a linear map, and the embedding is tied to
+# the head: an adapter on one of these two would part them.
+LORA_TARGETS = ("in_proj", "x_proj", "dt_proj", "out_proj")
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """When to save, to validate and to give up."""
+
+    save_interval_steps: int | None = None
+    """Steps that a kill costs at most; None saves by time alone."""
+    save_interval_minutes: float | None = None
+    """Minutes between two saves of the state."""
+    keep_checkpoints: int = 2
+    """States that are kept."""
+    max_skipped: int = 10
+    """Steps in a row whose loss or gradient is not finite before the run stops."""
+    eval_interval_steps: int | None = None
+    """Steps between two looks at the held-out rows; None looks at the end of every epoch and of the run."""
+    keep_epochs: int | None = None
+    """Checkpoints of epochs' ends that are kept, the newest; None keeps all."""
+
+
+@dataclass
+class LoraConfig:
+    """Adapters in place of training the language model in full; the projector is trained in full all the same."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 trains the language model in full, without adapters."""
+    alpha: int = 32
+    """The adapters' product is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Share of the input features that an adapter leaves out in a pass."""
+    target_modules: tuple[str, ...] = LORA_TARGETS
+    """The linear maps of Mamba's mixer that get an adapter: in_proj, x_proj, dt_proj, out_proj."""
 
 
 @dataclass

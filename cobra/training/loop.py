@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from cobra.training.batches import Batch, grouped, mark_skipped, open_loader
 from cobra.training.checkpointing import LeftUnwrittenError, NotSavedError, save_checkpoint
+from cobra.training.config import LoopOptions
 from cobra.training.evaluator import Evaluator
 from cobra.training.flops import count_flops, flops_per_step
 from cobra.training.metrics import Metrics
@@ -30,24 +31,6 @@ from cobra.util.torch_utils import seed_step
 _UNMEASURED_SAVE = 60.0
 # Between the end of a save and that of the job: processes leave, and clocks differ.
 _JOB_MARGIN = 30.0
-
-
-@dataclass(frozen=True)
-class LoopOptions:
-    """When to save, to validate and to give up."""
-
-    save_interval_steps: int | None = None
-    """Steps that a kill costs at most; None saves by time alone."""
-    save_interval_minutes: float | None = None
-    """Minutes between two saves of the state."""
-    keep_checkpoints: int = 2
-    """States that are kept."""
-    max_skipped: int = 10
-    """Steps in a row whose loss or gradient is not finite before the run stops."""
-    eval_interval_steps: int | None = None
-    """Steps between two looks at the held-out rows; None looks at the end of every epoch and of the run."""
-    keep_epochs: int | None = None
-    """Checkpoints of epochs' ends that are kept, the newest; None keeps all."""
 
 
 class TrainingLoop:

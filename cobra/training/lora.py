@@ -1,7 +1,6 @@
 """Low-rank adapters on the language model (arXiv 2106.09685), through peft: training that fits a card of 24 GB."""
 
 import importlib.util
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,28 +8,11 @@ from torch.distributed.tensor import DTensor
 
 from cobra.models.backbones.llm.specs import llm_spec
 from cobra.models.vlms import CobraVLM
+from cobra.training.config import LORA_TARGETS, LoraConfig
 from cobra.util.errors import UserError, missing_extra
-
-# The linear maps of a mixer. Its convolution, A_log and D are no matrices of a linear map, and the embedding is tied to
-# the head: an adapter on one of these two would part them.
-TARGETS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 
 # peft's name of the only adapter; it stands in parameter names and not in saved ones.
 _ADAPTER_NAME = "default"
-
-
-@dataclass
-class LoraConfig:
-    """Adapters in place of training the language model in full; the projector is trained in full all the same."""
-
-    rank: int = 0
-    """Rank of the adapters; 0 trains the language model in full, without adapters."""
-    alpha: int = 32
-    """The adapters' product is multiplied by alpha / rank."""
-    dropout: float = 0.0
-    """Share of the input features that an adapter leaves out in a pass."""
-    target_modules: tuple[str, ...] = TARGETS
-    """The linear maps of Mamba's mixer that get an adapter: in_proj, x_proj, dt_proj, out_proj."""
 
 
 def check_lora(config: LoraConfig, stage: str) -> None:
@@ -49,10 +31,10 @@ def check_lora(config: LoraConfig, stage: str) -> None:
     for name, (value, good, expected) in checks.items():
         if not good:
             raise UserError(f"--lora.{name} is {value} and must be {expected}")
-    unknown = [name for name in config.target_modules if name not in TARGETS]
+    unknown = [name for name in config.target_modules if name not in LORA_TARGETS]
     if unknown or not config.target_modules:
         raise UserError(
-            f"--lora.target_modules {', '.join(unknown) or '(none)'}: adapters can be put on {', '.join(TARGETS)}"
+            f"--lora.target_modules {', '.join(unknown) or '(none)'}: adapters can be put on {', '.join(LORA_TARGETS)}"
         )
     if stage == "align":
         raise UserError(

@@ -78,7 +78,7 @@ def test_operations_of_recomputed_blocks_are_counted_apart():
 def test_operations_of_the_released_model_are_six_for_each_trained_weight():
     """The rule of thumb of language models, arXiv 2001.08361."""
     from cobra.conf import ModelConfig
-    from cobra.training.lora import LoraConfig
+    from cobra.training.config import LoraConfig
     from cobra.training.planning.meta_model import build_blueprint
 
     vlm = build_blueprint(ModelConfig.get_choice_class("cobra+3b")(), "finetune", LoraConfig())

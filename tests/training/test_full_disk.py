@@ -14,8 +14,8 @@ from test_pretrain import rows_dir, train_arguments  # noqa: F401 - a fixture
 
 from cobra.models.checkpoint import read_checkpoint
 from cobra.models.run_folder import LATEST
-from cobra.training.config import PretrainConfig
-from cobra.training.loop import LoopOptions, TrainingLoop
+from cobra.training.config import LoopOptions, PretrainConfig
+from cobra.training.loop import TrainingLoop
 from cobra.training.preemption import Stopped, StopRequests
 from cobra.training.pretrain import pretrain
 from cobra.training.run_state import RunSaver, states

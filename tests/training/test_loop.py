@@ -9,7 +9,8 @@ from processes import together
 from scratch import scratch_vlm
 from test_matrix import Recorder, make_rows
 
-from cobra.training.loop import LoopOptions, TrainingLoop
+from cobra.training.config import LoopOptions
+from cobra.training.loop import TrainingLoop
 from cobra.training.run_state import RunState, states
 from cobra.training.strategy import Hyperparameters, StepResult, TrainStrategy
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling

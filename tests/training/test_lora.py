@@ -15,7 +15,8 @@ from cobra.models.backbones.llm.specs import TINY_FOLDER
 from cobra.models.load import cast
 from cobra.models.mamba.ops import cuda_ops
 from cobra.training.checkpointing import save_checkpoint
-from cobra.training.lora import TARGETS, LoraConfig, adapter_state, apply_lora, check_base, check_lora, is_adapter
+from cobra.training.config import LORA_TARGETS, LoraConfig
+from cobra.training.lora import adapter_state, apply_lora, check_base, check_lora, is_adapter
 from cobra.training.optimizer import is_decayed
 from cobra.training.run_state import RunSaver, RunState, states
 from cobra.util.errors import UserError
@@ -72,7 +73,7 @@ def test_what_trains_is_the_projector_and_the_adapters():
     adapters = {name for name, _ in vlm.named_parameters() if is_adapter(name)}
     assert trained == projector | adapters
     layers = len(vlm.llm_backbone.llm.backbone.layers)
-    assert len(adapters) == layers * len(TARGETS) * 2
+    assert len(adapters) == layers * len(LORA_TARGETS) * 2
     assert vlm.trainable_module_keys == ["projector"]
 
 
@@ -85,7 +86,7 @@ def test_a_step_changes_these_and_nothing_else():
         assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", LORA_TARGETS)
 def test_each_target_takes_part(target):
     """peft's own layer would show `dt_proj` a weight without its adapter, and so never train it."""
     vlm = adapted_scratch(target_modules=(target,)).eval()

@@ -14,9 +14,8 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from cobra.training.config import PretrainConfig
+from cobra.training.config import LoraConfig, PretrainConfig
 from cobra.training.flops import count_flops, flops_per_step
-from cobra.training.lora import LoraConfig
 from cobra.training.planning import make_plan, show_plan
 from cobra.training.planning.meta_model import build_blueprint
 from cobra.util.batching_utils import SplitModalitySampler

@@ -19,7 +19,8 @@ from cobra.conf import ModelConfig
 from cobra.models.load import cast
 from cobra.models.mamba import model as mamba_model
 from cobra.models.mamba.ops import use_op
-from cobra.training.lora import LoraConfig, apply_lora, is_adapter
+from cobra.training.config import LoraConfig
+from cobra.training.lora import apply_lora, is_adapter
 from cobra.training.optimizer import build_optimizer
 from cobra.training.planning.activations import Pass, count_activations
 from cobra.training.planning.memory import Sharding, count_memory, largest_rows, resume_state_bytes

@@ -15,7 +15,8 @@ from cobra.models.hub import fetch
 from cobra.models.load import cast
 from cobra.models.mamba import MambaConfig
 from cobra.models.vlms import CobraVLM
-from cobra.training.lora import LoraConfig, apply_lora, is_adapter
+from cobra.training.config import LoraConfig
+from cobra.training.lora import apply_lora, is_adapter
 
 _MAMBA_3B = MambaConfig(d_model=2560, n_layer=64, vocab_size=50277)
 

@@ -17,9 +17,9 @@ from cobra.models.registry import find_model
 from cobra.models.run_folder import find_checkpoint
 from cobra.models.vlms import CobraVLM, check_stage
 from cobra.preprocessing.datasets.datasets import check_row_options
-from cobra.training.config import PretrainConfig, loop_options
+from cobra.training.config import LoraConfig, PretrainConfig, loop_options
 from cobra.training.flops import count_flops, flops_per_step, peak_tflops
-from cobra.training.lora import LoraConfig, check_lora
+from cobra.training.lora import check_lora
 from cobra.training.materialize import stage_hyperparameters, stage_prefix
 from cobra.training.planning.activations import Pass
 from cobra.training.planning.config import PlanConfig, check_plan
