@@ -242,7 +242,9 @@ def prefill_figures(name: str) -> dict[str, list[float]]:
     llm = get_llm_backbone_and_tokenizer("mamba-0.5m-zephyr", 512)[0].llm.eval()
 
     def read(ids: Tensor, chunk: int) -> None:
-        llm.prefill(ids, MambaState.zeros(llm.config, 1, "cpu"), chunk=chunk)
+        state = MambaState.zeros(llm.config, 1, "cpu")
+        for piece in ids.split(chunk, 1):
+            llm(llm.embed(piece), state)
 
     texts = [torch.randint(2, 500, (1, steps)) for steps in PREFILLS]
     with use_op(name):

@@ -18,7 +18,6 @@ from cobra.evaluation.metrics.similarity import SentenceSimilarity, packaged_mod
 from cobra.models.backbones.llm.backbone import load_tokenizer
 from cobra.models.backbones.llm.specs import TINY_FOLDER
 from cobra.models.checkpoint import read_checkpoint
-from cobra.models.mamba.state_file import load_state
 from cobra.models.run_folder import LATEST
 from cobra.models.tensors import read_llm_weights, read_tensors
 from cobra.preprocessing.datasets.arrow_rows import read_rows
@@ -76,7 +75,7 @@ PLANTED = {
     "a state's `.metadata`": "training/test_state_reader.py::test_objects_in_metadata_are_never_called",
     "a state's `.distcp`": "training/test_state_reader.py::test_values_that_are_no_tensors_are_not_unpickled",
     "`.pt`, `.bin`, towers, adapters": "test_trust.py::test_file_from_others_runs_nothing",
-    "`.safetensors`, saved Mamba states": "test_trust.py::test_file_from_others_runs_nothing",
+    "`.safetensors`": "test_trust.py::test_file_from_others_runs_nothing",
     "tokenizer folder": "test_trust.py::test_tokenizer_from_others_runs_nothing",
     "sentence model": "test_trust.py::test_sentence_model_of_others_unpickles_nothing",
     "towers by timm's id": None,
@@ -121,7 +120,6 @@ READERS = {
     "model.safetensors": read_checkpoint,
     "pytorch_model.bin": read_llm_weights,
     "tower.pt": read_tensors,
-    "mamba.state": lambda path: load_state(path, scratch_vlm().llm_backbone.llm),
     "predictions.json": lambda path: read_json(path, "the predictions file", lines=True),
     "rows.json": read_rows,
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from cobra.models.backbones.llm.prompting import PromptBuilder
-from cobra.models.generation.generate import generate_ids
+from cobra.models.generation.generate import generate_ids, text_pieces
 from cobra.models.generation.memory import state_bytes
 from cobra.models.mamba import MambaState
 from cobra.models.vlms import CobraVLM, GenerationOptions, SearchOptions
@@ -177,18 +177,14 @@ class Conversation:
         options: GenerationOptions,
         between_steps: Callable[[], None],
     ) -> Iterator[str]:
-        new: list[int] = []
-        between_steps()
-        for [(_, token)] in generate_ids(self._vlm.llm_backbone.llm, state, scores, [ids], options, self._end):
-            new.append(token)
-            self.figures.written += 1
-            text = self._vlm.decode(new)
-            # A character of several tokens shows as U+FFFD until it is whole.
-            if not text.endswith("\ufffd"):
-                yield text
-                new = []
+        def tokens() -> Iterator[int]:
             between_steps()
-        yield self._vlm.decode(new)
+            for [(_, token)] in generate_ids(self._vlm.llm_backbone.llm, state, scores, [ids], options, self._end):
+                self.figures.written += 1
+                yield token
+                between_steps()
+
+        return text_pieces(tokens(), self._vlm.decode)
 
     def _search(
         self,

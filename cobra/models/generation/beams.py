@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cobra.models.generation.decoder import open_decoder
 from cobra.models.generation.generate import GenerationOptions, choose
@@ -70,25 +70,6 @@ class Limits:
     max_new_tokens: int
     end_token_id: int
     by_stage: bool
-
-
-@torch.no_grad()
-def read_rows(llm: MambaLM, rows: Sequence[Sequence[int]], state: MambaState) -> tuple[MambaState, Tensor]:
-    """Read several tokens of every row, of any numbers above 0.
-
-    Args:
-        llm: The language model.
-        rows: Ids.
-        state: What was read before, a row for each; updated in place.
-
-    Returns:
-        The state, and the next scores (rows, vocabulary) in fp32.
-    """
-    lengths = torch.tensor([len(row) for row in rows], device=state.ssm.device)
-    ids = nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
-    ragged = bool((lengths != ids.shape[1]).any())
-    hidden = llm(llm.embed(ids.to(state.ssm.device)), state, lengths if ragged else None)
-    return state, llm.logits(hidden[torch.arange(len(rows), device=lengths.device), lengths - 1])
 
 
 @torch.no_grad()

@@ -1,9 +1,10 @@
 """Reading one token of every row at a time, on the constant-size state; rows that are done leave."""
 
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cobra.models.generation.threads import threads_for
 from cobra.models.mamba import MambaLM, MambaState
@@ -21,6 +22,30 @@ def read_tokens(llm: MambaLM, tokens: Tensor, state: MambaState) -> Tensor:
         Scores of the next token (batch, vocabulary), fp32.
     """
     return llm.logits(llm(llm.embed(tokens.unsqueeze(1)), state)[:, -1])
+
+
+@torch.no_grad()
+def read_rows(llm: MambaLM, rows: Sequence[Sequence[int]], state: MambaState, before: Tensor | None = None) -> Tensor:
+    """Read several tokens of every row.
+
+    Args:
+        llm: The language model.
+        rows: Ids of each row, of any lengths; none may be empty without `before`.
+        state: The rows' past; updated in place.
+        before: Embeddings (rows, positions, d_model) that precede the tokens of each row, as of an image.
+
+    Returns:
+        Scores of the next token (rows, vocabulary), fp32.
+    """
+    lengths = torch.tensor([len(row) for row in rows], device=state.ssm.device)
+    ids = nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
+    embeds = llm.embed(ids.to(lengths.device))
+    if before is not None:
+        embeds = torch.cat([before.to(embeds.dtype), embeds], dim=1)
+        lengths = lengths + before.shape[1]
+    ragged = bool((lengths != embeds.shape[1]).any())
+    hidden = llm(embeds, state, lengths if ragged else None)
+    return llm.logits(hidden[torch.arange(len(rows), device=lengths.device), lengths - 1])
 
 
 # Bytes of a head that is turned for decoding: smaller ones stay in the cache and gain nothing, larger ones would take

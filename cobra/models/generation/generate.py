@@ -1,7 +1,7 @@
 """Writing answers: options, the choice of a token, and the loop over the cached state."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -141,6 +141,19 @@ def stops_after(
         return any(text in said for text in texts)
 
     return stop
+
+
+def text_pieces(tokens: Iterable[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
+    """Decode tokens as they come; a character of several tokens is held back until it is whole."""
+    held: list[int] = []
+    for token in tokens:
+        held.append(token)
+        text = decode(held)
+        # A part of a character shows as U+FFFD.
+        if not text.endswith("\ufffd"):
+            yield text
+            held = []
+    yield decode(held)
 
 
 def tokens_of(prompts: Sequence[Sequence[int]], scores: Tensor) -> Tensor:

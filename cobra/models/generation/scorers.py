@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from cobra.models.backbones.llm.prompting import PromptBuilder
-from cobra.models.generation.beams import Branch, read_rows
+from cobra.models.generation.beams import Branch
+from cobra.models.generation.decoder import read_rows
 from cobra.models.mamba import MambaLM, MambaState
 from cobra.reasoning.matching import conclusion_key
 from cobra.reasoning.trace import extract_reasoning_trace
@@ -110,7 +111,7 @@ class JudgementScorer:
         # An answer that ended by itself has said its end token already, with which the question begins.
         done = [branch.unread[-1:] == self._question[:1] for branch in branches]
         rows = [[*branch.unread, *self._question[end:]] for branch, end in zip(branches, done, strict=True)]
-        _, scores = read_rows(self._llm, rows, state.clone())
+        scores = read_rows(self._llm, rows, state.clone())
         chances = scores[:, self._answers].softmax(-1)[:, 0].tolist()
         for branch, chance in zip(branches, chances, strict=True):
             branch.score = chance

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cobra.models.generation.beams import Branch, Limits, read_rows, write_branches
+from cobra.models.generation.beams import Branch, Limits, write_branches
+from cobra.models.generation.decoder import read_rows
 from cobra.models.generation.generate import GenerationOptions
 from cobra.models.generation.memory import branches_at_once, state_bytes
 from cobra.models.generation.scorers import LIKELIHOOD, SCORERS, Candidate, Scorer, by_vote
@@ -245,7 +246,7 @@ class Search:
                 branch.unread = branch.unread + forced
                 self._spent[branch.prompt] += len(forced)
         rows = [branch.unread for branch in beams]
-        return read_rows(self._llm, rows, state) if any(rows) else (state, scores)
+        return state, read_rows(self._llm, rows, state) if any(rows) else scores
 
     def _round(
         self, beams: list[Branch], state: MambaState, scores: Tensor, seeds: Sequence[str]

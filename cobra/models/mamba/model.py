@@ -11,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 
 from cobra.models.mamba.config import MambaConfig
 from cobra.models.mamba.ops import ops_for, torch_ops
-from cobra.models.mamba.padding import Side, check_lengths, shift_rows
 from cobra.models.mamba.state import LayerState, MambaState
 from cobra.util.errors import UserError
 
@@ -148,6 +147,19 @@ class MambaBackbone(nn.Module):
         self.norm_f = RMSNorm(config.d_model, config.norm_epsilon)
 
 
+def _check_lengths(lengths: Tensor, inputs: Tensor) -> None:
+    """Check the lengths of rows (batch, time, ...), without waiting for another device.
+
+    Raises:
+        UserError: They are not (batch,) whole numbers or, on the CPU, do not lie between 0 and time.
+    """
+    batch, steps = inputs.shape[:2]
+    if lengths.shape != (batch,) or lengths.is_floating_point():
+        raise UserError(f"lengths are {tuple(lengths.shape)} {lengths.dtype}: expected ({batch},) of whole numbers")
+    if lengths.device.type == "cpu" and batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps:
+        raise UserError(f"lengths lie between {int(lengths.min())} and {int(lengths.max())}, but rows have {steps}")
+
+
 class MambaLM(nn.Module):
     """A Mamba language model with its head tied to the embedding."""
 
@@ -176,21 +188,14 @@ class MambaLM(nn.Module):
         """Return embeddings (batch, time, d_model) of token ids (batch, time)."""
         return self.backbone.embedding(input_ids)
 
-    def forward(
-        self,
-        inputs_embeds: Tensor,
-        state: MambaState | None = None,
-        lengths: Tensor | None = None,
-        padding: Side = "right",
-    ) -> Tensor:
+    def forward(self, inputs_embeds: Tensor, state: MambaState | None = None, lengths: Tensor | None = None) -> Tensor:
         """Run the blocks and the final norm.
 
         Args:
             inputs_embeds: (batch, time, d_model).
-            state: What was read before; updated in place. None starts from nothing and keeps nothing.
-            lengths: Tokens of each row (batch,) int64 when rows are padded; None: no padding. Whatever the padding
-                holds, NaN included, reaches neither the outputs of tokens nor the state.
-            padding: Where `lengths` leave room: behind each row's tokens, or, with "left", before them.
+            state: The past that the rows go on from; updated in place. None starts from nothing and keeps nothing.
+            lengths: Tokens of each row (batch,) int64 when rows are padded on the right; None: no padding. Whatever the
+                padding holds, NaN included, reaches neither the outputs of tokens nor the state.
 
         Returns:
             Final hidden states (batch, time, d_model), to be given to :meth:`logits`; of no use at padding.
@@ -198,59 +203,9 @@ class MambaLM(nn.Module):
         Raises:
             UserError: The state is not one of this model's, or not of as many rows; or `lengths` do not fit.
         """
-        if lengths is None:
-            return self.backbone.norm_f(self._stream(inputs_embeds, state, None))
-        steps = inputs_embeds.shape[1]
-        check_lengths(lengths, inputs_embeds, padding)
-        if padding == "right":
-            return self.backbone.norm_f(self._stream(inputs_embeds, state, lengths))
-        # The kernels know padding behind the tokens only; what a row's tokens are computed from is the same.
-        found = self._stream(shift_rows(inputs_embeds, steps - lengths), state, lengths)
-        return self.backbone.norm_f(shift_rows(found, lengths - steps))
-
-    @torch.no_grad()
-    def prefill(
-        self,
-        inputs: Tensor,
-        state: MambaState,
-        lengths: Tensor | None = None,
-        padding: Side = "right",
-        chunk: int = 1024,
-    ) -> Tensor:
-        """Read a prompt of any length, in memory that does not grow with it.
-
-        Args:
-            inputs: Token ids (batch, time) int64, or embeddings (batch, time, d_model). Ids take eight bytes a token,
-                and are embedded a chunk at a time.
-            state: What was read before; updated in place.
-            lengths: Tokens of each row, at least 1, when rows are padded; see :meth:`forward`.
-            padding: See :meth:`forward`.
-            chunk: Positions read at a time; it changes results by rounding only.
-
-        Returns:
-            The final hidden state of each row's last token (batch, d_model).
-
-        Raises:
-            UserError: A row has no token, or see :meth:`forward`.
-        """
-        batch, steps = inputs.shape[:2]
-        ends = torch.full((batch,), steps, device=inputs.device) if lengths is None else lengths
         if lengths is not None:
-            check_lengths(lengths, inputs, padding)
-            if padding == "left":
-                inputs = shift_rows(inputs, steps - lengths)
-        if chunk < 1 or steps == 0 or int(ends.min()) < 1:
-            raise UserError(f"a prefill needs a token in every row and chunks of at least 1; chunk is {chunk}")
-        last = self.lm_head.weight.new_empty(batch, self.config.d_model, dtype=torch.float32)
-        for begin in range(0, int(ends.max()), chunk):
-            part = inputs[:, begin : begin + chunk]
-            part = part if part.is_floating_point() else self.embed(part)
-            left = (ends - begin).clamp(0, part.shape[1])
-            ragged = lengths is not None and bool((left < part.shape[1]).any())
-            stream = self._stream(part, state, left if ragged else None)
-            rows = ((ends > begin) & (ends <= begin + chunk)).nonzero().squeeze(1)
-            last[rows] = stream[rows, left[rows] - 1].to(last.dtype)
-        return self.backbone.norm_f(last)
+            _check_lengths(lengths, inputs_embeds)
+        return self.backbone.norm_f(self._stream(inputs_embeds, state, lengths))
 
     def _stream(self, hidden: Tensor, state: MambaState | None, lengths: Tensor | None) -> Tensor:
         """Return what the final norm takes; rows are padded on the right."""

@@ -17,8 +17,7 @@ class MambaState:
     conv: The last `d_conv` inputs of each layer's convolution, oldest first (layer, batch, width, d_conv), fp32.
     ssm: The state of each layer's scan (layer, batch, width, d_state), fp32.
 
-    Reading more tokens updates both in place; :meth:`clone` first to keep the past. To write it to a file see
-    :mod:`cobra.models.mamba.state_file`.
+    Reading more tokens updates both in place; :meth:`clone` first to keep the past.
     """
 
     conv: Tensor
@@ -56,21 +55,17 @@ class MambaState:
         """
         return MambaState(self.conv.index_select(1, rows), self.ssm.index_select(1, rows))
 
-    def repeat(self, branches: int) -> "MambaState":
-        """Return a copy with each row `branches` times, one behind the other: r0, r0, r1, r1."""
-        return MambaState(self.conv.repeat_interleave(branches, 1), self.ssm.repeat_interleave(branches, 1))
-
     @classmethod
     def join(cls, states: Sequence["MambaState"]) -> "MambaState":
         """Return a copy with the rows of several states, in order."""
         return cls(torch.cat([state.conv for state in states], 1), torch.cat([state.ssm for state in states], 1))
 
-    def check(self, config: MambaConfig, batch: int | None) -> None:
+    def check(self, config: MambaConfig, batch: int) -> None:
         """Check that a model of these sizes can go on from this state with so many rows.
 
         Args:
-            config: Of the model.
-            batch: Rows that there must be; None is any number.
+            config: The model's sizes.
+            batch: Rows that there must be.
 
         Raises:
             UserError: The state is of another model, of another number of rows, or not in fp32; it names both.
@@ -87,7 +82,7 @@ class MambaState:
                 f"(layer, batch, width, state) {tuple(self.ssm.shape)}, but this model has {config.n_layer} layers of "
                 f"width {config.d_inner}, {config.d_conv} taps and {config.d_state} states"
             )
-        if batch is not None and rows != batch:
+        if rows != batch:
             raise UserError(f"the state has {rows} rows, but {batch} rows of tokens are to be read")
 
 

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from cobra.models.backbones.llm import MambaLLMBackbone
 from cobra.models.backbones.vision import PixelValues, VisionBackbone
 from cobra.models.backbones.vision.transforms import map_pixels, stack_pixels
-from cobra.models.generation.generate import GenerationOptions, generate_ids, stops_after
+from cobra.models.generation.decoder import read_rows
+from cobra.models.generation.generate import GenerationOptions, generate_ids, stops_after, text_pieces
 from cobra.models.generation.sampling import row_seeds
 from cobra.models.generation.scorers import (
     JUDGEMENT,
@@ -118,20 +119,11 @@ class Answering:
         llm = self.llm_backbone.llm
         if prefix is not None:
             self._check_prefix(prefix, len(prompts), pixel_values)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
-        ids = nn.utils.rnn.pad_sequence([torch.tensor(prompt, dtype=torch.long) for prompt in prompts], True)
         # All of it: a thread that has helped spins for some milliseconds before it sleeps, on a core that others want.
         with threads_for(llm):
-            embeds = llm.embed(ids.to(self.device))
-            if pixel_values is not None:
-                patches = self.encode_images(pixel_values).to(embeds.dtype)
-                embeds = torch.cat([patches, embeds], dim=1)
-                lengths = lengths + patches.shape[1]
+            patches = None if pixel_values is None else self.encode_images(pixel_values)
             state = MambaState.zeros(llm.config, len(prompts), self.device) if prefix is None else prefix.clone()
-            ragged = bool((lengths != embeds.shape[1]).any())
-            hidden = llm(embeds, state, lengths if ragged else None)
-            last = hidden[torch.arange(len(prompts), device=self.device), lengths - 1]
-            return state, llm.logits(last)
+            return state, read_rows(llm, prompts, state, patches)
 
     def _check_prefix(self, prefix: MambaState, count: int, pixel_values: PixelValues | None) -> None:
         """Raise a UserError where `count` prompts cannot go on from a prefix."""
@@ -191,16 +183,8 @@ class Answering:
         options = GenerationOptions.from_kwargs(kwargs)
         prompts = [self.tokenize(prompt_text)]
         state, scores = self.prefill(pixel_values, prompts)
-        ids: list[int] = []
-        told = ""
-        for step in self._steps(state, scores, prompts, options):
-            ids += [token for _, token in step]
-            text = self.decode(ids)
-            # A character of several tokens shows as U+FFFD until it is whole.
-            if not text.endswith("\ufffd"):
-                yield text[len(told) :]
-                told = text
-        yield self.decode(ids)[len(told) :]
+        steps = self._steps(state, scores, prompts, options)
+        yield from text_pieces((token for [(_, token)] in steps), self.decode)
 
     def generate_batch(
         self,
@@ -305,22 +289,6 @@ class Answering:
         search = self.new_search(options, scorer)
         state, scores = self.prefill(pixel_values, [self.tokenize(text) for text in texts], prefix)
         return search.run(state, scores, row_seeds(seeds, len(texts), generator), questions or texts)
-
-    def search_stream(
-        self,
-        image: Image.Image | None,
-        prompt_text: str,
-        options: SearchOptions,
-        generator: torch.Generator | None = None,
-    ) -> Iterator[str]:
-        """Like :meth:`search_batch` for one prompt, yielding the text piece by piece as it is decided.
-
-        That is after every round what all answers that go on have in common, and the rest at the end.
-        """
-        search = self.new_search(options)
-        pixel_values = None if image is None else self.preprocess([image])
-        state, scores = self.prefill(pixel_values, [self.tokenize(prompt_text)])
-        yield from search.decided(state, scores, row_seeds(None, 1, generator)[0], prompt_text)
 
     def new_search(
         self,

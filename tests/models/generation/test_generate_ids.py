@@ -426,7 +426,7 @@ def test_an_answer_of_several_tokens_has_no_probability(vlm):
         vlm.generate_batch(None, ["A"], return_string_probabilities=["Yes", "Perhaps"])
 
 
-@pytest.mark.parametrize("ask", ["generate", "stream", "generate_batch", "search_batch", "search_stream"])
+@pytest.mark.parametrize("ask", ["generate", "stream", "generate_batch", "search_batch"])
 def test_a_prompt_that_is_too_long_is_counted_and_never_cut(vlm, ask):
     limit = vlm.max_text_length
     text = "a" + " red" * (limit - 1)
@@ -434,7 +434,6 @@ def test_a_prompt_that_is_too_long_is_counted_and_never_cut(vlm, ask):
     arguments = {
         "generate_batch": (None, [text + " red"]),
         "search_batch": (None, [text + " red"], SearchOptions("vote")),
-        "search_stream": (None, text + " red", SearchOptions("vote")),
     }.get(ask, (None, text + " red"))
     with pytest.raises(UserError, match=f"the prompt has {limit + 1:,} tokens, and the model reads {limit:,} at most"):
         list(getattr(vlm, ask)(*arguments))

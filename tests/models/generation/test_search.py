@@ -562,10 +562,9 @@ def test_bad_calls(lively):
 
 def test_pieces_join_to_what_is_found(lively):
     options = SearchOptions("stage-beam", temperature=2.0, **SMALL)
-    generator = torch.Generator().manual_seed(3)
-    pieces = list(lively.search_stream(picture(0), turns(lively, QUESTIONS[:1])[0], options, generator))
-    found = lively.search_batch(
-        lively.preprocess([picture(0)]), turns(lively, QUESTIONS[:1]), options, torch.Generator().manual_seed(3)
-    )
+    pixels, prompts = lively.preprocess([picture(0)]), turns(lively, QUESTIONS[:1])
+    start = lively.prefill(pixels, [lively.tokenize(prompts[0])])
+    pieces = list(lively.new_search(options).decided(*start, "3", prompts[0]))
+    found = lively.search_batch(pixels, prompts, options, seeds=[3])
     assert "".join(pieces) == found[0].text
     assert len(pieces) >= 4 and re.match("<SUMMARY>", pieces[0])

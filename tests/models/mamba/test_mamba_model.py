@@ -77,40 +77,36 @@ def test_prefill_in_pieces_is_one_prefill(by_op, pieces):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("padding", ["right", "left"])
 @pytest.mark.parametrize("read_before", [0, 2, 7])
-def test_padding_reaches_nothing_even_nan(by_op, padding, read_before):
+def test_padding_reaches_nothing_even_nan(by_op, read_before):
     lm, x, past = small_lm(), torch.randn(5, 10, 32), torch.randn(5, read_before, 32)
     lengths = torch.tensor([10, 1, 6, 2, 0])
     padded = torch.full_like(x, torch.nan)
-    spans = [slice(n) if padding == "right" else slice(10 - n, 10) for n in lengths.tolist()]
-    for row, (span, length) in enumerate(zip(spans, lengths.tolist(), strict=True)):
-        padded[row, span] = x[row, :length]
+    for row, length in enumerate(lengths.tolist()):
+        padded[row, :length] = x[row, :length]
     before = zeros(lm, 5)
     if read_before:
         lm(past, before)
     state = before.clone()
-    outs = lm(padded, state, lengths, padding)
+    outs = lm(padded, state, lengths)
     following = lm(past[:, :1] if read_before else x[:, :1], state.clone())
-    for row, (span, length) in enumerate(zip(spans, lengths.tolist(), strict=True)):
+    for row, length in enumerate(lengths.tolist()):
         alone = before.select(torch.tensor([row]))
         if length:
-            assert_same(outs[row, span], lm(x[row : row + 1, :length], alone)[0])
+            assert_same(outs[row, :length], lm(x[row : row + 1, :length], alone)[0])
         assert_same_state(state.select(torch.tensor([row])), alone)
         assert_same(following[row : row + 1], lm((past if read_before else x)[row : row + 1, :1], alone))
 
 
-@pytest.mark.parametrize("padding", ["right", "left"])
-def test_gradients_of_padded_rows_are_those_of_the_rows_alone(by_op, padding):
+def test_gradients_of_padded_rows_are_those_of_the_rows_alone(by_op):
     lm, x, weights, lengths = small_lm(), torch.randn(3, 8, 32), torch.randn(3, 8, 32), torch.tensor([8, 3, 5])
     padded, expected, found = torch.full_like(x, torch.nan), torch.zeros(()), torch.zeros(())
-    spans = [slice(n) if padding == "right" else slice(8 - n, 8) for n in lengths.tolist()]
-    for row, (span, n) in enumerate(zip(spans, lengths.tolist(), strict=True)):
-        padded[row, span] = x[row, :n]
+    for row, n in enumerate(lengths.tolist()):
+        padded[row, :n] = x[row, :n]
         expected = expected + (lm(x[row : row + 1, :n])[0] * weights[row, :n]).sum()
-    outs = lm(padded, None, lengths, padding)
-    for row, (span, n) in enumerate(zip(spans, lengths.tolist(), strict=True)):
-        found = found + (outs[row, span] * weights[row, :n]).sum()
+    outs = lm(padded, None, lengths)
+    for row, n in enumerate(lengths.tolist()):
+        found = found + (outs[row, :n] * weights[row, :n]).sum()
     blocks = list(lm.backbone.layers.parameters())
     pairs = zip(torch.autograd.grad(found, blocks), torch.autograd.grad(expected, blocks), strict=True)
     for one, other in pairs:
@@ -130,25 +126,17 @@ def test_a_step_of_small_blocks_and_of_large_ones_is_one_of_the_prefill(by_op, m
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
-def test_the_last_hidden_state_of_a_long_prompt_does_not_depend_on_chunks(by_op, chunk):
-    lm, ids = small_lm(), torch.randint(0, 50, (2, 70))
-    state, whole = zeros(lm, 2), zeros(lm, 2)
-    expected = lm(lm.embed(ids), whole)[:, -1]
-    assert_same(lm.prefill(ids, state, chunk=chunk), expected)
-    assert_same_state(state, whole)
-    assert_same(lm.prefill(lm.embed(ids), zeros(lm, 2), chunk=chunk), expected)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("padding", ["right", "left"])
 @pytest.mark.parametrize("chunk", [3, 5, 100])
-def test_a_prefill_in_chunks_ends_where_each_row_ends(by_op, padding, chunk):
+def test_pieces_of_ragged_rows_end_where_each_row_ends(by_op, chunk):
     lm, ids = small_lm(), torch.randint(0, 50, (4, 13))
     lengths = torch.tensor([13, 1, 6, 5])
-    state = zeros(lm, 4)
-    rows = torch.stack([row if padding == "right" else row.roll(13 - n) for row, n in zip(ids, lengths, strict=True)])
-    last = lm.prefill(rows, state, lengths, padding, chunk)
+    state, last = zeros(lm, 4), torch.zeros(4, 32)
+    for begin in range(0, 13, chunk):
+        piece = ids[:, begin : begin + chunk]
+        left = (lengths - begin).clamp(0, piece.shape[1])
+        hidden = lm(lm.embed(piece), state, left)
+        ending = ((lengths > begin) & (lengths <= begin + chunk)).nonzero().squeeze(1)
+        last[ending] = hidden[ending, left[ending] - 1]
     for row, length in enumerate(lengths.tolist()):
         alone = zeros(lm, 1)
         assert_same(last[row], lm(lm.embed(ids[row : row + 1, :length]), alone)[0, -1])
@@ -165,34 +153,25 @@ def test_20000_tokens_are_read_in_chunks():
     for chunk in (1024, 4093):
         state = zeros(lm, 1)
         with use_op("numba" if find_spec("numba") else "torch"):
-            lasts.append((lm.prefill(ids, state, chunk=chunk), state))
-    (one, first), (other, second) = lasts
-    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(first.ssm, second.ssm, rtol=1e-4, atol=1e-4)
+            for piece in ids.split(chunk, 1):
+                hidden = lm(lm.embed(piece), state)
+        lasts.append((hidden[:, -1], state))
+    (last, state), (other_last, other_state) = lasts
+    torch.testing.assert_close(last, other_last, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state.ssm, other_state.ssm, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("lengths", "words"),
     [
-        ({"lengths": torch.tensor([1, 2, 3])}, r"lengths are \(3,\) torch.int64: expected \(2,\)"),
-        ({"lengths": torch.tensor([1.0, 2.0])}, "expected .2,. of whole numbers"),
-        ({"lengths": torch.tensor([1, 9])}, "lengths lie between 1 and 9, but rows have 4"),
-        ({"lengths": torch.tensor([1, 2]), "padding": "both"}, "padding is 'both'"),
+        (torch.tensor([1, 2, 3]), r"lengths are \(3,\) torch.int64: expected \(2,\)"),
+        (torch.tensor([1.0, 2.0]), "expected .2,. of whole numbers"),
+        (torch.tensor([1, 9]), "lengths lie between 1 and 9, but rows have 4"),
     ],
 )
-def test_lengths_that_do_not_fit_are_refused(arguments, words):
-    lm = small_lm()
+def test_lengths_that_do_not_fit_are_refused(lengths, words):
     with pytest.raises(UserError, match=words):
-        lm(torch.randn(2, 4, 32), **arguments)
-    with pytest.raises(UserError, match=words):
-        lm.prefill(torch.randn(2, 4, 32), zeros(lm, 2), **arguments)
-
-
-@pytest.mark.parametrize("arguments", [{"chunk": 0}, {"lengths": torch.tensor([4, 0])}])
-def test_a_prefill_of_nothing_is_refused(arguments):
-    lm = small_lm()
-    with pytest.raises(UserError, match="a prefill needs a token in every row and chunks of at least 1"):
-        lm.prefill(torch.randn(2, 4, 32), zeros(lm, 2), **arguments)
+        small_lm()(torch.randn(2, 4, 32), lengths=lengths)
 
 
 @torch.no_grad()
