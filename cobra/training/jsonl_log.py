@@ -1,14 +1,13 @@
 """Files of JSON lines that grow with the steps of a run: whole lines only, and cut back when a run goes on."""
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cobra.util.files import append_bytes, refuse_link
-from cobra.util.jsonl import read_log
+from cobra.util.files import refuse_link
+from cobra.util.jsonl import append_lines, read_log
 
 
 class StepLines:
@@ -41,8 +40,7 @@ class StepLines:
         Raises:
             OSError: The file cannot be written, on a full disk say; it is as it was.
         """
-        data = "".join(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines).encode()
-        append_bytes(self._path, data)
+        append_lines(self._path, map(_finite, lines))
 
     def read(self) -> Iterator[dict[str, Any]]:
         """Yield the lines, from the first."""

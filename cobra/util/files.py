@@ -117,23 +117,6 @@ def write_json(path: Path | str, value: Any, indent: int | None = 2) -> None:
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
-def append_bytes(path: Path | str, data: bytes) -> None:
-    """Add bytes to the end of a file, all or none, and hand them to the system at once: a process may be killed.
-
-    Raises:
-        OSError: The file cannot be written, on a full disk say; it is as it was.
-    """
-    with Path(path).open("ab", buffering=0) as file:
-        end = file.tell()
-        try:
-            if file.write(data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        except OSError as error:
-            file.truncate(end)
-            error.filename = error.filename or str(path)
-            raise
-
-
 def encoding_of(beginning: bytes) -> str:
     """Return the encoding that a file's byte order mark names, which reading takes off; UTF-8 where there is none."""
     return next((encoding for mark, encoding in _MARKS if beginning.startswith(mark)), "utf-8")

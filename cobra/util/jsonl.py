@@ -1,9 +1,12 @@
-"""JSON lines: records of people, told from a JSON list by content, and logs whose last line a kill may have torn."""
+"""JSON lines: files of records, which may be a JSON list too, and logs whose last line a kill may have torn."""
 
 import codecs
+import errno
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +32,7 @@ class Record(NamedTuple):
 
 
 def opens_list(path: Path) -> bool:
-    """Return whether a file is a JSON list, by its first character; JSON lines hold an object each."""
+    """Return True if a file is a JSON list, by its first character; JSON lines hold an object each."""
     with path.open("rb") as file:
         beginning = file.read(_BEGINNING)
     return beginning.decode(encoding_of(beginning), "ignore").lstrip()[:1] == "["
@@ -109,6 +112,48 @@ def read_log(path: Path) -> Iterator[tuple[int, Any]]:
                 except EOFError:
                     return
                 yield file.tell(), value
+
+
+def to_lines(values: Iterable[Any], ensure_ascii: bool = True, allow_nan: bool = True) -> str:
+    """Return values as JSON lines, each with its end.
+
+    Args:
+        values: JSON values.
+        ensure_ascii: Write other characters than ASCII as escapes.
+        allow_nan: Write numbers that are not finite as Python does (`NaN`), which JSON itself has no form for.
+
+    Raises:
+        ValueError: A number is not finite, and such are not allowed.
+    """
+    text = io.StringIO()
+    dumps = partial(json.dumps, ensure_ascii=ensure_ascii, allow_nan=allow_nan)
+    jsonlines.Writer(text, dumps=dumps).write_all(values)
+    return text.getvalue()
+
+
+def append_lines(path: Path, values: Iterable[Any]) -> None:
+    """Add values to the end of a log, all or none, and hand them to the system at once: a process may be killed.
+
+    Args:
+        path: The file; made where it is absent.
+        values: JSON values, a line each; none leaves the file as it is.
+
+    Raises:
+        OSError: The file cannot be written, on a full disk say; it is as it was.
+        ValueError: A number is not finite.
+    """
+    data = to_lines(values, allow_nan=False).encode()
+    if not data:
+        return
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError as error:
+            file.truncate(end)
+            error.filename = error.filename or str(path)
+            raise
 
 
 def cut_torn_line(path: Path) -> None:

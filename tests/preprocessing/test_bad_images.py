@@ -207,9 +207,9 @@ def test_preparation_training_and_benchmark_agree_on_every_file(odd_images, toke
     rows = [{"id": number, "image": name, "conversations": PAIR} for number, name in enumerate(names)]
     dataset = finetune(odd_images, tokenizer, rows, on_bad_image="skip")
     trained = {name for number, name in enumerate(names) if "skipped_row" not in dataset[number]}
-    with ImageChecker(odd_images / "images", odd_images / "record.jsonl") as checker:
-        checker.check(names)
-        prepared = {name for name in names if checker.is_usable(name)}
+    checker = ImageChecker(odd_images / "images", odd_images / "record.jsonl")
+    checker.check(names)
+    prepared = {name for name in names if checker.is_usable(name)}
     pictures = PictureFolder(odd_images / "images")
     shown = set()
     for name in names:
@@ -229,10 +229,10 @@ def test_preparation_training_and_benchmark_agree_on_every_file(odd_images, toke
 @pytest.mark.fault("C1")
 @pytest.mark.parametrize("mode", ["full", "fast", "none"])
 def test_preparation_tells_a_missing_image_from_one_that_cannot_be_reached(odd_images, mode):
-    with ImageChecker(odd_images / "images", odd_images / "record.jsonl", mode) as checker:
-        checker.check([*ODD, "absent.png"])
-        assert not any(map(checker.is_usable, [*ODD, "absent.png"]))
-        assert checker.counts() == {Defect.MISSING_IMAGE: 2, Defect.UNREADABLE_IMAGE: len(ODD) - 1}
+    checker = ImageChecker(odd_images / "images", odd_images / "record.jsonl", mode)
+    checker.check([*ODD, "absent.png"])
+    assert not any(map(checker.is_usable, [*ODD, "absent.png"]))
+    assert checker.counts() == {Defect.MISSING_IMAGE: 2, Defect.UNREADABLE_IMAGE: len(ODD) - 1}
 
 
 @pytest.mark.fault("C1")

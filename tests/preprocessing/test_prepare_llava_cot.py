@@ -467,12 +467,12 @@ def test_prefix_is_that_of_most_rows():
 
 def test_only_formats_with_a_decoder_in_pillow_are_opened(tmp_path):
     (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
-    with ImageChecker(tmp_path, tmp_path / "record.jsonl") as checker:
-        for _ in range(2):
-            checker.check(["x.png"])
-            with pytest.raises(RowError, match="unreadable image: x.png: it is a PDF, PostScript"):
-                checker.require("x.png")
-        assert checker.counts() == {Defect.UNREADABLE_IMAGE: 1}
+    checker = ImageChecker(tmp_path, tmp_path / "record.jsonl")
+    for _ in range(2):
+        checker.check(["x.png"])
+        with pytest.raises(RowError, match="unreadable image: x.png: it is a PDF, PostScript"):
+            checker.require("x.png")
+    assert checker.counts() == {Defect.UNREADABLE_IMAGE: 1}
 
 
 cuts = st.lists(st.integers(0, 3000), max_size=8)
@@ -542,16 +542,16 @@ def test_memory_does_not_hold_the_rows(tmp_path):
             {"id": number, "image": image, "conversations": turns("Q?" * 500, ANSWER.format("a", "a", "B" * 1000))}
         )
     folder = made.write(tmp_path, parts=1)
-    with ImageChecker(folder, folder / "record.jsonl") as checker:
-        unpacking.unpack_images(folder, folder, [image])
-        report = converting.Report()
-        outputs = converting.Outputs(folder / "o.json", folder / "h.json", folder / "r.jsonl")
-        tracemalloc.start()
-        scan = scan_rows(folder / "train.jsonl", 7)
-        fates = converting.decide_fates(scan, checker, "", PrepareConfig(holdout=0))
-        converting.convert_rows(folder / "train.jsonl", outputs, scan, fates, checker, "", report)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+    checker = ImageChecker(folder, folder / "record.jsonl")
+    unpacking.unpack_images(folder, folder, [image])
+    report = converting.Report()
+    outputs = converting.Outputs(folder / "o.json", folder / "h.json", folder / "r.jsonl")
+    tracemalloc.start()
+    scan = scan_rows(folder / "train.jsonl", 7)
+    fates = converting.decide_fates(scan, checker, "", PrepareConfig(holdout=0))
+    converting.convert_rows(folder / "train.jsonl", outputs, scan, fates, checker, "", report)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     assert report.rows_written == 3001
     assert (folder / "o.json").stat().st_size > 6_000_000 and peak < 2_000_000
 

@@ -7,7 +7,7 @@ import pytest
 
 from cobra.util.errors import UserError
 from cobra.util.files import read_json, read_text
-from cobra.util.jsonl import cut_torn_line, opens_list, read_lines, read_log, read_records
+from cobra.util.jsonl import append_lines, cut_torn_line, opens_list, read_lines, read_log, read_records, to_lines
 
 VALUES = [{"id": 1, "text": "Gr\u00fc\u00dfe \u2028 \U0001f600"}, {"id": 2, "text": ""}]
 LIST = json.dumps(VALUES, ensure_ascii=False)
@@ -120,3 +120,21 @@ def test_a_log_gives_whole_lines_and_where_they_end(tmp_path):
 def test_a_log_that_is_not_there_is_made(tmp_path):
     cut_torn_line(tmp_path / "log")
     assert list(read_log(tmp_path / "log")) == []
+
+
+def test_lines_that_are_appended_are_read_back(tmp_path):
+    path = tmp_path / "log"
+    append_lines(path, [])
+    assert not path.exists()
+    append_lines(path, VALUES)
+    append_lines(path, ["\ud800", 2**65, None])
+    assert [value for _, value in read_log(path)] == [*VALUES, "\ud800", 2**65, None]
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        append_lines(path, [VALUES[0], {"loss": float("nan")}])
+    assert path.read_bytes() == before and before.isascii()
+
+
+def test_lines_for_people_keep_their_letters():
+    assert to_lines(VALUES, ensure_ascii=False) == LINES
+    assert to_lines([float("inf")]) == "Infinity\n"

@@ -29,6 +29,7 @@ from cobra.evaluation.metrics.significance import (
 from cobra.evaluation.responses.protocol import VARIANTS, Answer
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path
+from cobra.util.jsonl import to_lines
 from cobra.util.printable import shown
 
 if TYPE_CHECKING:
@@ -267,8 +268,8 @@ def write_results(output_dir: Path, results: Results, page: str | None = None) -
         ]
         texts[_predictions_file(output_dir, variant)] = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
         if result.answers is not None:
-            lines = [json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in result.answers]
-            texts[output_dir / "answers" / f"{variant}.jsonl"] = "".join(lines)
+            lines = to_lines(map(asdict, result.answers), ensure_ascii=False)
+            texts[output_dir / "answers" / f"{variant}.jsonl"] = lines
     if page is not None:
         texts[output_dir / PAGE] = page
     # The files take their places together, once the last of them is written.

@@ -18,8 +18,8 @@ from typing import Any
 from cobra.evaluation.data.captioned_image import ImageId
 from cobra.evaluation.responses.protocol import Answer
 from cobra.util.errors import UserError
-from cobra.util.files import append_bytes, write_json
-from cobra.util.jsonl import cut_torn_line, read_log
+from cobra.util.files import write_json
+from cobra.util.jsonl import append_lines, cut_torn_line, read_log
 
 # Counted up when the same settings would be answered otherwise by changed code.
 _FORMAT = 1
@@ -81,11 +81,10 @@ class AnswerFile:
         Raises:
             UserError: The disk is full or not to be written to.
         """
-        data = "".join(_line(stored) for stored in answers).encode()
         try:
             if not self._is_open:
                 self._begin()
-            append_bytes(self._path, data)
+            append_lines(self._path, map(_to_values, answers))
         except OSError as error:
             raise UserError(
                 f"answers cannot be written to {self._path} ({error.strerror}): mend that, and run the same command "
@@ -100,9 +99,9 @@ class AnswerFile:
         self._is_open = True
 
 
-def _line(stored: StoredAnswer) -> str:
+def _to_values(stored: StoredAnswer) -> dict[str, Any]:
     answer = stored.answer
-    values = {
+    return {
         "image_id": answer.image_id,
         "image_sha256": stored.image_sha256,
         "prompt": answer.prompt,
@@ -110,7 +109,6 @@ def _line(stored: StoredAnswer) -> str:
         "analysis": answer.analysis,
         "problem": answer.problem,
     }
-    return json.dumps(values) + "\n"
 
 
 def _parse(values: Any) -> StoredAnswer | None:

@@ -1,6 +1,5 @@
 """Conclusions: whether a model's answers to the questions of held-out LLaVA-CoT rows are right."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,8 @@ from cobra.evaluation.responses.models_under_test import ModelsUnderTest
 from cobra.evaluation.responses.protocol import VARIANTS, Answer, Protocol
 from cobra.evaluation.tasks.base import LIST_FILE, SAMPLE_SEED, announce, answer_all, describe, sign
 from cobra.util.distributed import World
-from cobra.util.files import atomic_path, sha256_file
+from cobra.util.files import sha256_file, write_text
+from cobra.util.jsonl import to_lines
 
 DEFAULT_ROWS = Path("data/download/llava-cot-100k/llava_cot_100k_holdout.json")
 """What `fine_tune/prepare_llava_cot.py --dataset_root data` leaves."""
@@ -112,9 +112,8 @@ def _constant(score: ConclusionScore) -> Metrics:
 def _write_verdicts(output_dir: Path, scores: dict[str, ConclusionScore]) -> None:
     """Write `verdicts/<variant>.jsonl`: what every answer was found to be, a row a line."""
     for name, score in scores.items():
-        lines = [json.dumps(verdict.to_dict(), ensure_ascii=False) + "\n" for verdict in score.verdicts]
-        with atomic_path(output_dir / "verdicts" / f"{name}.jsonl") as part:
-            part.write_text("".join(lines), encoding="utf-8")
+        lines = to_lines((verdict.to_dict() for verdict in score.verdicts), ensure_ascii=False)
+        write_text(output_dir / "verdicts" / f"{name}.jsonl", lines)
 
 
 def _print_sources(console: Console, scores: dict[str, ConclusionScore]) -> None:

@@ -1,6 +1,5 @@
 """From `train.jsonl` to the JSON lists that Cobra's finetune stage reads, a row at a time."""
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from cobra.preprocessing.llava_cot.rows.scan import Scan
 from cobra.preprocessing.llava_cot.rows.splits import draw_rows, hold_out, holdout_size
 from cobra.preprocessing.progress import byte_progress
 from cobra.util.files import atomic_path
+from cobra.util.jsonl import to_lines
 
 _MAX_SHOWN_ID = 200
 
@@ -188,7 +188,7 @@ class _Conversion:
         except RowError as error:
             row_id = None if value is None else _shown_id(value.get("id"))
             entry = {"line": number, "id": row_id, "reason": str(error)}
-            self._rejected.write(json.dumps(entry).encode() + b"\n")
+            self._rejected.write(to_lines([entry]).encode())
             source = "(malformed line)" if value is None else source_of(value)
             self._report.count_rejected(error.defect, source, entry)
 

@@ -68,9 +68,9 @@ def _prepare(config: PrepareConfig, folder: Path, outputs: Outputs) -> Report:
     if images:
         root, report.archive = _provide_images(folder, images, config, workers)
     scan = scan_rows(train, config.seed)
-    with ImageChecker(folder, folder / RECORDS / _CHECKED_IMAGES, config.verify, workers) as checker:
-        fates = decide_fates(scan, checker, root, config)
-        convert_rows(train, outputs, scan, fates, checker, root, report)
+    checker = ImageChecker(folder, folder / RECORDS / _CHECKED_IMAGES, config.verify, workers)
+    fates = decide_fates(scan, checker, root, config)
+    convert_rows(train, outputs, scan, fates, checker, root, report)
     # Imported here because it brings torch, which all before does without.
     from cobra.preprocessing.llava_cot.report.token_counter import count_tokens
 

@@ -1,12 +1,10 @@
-"""Which images an earlier run has unpacked and checked, so that a rerun need not read them."""
+"""Record of the images that earlier runs unpacked and checked, which a rerun need not read."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
-from cobra.util.jsonl import cut_torn_line, read_log
+from cobra.util.jsonl import append_lines, cut_torn_line, read_log
 
 
 class Entry(NamedTuple):
@@ -20,7 +18,7 @@ class Entry(NamedTuple):
 
 
 class Manifest:
-    """A file of JSON lines, appended to as images are unpacked, so an interrupt loses little. Use as a context manager.
+    """A file of JSON lines, appended to as images are unpacked, so an interrupt loses little.
 
     A line that a kill or a full disk left torn costs a second look at the images in it, no more.
     """
@@ -29,29 +27,21 @@ class Manifest:
         path.parent.mkdir(parents=True, exist_ok=True)
         cut_torn_line(path)
         self._entries = {entry.path: entry for _, value in read_log(path) if (entry := _entry(value)) is not None}
-        # Unbuffered: what a call of add returns from is with the operating system.
-        self._file = path.open("ab", buffering=0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
+        self._path = path
 
     def knows(self, entry: Entry) -> bool:
-        """Whether this file was found whole, and has not changed since."""
+        """Return True if this file was found whole, and has not changed since."""
         return self._entries.get(entry.path) == entry
 
     def add(self, entries: Iterable[Entry]) -> None:
-        """Remember files that are whole."""
-        lines = []
-        for entry in entries:
-            self._entries[entry.path] = entry
-            lines.append(json.dumps(entry._asdict()) + "\n")
-        if lines:
-            self._file.write("".join(lines).encode())
+        """Remember files that are whole.
+
+        Raises:
+            OSError: The record cannot be written.
+        """
+        whole = list(entries)
+        self._entries.update((entry.path, entry) for entry in whole)
+        append_lines(self._path, [entry._asdict() for entry in whole])
 
 
 def _entry(value: Any) -> Entry | None:

@@ -163,8 +163,8 @@ def unpack_images(
         check_total(f"the archive of images ({archive.paths[0]} ...)", archive.starts[-1], total)
         held = [info for path, info in found.items() if path not in wanted]
         ledger = None if keep_parts else PartLedger(folder, archive, list(wanted.values()), held)
-        with Manifest(folder / RECORDS / MANIFEST) as manifest:
-            _Unpacking(folder, destination, archive, manifest, ledger, result).run(wanted, workers)
+        manifest = Manifest(folder / RECORDS / MANIFEST)
+        _Unpacking(folder, destination, archive, manifest, ledger, result).run(wanted, workers)
     return result
 
 

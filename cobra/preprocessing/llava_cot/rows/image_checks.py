@@ -1,12 +1,10 @@
 """Every image looked at once, and the outcome kept for the next run."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import PIL
 from rich.console import Console
@@ -14,7 +12,7 @@ from rich.progress import track
 
 from cobra.preprocessing.llava_cot.rows.raw_row import Defect, RowError
 from cobra.util.images import BadImageError, check_decodes, file_status, read_header
-from cobra.util.jsonl import cut_torn_line, read_log
+from cobra.util.jsonl import append_lines, cut_torn_line, read_log
 from cobra.util.parallel import parallel_map
 
 VERIFY_MODES = ("full", "fast", "none")
@@ -46,8 +44,7 @@ _MISSING = Outcome(-1, -1, "full", None, None)
 class ImageChecker:
     """Checks images of a folder, each once, and remembers the outcomes in a file by size and time of change.
 
-    The file is JSON lines, appended to as images are checked, so an interrupt loses next to nothing. Use it as a
-    context manager.
+    The file is JSON lines, appended to as images are checked, so an interrupt loses next to nothing.
     """
 
     def __init__(self, folder: Path, record: Path, mode: str = "full", workers: int = 1) -> None:
@@ -67,15 +64,7 @@ class ImageChecker:
         record.parent.mkdir(parents=True, exist_ok=True)
         cut_torn_line(record)
         self._load(record)
-        self._record = record.open("a", encoding="utf-8")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._record.close()
+        self._record = record
 
     def check(self, images: Iterable[str]) -> None:
         """Look at images, as far as that has not been done.
@@ -149,13 +138,8 @@ class ImageChecker:
 
     def _remember(self, images: Sequence[str], outcomes: Sequence[Outcome]) -> None:
         self._checked.update(zip(images, outcomes, strict=True))
-        lines = [
-            json.dumps([image, *outcome, _READER]) + "\n"
-            for image, outcome in zip(images, outcomes, strict=True)
-            if outcome.size >= 0
-        ]
-        self._record.write("".join(lines))
-        self._record.flush()
+        pairs = zip(images, outcomes, strict=True)
+        append_lines(self._record, [[image, *outcome, _READER] for image, outcome in pairs if outcome.size >= 0])
 
     def _load(self, record: Path) -> None:
         """Read the outcomes of earlier runs; a line that is none is passed over."""

@@ -27,24 +27,24 @@ ALL = [*(f"{number}.png" for number in range(6)), "same.png", "cut.png", "text.p
     ("mode", "unreadable"), [("full", {"cut.png", "text.png"}), ("fast", {"text.png"}), ("none", set())]
 )
 def test_modes_find_what_they_look_for(folder, mode, unreadable):
-    with ImageChecker(folder, folder / "record.jsonl", mode) as checker:
-        checker.check(ALL)
-        assert {image for image in ALL if not checker.is_usable(image)} == unreadable | {"absent.png"}
-        assert checker.counts() == {Defect.MISSING_IMAGE: 1} | (
-            {Defect.UNREADABLE_IMAGE: len(unreadable)} if unreadable else {}
-        )
-        with pytest.raises(RowError, match="missing image: absent.png"):
-            checker.require("absent.png")
-        checker.require("never looked at.png")
-        assert (checker.content("0.png") == checker.content("same.png")) == (mode == "full")
-        assert checker.content("0.png") != checker.content("1.png")
+    checker = ImageChecker(folder, folder / "record.jsonl", mode)
+    checker.check(ALL)
+    assert {image for image in ALL if not checker.is_usable(image)} == unreadable | {"absent.png"}
+    assert checker.counts() == {Defect.MISSING_IMAGE: 1} | (
+        {Defect.UNREADABLE_IMAGE: len(unreadable)} if unreadable else {}
+    )
+    with pytest.raises(RowError, match="missing image: absent.png"):
+        checker.require("absent.png")
+    checker.require("never looked at.png")
+    assert (checker.content("0.png") == checker.content("same.png")) == (mode == "full")
+    assert checker.content("0.png") != checker.content("1.png")
 
 
 def test_processes_find_the_same(folder, monkeypatch):
     monkeypatch.setattr(images, "_CHUNK", 1)
     for workers in (1, 2):
-        with ImageChecker(folder, folder / f"{workers}.jsonl", workers=workers) as checker:
-            checker.check(ALL)
+        checker = ImageChecker(folder, folder / f"{workers}.jsonl", workers=workers)
+        checker.check(ALL)
     assert (folder / "1.jsonl").read_bytes() == (folder / "2.jsonl").read_bytes()
     assert len((folder / "1.jsonl").read_text().splitlines()) == 9
 
@@ -53,14 +53,14 @@ def test_processes_find_the_same(folder, monkeypatch):
     ("first", "second", "again"), [("full", "fast", 0), ("full", "full", 0), ("fast", "full", 9), ("fast", "none", 0)]
 )
 def test_outcomes_of_a_stricter_mode_are_taken_over(folder, monkeypatch, first, second, again):
-    with ImageChecker(folder, folder / "record.jsonl", first) as checker:
-        checker.check(ALL)
+    checker = ImageChecker(folder, folder / "record.jsonl", first)
+    checker.check(ALL)
     looked = []
     look = images._look_at
     monkeypatch.setattr(images, "_look_at", lambda path, mode: looked.append(path) or look(path, mode))
-    with ImageChecker(folder, folder / "record.jsonl", second) as checker:
-        checker.check(ALL)
-        checker.check(ALL)
+    checker = ImageChecker(folder, folder / "record.jsonl", second)
+    checker.check(ALL)
+    checker.check(ALL)
     assert len(looked) == again
 
 
@@ -68,7 +68,7 @@ def test_record_of_another_form_is_passed_over(folder):
     record = folder / "record.jsonl"
     lines = [b"\xff\n", b"null\n", b'{"image": "0.png"}\n', b'["0.png", 1, 2, "odd", null, null]\n', b'["0.p']
     record.write_bytes(b"".join(lines))
-    with ImageChecker(folder, record) as checker:
-        checker.check(["0.png"])
-        assert checker.is_usable("0.png")
+    checker = ImageChecker(folder, record)
+    checker.check(["0.png"])
+    assert checker.is_usable("0.png")
     assert json.loads(record.read_bytes().splitlines()[-1])[0] == "0.png"
