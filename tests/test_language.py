@@ -1,0 +1,266 @@
+"""Descriptions stand without the name before them, everything public has one, and functions and files stay short.
+
+A module's first line says what the module does, as a noun phrase or an imperative: no question, no gerund. No
+docstring, text under a field or help text begins with "Of", "Whether" or "What". `python tests/test_language.py`
+prints what is left and the lengths.
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from math import ceil
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(
+    path
+    for pattern in ("cobra/**/*.py", "scripts/**/*.py", "fine_tune/**/*.py", "benchmarks/**/*.py", "benchmark.py")
+    for path in ROOT.glob(pattern)
+)
+TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_bytes()) for path in FILES}
+
+LEANS_ON_ITS_NAME = re.compile(r"(Of|Whether|What)\b")
+ASKS = re.compile(r"(How|Of|What|When|Where|Whether|Which|Who|Whose|Why)\b")
+GERUND = re.compile(r"[A-Z][a-z]*ing\b")
+# Words in -ing that are nouns where a module begins with them.
+NOUNS = {"Rendering", "String", "Thing", "Training"}
+# Lines of a function with its docstring, and of a file as it is; the longest, and what 95 of 100 stay within.
+FUNCTION_LINES, FUNCTION_LINES_P95 = 59, 32
+FILE_LINES, FILE_LINES_P95 = 399, 303
+# Descriptions that are still being mended: file -> how many. The list only gets shorter.
+KNOWN: dict[str, int] = {
+    "benchmarks/caption_metrics.py": 1,
+    "benchmarks/evaluation.py": 4,
+    "benchmarks/generation.py": 3,
+    "benchmarks/harness.py": 2,
+    "benchmarks/mamba_ops.py": 1,
+    "benchmarks/stage_search.py": 7,
+    "benchmarks/train_step.py": 1,
+    "cobra/conf/datasets.py": 2,
+    "cobra/demo/accuracy.py": 1,
+    "cobra/demo/datasets.py": 1,
+    "cobra/demo/questions.py": 1,
+    "cobra/demo/run.py": 1,
+    "cobra/demo/scenes.py": 1,
+    "cobra/demo/tiny.py": 1,
+    "cobra/evaluation/__init__.py": 1,
+    "cobra/evaluation/config.py": 1,
+    "cobra/evaluation/data/caption_set.py": 3,
+    "cobra/evaluation/data/captioned_image.py": 2,
+    "cobra/evaluation/data/coco.py": 2,
+    "cobra/evaluation/data/contamination.py": 3,
+    "cobra/evaluation/data/hub_dataset.py": 1,
+    "cobra/evaluation/data/image_index.py": 2,
+    "cobra/evaluation/data/image_sources.py": 2,
+    "cobra/evaluation/data/predictions.py": 2,
+    "cobra/evaluation/metrics/caption_scorer.py": 1,
+    "cobra/evaluation/metrics/chair.py": 2,
+    "cobra/evaluation/metrics/conclusion_accuracy.py": 2,
+    "cobra/evaluation/metrics/significance.py": 4,
+    "cobra/evaluation/report/charts.py": 1,
+    "cobra/evaluation/report/gallery.py": 3,
+    "cobra/evaluation/report/results.py": 7,
+    "cobra/evaluation/responses/batch_generation.py": 3,
+    "cobra/evaluation/responses/models_under_test.py": 1,
+    "cobra/evaluation/responses/prefetch.py": 1,
+    "cobra/evaluation/responses/protocol.py": 6,
+    "cobra/evaluation/responses/respond.py": 2,
+    "cobra/evaluation/responses/response_cache.py": 1,
+    "cobra/evaluation/tasks/base.py": 3,
+    "cobra/evaluation/tasks/captions.py": 1,
+    "cobra/evaluation/tasks/conclusions.py": 1,
+    "cobra/models/export.py": 3,
+    "cobra/models/generation/decoder.py": 2,
+    "cobra/models/generation/generate.py": 1,
+    "cobra/models/generation/memory.py": 1,
+    "cobra/models/generation/sampling.py": 1,
+    "cobra/models/generation/scorers.py": 3,
+    "cobra/models/generation/search.py": 7,
+    "cobra/models/generation/stage_guard.py": 2,
+    "cobra/models/hub.py": 1,
+    "cobra/models/load.py": 1,
+    "cobra/models/mamba/ops/numba_runtime.py": 1,
+    "cobra/models/registry.py": 1,
+    "cobra/models/vlms/cobra.py": 1,
+    "cobra/models/vlms/generation_mixin.py": 1,
+    "cobra/preprocessing/archives.py": 1,
+    "cobra/preprocessing/datasets/image_presence.py": 3,
+    "cobra/preprocessing/datasets/row_keys.py": 1,
+    "cobra/preprocessing/datasets/rows.py": 2,
+    "cobra/preprocessing/datasets/token_lengths.py": 1,
+    "cobra/preprocessing/llava_cot/archive/extract_worker.py": 3,
+    "cobra/preprocessing/llava_cot/archive/hub_files.py": 2,
+    "cobra/preprocessing/llava_cot/archive/integrity.py": 1,
+    "cobra/preprocessing/llava_cot/archive/parts_record.py": 1,
+    "cobra/preprocessing/llava_cot/archive/source_files.py": 1,
+    "cobra/preprocessing/llava_cot/archive/unpack.py": 1,
+    "cobra/preprocessing/llava_cot/config.py": 1,
+    "cobra/preprocessing/llava_cot/convert.py": 1,
+    "cobra/preprocessing/llava_cot/report/coco_ids.py": 1,
+    "cobra/preprocessing/llava_cot/report/counts.py": 3,
+    "cobra/preprocessing/llava_cot/report/page.py": 1,
+    "cobra/preprocessing/llava_cot/report/samples.py": 1,
+    "cobra/preprocessing/llava_cot/rows/image_checks.py": 3,
+    "cobra/preprocessing/llava_cot/rows/raw_row.py": 2,
+    "cobra/preprocessing/llava_cot/rows/scan.py": 2,
+    "cobra/preprocessing/llava_cot/rows/splits.py": 1,
+    "cobra/preprocessing/mixes.py": 1,
+    "cobra/preprocessing/transfer.py": 3,
+    "cobra/reasoning/trace.py": 2,
+    "cobra/talk/__init__.py": 1,
+    "cobra/talk/access.py": 3,
+    "cobra/talk/conversation.py": 1,
+    "cobra/talk/fetch_image.py": 2,
+    "cobra/talk/options.py": 2,
+    "cobra/talk/page.py": 1,
+    "cobra/talk/uploads.py": 1,
+    "cobra/talk/web.py": 1,
+    "cobra/training/checkpointing.py": 1,
+    "cobra/training/config.py": 1,
+    "cobra/training/evaluator.py": 1,
+    "cobra/training/flops.py": 1,
+    "cobra/training/metrics.py": 2,
+    "cobra/training/planning/estimates.py": 1,
+    "cobra/training/planning/row_lengths.py": 1,
+    "cobra/training/planning/warnings.py": 1,
+    "cobra/training/preemption.py": 2,
+    "cobra/training/resume_settings.py": 1,
+    "cobra/training/row_checks.py": 1,
+    "cobra/training/run_state.py": 3,
+    "cobra/training/samples.py": 1,
+    "cobra/training/sharding.py": 1,
+    "cobra/training/state_metadata.py": 1,
+    "cobra/training/strategy.py": 2,
+    "cobra/util/cli.py": 2,
+    "cobra/util/data_utils.py": 1,
+    "cobra/util/distributed.py": 2,
+    "cobra/util/images.py": 2,
+    "cobra/util/lock.py": 4,
+    "cobra/util/mounts.py": 1,
+    "cobra/util/provenance.py": 1,
+    "cobra/util/special_tokens.py": 1,
+    "scripts/preprocess.py": 1,
+}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def descriptions(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield the line and the text of every docstring, text under a field and help text but the module's own."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | Function):
+            text = ast.get_docstring(node)
+            if text:
+                yield node.lineno, text
+        if isinstance(node, ast.Module | ast.ClassDef):
+            for field, below in zip(node.body, node.body[1:], strict=False):
+                if isinstance(field, ast.Assign | ast.AnnAssign) and is_text(below):
+                    yield below.lineno, below.value.value.strip()
+        if isinstance(node, ast.keyword) and node.arg == "help" and is_text(ast.Expr(node.value)):
+            yield node.value.lineno, node.value.value
+        if isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and key.value == "help" and is_text(ast.Expr(value)):
+                    yield value.lineno, value.value
+
+
+def is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def odd_descriptions() -> dict[str, list[str]]:
+    """Return the descriptions that lean on their names, and the modules that open with a question or a gerund."""
+    odd: dict[str, list[str]] = {}
+    for path, tree in TREES.items():
+        lines = [
+            f"{path}:{line}: {text.splitlines()[0]}"
+            for line, text in descriptions(tree)
+            if LEANS_ON_ITS_NAME.match(text)
+        ]
+        first = (ast.get_docstring(tree) or "").partition("\n")[0]
+        gerund = GERUND.match(first)
+        if ASKS.match(first) or (gerund and gerund.group() not in NOUNS):
+            lines.insert(0, f"{path}:1: {first}")
+        if lines:
+            odd[path] = lines
+    return odd
+
+
+def undocumented() -> list[str]:
+    """Return the public modules, classes, functions and methods without a docstring."""
+    bare = [path for path, tree in TREES.items() if not ast.get_docstring(tree)]
+    for path, tree in TREES.items():
+        todo: list[ast.AST] = [tree]
+        while todo:
+            for node in todo.pop().body:  # type: ignore[attr-defined]
+                if isinstance(node, ast.ClassDef | Function) and not node.name.startswith("_"):
+                    if not ast.get_docstring(node) and "overload" not in map(ast.unparse, node.decorator_list):
+                        bare.append(f"{path}:{node.lineno}: {node.name}")
+                    if isinstance(node, ast.ClassDef):
+                        todo.append(node)
+    return bare
+
+
+def unannotated() -> list[str]:
+    """Return the functions, private and nested ones too, with an argument or a return value that has no type."""
+    bare = []
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, Function):
+                arguments = node.args
+                every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+                every += [star for star in (arguments.vararg, arguments.kwarg) if star]
+                returns = node.returns is not None or node.name == "__init__"
+                if not returns or any(a.annotation is None for a in every if a.arg not in ("self", "cls")):
+                    bare.append(f"{path}:{node.lineno}: {node.name}")
+    return bare
+
+
+def lengths() -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+    """Return the lines of each function and of each file of the package, shortest first."""
+    package = {path: tree for path, tree in TREES.items() if path.startswith("cobra/")}
+    files = [(len((ROOT / path).read_text().splitlines()), path) for path in package]
+    each = [
+        ((node.end_lineno or 0) - node.lineno + 1, f"{path}:{node.lineno} {node.name}")
+        for path, tree in package.items()
+        for node in ast.walk(tree)
+        if isinstance(node, Function)
+    ]
+    return sorted(each), sorted(files)
+
+
+def p95(ordered: list[tuple[int, str]]) -> int:
+    return ordered[ceil(0.95 * len(ordered)) - 1][0]
+
+
+def test_descriptions_stand_alone() -> None:
+    counts = {path: len(lines) for path, lines in odd_descriptions().items()}
+    more = {path: odd_descriptions()[path] for path in counts if counts[path] > KNOWN.get(path, 0)}
+    assert not more, "descriptions that lean on their names, question or gerund as a module's first line"
+
+
+def test_everything_public_is_documented() -> None:
+    assert not undocumented()
+
+
+def test_everything_is_typed() -> None:
+    assert not unannotated()
+
+
+def test_functions_and_files_stay_short() -> None:
+    each, files = lengths()
+    assert each[-1][0] <= FUNCTION_LINES, each[-1]
+    assert files[-1][0] <= FILE_LINES, files[-1]
+    assert p95(each) <= FUNCTION_LINES_P95
+    assert p95(files) <= FILE_LINES_P95
+
+
+if __name__ == "__main__":
+    odd = odd_descriptions()
+    print(*(line for lines in odd.values() for line in lines), *undocumented(), *unannotated(), sep="\n")
+    each, files = lengths()
+    print(f"odd descriptions {sum(map(len, odd.values()))} in {len(odd)} files")
+    print(f"functions: p95 {p95(each)}, longest {each[-1]}; files: p95 {p95(files)}, longest {files[-1]}")
+    if "--known" in sys.argv:
+        print(*(f'    "{path}": {len(lines)},' for path, lines in odd.items()), sep="\n")
