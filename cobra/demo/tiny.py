@@ -22,7 +22,7 @@ from cobra.demo.tokenizer import write_tokenizer
 from cobra.models.checkpoint import MODULE_KEYS, Checkpoint, read_checkpoint
 from cobra.models.run_folder import LATEST
 from cobra.models.tensors import TIED_HEAD
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, check_known
 from cobra.util.files import atomic_path, read_json, write_json
 
 _CONSOLE = Console(highlight=False, soft_wrap=True)
@@ -74,8 +74,7 @@ def make_tiny(work_dir: Path, step: str = "all") -> None:
     Raises:
         UserError: The step is unknown, a run failed, or the last run is not complete.
     """
-    if step not in STEPS:
-        raise UserError(f"--step {step!r} is not a step; use one of: {', '.join(STEPS)}")
+    check_known(step, STEPS, "--step")
     if step in ("all", "tokenizer"):
         tokenizer = write_tokenizer(TINY_FOLDER)
         _CONSOLE.print(f"tokenizer of {tokenizer.get_vocab_size()} entries -> {TINY_FOLDER}")

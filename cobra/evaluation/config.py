@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cobra.evaluation.responses.protocol import MAX_NEW_TOKENS, resolve_prompt
 from cobra.models.generation.search import SearchOptions
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, check_known
 from cobra.util.home_paths import PathText
 from cobra.util.torch_utils import resolve_device, resolve_dtype
 
@@ -87,8 +87,7 @@ _OF_CAPTIONS = (
 
 def check_flags(config: BenchmarkConfig) -> None:
     """Raise a UserError where flags make no sense by themselves or together."""
-    if config.task not in TASKS:
-        raise UserError(f"--task {config.task} is unknown; the known ones are: {', '.join(TASKS)}")
+    check_known(config.task, TASKS, "--task")
     if config.task == CONCLUSIONS:
         _check_conclusions(config)
     elif config.llava_cot_annotations is not None:

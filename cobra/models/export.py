@@ -17,7 +17,7 @@ from cobra.models.integrity import check_finite, checksums
 from cobra.models.model_card import model_card
 from cobra.models.run_folder import LATEST, PROVENANCE, SAFETENSORS, CheckpointSource, find_checkpoint
 from cobra.models.tensors import EMBEDDING, TIED_HEAD, read_tensors, surface_os_errors
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, check_known
 from cobra.util.files import atomic_path, read_json, sha256_file, write_json, write_text
 from cobra.util.home_paths import PathText
 from cobra.util.network import check_network_variables
@@ -92,8 +92,7 @@ def _check(config: ExportConfig) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    if config.format not in FORMATS:
-        raise UserError(f"--format {config.format!r} is unknown; the known ones are: {', '.join(FORMATS)}")
+    check_known(config.format, FORMATS, "--format")
     if config.output.exists():
         raise UserError(f"--output {config.output} exists already: choose another folder, or move that one away")
     if config.push_to is None:

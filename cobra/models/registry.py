@@ -5,7 +5,7 @@ from typing import Any
 
 from cobra.conf import ModelConfig, ModelRegistry
 from cobra.conf.models import MODEL_ALIASES
-from cobra.util.errors import UserError
+from cobra.util.errors import lookup
 
 # The hub repository of Cobra's released checkpoints: `{model_id}/config.json` and `{model_id}/checkpoints/...`.
 HUB_REPOSITORY = "han1997/cobra"
@@ -62,9 +62,7 @@ def get_model_description(id_or_name: str) -> dict[str, Any]:
     Raises:
         UserError: There is no such model; the known ones are listed.
     """
-    model = find_model(id_or_name)
-    if model is None:
-        raise UserError(f"the model {id_or_name!r} is unknown; the known ones are: {', '.join(MODELS)}")
+    model = find_model(id_or_name) or lookup(MODELS, id_or_name, "the model")
     config = model.config
     return {
         "model_id": model.model_id,

@@ -8,7 +8,7 @@ from typing import Any
 from cobra.models.backbones.llm.specs import TINY_FOLDER
 from cobra.models.hub import fetch
 from cobra.models.registry import HUB_REPOSITORY, MODELS, find_model
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, known_ones
 from cobra.util.files import read_json
 
 # The newest checkpoint of a run, relative to its directory.
@@ -66,8 +66,8 @@ def find_checkpoint(
     model = find_model(str(model_id_or_path))
     if model is None:
         raise UserError(
-            f"{str(model_id_or_path)!r} is neither a run directory, a checkpoint file nor a known model; the known "
-            f"models are: {', '.join(MODELS)}"
+            f"{str(model_id_or_path)!r} is neither a run directory, a checkpoint file nor a known model; "
+            f"{known_ones(MODELS, str(model_id_or_path))}"
         )
     if model.model_id == "cobra-tiny":
         fields = {name: getattr(model.config, name) for name in _FIELDS}

@@ -11,7 +11,7 @@ from cobra.preprocessing.fetching import HubUnreachable, fetch
 from cobra.preprocessing.llava_cot.archive.hub_files import download_publication
 from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS, consumed_parts
 from cobra.preprocessing.published_files import COT_ID, DATASET_REGISTRY, Component
-from cobra.util.errors import UserError, disk_errors
+from cobra.util.errors import UserError, check_known, disk_errors
 from cobra.util.files import atomic_path
 from cobra.util.images import check_decodes, read_header, read_rgb
 from cobra.util.lock import hold
@@ -40,8 +40,7 @@ def download_extract(dataset_id: str, root_dir: Path, revision: str = "main", to
     Raises:
         UserError: The dataset is unknown, or a component cannot be fetched, is refused or does not fit on the disk.
     """
-    if dataset_id not in DATASET_REGISTRY:
-        raise UserError(f"{dataset_id!r} is not a known dataset; the known ones are: {', '.join(DATASET_REGISTRY)}")
+    check_known(dataset_id, DATASET_REGISTRY, "the dataset")
     folder = Path(root_dir) / "download" / dataset_id
     if revision != "main" and dataset_id != COT_ID:
         raise UserError(f"--revision {revision} is of no use with {dataset_id}: only {COT_ID} has revisions. Drop it.")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from cobra.training.jsonl_log import StepLines
-from cobra.util.errors import UserError, missing_extra
+from cobra.util.errors import check_known, missing_extra
 from cobra.util.files import write_json
 
 STAGE_PREFIX = {"align": "Align", "finetune": "Finetune", "full-finetune": "Full-Finetune"}
@@ -144,9 +144,7 @@ TRACKERS: dict[str, Any] = {"jsonl": JSONLinesTracker, "wandb": WandbTracker, "t
 
 def check_trackers(names: tuple[str, ...]) -> None:
     """Raise a UserError where a tracker is unknown, or its package is not installed."""
-    unknown = [name for name in names if name not in TRACKERS]
-    if unknown:
-        raise UserError(f"the tracker {', '.join(unknown)} is unknown; the known ones are: {', '.join(TRACKERS)}")
+    check_known(names, TRACKERS, "the tracker")
     for name in names:
         if name != "jsonl" and name not in sys.modules and importlib.util.find_spec(name) is None:
             raise missing_extra(name, "tracking", f"The tracker {name}")

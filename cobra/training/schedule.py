@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, check_known
 
 # Checkpoints of epochs' ends that a run writes at most. An epoch of few rows may be a single step.
 MOST_MILESTONES = 10
@@ -133,5 +133,4 @@ def learning_rate(step: int, total_steps: int, peak: float, warmup_ratio: float)
 
 def check_schedule(name: str) -> None:
     """Raise a UserError where the type of schedule is unknown."""
-    if name not in SCHEDULES:
-        raise UserError(f"the learning rate schedule {name!r} is unknown; the known ones are: {', '.join(SCHEDULES)}")
+    check_known(name, SCHEDULES, "the learning rate schedule")

@@ -9,7 +9,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 
 from cobra.models.vlms import CobraVLM
 from cobra.util.distributed import World
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, check_known
 
 # Strategy -> whether parameters are freed again after the forward pass of their unit.
 RESHARD = {"fsdp-shard-grad-op": False, "fsdp-full-shard": True, "ddp": False}
@@ -17,8 +17,7 @@ RESHARD = {"fsdp-shard-grad-op": False, "fsdp-full-shard": True, "ddp": False}
 
 def check_strategy(strategy: str) -> None:
     """Raise a UserError where the train strategy is unknown."""
-    if strategy not in RESHARD:
-        raise UserError(f"the train strategy {strategy!r} is unknown; the known ones are: {', '.join(RESHARD)}")
+    check_known(strategy, RESHARD, "the train strategy")
 
 
 def group_size(strategy: str, world_size: int, requested: int | None) -> int:

@@ -17,7 +17,7 @@ import yaml
 from draccus import ChoiceRegistry
 from draccus.utils import CONFIG_ARG, DraccusException
 
-from cobra.util.errors import SharedError, UserError, file_problem
+from cobra.util.errors import SharedError, UserError, check_known, file_problem
 from cobra.util.home_paths import expand_home, is_path
 from cobra.util.redaction import print_redacted_traceback, redacted
 
@@ -129,8 +129,8 @@ def _check_choices(config_class: type, arguments: Sequence[str]) -> None:
         if not (isinstance(kind, type) and issubclass(kind, ChoiceRegistry)):
             continue
         known = kind.get_known_choices()
-        if leaf == "type" and value not in known:
-            raise UserError(f"--{flag} {value!r} is not a known {name}; the known ones are: {', '.join(known)}")
+        if leaf == "type":
+            check_known(value, known, f"--{flag}")
         if not leaf and value in known:
             raise UserError(f"--{flag} takes no name: choose with --{flag}.type {value}")
 

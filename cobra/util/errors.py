@@ -1,11 +1,15 @@
 """Errors that a user can act on."""
 
+import difflib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 from cobra.util.printable import shown
+
+Value = TypeVar("Value")
 
 _OTHER_FOLDER = "give a folder that takes files, or the right to write there"
 # What helps, by what the system says.
@@ -36,6 +40,43 @@ class UserError(ValueError):
 
 class SharedError(UserError):
     """One that all processes of a run end with; the main process alone says it."""
+
+
+def lookup(registry: Mapping[str, Value], name: str, what: str) -> Value:
+    """Return the entry of a registry.
+
+    Args:
+        registry: Entries by name.
+        name: The name that was asked for.
+        what: The kind of entry, for the error: `the vision backbone`.
+
+    Raises:
+        UserError: See :func:`check_known`.
+    """
+    check_known(name, registry, what)
+    return registry[name]
+
+
+def check_known(names: str | Collection[str], known: Collection[str], what: str) -> None:
+    """Refuse names that are not among the known ones.
+
+    Args:
+        names: One name or several.
+        known: The names to choose from.
+        what: The kind of name, for the error: `--format`.
+
+    Raises:
+        UserError: A name is unknown; all known ones are listed, and the nearest of them is proposed.
+    """
+    unknown = [name for name in ([names] if isinstance(names, str) else names) if name not in known]
+    if unknown:
+        raise UserError(f"{what} {', '.join(map(repr, unknown))} is unknown; {known_ones(known, unknown[0])}")
+
+
+def known_ones(known: Collection[str], name: str) -> str:
+    """Return the end of an error about an unknown name: the names to choose from, and the nearest of them."""
+    nearest = difflib.get_close_matches(name, known, 1)
+    return f"the known ones are: {', '.join(known)}{f'. Did you mean {nearest[0]}?' if nearest else ''}"
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> UserError:

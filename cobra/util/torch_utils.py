@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, lookup
 
 DTYPES = {
     "fp32": torch.float32,
@@ -59,9 +59,7 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
         return dtype
     if dtype is None:
         return {"cuda": torch.bfloat16, "mps": torch.float16}.get(device.type, torch.float32)
-    if dtype not in DTYPES:
-        raise UserError(f"{dtype!r} is not a known dtype; use one of: {', '.join(DTYPES)}")
-    return DTYPES[dtype]
+    return lookup(DTYPES, dtype, "the dtype")
 
 
 def set_global_seed(seed: int) -> None:

@@ -141,8 +141,8 @@ BAD_FLAGS = {
     "no images": (["--checkpoint", "stock", "--max_images", "0"], "--max_images is 0"),
     "no batch": (["--checkpoint", "stock", "--batch_size", "-1"], "--batch_size is -1"),
     "unknown device": (["--checkpoint", "stock", "--device", "abacus"], "'abacus' is not a device"),
-    "unknown dtype": (["--checkpoint", "stock", "--device", "cpu", "--dtype", "fp7"], "'fp7' is not a known dtype"),
-    "unknown task": (["--checkpoint", "stock", "--task", "poems"], "--task poems is unknown"),
+    "unknown dtype": (["--checkpoint", "stock", "--device", "cpu", "--dtype", "fp7"], "the dtype 'fp7' is unknown"),
+    "unknown task": (["--checkpoint", "stock", "--task", "poems"], "--task 'poems' is unknown"),
     "rows without their task": (
         ["--checkpoint", "stock", "--llava_cot_annotations", "h.json"],
         "give --task llava-cot too",

@@ -240,7 +240,7 @@ def _greedy(tokens: int):
 
 
 def test_an_unknown_dtype_or_device(full_run):
-    with pytest.raises(UserError, match="'int4' is not a known dtype"):
+    with pytest.raises(UserError, match="the dtype 'int4' is unknown"):
         cobra.load(full_run, device="cpu", dtype="int4")
     with pytest.raises(UserError, match="'warp' is not a device"):
         cobra.load(full_run, device="warp")

@@ -237,7 +237,7 @@ def test_preprocess_script_tells_of_an_unknown_dataset(tmp_path):
     command = [sys.executable, str(script), "--dataset_id", "nothing", "--root_dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
-    assert "'nothing' is not a known dataset" in done.stderr and "Traceback" not in done.stderr
+    assert "the dataset 'nothing' is unknown" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_preprocess_script_fetches_llava_cot_with_a_token_at_a_revision(tmp_path):

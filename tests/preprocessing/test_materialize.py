@@ -75,7 +75,7 @@ def test_the_options_of_rows_reach_the_dataset(tmp_path, stage):
 def test_unknown_options_of_rows_are_refused(tmp_path, option):
     cfg = config("custom", tmp_path, **option)
     make(tmp_path, cfg.finetune_stage_components)
-    with pytest.raises(UserError, match=f"--dataset.{next(iter(option))} .*known values"):
+    with pytest.raises(UserError, match=f"--dataset.{next(iter(option))} .*the known ones are"):
         materialize(cfg)
 
 

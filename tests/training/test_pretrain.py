@@ -170,7 +170,7 @@ BAD_INPUT = {
     "stage": (["--stage", "polish"], "full-finetune"),
     "annotation": (["--dataset.finetune_stage_components", "[absent.json, images]"], "absent.json"),
     "images": (["--dataset.finetune_stage_components", "[rows.json, nowhere]"], "nowhere"),
-    "checkpoint": (["--pretrained_checkpoint", "no/such/run"], "known models"),
+    "checkpoint": (["--pretrained_checkpoint", "no/such/run"], "nor a known model; the known ones are"),
     "flag": (["--learning_rate", "1"], "--learning_rate"),
     "tracker": (["--trackers", "[mlflow]"], "jsonl, wandb"),
     "schedule": (["--model.finetune_lr_scheduler_type", "step"], "linear-warmup+cosine-decay"),

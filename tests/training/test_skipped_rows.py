@@ -113,7 +113,7 @@ def test_unknown_options_are_refused_before_the_model_is_built(folder, capsys, m
         run(pretrain, PretrainConfig, arguments(folder, "bad", flag, "sometimes"))
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert f"{flag} 'sometimes' is unknown; the known values are: {known}" in error
+    assert f"{flag} 'sometimes' is unknown; the known ones are: {known}" in error
     assert not (folder / "runs").exists()
 
 

@@ -18,7 +18,7 @@ from cobra.models.generation.sampling import (
     row_seeds,
 )
 from cobra.models.mamba import MambaLM, MambaState
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, check_known
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,9 @@ class GenerationOptions:
         Raises:
             UserError: An argument is unknown (the known ones are listed) or out of its range.
         """
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(set(kwargs) - set(known) - {"use_cache"})
-        if unknown:
-            raise UserError(
-                f"generate does not know the argument {', '.join(unknown)}; the known ones are: {', '.join(known)}"
-            )
-        return cls(**{name: value for name, value in kwargs.items() if name != "use_cache"})
+        options = {name: value for name, value in kwargs.items() if name != "use_cache"}
+        check_known(options, [field.name for field in fields(cls)], "the argument of generate")
+        return cls(**options)
 
     def budget(self, prompt_length: int) -> int:
         """Return how many tokens may follow a prompt of that length."""

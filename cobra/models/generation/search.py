@@ -21,7 +21,7 @@ from cobra.models.generation.memory import branches_at_once, state_bytes
 from cobra.models.generation.scorers import LIKELIHOOD, SCORERS, Candidate, Scorer, by_vote
 from cobra.models.generation.stage_guard import StageGuard, TokenTexts
 from cobra.models.mamba import MambaLM, MambaState
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, check_known
 
 KINDS = ("none", "best-of-n", "vote", "stage-beam")
 
@@ -66,10 +66,8 @@ class SearchOptions:
     fit are written after the others, with the same answers."""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UserError(f"the search {self.kind!r} is unknown; the known ones are: {', '.join(KINDS)}")
-        if self.scorer not in SCORERS:
-            raise UserError(f"the scorer {self.scorer!r} is unknown; the known ones are: {', '.join(SCORERS)}")
+        check_known(self.kind, KINDS, "the search")
+        check_known(self.scorer, SCORERS, "the scorer")
         if not 1 <= self.keep <= self.beams:
             raise UserError(
                 f"the search has {self.beams} branches and is to keep {self.keep}: both must be at least 1, and no "

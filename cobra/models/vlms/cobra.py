@@ -20,7 +20,7 @@ from cobra.models.run_folder import LATEST
 from cobra.models.tensors import load_strictly
 from cobra.models.vlms.generation_mixin import Answering, single_token_answers
 from cobra.util.data_utils import IGNORE_INDEX
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, check_known
 from cobra.util.files import sha256_file
 from cobra.util.nn_utils import FusedLDPProjector, FusedMLPProjector, LinearProjector, MLPProjector, projected_positions
 from cobra.util.special_tokens import without_special_tokens
@@ -340,8 +340,7 @@ _LOSS_OPTIONS = nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK)
 
 def check_stage(stage: str) -> None:
     """Raise a UserError where the stage of training is unknown."""
-    if stage not in STAGES:
-        raise UserError(f"the stage {stage!r} is unknown; the known ones are: {', '.join(STAGES)}")
+    check_known(stage, STAGES, "the stage")
 
 
 def as_turn(vlm: CobraVLM, text: str) -> str:

@@ -21,7 +21,7 @@ from cobra.preprocessing.datasets.row_keys import ASKS_ABOUT_IMAGE, PLACEHOLDER
 from cobra.preprocessing.datasets.token_lengths import count_unlabelled, token_lengths
 from cobra.reasoning.trace import ReasoningTrace, extract_reasoning_trace
 from cobra.util.data_utils import IGNORE_INDEX, SKIPPED_ROW
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, check_known
 from cobra.util.images import BadImageError, read_rgb
 from cobra.util.printable import shown
 
@@ -285,7 +285,6 @@ def check_learnable(rows: Rows) -> None:
 
 
 def check_row_options(on_bad_image: str, truncation: str) -> None:
-    """Raise a UserError that lists the known values where one is unknown."""
-    for name, value, known in (("on_bad_image", on_bad_image, ON_BAD_IMAGE), ("truncation", truncation, TRUNCATIONS)):
-        if value not in known:
-            raise UserError(f"--dataset.{name} {value!r} is unknown; the known values are: {', '.join(known)}")
+    """Raise a UserError where an option of a dataset has an unknown value."""
+    check_known(on_bad_image, ON_BAD_IMAGE, "--dataset.on_bad_image")
+    check_known(truncation, TRUNCATIONS, "--dataset.truncation")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cobra.util.errors import UserError
+from cobra.util.errors import lookup
 
 # The tokenizer of all models of state-spaces, whose repositories hold none.
 NEOX_TOKENIZER = "EleutherAI/gpt-neox-20b"
@@ -49,8 +49,4 @@ def llm_spec(llm_backbone_id: str) -> LLMSpec:
     Raises:
         UserError: The id is unknown; the known ones are listed.
     """
-    if llm_backbone_id not in LLM_BACKBONES:
-        raise UserError(
-            f"the language model {llm_backbone_id!r} is unknown; the known ones are: {', '.join(LLM_BACKBONES)}"
-        )
-    return LLM_BACKBONES[llm_backbone_id]
+    return lookup(LLM_BACKBONES, llm_backbone_id, "the language model")

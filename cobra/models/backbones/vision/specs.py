@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cobra.util.errors import UserError
+from cobra.util.errors import lookup
 
 DINO = "vit_large_patch14_reg4_dinov2.lvd142m"
 
@@ -88,8 +88,4 @@ def vision_spec(vision_backbone_id: str) -> VisionSpec:
     Raises:
         UserError: The id is unknown; the known ones are listed.
     """
-    if vision_backbone_id not in VISION_BACKBONES:
-        raise UserError(
-            f"the vision backbone {vision_backbone_id!r} is unknown; the known ones are: {', '.join(VISION_BACKBONES)}"
-        )
-    return VISION_BACKBONES[vision_backbone_id]
+    return lookup(VISION_BACKBONES, vision_backbone_id, "the vision backbone")

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, ToTensor
 
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, check_known
 
 # Pixels of one image or of a batch: a tensor, or one tensor a tower by the tower's name.
 PixelValues: TypeAlias = Tensor | dict[str, Tensor]
@@ -86,10 +86,7 @@ def build_transform(
     Raises:
         UserError: The strategy is unknown.
     """
-    if strategy not in RESIZE_STRATEGIES:
-        raise UserError(
-            f"the image resize strategy {strategy!r} is unknown; the known ones are: {', '.join(RESIZE_STRATEGIES)}"
-        )
+    check_known(strategy, RESIZE_STRATEGIES, "the image resize strategy")
     steps: list[Callable] = [Resize((image_size, image_size) if strategy == "resize-naive" else image_size)]
     if strategy == "letterbox":
         steps.insert(0, LetterboxPad(tuple(int(channel * 255) for channel in mean)))
