@@ -4,13 +4,14 @@ import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from cobra.evaluation.benchmark import benchmark
 from cobra.evaluation.config import BenchmarkConfig
 from cobra.util.cli import run
 
 
 def main(config: BenchmarkConfig) -> None:
     """Answer, score, print, write."""
+    from cobra.evaluation.benchmark import benchmark
+
     benchmark(config)
 
 

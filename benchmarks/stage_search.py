@@ -17,8 +17,9 @@ import torch
 from harness import Row, finish
 from rich.console import Console
 
+from cobra.evaluation.data.holdout_rows import ConclusionRow, read_holdout
 from cobra.evaluation.metrics.base import MeanMetric, Metrics
-from cobra.evaluation.metrics.conclusion_accuracy import ConclusionRow, read_holdout, score_conclusions
+from cobra.evaluation.metrics.conclusion_accuracy import score_conclusions
 from cobra.evaluation.metrics.significance import compare_all, estimate_all
 from cobra.models.load import load
 from cobra.models.mamba import MambaState

@@ -62,7 +62,7 @@ FLAGS = {
     "cobra.training.config",
     "cobra.training.planning.config",
 }
-SLOW_FLAGS = {"cobra.evaluation.config"}
+SLOW_FLAGS: set[str] = set()
 
 
 class Import(NamedTuple):

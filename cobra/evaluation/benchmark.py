@@ -1,13 +1,28 @@
-"""The benchmark: what `benchmark.py` does, from its flags to its files."""
+"""Run of a benchmark, from its flags to its files."""
 
 from rich.console import Console
 from rich.markup import escape
 
-from cobra.evaluation.config import CONCLUSIONS, BenchmarkConfig, check_flags
+from cobra.evaluation.config import CONCLUSIONS, TASKS, BenchmarkConfig
 from cobra.evaluation.report.results import Results
+from cobra.evaluation.responses.protocol import resolve_prompt
 from cobra.evaluation.tasks.captions import benchmark_captions
 from cobra.evaluation.tasks.conclusions import benchmark_conclusions
+from cobra.models.generation.search import SearchOptions
 from cobra.util.distributed import hold_together, join_world
+from cobra.util.errors import UserError, check_known
+from cobra.util.torch_utils import resolve_device, resolve_dtype
+
+# Flags that the task llava-cot has no use for.
+_OF_CAPTIONS = (
+    "coco_annotations",
+    "split",
+    "image_ids",
+    "predictions",
+    "exclude_ids",
+    "coco_instances",
+    "similarity_model",
+)
 
 
 def benchmark(config: BenchmarkConfig) -> Results | None:
@@ -39,3 +54,35 @@ def benchmark(config: BenchmarkConfig) -> Results | None:
         f"\nreport.html, metrics.json and all answers are in {escape(str(config.output_dir))}", highlight=False
     )
     return results
+
+
+def check_flags(config: BenchmarkConfig) -> None:
+    """Raise a UserError where flags make no sense by themselves or together."""
+    check_known(config.task, TASKS, "--task")
+    if config.task == CONCLUSIONS:
+        _check_conclusions(config)
+    elif config.llava_cot_annotations is not None:
+        raise UserError(f"--llava_cot_annotations is of another task: give --task {CONCLUSIONS} too")
+    if config.checkpoint is None and config.predictions is None:
+        raise UserError(
+            "there is nothing to score: give --checkpoint (a run directory, a .pt file or a model id) or --predictions "
+            "(captions in COCO's results format)"
+        )
+    if config.baseline_checkpoint is not None and config.checkpoint is None:
+        raise UserError(
+            "--baseline_checkpoint is compared with --checkpoint: give that too, or give it as --checkpoint"
+        )
+    resolve_prompt(config.prompt)
+    for name in ("max_new_tokens", "max_images", "batch_size", "beams"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value} and must be at least 1")
+    SearchOptions(config.search, config.beams, max_new_tokens=config.max_new_tokens)
+    resolve_dtype(config.dtype, resolve_device(config.device))
+
+
+def _check_conclusions(config: BenchmarkConfig) -> None:
+    given = [f"--{name}" for name in _OF_CAPTIONS if getattr(config, name) is not None]
+    given += ["--allow_missing"] * config.allow_missing + ["--prompt"] * (config.prompt != "seed")
+    if given:
+        raise UserError(f"the task {CONCLUSIONS} asks the rows' own questions and has no use for {', '.join(given)}")

@@ -1,4 +1,4 @@
-"""What a benchmark leaves: a table, comparisons in words and sample answers on the screen, and its files."""
+"""Results of a benchmark, and its files."""
 
 import json
 import math
@@ -9,11 +9,6 @@ from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from cobra.evaluation.data.captioned_image import CaptionedImage
 from cobra.evaluation.metrics.base import SHOWN_SCALE, Metric, Metrics, value
@@ -30,7 +25,6 @@ from cobra.evaluation.responses.protocol import VARIANTS, Answer
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path
 from cobra.util.jsonl import to_lines
-from cobra.util.printable import shown
 
 if TYPE_CHECKING:
     from cobra.evaluation.responses.respond import Throughput
@@ -47,10 +41,6 @@ SCALE_NOTE = (
     f"Scores x{SHOWN_SCALE}, with 95 % intervals. CIDEr, whose own scale goes to 10, is x{SHOWN_SCALE} too, as papers "
     "print it."
 )
-
-# Columns of a screen that hold four variants with floors and ceilings beside them.
-_WIDE = 100
-_SHOWN_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
@@ -169,61 +159,12 @@ def findings(results: Results, every_pair: bool = False) -> list[str]:
     ]
 
 
-def print_results(console: Console, results: Results) -> None:
-    """Print the table of all variants with floors and ceilings, and what it proves."""
-    n = len(results.images)
-    console.print(f"\n[bold]Captions of {n:,} image{'s' * (n > 1)}[/bold]", highlight=False)
-    console.print(SCALE_NOTE, highlight=False)
-    columns = {
-        name.replace("+", "\n+"): {metric: _cell(estimate) for metric, estimate in estimates.items()}
-        for name, estimates in results.estimates.items()
-    }
-    known = {
-        FLOOR_LABELS[name].replace(" ", "\n", 1): {metric: score_text(value(own)) for metric, own in metrics.items()}
-        for name, metrics in results.floors.items()
-    }
-    groups = [columns | known] if console.width >= _WIDE else [columns, known]
-    for group in groups:
-        if group:
-            console.print(_table({name: results.label(name) for name in results.metrics}, group))
-    for line in [*results.warnings, *(f"- {line}" for line in findings(results, every_pair=True))]:
-        console.print(escape(line), highlight=False)
-    console.print(f"\n[dim]{escape(results.signature)}[/dim]", highlight=False, soft_wrap=True)
-
-
-def _table(labels: Mapping[str, str], columns: Mapping[str, Mapping[str, str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("")
-    for head in columns:
-        table.add_column(head, justify="right")
-    for metric, label in labels.items():
-        cells = [column.get(metric, "-") for column in columns.values()]
-        if set(cells) != {"-"}:
-            table.add_row(escape(label), *cells)
-    return table
-
-
-def _cell(estimate: Estimate) -> str:
-    value, low, high = (score_text(score) for score in (estimate.value, estimate.low, estimate.high))
-    return f"{value}\n[dim]{low}-{high}[/dim]"
-
-
 def score_text(score: float | None) -> str:
     """Return a score as it is shown, x100; one that rounds to 0 has no sign, and `-` stands for one not known."""
     if score is None or not math.isfinite(score):
         return "-"
     text = f"{SHOWN_SCALE * score:.1f}"
     return "0.0" if text == "-0.0" else text
-
-
-def print_samples(console: Console, results: Results, count: int = 3) -> None:
-    """Print the first few images' captions: one human's, and what each variant was scored on."""
-    for index, image in enumerate(results.images[:count]):
-        console.print(f"\n[bold]{escape(shown(image.file_name, _SHOWN_CHARACTERS))}[/bold]", highlight=False)
-        captions = [(name, result.captions[index]) for name, result in results.variants.items()]
-        for name, text in (("human", image.references[0]), *captions):
-            one_line = " ".join(shown(text, _SHOWN_CHARACTERS).split())
-            console.print(f"  {name}: {escape(one_line)}", highlight=False)
 
 
 def prepare_output(output_dir: Path, variants: Sequence[str]) -> None:

@@ -19,13 +19,12 @@ from cobra.evaluation.metrics.caption_scorer import CaptionScorer
 from cobra.evaluation.metrics.chair import read_objects
 from cobra.evaluation.metrics.java_metrics import JavaMetrics, find_java_metrics
 from cobra.evaluation.metrics.similarity import EXTRA, PACKAGE, SentenceSimilarity, packaged_model_is_installed
+from cobra.evaluation.report.console import print_results, print_samples
 from cobra.evaluation.report.page import render_page
 from cobra.evaluation.report.results import (
     Results,
     VariantResult,
     prepare_output,
-    print_results,
-    print_samples,
     write_results,
 )
 from cobra.evaluation.responses.models_under_test import ModelsUnderTest, dataset_roots

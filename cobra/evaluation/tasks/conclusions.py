@@ -10,17 +10,17 @@ from rich.table import Table
 
 from cobra.evaluation.config import BenchmarkConfig
 from cobra.evaluation.data.coco import sample
+from cobra.evaluation.data.holdout_rows import Holdout, read_holdout
 from cobra.evaluation.data.image_sources import PictureFolder, check_present
 from cobra.evaluation.metrics.base import MeanMetric, Metrics
 from cobra.evaluation.metrics.caption_scorer import valid_structure
-from cobra.evaluation.metrics.conclusion_accuracy import ConclusionScore, Holdout, read_holdout, score_conclusions
+from cobra.evaluation.metrics.conclusion_accuracy import ConclusionScore, score_conclusions
+from cobra.evaluation.report.console import print_results, print_samples
 from cobra.evaluation.report.page import render_page
 from cobra.evaluation.report.results import (
     Results,
     VariantResult,
     prepare_output,
-    print_results,
-    print_samples,
     write_results,
 )
 from cobra.evaluation.responses.models_under_test import ModelsUnderTest

@@ -11,6 +11,7 @@ from made_results import COT, HOSTILE, cider, make_images, results, variant
 from rich.console import Console
 
 from cobra.evaluation.metrics.base import MeanMetric
+from cobra.evaluation.report.console import print_results, print_samples
 from cobra.evaluation.report.page import render_page
 from cobra.evaluation.report.results import (
     Results,
@@ -19,8 +20,6 @@ from cobra.evaluation.report.results import (
     main_pair,
     metrics_json,
     prepare_output,
-    print_results,
-    print_samples,
     score_text,
     write_results,
 )

@@ -1,0 +1,80 @@
+"""Held-out rows of LLaVA-CoT-100k whose conclusions can be scored."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cobra.evaluation.data.captioned_image import CaptionedImage, check_file_name
+from cobra.preprocessing.datasets.rows import PLACEHOLDER, check_rows, name_row, source_of
+from cobra.reasoning.trace import extract_reasoning_trace
+from cobra.util.errors import UserError
+
+
+@dataclass(frozen=True)
+class ConclusionRow:
+    """First question of a held-out row, and its right answer."""
+
+    number: int
+    """Its place in the file, which no other row has: from 0 in a JSON list, the line from 1 in JSON lines."""
+    row_id: Any
+    """As it stands in the row: text or number, not necessarily unique."""
+    image: str
+    """Path below the image folder."""
+    question: str
+    """Without `<image>`."""
+    conclusion: str
+    """The right answer."""
+    source: str
+    """The data set that the row is from: the first folder of its image's path."""
+
+    @property
+    def captioned(self) -> CaptionedImage:
+        """Image to ask about: the row's number is its id, the conclusion its one reference."""
+        return CaptionedImage(self.number, self.image, (self.conclusion,), self.question)
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """Rows of a file that can be scored."""
+
+    rows: list[ConclusionRow]
+    without_conclusion: int
+    """Rows left out because their first answer has no CONCLUSION, as multi-turn rows may."""
+    without_image: int
+    """Rows left out because they are of text only."""
+
+
+def read_holdout(path: Path) -> Holdout:
+    """Read held-out rows in LLaVA's format, as `fine_tune/prepare_llava_cot.py` leaves them beside the images.
+
+    Args:
+        path: `llava_cot_100k_holdout.json`, a JSON list or JSON lines.
+
+    Raises:
+        UserError: The file is missing, is not JSON (with the line) or not of that form (with the row), an image's path
+            leads out of its folder, or no row can be scored.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"The held-out rows do not exist: {path}. fine_tune/prepare_llava_cot.py writes them beside the images, as "
+            "llava_cot_100k_holdout.json (its --holdout says how many)."
+        )
+    rows: list[ConclusionRow] = []
+    without_conclusion = without_image = 0
+    for number, row, _ in check_rows(path):
+        turns = row["conversations"]
+        conclusion = extract_reasoning_trace(turns[1]["value"]).conclusion if len(turns) > 1 else None
+        if "image" not in row:
+            without_image += 1
+        elif not conclusion:
+            without_conclusion += 1
+        else:
+            check_file_name(row["image"], name_row(path, number, row))
+            question = turns[0]["value"].replace(PLACEHOLDER, "").strip()
+            rows.append(ConclusionRow(number, row.get("id"), row["image"], question, conclusion, source_of(row)))
+    if not rows:
+        raise UserError(
+            f"{path} has no row to score: {without_conclusion} have no CONCLUSION in their first answer, "
+            f"{without_image} no image. Give rows with four-stage answers, such as llava_cot_100k_holdout.json."
+        )
+    return Holdout(rows, without_conclusion, without_image)
