@@ -167,13 +167,13 @@ class Maker:
         arrays = {"layer": 0, "x": x, "y_full": mixer(x)}
         state = MambaState.zeros(llm.config, 2, "cpu").layer(0)
         arrays[f"y_prefill{prefill}"] = mixer(x[:, :prefill], state)
-        arrays |= {"conv_state_after5": state.conv.clone(), "ssm_state_after5": state.ssm.clone()}
+        arrays |= {"conv_state_after5": state["conv"].clone(), "ssm_state_after5": state["ssm"].clone()}
         arrays["y_steps"] = torch.cat([mixer(x[:, step : step + 1], state) for step in range(prefill, 8)], 1)
-        arrays |= {"conv_state_after8": state.conv, "ssm_state_after8": state.ssm}
+        arrays |= {"conv_state_after8": state["conv"], "ssm_state_after8": state["ssm"]}
         for length in (1, 2):
             state = MambaState.zeros(llm.config, 2, "cpu").layer(0)
             mixer(x[:, :length], state)
-            arrays[f"conv_state_after_prefill{length}"] = state.conv
+            arrays[f"conv_state_after_prefill{length}"] = state["conv"]
         self.write_npz("mixer.npz", arrays)
 
     @torch.no_grad()

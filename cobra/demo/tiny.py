@@ -20,6 +20,7 @@ from torch import Tensor
 from cobra.demo.datasets import write_caption_rows
 from cobra.demo.tokenizer import write_tokenizer
 from cobra.models.checkpoint import MODULE_KEYS, Checkpoint, read_checkpoint
+from cobra.models.mamba.mamba1 import Mamba1Mixer
 from cobra.models.run_folder import LATEST
 from cobra.models.tensors import TIED_HEAD
 from cobra.util.errors import UserError, check_known
@@ -34,7 +35,7 @@ _MAX_BYTES = 4_000_000
 # The tied copy of the embedding; readers restore it.
 _TIED = ("llm_backbone", TIED_HEAD)
 # The recurrence amplifies rounding of its rates, so these few stay in fp32.
-_FULL_PRECISION = ("A_log", "mixer.D", "dt_proj.bias")
+_FULL_PRECISION = tuple(f"mixer.{name}" for name in Mamba1Mixer.fp32_names)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,6 @@ from cobra.training.planning.config import PlanConfig
 from cobra.util.errors import UserError
 from cobra.util.home_paths import PathText
 
-# The linear maps of a mixer. Its convolution, A_log and D are no matrices of a linear map, and the embedding is tied to
-# the head: an adapter on one of these two would part them.
-LORA_TARGETS = ("in_proj", "x_proj", "dt_proj", "out_proj")
-
 
 @dataclass(frozen=True)
 class LoopOptions:
@@ -41,8 +37,8 @@ class LoraConfig:
     """The adapters' product is multiplied by alpha / rank."""
     dropout: float = 0.0
     """Share of the input features that an adapter leaves out in a pass."""
-    target_modules: tuple[str, ...] = LORA_TARGETS
-    """The linear maps of Mamba's mixer that get an adapter: in_proj, x_proj, dt_proj, out_proj."""
+    target_modules: tuple[str, ...] = ("in_proj", "x_proj", "dt_proj", "out_proj")
+    """Linear maps of the mixer that get an adapter; Mamba-1 has in_proj, x_proj, dt_proj, out_proj."""
 
 
 @dataclass

@@ -35,10 +35,6 @@ _PEAKS = {
     "MI300X": 1307.4,
 }
 
-# Of one step of the scan for each channel and state: decay (2), drive (2), state (2), read (2), and the step's part of
-# D and gate; the count that is usual for this kernel, without counting exponentials more than once.
-_SCAN = 9
-
 
 def peak_tflops(device_name: str) -> float | None:
     """Return a GPU's peak in bf16, 10^12 operations a second, or None where it is not known.
@@ -145,9 +141,8 @@ def _linears(module: nn.Module, passed_on: bool = True) -> Part:
 
 
 def _block(block: Any) -> tuple[Part, Part]:
-    """Return the operations of a Mamba block for a position: of its linear layers, and of all else."""
-    taps, (width, states) = block.mixer.conv1d.weight.shape[-1], block.mixer.A_log.shape
-    forward = 2.0 * width * taps + width * (_SCAN * states + 2)
+    """Return the operations of a Mamba block for a position: those of its linear layers, and of all else."""
+    forward = block.mixer.scan_flops()
     return _linears(block.mixer), Part(forward, 2 * forward)
 
 

@@ -1,14 +1,16 @@
 """Low-rank adapters on the language model (arXiv 2106.09685), through peft: training that fits a card of 24 GB."""
 
 import importlib.util
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from cobra.models.backbones.llm.specs import llm_spec
+from cobra.models.mamba.mixer import all_lora_targets, mixer_class
 from cobra.models.vlms import CobraVLM
-from cobra.training.config import LORA_TARGETS, LoraConfig
+from cobra.training.config import LoraConfig
 from cobra.util.errors import UserError, missing_extra
 
 # peft's name of the only adapter; it stands in parameter names and not in saved ones.
@@ -31,11 +33,7 @@ def check_lora(config: LoraConfig, stage: str) -> None:
     for name, (value, good, expected) in checks.items():
         if not good:
             raise UserError(f"--lora.{name} is {value} and must be {expected}")
-    unknown = [name for name in config.target_modules if name not in LORA_TARGETS]
-    if unknown or not config.target_modules:
-        raise UserError(
-            f"--lora.target_modules {', '.join(unknown) or '(none)'}: adapters can be put on {', '.join(LORA_TARGETS)}"
-        )
+    _check_targets(config, all_lora_targets())
     if stage == "align":
         raise UserError(
             "--lora.rank is for stages that train the language model, and align trains the projector only: use --stage "
@@ -43,6 +41,14 @@ def check_lora(config: LoraConfig, stage: str) -> None:
         )
     if importlib.util.find_spec("peft") is None:
         raise missing_extra("peft", "lora", "LoRA (--lora.rank)")
+
+
+def _check_targets(config: LoraConfig, known: Sequence[str]) -> None:
+    unknown = [name for name in config.target_modules if name not in known]
+    if unknown or not config.target_modules:
+        raise UserError(
+            f"--lora.target_modules {', '.join(unknown) or '(none)'}: adapters can be put on {', '.join(known)}"
+        )
 
 
 def check_base(vlm: CobraVLM, loaded_modules: list[str]) -> None:
@@ -76,7 +82,7 @@ def apply_lora(vlm: CobraVLM, config: LoraConfig) -> None:
         config: With a rank above 0; see :func:`check_lora`.
 
     Raises:
-        UserError: peft is not installed.
+        UserError: The mixer has no layer of a target's name, or peft is not installed.
     """
     try:
         import peft
@@ -85,6 +91,8 @@ def apply_lora(vlm: CobraVLM, config: LoraConfig) -> None:
     from cobra.training.lora_layer import AdaptedLinear
 
     llm = vlm.llm_backbone.llm
+    # Never the embedding or the head: they are tied, and an adapter on one would part them.
+    _check_targets(config, mixer_class(llm.config).lora_targets)
     llm.requires_grad_(False)
     settings = peft.LoraConfig(
         r=config.rank,
@@ -106,7 +114,7 @@ def apply_lora(vlm: CobraVLM, config: LoraConfig) -> None:
 
 
 def is_adapter(name: str) -> bool:
-    """Return whether a parameter of that name belongs to an adapter."""
+    """Return True if a parameter of that name belongs to an adapter."""
     return ".lora_" in name
 
 

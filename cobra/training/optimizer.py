@@ -6,32 +6,39 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from cobra.models.mamba.mixer import mixer_parameters
 from cobra.training.offload import OffloadedAdamW
 
-# Not matrices of a linear map, though they have two or more dimensions: decay rates, tokens and positions.
-_NEVER_DECAYED = ("A_log", "cls_token", "reg_token", "pos_embed", "latent")
+# Tokens and positions of vision towers: no matrices of a linear map, though they have two or more dimensions.
+_EMBEDDINGS = ("cls_token", "reg_token", "pos_embed", "latent")
 
 
-def is_decayed(name: str, parameter: Tensor) -> bool:
-    """Return whether weight decay applies: matrices, yes; norms, biases, A_log, D, tokens and positions, no."""
-    return parameter.ndim >= 2 and name.rpartition(".")[2] not in _NEVER_DECAYED
+def decayed_names(module: nn.Module) -> set[str]:
+    """Return the names of the parameters that weight decay applies to: matrices, but for those that mixers spare.
+
+    Decided by name and number of dimensions, because sharding changes local shapes and drops attributes.
+    """
+    spared = mixer_parameters(module, "undecayed_names")
+    return {
+        name
+        for name, parameter in module.named_parameters()
+        if parameter.ndim >= 2 and name not in spared and name.rpartition(".")[2] not in _EMBEDDINGS
+    }
 
 
 def build_optimizer(module: nn.Module, rate: float, weight_decay: float, offload: bool = False) -> torch.optim.AdamW:
     """Build AdamW (betas 0.9 and 0.999, eps 1e-8) over the parameters that require gradients.
 
-    Decided by name, because sharding changes local shapes and drops attributes.
-
     Args:
         module: Sharded or not.
         rate: Learning rate.
-        weight_decay: Of what is decayed, see :func:`is_decayed`.
+        weight_decay: Decay of the parameters that :func:`decayed_names` lists.
         offload: Keep the optimiser's state in main memory.
     """
-    groups: dict[bool, list[Tensor]] = {True: [], False: []}
+    decayed, groups = decayed_names(module), {True: list[Tensor](), False: list[Tensor]()}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            groups[is_decayed(name, parameter)].append(parameter)
+            groups[name in decayed].append(parameter)
     options = [
         {"params": groups[True], "weight_decay": weight_decay},
         {"params": groups[False], "weight_decay": 0.0},
@@ -44,15 +51,15 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scale all gradients in place so that their global norm is at most `max_norm`.
 
     Args:
-        parameters: Of which those without a gradient are passed over. Shards of all processes count.
+        parameters: Those without a gradient are passed over; shards of all processes count.
         max_norm: Largest norm.
 
     Returns:
         The norm before clipping, a scalar in fp32, the same on every process.
     """
-    held = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in held if parameter.grad is not None])
+    learned = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in learned if parameter.grad is not None])
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
-    nn.utils.clip_grads_with_norm_(held, max_norm, norm)
+    nn.utils.clip_grads_with_norm_(learned, max_norm, norm)
     return norm

@@ -60,12 +60,12 @@ class FakeVLM:
     def read_images(self, pixel_values):
         self.reads.append(len(pixel_values))
         colours = pixel_values.view(1, -1, 3, 1)
-        return MambaState(colours, colours)
+        return MambaState({"ssm": colours})
 
     def generate_batch_ids(self, pixel_values, prompts, options, prefix):
         assert pixel_values is None and prefix.batch_size == len(prompts) and not options.do_sample
         self.calls.append((len(prompts), options.max_new_tokens))
-        colours = prefix.ssm[0, :, :, 0].tolist()
+        colours = prefix["ssm"][0, :, :, 0].tolist()
         return [
             self.encode(self.answer(colour, self.decode(ids), options.stop_strings))
             for colour, ids in zip(colours, prompts, strict=True)

@@ -51,8 +51,8 @@ def test_golden_mixer_prefill_and_steps(golden, golden_vlm):
 
     def assert_state(state, after):
         convs, ssms = (dict(numbered(arrays, f"{name}_state_after")) for name in ("conv", "ssm"))
-        close(state.conv, convs[after], **LOGITS)
-        close(state.ssm, ssms[after], **LOGITS)
+        close(state["conv"], convs[after], **LOGITS)
+        close(state["ssm"], ssms[after], **LOGITS)
 
     close(mixer(x), arrays["y_full"], **LOGITS)
     [(prefill, expected)] = numbered(arrays, "y_prefill")
@@ -66,7 +66,7 @@ def test_golden_mixer_prefill_and_steps(golden, golden_vlm):
     for length, window in numbered(arrays, "conv_state_after_prefill"):
         state = MambaState.zeros(llm.config, len(x), "cpu").layer(0)
         mixer(x[:, :length], state)
-        close(state.conv, window, **LOGITS)
+        close(state["conv"], window, **LOGITS)
 
 
 def test_golden_initial_values(golden):

@@ -36,9 +36,9 @@ def test_the_prefix_is_the_state_after_the_patches(vlm, pixels, prefix):
     with torch.no_grad():
         for piece in patches.split(2, dim=1):
             vlm.llm_backbone.llm(piece, state)
-    torch.testing.assert_close(prefix.ssm, state.ssm, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(prefix.conv, state.conv, rtol=1e-4, atol=1e-4)
-    assert prefix.batch_size == 3 and not prefix.ssm.requires_grad
+    torch.testing.assert_close(prefix["ssm"], state["ssm"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(prefix["conv"], state["conv"], rtol=1e-4, atol=1e-4)
+    assert prefix.batch_size == 3 and not prefix["ssm"].requires_grad
 
 
 @pytest.mark.parametrize("texts", [TEXTS, TEXTS[::-1], TEXTS[:1] * 3])
@@ -47,8 +47,8 @@ def test_scores_and_state_are_those_of_a_prefill_in_one_piece(vlm, pixels, prefi
     state, scores = vlm.prefill(None, prompts, prefix)
     whole, expected = vlm.prefill(pixels, prompts)
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(state.ssm, whole.ssm, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(state.conv, whole.conv, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state["ssm"], whole["ssm"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state["conv"], whole["conv"], rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=20, deadline=None)
@@ -77,7 +77,7 @@ def test_one_prefix_serves_many_prompts_and_stays_as_it_is(vlm, pixels, prefix):
     for texts in (TEXTS, TEXTS[::-1]):
         expected = vlm.generate_batch(pixels, texts, max_new_tokens=12)
         assert vlm.generate_batch(None, texts, prefix=prefix, max_new_tokens=12) == expected
-    assert prefix.ssm.equal(before.ssm) and prefix.conv.equal(before.conv)
+    assert prefix["ssm"].equal(before["ssm"]) and prefix["conv"].equal(before["conv"])
 
 
 @pytest.mark.parametrize("positions", [1, 18, 20, 10_000])
@@ -85,8 +85,8 @@ def test_images_are_read_a_few_at_a_time(vlm, pixels, prefix, monkeypatch, posit
     """Nine patches an image: one by one, in twos, and all at once."""
     monkeypatch.setattr(answering, "_CPU_POSITIONS", positions)
     again = vlm.read_images(pixels)
-    torch.testing.assert_close(again.ssm, prefix.ssm, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(again.conv, prefix.conv, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(again["ssm"], prefix["ssm"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(again["conv"], prefix["conv"], rtol=1e-4, atol=1e-4)
 
 
 def test_rows_of_a_prefix_can_be_chosen_and_repeated(vlm, pixels, prefix):
@@ -117,14 +117,14 @@ def test_a_prefix_of_other_rows(vlm, prefix):
 
 
 def test_a_prefix_of_another_model(vlm, prefix):
-    other = MambaState(prefix.conv[:-1], prefix.ssm[:-1])
-    with pytest.raises(UserError, match="the state is of another model: .* but this model has 4 layers"):
+    other = MambaState({name: part[:-1] for name, part in prefix.parts.items()})
+    with pytest.raises(UserError, match="the state is of another model: .* but this model has conv .4,"):
         vlm.generate_batch(None, TEXTS, prefix=other)
 
 
 def test_a_prefix_on_another_device(vlm, prefix):
     with pytest.raises(UserError, match="prefix is on meta and the model on cpu"):
-        vlm.generate_batch(None, TEXTS, prefix=MambaState(prefix.conv.to("meta"), prefix.ssm.to("meta")))
+        vlm.generate_batch(None, TEXTS, prefix=MambaState.zeros(vlm.llm_backbone.llm.config, len(TEXTS), "meta"))
 
 
 def test_pixels_beside_a_prefix(vlm, pixels, prefix):

@@ -164,7 +164,7 @@ def test_states_are_not_changed_by_what_is_read_after_them(vlm):
     ids, kept = conversation._past
     ask(conversation, "Why?")
     again = vlm.read_images(vlm.preprocess([picture(1)]))
-    assert torch.equal(kept.ssm, (vlm.prefill(None, [ids], again)[0] if ids else again).ssm)
+    assert torch.equal(kept["ssm"], (vlm.prefill(None, [ids], again)[0] if ids else again)["ssm"])
 
 
 @pytest.mark.fault("B2")

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from cobra.conf import ModelConfig
 from cobra.models.load import cast
+from cobra.models.mamba import mamba1
 from cobra.models.mamba import model as mamba_model
 from cobra.models.mamba.ops import use_op
 from cobra.training.config import LoraConfig
@@ -131,7 +132,7 @@ def fused_inner(xz, mixer, A):
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("rank", [0, 4])
 def test_activations_with_the_kernels_are_what_these_save(monkeypatch, rank, checkpointing, half):
-    monkeypatch.setattr(mamba_model, "ops_for", lambda device: SimpleNamespace(inner=fused_inner))
+    monkeypatch.setattr(mamba1, "ops_for", lambda device: SimpleNamespace(inner=fused_inner))
     monkeypatch.setattr(mamba_model.F, "rms_norm", FusedNorm.apply)
     vlm = make_model("finetune", checkpointing, half, rank)
     planned = count_activations(vlm, make_pass(checkpointing, 2 if half else 4, kernels=True))

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from cobra.evaluation.data.captioned_image import CaptionedImage, count_images
 from cobra.evaluation.responses.protocol import (
     ANALYSIS_PROMPT,
@@ -171,7 +169,4 @@ class Passes:
 
 def _select(states: Sequence[MambaState], rows: Sequence[tuple[int, int]]) -> MambaState:
     """Return the states of (batch, row) pairs, in order, as one batch."""
-    return MambaState(
-        torch.stack([states[batch].conv[:, row] for batch, row in rows], dim=1),
-        torch.stack([states[batch].ssm[:, row] for batch, row in rows], dim=1),
-    )
+    return MambaState.join([states[batch].rows(slice(row, row + 1)) for batch, row in rows])

@@ -120,10 +120,9 @@ def write_branches(
 
 def _keep_states(state: MambaState, places: list[int], going: list[int], final: MambaState) -> None:
     """Copy the rows at some places of a state into the rows of `final` that the branches there have."""
-    left = state.select(torch.tensor(places, device=state.ssm.device))
-    rows = torch.tensor([going[place] for place in places], device=state.ssm.device)
-    final.conv[:, rows] = left.conv
-    final.ssm[:, rows] = left.ssm
+    left = state.select(torch.tensor(places, device=state.device))
+    rows = torch.tensor([going[place] for place in places], device=state.device)
+    final.write(rows, left)
 
 
 def _choose(

@@ -111,8 +111,7 @@ class GraphDecoder(Decoder):
         """See :attr:`Decoder.state`."""
         if self._step is None:
             return self._state
-        rows = self._rows
-        return MambaState(self._step.state.conv[:, :rows], self._step.state.ssm[:, :rows])
+        return self._step.state.rows(slice(self._rows))
 
     def read(self, tokens: Tensor) -> Tensor:
         """See :meth:`Decoder.read`."""
@@ -138,12 +137,11 @@ class GraphDecoder(Decoder):
         bucket = bucket_of(self._rows)
         if bucket != self._bucket:
             self.close()
-            self._bucket, self._step = bucket, self._take(bucket, state.ssm.device)
+            self._bucket, self._step = bucket, self._take(bucket, state.device)
         if self._step is None:
             self._state = state
         else:
-            self._step.state.conv[:, : self._rows] = state.conv
-            self._step.state.ssm[:, : self._rows] = state.ssm
+            self._step.state.write(slice(self._rows), state)
 
     def _take(self, bucket: int | None, device: torch.device) -> CapturedStep | None:
         """Return a graph that nobody uses, captured if there is none; None where it cannot be captured."""

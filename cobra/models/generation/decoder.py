@@ -37,7 +37,7 @@ def read_rows(llm: MambaLM, rows: Sequence[Sequence[int]], state: MambaState, be
     Returns:
         Scores of the next token (rows, vocabulary), fp32.
     """
-    lengths = torch.tensor([len(row) for row in rows], device=state.ssm.device)
+    lengths = torch.tensor([len(row) for row in rows], device=state.device)
     ids = nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
     embeds = llm.embed(ids.to(lengths.device))
     if before is not None:
@@ -109,7 +109,7 @@ def open_decoder(llm: MambaLM, state: MambaState) -> Decoder:
         llm: In evaluation mode.
         state: What the rows have read; the decoder's from now on, and changed in place.
     """
-    if state.ssm.device.type == "cuda":
+    if state.device.type == "cuda":
         from cobra.models.generation.cuda_graph import GraphDecoder, can_capture
 
         if can_capture(llm):

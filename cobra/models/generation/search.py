@@ -258,7 +258,7 @@ class Search:
                 found[branch.prompt].append(branch)
         plan = self._plan(beams, len(seeds))
         held = len(beams) + (self._options.kept * len(seeds) if by_stage else 0)
-        at_once = branches_at_once(self._llm.config, state.ssm.device, held, len(plan), self._options.memory)
+        at_once = branches_at_once(self._llm.config, state.device, held, len(plan), self._options.memory)
         # Rows are counted through the states that are branched, then the best of those written so far, then new ones.
         best: list[MambaState] = []
         for start in range(0, len(plan), at_once):
@@ -306,7 +306,7 @@ class Search:
             branches.append(beams[row].branch(random.Random(seed) if self._limits.sampling.do_sample else None))
         final = None
         if self._limits.by_stage or self._scorer.reads_state:
-            final = MambaState.zeros(self._llm.config, len(plan), state.ssm.device)
+            final = MambaState.zeros(self._llm.config, len(plan), state.device)
         states = state.select(index)
         write_branches(
             self._llm, branches, states, scores[index], self._limits, self._texts, final, self._between_steps

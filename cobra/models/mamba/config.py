@@ -1,17 +1,20 @@
 """Sizes of a Mamba language model, read from the formats in which they are published."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cobra.util.errors import UserError
 from cobra.util.files import read_json
 
+MIXERS: dict[str, type] = {}
+"""Kinds of mixers by name; :func:`cobra.models.mamba.mixer.register_mixer` adds to them."""
+
 
 @dataclass(frozen=True)
 class MambaConfig:
-    """Architecture of a Mamba-1 language model (Gu and Dao, arXiv 2312.00752)."""
+    """Architecture of a Mamba language model; the defaults are those of Mamba-1 (Gu and Dao, arXiv 2312.00752)."""
 
     d_model: int
     n_layer: int
@@ -32,6 +35,10 @@ class MambaConfig:
     norm_epsilon: float = 1e-5
     residual_in_fp32: bool = True
     pad_vocab_size_multiple: int = 8
+    mixer: str = "Mamba1"
+    """Kind of the mixer, a key of :data:`MIXERS`; `ssm_cfg.layer` in the file."""
+    mixer_options: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Keys of `ssm_cfg` beyond those above, as the file has them, for mixers with sizes of their own."""
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -67,8 +74,8 @@ class MambaConfig:
             where: What it was read from, for errors.
 
         Raises:
-            UserError: Neither format's keys are there, a size is missing or impossible, or the model is not a Mamba-1
-                one.
+            UserError: Neither format's keys are there, a size is missing or impossible, or the kind of mixer is
+                unknown.
         """
         try:
             return cls._parse(values)
@@ -80,12 +87,15 @@ class MambaConfig:
     @classmethod
     def _parse(cls, values: dict[str, Any]) -> "MambaConfig":
         ssm = dict(values.get("ssm_cfg") or {})
-        if ssm.get("layer", "Mamba1") != "Mamba1" or values.get("attn_layer_idx"):
-            raise UserError(f"it describes {ssm.get('layer', 'a hybrid')}, and only Mamba-1 models are supported")
+        mixer = ssm.pop("layer", "Mamba1")
+        if mixer not in MIXERS:
+            raise UserError(f"its mixer {mixer!r} is unknown; the known ones are: {', '.join(MIXERS)}")
+        if values.get("attn_layer_idx"):
+            raise UserError("it describes a hybrid with attention, and only models without are supported")
         if not values.get("rms_norm", True):
             raise UserError("it has layer norms, and only models with RMS norms are supported")
         if "d_model" in values and "n_layer" in values:
-            rank = ssm.get("dt_rank", "auto")
+            rank = ssm.pop("dt_rank", "auto")
             return cls(
                 d_model=values["d_model"],
                 n_layer=values["n_layer"],
@@ -94,9 +104,11 @@ class MambaConfig:
                 norm_epsilon=values.get("norm_epsilon", 1e-5),
                 residual_in_fp32=values.get("residual_in_fp32", True),
                 pad_vocab_size_multiple=values.get("pad_vocab_size_multiple", 8),
-                conv_bias=ssm.get("conv_bias", True),
-                proj_bias=ssm.get("bias", False),
-                **{key: ssm[key] for key in _SHARED_SSM_KEYS if key in ssm},
+                conv_bias=ssm.pop("conv_bias", True),
+                proj_bias=ssm.pop("bias", False),
+                **{key: ssm.pop(key) for key in _SHARED_SSM_KEYS if key in ssm},
+                mixer=mixer,
+                mixer_options=ssm,
             )
         if "hidden_size" in values and "num_hidden_layers" in values:
             rank = values.get("time_step_rank", "auto")

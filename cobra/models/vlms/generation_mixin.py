@@ -88,7 +88,7 @@ class Answering:
             rows = max(1, _CPU_POSITIONS // positions) if self.device.type == "cpu" else count
             for start in range(0, count, rows):
                 part = slice(start, start + rows)
-                llm(patches[part], MambaState(state.conv[:, part], state.ssm[:, part]))
+                llm(patches[part], state.rows(part))
             return state
 
     @torch.no_grad()
@@ -135,8 +135,8 @@ class Answering:
                 "prompt, with prefix.select(rows) where rows are to be repeated or left out"
             )
         prefix.check(self.llm_backbone.llm.config, count)
-        if prefix.ssm.device != self.device:
-            raise UserError(f"the prefix is on {prefix.ssm.device} and the model on {self.device}: read it again")
+        if prefix.device != self.device:
+            raise UserError(f"the prefix is on {prefix.device} and the model on {self.device}: read it again")
 
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of a prompt.

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from cobra.models.mamba import MambaConfig
-from cobra.models.mamba.model import MambaMixer
+from cobra.models.mamba.mamba1 import Mamba1Mixer
 from cobra.models.mamba.ops.torch_ops import chunk_steps
 from cobra.models.vlms import CobraVLM
 from cobra.models.vlms.cobra import LOSS_CHUNK
@@ -120,7 +120,7 @@ def _copies(module: nn.Module, size: Pass) -> int:
             if summed or layer.weight.element_size() != size.element:
                 total += layer.weight.numel() * size.element
         # exp(A_log), once as computed and, by PyTorch's operations, once as the scan takes it.
-        if isinstance(layer, MambaMixer):
+        if isinstance(layer, Mamba1Mixer):
             total += layer.A_log.numel() * _FP32 * (1 if size.kernels else 2)
     return total
 

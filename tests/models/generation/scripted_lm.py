@@ -48,8 +48,8 @@ class ScriptedLM:
         """The state and the first scores after prompts."""
         state = MambaState.zeros(self.config, len(texts), "cpu")
         for row, text in enumerate(texts):
-            state.ssm[0, row] = self.number(text)
-        return state, self.logits(state.ssm[0, :, 0])
+            state["ssm"][0, row] = self.number(text)
+        return state, self.logits(state["ssm"][0, :, 0])
 
     def number(self, history):
         if history not in self.numbers:
@@ -65,11 +65,11 @@ class ScriptedLM:
         self.passes.append((rows, steps))
         hidden = torch.full((rows, steps, 1), float("nan"))
         for row in range(rows):
-            history = self.histories[int(state.ssm[0, row, 0, 0])]
+            history = self.histories[int(state["ssm"][0, row, 0, 0])]
             for step in range(steps if lengths is None else int(lengths[row])):
                 history += chr(int(embeds[row, step, 0]))
                 hidden[row, step, 0] = self.number(history)
-            state.ssm[0, row] = self.number(history)
+            state["ssm"][0, row] = self.number(history)
         return hidden
 
     def logits(self, hidden):

@@ -55,7 +55,7 @@ def decoder_for(llm, state):
 def random_state(llm, rows, seed=0):
     generator = torch.Generator().manual_seed(seed)
     state = MambaState.zeros(llm.config, rows, "cpu")
-    return MambaState(*(torch.randn(part.shape, generator=generator) for part in (state.conv, state.ssm)))
+    return MambaState({name: torch.randn(part.shape, generator=generator) for name, part in state.parts.items()})
 
 
 def test_buckets():
@@ -68,21 +68,21 @@ def test_a_captured_step_has_buffers_of_its_bucket(llm, captured):
     step = CapturedStep(llm, 4, torch.device("cpu"))
     own = MambaState.zeros(llm.config, 4, "cpu")
     assert step.tokens.shape == (4,) and step.tokens.dtype == torch.int64
-    assert (step.state.conv.shape, step.state.ssm.shape) == (own.conv.shape, own.ssm.shape)
+    assert (step.state["conv"].shape, step.state["ssm"].shape) == (own["conv"].shape, own["ssm"].shape)
     assert step.scores.shape == (4, llm.config.padded_vocab_size) and step.scores.dtype == torch.float32
-    pointers = [tensor.data_ptr() for tensor in (step.tokens, step.state.conv, step.state.ssm, step.scores)]
+    pointers = [tensor.data_ptr() for tensor in (step.tokens, *step.state.parts.values(), step.scores)]
     for seed in range(3):
         state = random_state(llm, 4, seed)
         tokens = torch.tensor([5, 6, 7, 8 + seed])
-        step.state.conv.copy_(state.conv)
-        step.state.ssm.copy_(state.ssm)
+        step.state["conv"].copy_(state["conv"])
+        step.state["ssm"].copy_(state["ssm"])
         step.tokens.copy_(tokens)
         step.replay()
         expected = read_tokens(llm, tokens, state)
         torch.testing.assert_close(step.scores, expected)
-        torch.testing.assert_close(step.state.ssm, state.ssm)
-        torch.testing.assert_close(step.state.conv, state.conv)
-    assert pointers == [tensor.data_ptr() for tensor in (step.tokens, step.state.conv, step.state.ssm, step.scores)]
+        torch.testing.assert_close(step.state["ssm"], state["ssm"])
+        torch.testing.assert_close(step.state["conv"], state["conv"])
+    assert pointers == [tensor.data_ptr() for tensor in (step.tokens, *step.state.parts.values(), step.scores)]
 
 
 @torch.no_grad()
@@ -99,8 +99,8 @@ def test_the_decoder_is_the_plain_one_while_rows_leave(llm, captured, rows):
             plain.keep(keep)
             decoder.keep(keep)
         assert decoder.state.batch_size == plain.state.batch_size
-        torch.testing.assert_close(decoder.state.ssm, plain.state.ssm)
-        torch.testing.assert_close(decoder.state.conv, plain.state.conv)
+        torch.testing.assert_close(decoder.state["ssm"], plain.state["ssm"])
+        torch.testing.assert_close(decoder.state["conv"], plain.state["conv"])
     decoder.close()
     assert captured.made == len({bucket_of(count) for count in range(1, rows + 1)})
 
@@ -108,7 +108,7 @@ def test_the_decoder_is_the_plain_one_while_rows_leave(llm, captured, rows):
 @torch.no_grad()
 def test_what_is_left_in_a_buffer_reaches_no_other_row(llm, captured):
     decoder = decoder_for(llm, random_state(llm, 4))
-    decoder._step.state.ssm.fill_(float("nan"))
+    decoder._step.state["ssm"].fill_(float("nan"))
     decoder.close()
     decoder, plain = decoder_for(llm, random_state(llm, 3)), Decoder(llm, random_state(llm, 3))
     tokens = torch.tensor([1, 2, 3])

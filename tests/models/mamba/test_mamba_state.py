@@ -27,16 +27,16 @@ def state(lm):
 
 
 def assert_equal(one, other):
-    assert torch.equal(one.conv, other.conv)
-    assert torch.equal(one.ssm, other.ssm)
+    assert torch.equal(one["conv"], other["conv"])
+    assert torch.equal(one["ssm"], other["ssm"])
 
 
 @torch.no_grad()
 def test_a_copy_stays_while_the_state_goes_on(lm, state):
     kept = state.clone()
     lm(torch.randn(2, 1, 32), state)
-    assert not torch.equal(kept.ssm, state.ssm)
-    assert not torch.equal(kept.conv, state.conv)
+    assert not torch.equal(kept["ssm"], state["ssm"])
+    assert not torch.equal(kept["conv"], state["conv"])
     assert state.nbytes == 4 * 3 * 2 * 64 * (4 + 5)
 
 
@@ -65,17 +65,17 @@ def test_branches_are_gathered_and_go_on_by_themselves(lm, state):
     ],
 )
 def test_shapes_that_no_state_has_are_refused(lm, conv, ssm):
-    with pytest.raises(UserError, match="the state is of another model: .* but this model has 3 layers of width 64"):
-        MambaState(torch.zeros(conv), torch.zeros(ssm)).check(lm.config, 2)
+    with pytest.raises(UserError, match="the state is of another model: .* but this model has conv .3, ., 64, 4."):
+        MambaState({"conv": torch.zeros(conv), "ssm": torch.zeros(ssm)}).check(lm.config, 2)
 
 
 @torch.no_grad()
 def test_going_on_from_a_state_that_does_not_fit_is_refused(lm, state):
     x = torch.randn(2, 1, 32)
     other = small_lm(n_layer=2, d_state=4)
-    with pytest.raises(UserError, match="of another model.*this model has 2 layers of width 64, 4 taps and 4 states"):
+    with pytest.raises(UserError, match="of another model.*this model has conv .2, 2, 64, 4., ssm .2, 2, 64, 4."):
         other(x, state)
     with pytest.raises(UserError, match="the state has 2 rows, but 1 rows of tokens are to be read"):
         lm(x[:1], state)
-    with pytest.raises(UserError, match=r"the state is in torch.float32 and torch.bfloat16, but .* torch.float32"):
-        lm(x, MambaState(state.conv, state.ssm.bfloat16()))
+    with pytest.raises(UserError, match=r"the state is in torch.bfloat16 and torch.float32, but .* torch.float32"):
+        lm(x, MambaState({"conv": state["conv"], "ssm": state["ssm"].bfloat16()}))

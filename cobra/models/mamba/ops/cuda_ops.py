@@ -152,7 +152,7 @@ def inner(xz: Tensor, mixer: Any, A: Tensor) -> Tensor:
 
     Args:
         xz: Output of `in_proj` (batch, time, 2 * width).
-        mixer: The :class:`cobra.models.mamba.model.MambaMixer` whose weights are used.
+        mixer: The :class:`cobra.models.mamba.mamba1.Mamba1Mixer` whose weights are used.
         A: Negative decay rates (width, state), fp32.
 
     Returns:

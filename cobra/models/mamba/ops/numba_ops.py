@@ -9,6 +9,7 @@ compile them (forward 3, backward 4, block steps 4).
 """
 
 from array import array
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -115,43 +116,46 @@ def selective_scan_step(
     return out.to(u.dtype)
 
 
-def block_step(block: Any, hidden: Tensor, residual: Tensor | None, state: Any) -> tuple[Tensor, Tensor] | None:
+def block_step(
+    mixer: Any, norm: Any, hidden: Tensor, residual: Tensor | None, state: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor] | None:
     """Take one token a row through a whole block, where its weights are small, fp32 and nothing but weights.
 
     Args:
-        block: A :class:`cobra.models.mamba.model.MambaBlock`.
+        mixer: A :class:`cobra.models.mamba.mamba1.Mamba1Mixer`.
+        norm: The block's norm.
         hidden: (batch, 1, d_model).
         residual: The stream (batch, 1, d_model), or None in the first block.
-        state: Of the layer; updated in place.
+        state: The layer's part of the state; updated in place.
 
     Returns:
         The mixer's output and the stream, or None, with nothing done, where the block is not such a one: then threads
         or other layers' code are worth their calls.
     """
-    mixer, (batch, _, d_model) = block.mixer, hidden.shape
+    batch, _, d_model = hidden.shape
     conv, in_proj, x_proj, dt_proj, out_proj = mixer.conv1d, mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj
-    matrix, norm, A_log = in_proj.weight, block.norm.weight, mixer.A_log
+    matrix, scale, A_log = in_proj.weight, norm.weight, mixer.A_log
     width, states = A_log.shape
-    if matrix.numel() > _SMALL_MATRIX or d_model % LANES or width % LANES or len(norm) != d_model:
+    if matrix.numel() > _SMALL_MATRIX or d_model % LANES or width % LANES or len(scale) != d_model:
         return None
     if any(type(layer) is not nn.Linear for layer in (in_proj, x_proj, dt_proj, out_proj)):
         return None
     tensors = {
-        **{"hidden": hidden, "residual": residual, "norm": norm, "in_proj": matrix, "in_bias": in_proj.bias},
+        **{"hidden": hidden, "residual": residual, "norm": scale, "in_proj": matrix, "in_bias": in_proj.bias},
         **{"conv": conv.weight, "conv_bias": conv.bias, "x_proj": x_proj.weight, "dt_proj": dt_proj.weight},
         **{"dt_bias": dt_proj.bias, "A_log": A_log, "D": mixer.D, "out_proj": out_proj.weight},
-        **{"out_bias": out_proj.bias, "window": state.conv, "state": state.ssm},
+        **{"out_bias": out_proj.bias, "window": state["conv"], "state": state["ssm"]},
     }
     if not _is_plain(*tensors.values()):
         return None
     reads, threads = len(tensors["x_proj"]), min(batch, _threads(batch * matrix.numel()))
     rows = -(-batch // threads)
     size = scratch_numbers(rows, d_model, width, reads, states)
-    tensors["scratch"], eps = hidden.new_empty(threads * size), array("f", [block.norm.eps])
+    tensors["scratch"], eps = hidden.new_empty(threads * size), array("f", [norm.eps])
     tensors["out"], tensors["stream"] = out, stream = torch.empty_like(hidden), torch.empty_like(hidden)
     sizes = {
         **{"batch": batch, "rows": rows, "d_model": d_model, "width": width, "rank": reads - 2 * states},
-        **{"states": states, "taps": state.conv.shape[2], "eps": eps.buffer_info()[0], "scratch_size": 4 * size},
+        **{"states": states, "taps": state["conv"].shape[2], "eps": eps.buffer_info()[0], "scratch_size": 4 * size},
     }
     kernel_step.run(-(-batch // rows), threads, _starts(**tensors) | sizes)
     return out, stream
