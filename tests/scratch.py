@@ -1,5 +1,7 @@
 """A small model at random initial values, for tests that need a model but no particular one."""
 
+from pathlib import Path
+
 import torch
 from PIL import Image
 
@@ -21,6 +23,16 @@ def scratch_vlm(seed: int = 0, **changes: object) -> CobraVLM:
     torch.manual_seed(seed)
     vlm = build_vlm(scratch_fields(**changes), {})
     return vlm.eval()
+
+
+def scratch_run(folder: Path, run_id: str, *more: str) -> list[str]:
+    """Flags of a run that trains the small model on a folder's `rows.json` and writes to its `runs`."""
+    return [
+        *("--model.type", "cobra-tiny", "--device", "cpu"),
+        *(text for name, value in SCRATCH_IDS.items() for text in (f"--model.{name}", value)),
+        *("--dataset.type", "custom", "--dataset.dataset_root_dir", str(folder)),
+        *("--run_root_dir", str(folder / "runs"), "--run_id", run_id, *more),
+    ]
 
 
 def picture(seed: int, size: tuple[int, int] = (48, 48)) -> Image.Image:

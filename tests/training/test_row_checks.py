@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
+from scratch import scratch_run
 
 from cobra.preprocessing.datasets import FinetuneDataset
 from cobra.training.loop import TrainingLoop
@@ -27,26 +27,9 @@ MISSING_LATE = ROOT / "tests" / "faults" / "missing-late"
 ROWS = 8
 
 
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "images").mkdir()
-    rows = []
-    for index in range(ROWS):
-        turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "word " * (index + 1)}]
-        rows.append({"id": index, "image": f"{index}.png", "conversations": turns})
-        Image.new("RGB", (48, 48), (20 * index, 90, 90)).save(tmp_path / "images" / f"{index}.png")
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    return tmp_path
-
-
 def arguments(folder, *more):
-    return [
-        *("--model.type", "cobra-tiny", "--model.vision_backbone_id", "dinosiglip-vit-tiny-48px-init"),
-        *("--model.llm_backbone_id", "mamba-0.5m-init-zephyr", "--device", "cpu"),
-        *("--dataset.type", "custom", "--dataset.dataset_root_dir", str(folder)),
-        *("--run_root_dir", str(folder / "runs"), "--run_id", "a", "--model.finetune_epochs", "1"),
-        *("--model.finetune_global_batch_size", "2", "--model.finetune_per_device_batch_size", "1", *more),
-    ]
+    sizes = ("--model.finetune_epochs", "1", "--model.finetune_global_batch_size", "2")
+    return scratch_run(folder, "a", *sizes, "--model.finetune_per_device_batch_size", "1", *more)
 
 
 def train(folder, *more):

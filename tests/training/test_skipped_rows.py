@@ -8,36 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from scratch import scratch_run
 
 from cobra.models.checkpoint import read_checkpoint
 from cobra.training.pretrain import PretrainConfig, pretrain
 from cobra.util.cli import parse, run
 
 ROOT = Path(__file__).parents[2]
-ROWS = 8
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "images").mkdir()
-    rows = []
-    for index in range(ROWS):
-        turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "word " * (index + 1)}]
-        rows.append({"id": index, "image": f"{index}.png", "conversations": turns})
-        Image.new("RGB", (48, 48), (20 * index, 90, 90)).save(tmp_path / "images" / f"{index}.png")
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    return tmp_path
 
 
 def arguments(folder, run_id, *more):
-    return [
-        *("--model.type", "cobra-tiny", "--model.vision_backbone_id", "dinosiglip-vit-tiny-48px-init"),
-        *("--model.llm_backbone_id", "mamba-0.5m-init-zephyr", "--device", "cpu"),
-        *("--dataset.type", "custom", "--dataset.dataset_root_dir", str(folder), "--dataset.on_bad_image", "skip"),
-        *("--run_root_dir", str(folder / "runs"), "--run_id", run_id, "--model.finetune_epochs", "2"),
-        *("--model.finetune_global_batch_size", "4", "--model.finetune_per_device_batch_size", "2", *more),
-    ]
+    sizes = ("--model.finetune_epochs", "2", "--model.finetune_global_batch_size", "4")
+    per_device = ("--model.finetune_per_device_batch_size", "2")
+    return scratch_run(folder, run_id, "--dataset.on_bad_image", "skip", *sizes, *per_device, *more)
 
 
 def metrics(folder, run_id):
