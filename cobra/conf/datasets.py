@@ -1,12 +1,15 @@
 """Dataset configurations: which annotation file and image folder feed which stage of training.
 
 Every dataset is a dataclass under a `draccus` choice registry, so `--dataset.type llava-cot-100k` picks one and
-`--dataset.<field>` overrides a field. Paths are relative to `dataset_root_dir`.
+`--dataset.<field>` overrides a field. Paths are relative to `dataset_root_dir`. A dataset of one's own in LLaVA's
+format is registered here alone: a class, and a member of `DatasetRegistry`.
 """
 
+import shlex
 from dataclasses import dataclass, field
 from enum import Enum, unique
 from pathlib import Path
+from typing import ClassVar
 
 from draccus import ChoiceRegistry
 
@@ -15,9 +18,26 @@ _INSTRUCT = Path("download/llava-v1.5-instruct/")
 _COT = Path("download/llava-cot-100k/")
 
 
+@dataclass(frozen=True)
+class Publication:
+    """The published files of a stage."""
+
+    rows: int
+    """Rows as the dataset's paper or page counts them, to the thousand; a plan takes them where no file is there."""
+    remedy: str
+    """The sentence with the command that makes the files; `{root}` stands for `dataset_root_dir`."""
+
+
+_FETCH_ALIGN = "python scripts/preprocess.py --dataset_id llava-laion-cc-sbu-558k --root_dir {root}"
+_FETCH_INSTRUCT = "python scripts/preprocess.py --dataset_id llava-v1.5-instruct --root_dir {root}"
+_MIX_LVIS = "python scripts/additional-datasets/lvis_instruct_4v.py --root_dir {root}"
+_MIX_LRV = "python scripts/additional-datasets/lrv_instruct.py --root_dir {root}"
+_THEN_MAKE = f"Fetch LLaVA v1.5 ({_FETCH_INSTRUCT}), then make it: "
+
+
 @dataclass
 class DatasetConfig(ChoiceRegistry):
-    """Where the rows and images of one dataset lie."""
+    """The files of one dataset, and where they come from."""
 
     dataset_id: str
     """Unique name; the value of `--dataset.type`."""
@@ -28,14 +48,37 @@ class DatasetConfig(ChoiceRegistry):
     dataset_root_dir: Path = Path("data")
     """Folder that holds `download/`."""
     holdout_components: tuple[Path, Path] | None = None
-    """(annotation file, image folder) of rows that are never trained on; the finetune stages report the loss on them
-    where the file is there."""
+    """(annotation file, image folder) of held-out rows, which are never trained on; the finetune stages report the loss
+    on them where the file is there."""
     on_bad_image: str = "raise"
-    """What a row with a missing or unreadable image does: `raise` ends the run, `skip` lets the row stay in its place
+    """Treatment of rows with a missing or unreadable image: `raise` ends the run, `skip` leaves the row in its place
     without a label, so that the order of all others is kept; such rows are counted and named."""
     truncation: str = "right"
-    """What a row longer than the model takes does: `right` cuts its end as Cobra does, `drop` leaves out the rows whose
-    last CONCLUSION would be cut."""
+    """Treatment of rows longer than the model takes: `right` cuts their end as Cobra does, `drop` leaves out the rows
+    whose last CONCLUSION would be cut."""
+    published_align: ClassVar[Publication | None] = Publication(558_000, f"Fetch it: {_FETCH_ALIGN}")
+    """The published files of the align stage, by default those of all of Cobra's datasets; None where there are none.
+    No field, as Cobra's config files have none."""
+    published_finetune: ClassVar[Publication | None] = None
+    """The published files of the finetune stages; None where there are none."""
+
+    def components(self, stage: str) -> tuple[Path, Path]:
+        """Return the annotation file and the image folder of a stage, below `dataset_root_dir`."""
+        components = self.align_stage_components if stage == "align" else self.finetune_stage_components
+        annotation_file, image_dir = (Path(self.dataset_root_dir) / component for component in components)
+        return annotation_file, image_dir
+
+    def published(self, stage: str) -> Publication | None:
+        """Return the published files of a stage; None where there are none."""
+        return self.published_align if stage == "align" else self.published_finetune
+
+    def remedy(self, stage: str) -> str:
+        """Return the sentence with the command that makes a stage's files, or with the flags that name one's own."""
+        publication = self.published(stage)
+        if publication is not None:
+            return publication.remedy.format(root=shlex.quote(str(self.dataset_root_dir)))
+        components = "align_stage_components" if stage == "align" else "finetune_stage_components"
+        return f"Give your own with --dataset.{components} '[rows.json, images]' and --dataset.dataset_root_dir"
 
 
 @dataclass
@@ -45,6 +88,7 @@ class LLaVa_V15_Config(DatasetConfig):
     dataset_id: str = "llava-v15"
     align_stage_components: tuple[Path, Path] = _ALIGN
     finetune_stage_components: tuple[Path, Path] = (_INSTRUCT / "llava_v1_5_mix665k.json", _INSTRUCT)
+    published_finetune = Publication(665_000, f"Fetch it: {_FETCH_INSTRUCT}")
 
 
 @dataclass
@@ -54,6 +98,10 @@ class LLaVa_Multimodal_Only_Config(DatasetConfig):
     dataset_id: str = "llava-multimodal"
     align_stage_components: tuple[Path, Path] = _ALIGN
     finetune_stage_components: tuple[Path, Path] = (_INSTRUCT / "llava_v1_5_stripped625k.json", _INSTRUCT)
+    published_finetune = Publication(
+        625_000,
+        f"The images come with {_FETCH_INSTRUCT}; the annotation file is none that is published: put yours there",
+    )
 
 
 @dataclass
@@ -63,6 +111,7 @@ class LLaVa_LVIS4V_Config(DatasetConfig):
     dataset_id: str = "llava-lvis4v"
     align_stage_components: tuple[Path, Path] = _ALIGN
     finetune_stage_components: tuple[Path, Path] = (_INSTRUCT / "llava_v1_5_lvis4v_mix888k.json", _INSTRUCT)
+    published_finetune = Publication(888_000, _THEN_MAKE + _MIX_LVIS)
 
 
 @dataclass
@@ -72,6 +121,7 @@ class LLaVa_LRV_Config(DatasetConfig):
     dataset_id: str = "llava-lrv"
     align_stage_components: tuple[Path, Path] = _ALIGN
     finetune_stage_components: tuple[Path, Path] = (_INSTRUCT / "llava_v1_5_lrv_mix1008k.json", _INSTRUCT)
+    published_finetune = Publication(1_008_000, _THEN_MAKE + _MIX_LRV)
 
 
 @dataclass
@@ -81,6 +131,7 @@ class LLaVa_LVIS4V_LRV_Config(DatasetConfig):
     dataset_id: str = "llava-lvis4v-lrv"
     align_stage_components: tuple[Path, Path] = _ALIGN
     finetune_stage_components: tuple[Path, Path] = (_INSTRUCT / "llava_v1_5_lvis4v_lrv_mix1231k.json", _INSTRUCT)
+    published_finetune = Publication(1_231_000, f"{_THEN_MAKE}{_MIX_LVIS} && {_MIX_LRV}")
 
 
 @dataclass
@@ -91,6 +142,7 @@ class LLaVa_CoT_100k_Config(DatasetConfig):
     align_stage_components: tuple[Path, Path] = _ALIGN
     finetune_stage_components: tuple[Path, Path] = (_COT / "llava_cot_100k.json", _COT)
     holdout_components: tuple[Path, Path] | None = (_COT / "llava_cot_100k_holdout.json", _COT)
+    published_finetune = Publication(99_000, "Make it: python fine_tune/prepare_llava_cot.py --dataset_root {root}")
 
 
 @dataclass
@@ -103,6 +155,7 @@ class Custom_Config(DatasetConfig):
     dataset_id: str = "custom"
     align_stage_components: tuple[Path, Path] = field(default_factory=lambda: (Path("rows.json"), Path("images/")))
     finetune_stage_components: tuple[Path, Path] = field(default_factory=lambda: (Path("rows.json"), Path("images/")))
+    published_align = None
 
 
 @unique

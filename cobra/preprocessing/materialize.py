@@ -1,12 +1,11 @@
 """The factory of datasets and their collator, by stage of training."""
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from cobra.conf import DatasetConfig, DatasetRegistry
+from cobra.conf import DatasetConfig
 from cobra.models.backbones.llm.prompting import PromptBuilder
 from cobra.models.backbones.vision import ImageTransform
 from cobra.models.vlms import check_stage
@@ -66,8 +65,7 @@ def find_components(stage: str, dataset_cfg: DatasetConfig) -> tuple[Path, Path]
         UserError: The stage is unknown, or one of them does not exist (with the command that makes it).
     """
     check_stage(stage)
-    components = dataset_cfg.align_stage_components if stage == "align" else dataset_cfg.finetune_stage_components
-    annotation_file, image_dir = (Path(dataset_cfg.dataset_root_dir) / component for component in components)
+    annotation_file, image_dir = dataset_cfg.components(stage)
     for kind, path, exists in (
         ("annotation file", annotation_file, annotation_file.is_file()),
         ("image folder", image_dir, image_dir.is_dir()),
@@ -75,30 +73,6 @@ def find_components(stage: str, dataset_cfg: DatasetConfig) -> tuple[Path, Path]
         if not exists:
             raise UserError(
                 f"the {kind} of {dataset_cfg.dataset_id} for the stage {stage} does not exist: {path}. "
-                f"{where_from(dataset_cfg, stage)}"
+                f"{dataset_cfg.remedy(stage)}"
             )
     return annotation_file, image_dir
-
-
-def where_from(config: DatasetConfig, stage: str) -> str:
-    """Return the sentence with the command that makes a dataset's files, or with the flags that name one's own."""
-    root = shlex.quote(str(config.dataset_root_dir))
-    if config.dataset_id == DatasetRegistry.CUSTOM.dataset_id:
-        components = "align_stage_components" if stage == "align" else "finetune_stage_components"
-        return f"Give your own with --dataset.{components} '[rows.json, images]' and --dataset.dataset_root_dir"
-    if stage == "align":
-        return f"Fetch it: python scripts/preprocess.py --dataset_id llava-laion-cc-sbu-558k --root_dir {root}"
-    if config.dataset_id == DatasetRegistry.LLAVA_COT_100K.dataset_id:
-        return f"Make it: python fine_tune/prepare_llava_cot.py --dataset_root {root}"
-    fetch = f"python scripts/preprocess.py --dataset_id llava-v1.5-instruct --root_dir {root}"
-    if config.dataset_id == DatasetRegistry.LLAVA_V15.dataset_id:
-        return f"Fetch it: {fetch}"
-    scripts = {
-        DatasetRegistry.LLAVA_LVIS4V.dataset_id: ["lvis_instruct_4v.py"],
-        DatasetRegistry.LLAVA_LRV.dataset_id: ["lrv_instruct.py"],
-        DatasetRegistry.LLAVA_LVIS4V_LRV.dataset_id: ["lvis_instruct_4v.py", "lrv_instruct.py"],
-    }
-    if config.dataset_id not in scripts:
-        return f"The images come with {fetch}; the annotation file is none that is published: put yours there"
-    make = [f"python scripts/additional-datasets/{name} --root_dir {root}" for name in scripts[config.dataset_id]]
-    return f"Fetch LLaVA v1.5 ({fetch}), then make it: {' && '.join(make)}"

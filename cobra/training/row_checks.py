@@ -3,10 +3,8 @@
 import os
 from collections.abc import Callable
 
-from cobra.conf import DatasetRegistry
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
 from cobra.preprocessing.datasets.image_presence import look_for_images
-from cobra.preprocessing.materialize import where_from
 from cobra.training.config import PretrainConfig
 from cobra.util.distributed import World
 from cobra.util.errors import SharedError
@@ -46,8 +44,8 @@ def check_images(
     if config.dataset.on_bad_image == "skip":
         say(f"warning: {named}: they teach nothing (--dataset.on_bad_image skip)")
         return
-    known = config.dataset.dataset_id != DatasetRegistry.CUSTOM.dataset_id
-    bring = f"Put the images there{f' ({where_from(config.dataset, config.stage)})' if known else ''}"
+    known = config.dataset.published(config.stage) is not None
+    bring = f"Put the images there{f' ({config.dataset.remedy(config.stage)})' if known else ''}"
     out = "" if has_state else ", take the rows out"
     raise SharedError(f"{named}. {bring}{out}, or go on without them: --dataset.on_bad_image skip")
 

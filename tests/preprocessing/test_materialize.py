@@ -1,19 +1,24 @@
 """The factory of datasets: the right kind of rows a stage, and errors that say what to type."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import draccus
 import pytest
 import torch
 from PIL import Image
 
 import cobra.models.tiny
-from cobra.conf import DatasetConfig
+from cobra.conf import DatasetConfig, ModelConfig
+from cobra.conf.datasets import Publication
 from cobra.models.backbones.llm.backbone import load_tokenizer
 from cobra.models.backbones.llm.prompting import ZephyrChatPromptBuilder
 from cobra.preprocessing import convert_to_jpg, download_extract, get_dataset_and_collator
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
+from cobra.preprocessing.materialize import find_components
+from cobra.training.planning.row_lengths import read_facts
 from cobra.util.errors import UserError
 
 ROWS = [
@@ -128,3 +133,23 @@ def test_the_command_can_be_pasted_when_the_folder_has_a_blank(tmp_path):
 def test_the_download_helpers_are_exported():
     assert callable(download_extract)
     assert callable(convert_to_jpg)
+
+
+def test_a_dataset_is_registered_by_its_class_alone(tmp_path, monkeypatch):
+    choices = dict(DatasetConfig.get_known_choices())
+    monkeypatch.setattr(DatasetConfig, "_choice_registry", choices)
+
+    @DatasetConfig.register_subclass("mine")
+    @dataclass
+    class Mine(DatasetConfig):
+        dataset_id: str = "mine"
+        align_stage_components: tuple[Path, Path] = (Path("chat.json"), Path("images"))
+        finetune_stage_components: tuple[Path, Path] = (Path("mine.json"), Path("images"))
+        published_finetune = Publication(12, "Make it: python mine.py --to {root}")
+
+    config = draccus.decode(DatasetConfig, {"type": "mine", "dataset_root_dir": str(tmp_path)})
+    assert isinstance(config, Mine) and "published_finetune" not in draccus.encode(config)
+    with pytest.raises(UserError, match=f"mine.json. Make it: python mine.py --to {tmp_path}"):
+        find_components("finetune", config)
+    facts = read_facts("finetune", config, ModelConfig.get_choice_class("cobra-tiny")(), 9)
+    assert len(facts.tokens) == 12 and "python mine.py" in facts.problem

@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from cobra.conf.datasets import LLaVa_CoT_100k_Config
+from cobra.conf import DatasetConfig
 from cobra.evaluation.data.captioned_image import CaptionedImage, ImageId, count_images, photo_number, shortened
 from cobra.preprocessing.datasets.rows import check_rows
 from cobra.preprocessing.llava_cot.report.coco_ids import CocoIds
@@ -66,13 +66,14 @@ class Overlap:
 
 
 def find_training_ids(dataset_roots: Iterable[Path] = (Path("data"),)) -> Path | None:
-    """Return the file of training images that preparing LLaVA-CoT-100k has left; None where it has not.
+    """Return the list of training images beside a registered dataset's images, as preparing LLaVA-CoT-100k leaves it.
 
     Args:
         dataset_roots: What `--dataset_root` or `--dataset.dataset_root_dir` may have been.
     """
-    folder = LLaVa_CoT_100k_Config.finetune_stage_components[1]
-    return next((file for root in dataset_roots if (file := root / folder / FILE_NAME).is_file()), None)
+    folders = {choice().finetune_stage_components[1]: None for choice in DatasetConfig.get_known_choices().values()}
+    files = (root / folder / FILE_NAME for root in dataset_roots for folder in folders)
+    return next((file for file in files if file.is_file()), None)
 
 
 def read_training_ids(path: Path) -> TrainingIds:

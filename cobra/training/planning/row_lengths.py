@@ -8,7 +8,7 @@ from huggingface_hub import try_to_load_from_cache
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from cobra.conf import DatasetConfig, DatasetRegistry, ModelConfig
+from cobra.conf import DatasetConfig, ModelConfig
 from cobra.models.backbones.llm.backbone import load_tokenizer, prompt_builder_of
 from cobra.models.backbones.llm.specs import llm_spec
 from cobra.preprocessing.datasets.arrow_rows import Rows, read_rows
@@ -23,17 +23,6 @@ _TOKENS_PER_WORD = 1.4
 _TOKENS_PER_TURN = 5
 # Where the rows are not there either: an answer in four stages has 350 to 450.
 _ASSUMED_TOKENS = 450
-
-# As their papers and pages count them, to the thousand.
-_PUBLISHED_ROWS = {
-    DatasetRegistry.LLAVA_V15.dataset_id: 665_000,
-    DatasetRegistry.LLAVA_MULTIMODAL_ONLY.dataset_id: 625_000,
-    DatasetRegistry.LLAVA_LVIS4V.dataset_id: 888_000,
-    DatasetRegistry.LLAVA_LRV.dataset_id: 1_008_000,
-    DatasetRegistry.LLAVA_LVIS4V_LRV.dataset_id: 1_231_000,
-    DatasetRegistry.LLAVA_COT_100K.dataset_id: 99_000,
-}
-_PUBLISHED_ALIGN_ROWS = 558_000
 
 
 @dataclass(frozen=True)
@@ -93,18 +82,16 @@ def read_facts(stage: str, dataset: DatasetConfig, model: ModelConfig, patches: 
     Raises:
         UserError: The rows are not there and nothing is published of them, or they are bad.
     """
-    components = dataset.align_stage_components if stage == "align" else dataset.finetune_stage_components
-    file = Path(dataset.dataset_root_dir) / components[0]
+    file, _ = dataset.components(stage)
     problem = None
     try:
         find_components(stage, dataset)
     except UserError as error:
         problem = str(error)
-        published = _PUBLISHED_ALIGN_ROWS if stage == "align" else _PUBLISHED_ROWS.get(dataset.dataset_id)
-        if not file.is_file() and published is None:
-            raise
         if not file.is_file():
-            return _assumed(int(published or 0), dataset, model, problem)
+            if (published := dataset.published(stage)) is None:
+                raise
+            return _assumed(published.rows, dataset, model, problem)
     rows = read_rows(file)
     check_learnable(rows)
     facts = _estimated(rows, model) if stage == "align" else _counted(rows, file, dataset, model)
