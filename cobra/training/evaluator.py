@@ -17,10 +17,11 @@ from cobra.models.backbones.vision import PixelValues
 from cobra.models.backbones.vision.transforms import map_pixels, stack_pixels
 from cobra.models.vlms import CobraVLM, as_turn
 from cobra.preprocessing.datasets import FinetuneDataset
-from cobra.preprocessing.datasets.rows import PLACEHOLDER, source_of
+from cobra.preprocessing.datasets.rows import source_of
 from cobra.training.batches import Batch
 from cobra.training.samples import SampledRow, SampleLog, structure
 from cobra.training.validation import Validation, evaluation_mode
+from cobra.util.conversation import without_placeholder
 from cobra.util.data_utils import IGNORE_INDEX, SKIPPED_ROW
 from cobra.util.distributed import World
 
@@ -76,7 +77,7 @@ class Evaluator:
         example = dataset[row]
         if SKIPPED_ROW in example or not bool((example["labels"] != IGNORE_INDEX).any()):
             return
-        question = turns[0]["value"].replace(PLACEHOLDER, "").strip()
+        question = without_placeholder(turns[0]["value"])
         self.rows.append(SampledRow(row, values.get("id"), values.get("image"), question, turns[1]["value"]))
         self._pixels.append(example["pixel_values"])
 

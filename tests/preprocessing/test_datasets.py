@@ -167,17 +167,17 @@ BAD_ROWS = {
     "no conversations": ({"id": "bad"}, "no conversations"),
     "null conversations": ({"id": "bad", "conversations": None}, "no conversations"),
     "empty conversations": ({"id": "bad", "conversations": []}, "no conversations"),
-    "not a turn": ({"id": "bad", "conversations": ["hello"]}, "turn 0"),
+    "not a turn": ({"id": "bad", "conversations": ["hello"]}, "turn 1"),
     "no value": ({"id": "bad", "conversations": [{"from": "human"}]}, "'value'"),
     "number as value": ({"id": "bad", "conversations": [{"from": "human", "value": 3}]}, "'value'"),
     "unknown role": ({"id": "bad", "conversations": [{"from": "system", "value": "x"}]}, "'system'.*'human'"),
     "list as role": ({"id": "bad", "conversations": [{"from": [], "value": "x"}]}, r"\[\].*'human'"),
     "answer first": ({"id": "bad", "conversations": PAIR[::-1]}, "'gpt'.*'human'"),
-    "two questions": ({"id": "bad", "conversations": [PAIR[0], PAIR[0]]}, "turn 1.*'human'.*'gpt'"),
+    "two questions": ({"id": "bad", "conversations": [PAIR[0], PAIR[0]]}, "turn 2.*'human'.*'gpt'"),
     "number as image": ({"id": "bad", "image": 7, "conversations": PAIR}, "image 7, which is not a path"),
     "object as image": ({"id": "bad", "image": {"path": "a.png"}, "conversations": PAIR}, "is not a path"),
     "list of images": ({"id": "bad", "image": ["a.png", "b.png"], "conversations": PAIR}, "2 images.*a row of each"),
-    "lone surrogate": ({"id": "bad", "conversations": [{"from": "human", "value": "\ud800"}]}, "turn 0"),
+    "lone surrogate": ({"id": "bad", "conversations": [{"from": "human", "value": "\ud800"}]}, "turn 1"),
 }
 
 

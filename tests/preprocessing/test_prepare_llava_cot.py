@@ -17,6 +17,7 @@ from rich.console import Console
 from small_publication import ANSWER, NAMES, Publication, annotation, picture, rejected, turns, write_parts
 
 from cobra.conf.datasets import LLaVa_CoT_100k_Config
+from cobra.preprocessing.datasets.row_form import Defect, RowError
 from cobra.preprocessing.llava_cot import PrepareConfig, prepare
 from cobra.preprocessing.llava_cot import convert as converting
 from cobra.preprocessing.llava_cot.archive import extract_worker as extracting
@@ -27,8 +28,6 @@ from cobra.preprocessing.llava_cot.rows import image_checks as images
 from cobra.preprocessing.llava_cot.rows import raw_row as rows
 from cobra.preprocessing.llava_cot.rows.image_checks import ImageChecker
 from cobra.preprocessing.llava_cot.rows.raw_row import (
-    Defect,
-    RowError,
     check_row,
     parse_line,
     read_lines,
@@ -398,7 +397,7 @@ def test_file_that_is_not_json_lines_is_an_error_with_its_line(tmp_path, content
 
 
 def test_overlong_lines_are_passed_over_in_constant_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(rows, "MAX_ROW_BYTES", 100)
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"{}\n" + b"y" * 1000 + b"\n" + b"z" * 100 + b"\n\n" + b"w" * 101)
     lines = list(read_lines(path))

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from cobra.evaluation.data.captioned_image import CaptionedImage, check_file_name
-from cobra.preprocessing.datasets.rows import PLACEHOLDER, check_rows, name_row, source_of
+from cobra.preprocessing.datasets.rows import check_rows, name_row, source_of
 from cobra.reasoning.trace import extract_reasoning_trace
+from cobra.util.conversation import without_placeholder
 from cobra.util.errors import UserError
 
 
@@ -70,7 +71,7 @@ def read_holdout(path: Path) -> Holdout:
             without_conclusion += 1
         else:
             check_file_name(row["image"], name_row(path, number, row))
-            question = turns[0]["value"].replace(PLACEHOLDER, "").strip()
+            question = without_placeholder(turns[0]["value"])
             rows.append(ConclusionRow(number, row.get("id"), row["image"], question, conclusion, source_of(row)))
     if not rows:
         raise UserError(

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from cobra.preprocessing.datasets.row_cache import cached, watch
 from cobra.preprocessing.datasets.row_keys import REMARKS, has_text, remarks_of
-from cobra.preprocessing.datasets.rows import PLACEHOLDER, CheckedRow, Row, check_rows, name_row
+from cobra.preprocessing.datasets.rows import CheckedRow, Row, check_rows, name_row
+from cobra.util.conversation import PLACEHOLDER
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path, sha256_file
 from cobra.util.mounts import can_map

@@ -17,9 +17,10 @@ from cobra.models.backbones.llm.prompting import PromptBuilder
 from cobra.models.backbones.vision import ImageTransform, PixelValues
 from cobra.models.backbones.vision.transforms import map_pixels
 from cobra.preprocessing.datasets.arrow_rows import Rows, read_rows
-from cobra.preprocessing.datasets.row_keys import ASKS_ABOUT_IMAGE, PLACEHOLDER
+from cobra.preprocessing.datasets.row_keys import ASKS_ABOUT_IMAGE
 from cobra.preprocessing.datasets.token_lengths import count_unlabelled, token_lengths
 from cobra.reasoning.trace import ReasoningTrace, extract_reasoning_trace
+from cobra.util.conversation import PLACEHOLDER, without_placeholder
 from cobra.util.data_utils import IGNORE_INDEX, SKIPPED_ROW
 from cobra.util.errors import UserError, check_known
 from cobra.util.images import BadImageError, read_rgb
@@ -160,7 +161,7 @@ class AlignDataset(_RowDataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return `pixel_values`, `input_ids` and `labels` (text,) int64 of a row; `skipped_row` where it is skipped."""
         turns = self.examples[index]["conversations"]
-        caption = turns[-1]["value"].replace(PLACEHOLDER, "").strip()
+        caption = without_placeholder(turns[-1]["value"])
         ids = self._encode(caption + str(self.tokenizer.eos_token))
         return self._example(ids, list(ids), index)
 

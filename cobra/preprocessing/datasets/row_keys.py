@@ -5,11 +5,11 @@ import reprlib
 from collections.abc import Iterator
 from typing import Any
 
+from cobra.util.conversation import PLACEHOLDER
 from cobra.util.special_tokens import without_special_tokens
 
 Row = dict[str, Any]
 
-PLACEHOLDER = "<image>"
 ONE_IMAGE = "a row has one image: make a row of each"
 
 # Fields beside the conversation that other trainers use, and further spellings of them.

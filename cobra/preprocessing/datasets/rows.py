@@ -5,34 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cobra.preprocessing.datasets.row_keys import PLACEHOLDER, Row, image_of, unread_problem, with_image
+from cobra.preprocessing.datasets.row_form import MAX_ROW_BYTES, ROW_FORM, Defect, RowError, check_form
+from cobra.preprocessing.datasets.row_keys import Row, image_of, with_image
 from cobra.util.errors import UserError
 from cobra.util.jsonl import opens_list, read_records, to_json
 
-__all__ = [
-    "MAX_ROW_BYTES",
-    "NO_FOLDER",
-    "PLACEHOLDER",
-    "ROW_FORM",
-    "TEXT_ONLY",
-    "TOP_FOLDERS",
-    "CheckedRow",
-    "Row",
-    "check_rows",
-    "name_row",
-    "source_of",
-]
-
-MAX_ROW_BYTES = 16 * 2**20
-"""The published rows have some 2 KB; a hostile one may not fill the memory."""
-ROW_FORM = (
-    '{"id": ..., "image": a path, "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, '
-    "...]}"
-)
-"""What a row is, for errors."""
-
 _FILE_FORM = f"Expected is a JSON list of rows, or JSON lines with a row each: {ROW_FORM}."
-_ROLES = ("human", "gpt")
 TOP_FOLDERS = ("images", "image", "image_files")
 """What archives of the images have in front of the folders of the sources."""
 TEXT_ONLY = "(text only)"
@@ -85,50 +63,14 @@ def check_rows(path: Path) -> Iterator[CheckedRow]:
     empty = True
     for number, row, text in read_records(path, "the annotation file", _FILE_FORM):
         empty = False
-        problem = _form_problem(row, len(text))
-        image = None
         try:
-            if problem is None:
-                image = image_of(row)
-                problem = unread_problem(row, image)
-        except ValueError as error:
-            problem = str(error)
-        if problem:
-            raise UserError(f"{name_row(path, number, row)} {problem}; expected {ROW_FORM}")
+            if len(text) > MAX_ROW_BYTES:
+                detail = f"has {len(text):,} bytes, more than the {MAX_ROW_BYTES:,} that a row may have"
+                raise RowError(Defect.MALFORMED, detail)
+            image = check_form(row)
+        except RowError as error:
+            raise UserError(f"{name_row(path, number, row)} {error.detail}; expected {ROW_FORM}") from error
         whole = with_image(row, image)
         yield CheckedRow(number, whole, text if whole is row else to_json(whole))
     if empty:
         raise UserError(f"{path} (the annotation file) is empty. {_FILE_FORM}")
-
-
-def _form_problem(row: Any, size: int) -> str | None:
-    """Return what is wrong with the form of a row of some bytes, or None."""
-    if size > MAX_ROW_BYTES:
-        return f"has {size:,} bytes, more than the {MAX_ROW_BYTES:,} that a row may have"
-    if not isinstance(row, dict):
-        return f"is a {type(row).__name__}"
-    turns = row.get("conversations")
-    if turns is None and "messages" in row:
-        return (
-            "has `messages` in place of `conversations`: call each turn's `role` `from` (`human` for `user`, `gpt` for "
-            "`assistant`) and its `content` `value`"
-        )
-    if not isinstance(turns, list) or not turns:
-        return "has no conversations"
-    for place, turn in enumerate(turns):
-        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-            return f"has a turn {place} without a text in 'value'"
-        if not _is_unicode(turn["value"]):
-            return f"has a turn {place} whose text holds half a surrogate pair, which no tokenizer can read"
-        if turn.get("from") != _ROLES[place % 2]:
-            return f"has a turn {place} from {turn.get('from')!r} where {_ROLES[place % 2]!r} was expected"
-    return None
-
-
-def _is_unicode(text: str) -> bool:
-    """Return whether a text can be encoded; JSON's escapes can spell half a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

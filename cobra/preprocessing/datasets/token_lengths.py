@@ -15,8 +15,9 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from cobra.models.backbones.llm.prompting import PromptBuilder
 from cobra.preprocessing.datasets.arrow_rows import Rows, read_rows
 from cobra.preprocessing.datasets.row_cache import cached, watch
-from cobra.preprocessing.datasets.rows import Row
+from cobra.preprocessing.datasets.row_keys import Row
 from cobra.reasoning.trace import find_conclusion_end
+from cobra.util.conversation import ROLES
 from cobra.util.files import atomic_path
 
 # Changes with what is counted.
@@ -180,6 +181,6 @@ def _fingerprint(tokenizer: PreTrainedTokenizerBase, prompt_builder_fn: Callable
         core = [sorted(tokenizer.get_vocab().items()), repr(tokenizer.init_kwargs)]
     builder = prompt_builder_fn(model_family="cobra")
     example = [builder.add_turn(role, text) for role, text in (("human", "a"), ("gpt", "b")) * 2]
-    empty = [builder.add_turn(role, "") for role in ("human", "gpt")]
+    empty = [builder.add_turn(role, "") for role in ROLES]
     identity = json.dumps([type(tokenizer).__qualname__, core, example, empty, builder.end], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]

@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from cobra.preprocessing.datasets.row_form import Defect
 from cobra.preprocessing.datasets.row_keys import REMARKS
 from cobra.preprocessing.llava_cot.archive.unpack import Unpacked
 from cobra.preprocessing.llava_cot.report.coco_ids import CocoIds, is_visual_genome
 from cobra.preprocessing.llava_cot.report.row_sources import RowSources
 from cobra.preprocessing.llava_cot.report.samples import Samples
 from cobra.preprocessing.llava_cot.report.token_counts import TokenCounts
-from cobra.preprocessing.llava_cot.rows.raw_row import Defect, Row
+from cobra.preprocessing.llava_cot.rows.raw_row import Row
 from cobra.reasoning.trace import STAGES, extract_reasoning_trace
 from cobra.util.special_tokens import SPECIAL_TOKENS, has_other_markers
 

@@ -10,7 +10,7 @@ import PIL
 from rich.console import Console
 from rich.progress import track
 
-from cobra.preprocessing.llava_cot.rows.raw_row import Defect, RowError
+from cobra.preprocessing.datasets.row_form import Defect, RowError
 from cobra.util.images import BadImageError, check_decodes, file_status, read_header
 from cobra.util.jsonl import append_lines, cut_torn_line, read_log
 from cobra.util.parallel import parallel_map

@@ -5,43 +5,16 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from cobra.preprocessing.archives import unsafe_name
-from cobra.preprocessing.datasets.row_keys import has_text, image_of, remarks_of, unread_problem
-from cobra.preprocessing.datasets.rows import MAX_ROW_BYTES
+from cobra.preprocessing.datasets.row_form import MAX_ROW_BYTES, Defect, RowError, check_form
+from cobra.preprocessing.datasets.row_keys import has_text, image_of, remarks_of
 from cobra.util import jsonl
 from cobra.util.errors import UserError
+from cobra.util.printable import shown
 from cobra.util.special_tokens import has_special_tokens, without_special_tokens
-
-MAX_LINE_BYTES = MAX_ROW_BYTES
-
-_ROLES = ("human", "gpt")
-
-
-class Defect(StrEnum):
-    """Why a row is rejected."""
-
-    MALFORMED = "malformed line"
-    NO_CONVERSATIONS = "no conversations"
-    BAD_TURN = "bad turn"
-    ROLE_ORDER = "role out of order"
-    NO_ANSWER = "no answer"
-    BAD_IMAGE_PATH = "bad image path"
-    UNREAD_KEY = "key that is not read"
-    MISSING_IMAGE = "missing image"
-    UNREADABLE_IMAGE = "unreadable image"
-    DUPLICATE = "duplicate"
-
-
-class RowError(Exception):
-    """A row cannot be used; the text is the reason with its details."""
-
-    def __init__(self, defect: Defect, detail: str) -> None:
-        super().__init__(f"{defect}: {detail}")
-        self.defect = defect
 
 
 @dataclass(frozen=True)
@@ -70,14 +43,14 @@ class Row:
 def read_lines(path: Path) -> Iterator[tuple[int, int, bytes | None]]:
     """Yield (line number from 1, bytes read, the line without its end), in constant memory.
 
-    The line is None where it is longer than `MAX_LINE_BYTES`. Blank lines are left out.
+    The line is None where it is longer than `MAX_ROW_BYTES`. Blank lines are left out.
     """
     number = 0
-    pieces = jsonl.read_lines(path, MAX_LINE_BYTES + 1)
+    pieces = jsonl.read_lines(path, MAX_ROW_BYTES + 1)
     for line in pieces:
         number += 1
         read = len(line)
-        if read <= MAX_LINE_BYTES or line.endswith(b"\n"):
+        if read <= MAX_ROW_BYTES or line.endswith(b"\n"):
             if line.strip():
                 yield number, read, line.rstrip(b"\r\n")
             continue
@@ -93,7 +66,7 @@ def parse_line(line: bytes | None) -> dict[str, Any]:
         RowError: It is too long, not UTF-8, not JSON, or not a JSON object.
     """
     if line is None:
-        raise RowError(Defect.MALFORMED, f"longer than {MAX_LINE_BYTES} bytes")
+        raise RowError(Defect.MALFORMED, f"longer than {MAX_ROW_BYTES} bytes")
     try:
         value = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -120,11 +93,11 @@ def check_row(value: dict[str, Any], line: int) -> Row:
     Raises:
         RowError: The row cannot be used.
     """
-    image = _checked_image(value)
-    turns = _checked_turns(value.get("conversations"))
-    problem = unread_problem(value, image)
-    if problem:
-        raise RowError(Defect.UNREAD_KEY, f"the row {problem}")
+    try:
+        image = _checked_path(check_form(value))
+    except RowError as error:
+        raise RowError(error.defect, f"the row {error.detail}") from error
+    turns = [{"from": turn["from"], "value": turn["value"]} for turn in value["conversations"]]
     dropped = len(turns) % 2 == 1
     if dropped:
         turns = turns[:-1]
@@ -143,40 +116,14 @@ def check_row(value: dict[str, Any], line: int) -> Row:
     return Row(key, image, turns, dropped, cleaned, remarks_of(value, image))
 
 
-def _checked_image(value: dict[str, Any]) -> str | None:
-    try:
-        image = image_of(value)
-    except ValueError as error:
-        raise RowError(Defect.BAD_IMAGE_PATH, f"the row {error}") from error
+def _checked_path(image: str | None) -> str | None:
     if image is None:
         return None
     path = image.removeprefix("./")
     problem = unsafe_name(path)
     if problem:
-        raise RowError(Defect.BAD_IMAGE_PATH, f"{_short(image)} {problem}")
+        raise RowError(Defect.BAD_IMAGE_PATH, f"has the image {shown(repr(image), 80)}, which {problem}")
     return path
-
-
-def _checked_turns(conversations: Any) -> list[dict[str, str]]:
-    if not isinstance(conversations, list) or not conversations:
-        raise RowError(Defect.NO_CONVERSATIONS, f"{_short(conversations)}, expected a list of turns")
-    turns = []
-    for index, turn in enumerate(conversations):
-        role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
-        if not isinstance(text, str):
-            raise RowError(
-                Defect.BAD_TURN, f'turn {index + 1} is {_short(turn)}, expected {{"from": role, "value": text}}'
-            )
-        expected = _ROLES[index % 2]
-        if role != expected:
-            raise RowError(Defect.ROLE_ORDER, f"turn {index + 1} is from {_short(role)}, expected {expected!r}")
-        turns.append({"from": expected, "value": text})
-    return turns
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def encode_row(row: Row, image: str | None) -> bytes:
@@ -237,8 +184,8 @@ def sample_images(train: Path, count: int = 2000) -> list[str]:
             continue
         rows += 1
         try:
-            image = _checked_image(value)
-        except RowError:
+            image = _checked_path(image_of(value))
+        except (RowError, ValueError):
             continue
         if image is None:
             continue

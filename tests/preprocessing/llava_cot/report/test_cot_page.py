@@ -13,11 +13,12 @@ from PIL import Image
 from small_publication import ANSWER, picture, turns
 
 from cobra.preprocessing.archives import Refusal
+from cobra.preprocessing.datasets.row_form import Defect
 from cobra.preprocessing.llava_cot.archive.unpack import Unpacked
 from cobra.preprocessing.llava_cot.report.counts import Report
 from cobra.preprocessing.llava_cot.report.page import render_page, write_page
 from cobra.preprocessing.llava_cot.report.token_counts import BIN_EDGES, TokenCounts
-from cobra.preprocessing.llava_cot.rows.raw_row import Defect, Row
+from cobra.preprocessing.llava_cot.rows.raw_row import Row
 from cobra.util.printable import shown
 
 FULL = ANSWER.format("red", "because", "A")

@@ -9,10 +9,11 @@ from rich.console import Console
 from small_publication import ANSWER, turns
 
 from cobra.preprocessing.archives import Refusal
+from cobra.preprocessing.datasets.row_form import Defect
 from cobra.preprocessing.llava_cot.archive.unpack import Unpacked
 from cobra.preprocessing.llava_cot.report.counts import Report
 from cobra.preprocessing.llava_cot.report.row_sources import MAX_SOURCES, OTHER
-from cobra.preprocessing.llava_cot.rows.raw_row import Defect, Row
+from cobra.preprocessing.llava_cot.rows.raw_row import Row
 from cobra.util.files import write_json
 
 FULL = ANSWER.format("red", "red", "A")

@@ -5,9 +5,9 @@ import json
 import pytest
 from small_publication import picture
 
+from cobra.preprocessing.datasets.row_form import Defect, RowError
 from cobra.preprocessing.llava_cot.rows import image_checks as images
 from cobra.preprocessing.llava_cot.rows.image_checks import ImageChecker
-from cobra.preprocessing.llava_cot.rows.raw_row import Defect, RowError
 
 
 @pytest.fixture

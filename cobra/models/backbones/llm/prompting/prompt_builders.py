@@ -2,10 +2,8 @@
 
 from abc import ABC, abstractmethod
 
+from cobra.util.conversation import ROLES, without_placeholder
 from cobra.util.errors import UserError
-
-_IMAGE = "<image>"
-_ROLES = ("human", "gpt")
 
 
 class PromptBuilder(ABC):
@@ -39,13 +37,13 @@ class PromptBuilder(ABC):
         Raises:
             UserError: It is the other's turn.
         """
-        expected = _ROLES[self.turn_count % 2]
+        expected = ROLES[self.turn_count % 2]
         if role != expected:
             raise UserError(
                 f"turn {self.turn_count + 1} of the conversation is from {role!r}, expected {expected!r}: turns must "
                 "alternate, starting with 'human'"
             )
-        message = message.replace(_IMAGE, "").strip()
+        message = without_placeholder(message)
         turn = self._human(message) if role == "human" else f"{message or ' '}{self.end}"
         self.turn_count += 1
         self._turns.append(turn)
