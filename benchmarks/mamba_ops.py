@@ -28,7 +28,7 @@ from harness_mamba import build_own, build_transformers, exact_scan, hidden_of, 
 from harness_memory import ask, can_measure_memory, peak_of, resident
 from torch import Tensor
 
-from cobra.models.generation.decoder import open_decoder
+from cobra.models.generation.cuda_graph import open_decoder
 from cobra.models.mamba import MambaState
 from cobra.models.mamba.ops import use_op
 from cobra.models.materialize import get_llm_backbone_and_tokenizer

@@ -9,7 +9,7 @@ How often one of the last candidates is right, whichever was chosen, is what a s
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from cobra.evaluation.metrics.conclusion_accuracy import score_conclusions
 from cobra.evaluation.metrics.significance import compare_all, estimate_all
 from cobra.models.load import load
 from cobra.models.mamba import MambaState
-from cobra.models.vlms import CobraVLM, SearchOptions, as_turn
+from cobra.models.vlms import SEARCH_SAMPLING, CobraVLM, SearchOptions, as_turn
 from cobra.reasoning.trace import extract_reasoning_trace
 from cobra.util import cli
 from cobra.util.images import read_rgb
@@ -93,12 +93,15 @@ def ways(config: StageSearchBenchmark) -> list[Way]:
     def options(kind: str, beams: int) -> SearchOptions:
         return SearchOptions(
             kind,
-            beams=beams,
+            beams,
+            replace(
+                SEARCH_SAMPLING,
+                temperature=config.temperature,
+                top_p=config.top_p,
+                max_new_tokens=config.max_new_tokens,
+            ),
             keep=min(config.keep, beams),
             scorer=config.scorer,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            max_new_tokens=config.max_new_tokens,
         )
 
     most = max(config.beams)

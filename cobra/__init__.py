@@ -6,7 +6,8 @@ from cobra.util.cache import provide_cache
 from cobra.util.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from cobra.models import available_model_names, available_models, get_model_description, load
+    from cobra.models.load import load
+    from cobra.models.registry import available_model_names, available_models, get_model_description
 
 # Before any library is imported that looks for its cache then.
 provide_cache()
@@ -15,4 +16,4 @@ __version__ = "0.1.0"
 
 __all__ = ["available_model_names", "available_models", "get_model_description", "load"]
 
-__getattr__ = lazy_names(__name__, dict.fromkeys(__all__, "cobra.models"))
+__getattr__ = lazy_names(__name__, {**dict.fromkeys(__all__, "cobra.models.registry"), "load": "cobra.models.load"})

@@ -1,5 +1,6 @@
 """A small model at random initial values, for tests that need a model but no particular one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ from PIL import Image
 
 from cobra.conf import ModelConfig
 from cobra.models.load import build_vlm
-from cobra.models.vlms import CobraVLM
+from cobra.models.vlms import SEARCH_SAMPLING, CobraVLM, SearchOptions
 
 # The ids that leave cobra-tiny's parts at random values.
 SCRATCH_IDS = {"vision_backbone_id": "dinosiglip-vit-tiny-48px-init", "llm_backbone_id": "mamba-0.5m-init-zephyr"}
@@ -53,3 +54,10 @@ def enliven(vlm: CobraVLM) -> CobraVLM:
         block.mixer.out_proj.weight *= 8
     list(vlm.projector.parameters())[-2].mul_(20)
     return vlm
+
+
+def search_options(kind="none", beams=4, **fields):
+    """The options of a search, those of its sampling among the fields."""
+    names = {"max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"} & set(fields)
+    sampling = replace(SEARCH_SAMPLING, **{name: fields.pop(name) for name in names})
+    return SearchOptions(kind, beams, sampling, **fields)

@@ -1,5 +1,7 @@
 """Run of a benchmark, from its flags to its files."""
 
+from dataclasses import replace
+
 from rich.console import Console
 from rich.markup import escape
 
@@ -8,7 +10,7 @@ from cobra.evaluation.report.results import Results
 from cobra.evaluation.responses.protocol import resolve_prompt
 from cobra.evaluation.tasks.captions import benchmark_captions
 from cobra.evaluation.tasks.conclusions import benchmark_conclusions
-from cobra.models.generation.search import SearchOptions
+from cobra.models.generation.options import SEARCH_SAMPLING, SearchOptions
 from cobra.util.distributed import hold_together, join_world
 from cobra.util.errors import UserError, check_known
 from cobra.util.torch_utils import resolve_device, resolve_dtype
@@ -77,7 +79,7 @@ def check_flags(config: BenchmarkConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value} and must be at least 1")
-    SearchOptions(config.search, config.beams, max_new_tokens=config.max_new_tokens)
+    SearchOptions(config.search, config.beams, replace(SEARCH_SAMPLING, max_new_tokens=config.max_new_tokens))
     resolve_dtype(config.dtype, resolve_device(config.device))
 
 

@@ -1,12 +1,10 @@
 """Flags on how answers are written, shared by the programs that talk to a model."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
 
-from cobra.util.errors import UserError
+from cobra.models.generation.options import SEARCH_SAMPLING, GenerationOptions, SearchOptions
 
-if TYPE_CHECKING:
-    from cobra.models.vlms import GenerationOptions, SearchOptions
+_SAMPLING = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 @dataclass
@@ -34,7 +32,7 @@ class AnswerFlags:
     beams: int = 4
     """Answers, in stage-beam branches of every stage, that a search chooses from."""
 
-    def options(self, search: str | None = None) -> "GenerationOptions | SearchOptions":
+    def options(self, search: str | None = None) -> GenerationOptions | SearchOptions:
         """Return the options of an answer.
 
         Args:
@@ -43,19 +41,8 @@ class AnswerFlags:
         Raises:
             UserError: A value is out of its range, or a search does not know it.
         """
-        from cobra.models.vlms import GenerationOptions, SearchOptions
-
         kind = self.search if search is None else search
-        given: dict[str, Any] = {"temperature": self.temperature, "top_p": self.top_p}
-        given = {name: value for name, value in given.items() if value is not None}
-        given |= {"top_k": self.top_k, "min_p": self.min_p, "max_new_tokens": self.max_new_tokens}
+        given = {name: getattr(self, name) for name in _SAMPLING if getattr(self, name) is not None}
         if kind == "none":
-            given |= {"do_sample": self.do_sample, "repetition_penalty": self.repetition_penalty}
             return GenerationOptions(**given, seeds=[self.seed])
-        options = SearchOptions(kind, self.beams, **given)
-        if self.repetition_penalty != 1.0:
-            raise UserError(
-                f"a search knows no repetition penalty, and {self.repetition_penalty} is asked for: leave out "
-                "--repetition_penalty or --search"
-            )
-        return options
+        return SearchOptions(kind, self.beams, replace(SEARCH_SAMPLING, **given))

@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from cobra.models.generation.search import KINDS
+from cobra.models.generation.options import KINDS
 from cobra.models.vlms import CobraVLM
 from cobra.reasoning.streaming import Part, StageReader
 from cobra.talk.access import HEADERS, Access, Guard

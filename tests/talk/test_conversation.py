@@ -4,9 +4,9 @@ import weakref
 
 import pytest
 import torch
-from scratch import enliven, picture, scratch_vlm
+from scratch import enliven, picture, scratch_vlm, search_options
 
-from cobra.models.vlms import GenerationOptions, SearchOptions, as_turn
+from cobra.models.vlms import GenerationOptions, as_turn
 from cobra.talk.conversation import Conversation
 from cobra.util.errors import UserError
 
@@ -73,7 +73,7 @@ def test_samples_depend_on_their_seed(vlm):
 
 @pytest.mark.parametrize("kind", ["best-of-n", "vote", "stage-beam"])
 def test_a_search_goes_on_too_and_finds_the_same(vlm, kind):
-    options = SearchOptions(kind, beams=2, max_new_tokens=128, stage_tokens=4)
+    options = search_options(kind, beams=2, max_new_tokens=128, stage_tokens=4)
     conversation = Conversation(vlm, picture(1))
     pieces = [list(conversation.ask(question, options, seed=5)) for question in ("What?", "Why?")]
     answers = ["".join(each) for each in pieces]
@@ -193,7 +193,7 @@ def test_a_question_that_is_forgotten_leaves_no_trace(vlm):
 @pytest.mark.fault("B8")
 @pytest.mark.parametrize("kind", ["none", "best-of-n", "vote", "stage-beam"])
 def test_what_is_raised_between_steps_ends_every_kind_of_answer_there(vlm, kind):
-    steps, options = [], SearchOptions(kind, 2, max_new_tokens=96, stage_tokens=8) if kind != "none" else GREEDY
+    steps, options = [], search_options(kind, 2, max_new_tokens=96, stage_tokens=8) if kind != "none" else GREEDY
 
     def look():
         steps.append(1)

@@ -108,9 +108,10 @@ def test_options_follow_the_flags():
     assert (options.do_sample, options.temperature, options.top_p) == (True, 1.0, 1.0)
     assert (options.top_k, options.min_p, options.repetition_penalty, options.max_new_tokens) == (3, 0.1, 1.3, 9)
     search = AnswerFlags(top_k=3, min_p=0.1, max_new_tokens=99, beams=6).options("stage-beam")
-    assert (search.kind, search.beams, search.temperature, search.top_p) == ("stage-beam", 6, 0.6, 0.9)
-    assert (search.top_k, search.min_p, search.max_new_tokens) == (3, 0.1, 99)
-    assert AnswerFlags(search="vote", temperature=0.9, top_p=0.5).options().temperature == 0.9
+    assert (search.kind, search.beams) == ("stage-beam", 6)
+    assert (search.sampling.do_sample, search.sampling.temperature, search.sampling.top_p) == (True, 0.6, 0.9)
+    assert (search.sampling.top_k, search.sampling.min_p, search.sampling.max_new_tokens) == (3, 0.1, 99)
+    assert AnswerFlags(search="vote", temperature=0.9, top_p=0.5).options().sampling.temperature == 0.9
 
 
 def test_a_conversation_survives_everything(script, vlm, image, monkeypatch, capsys, tmp_path):

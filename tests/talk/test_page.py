@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 import requests
-from scratch import enliven, picture, scratch_vlm
+from scratch import enliven, picture, scratch_vlm, search_options
 
 pytest.importorskip("starlette", reason="the extra serve is not installed")
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
 from talk_page import Script, Served
 
-from cobra.models.vlms import SearchOptions
 from cobra.talk import page, uploads
 from cobra.talk.options import AnswerFlags
 from cobra.util.cli import parse
@@ -101,7 +100,7 @@ def test_stages_are_told_apart_and_searches_are_passed_on(server, script):
         {"block": 1, "stage": "CONCLUSION", "text": "3"},
     ]
     [(_, options, _)] = script.asked
-    assert options == SearchOptions("stage-beam", 3, max_new_tokens=8)
+    assert options == search_options("stage-beam", 3, max_new_tokens=8)
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>", png()[:100]])

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 from browser import Browser
-from scratch import picture
+from scratch import picture, search_options
 
 pytest.importorskip("starlette", reason="the extra serve is not installed")
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
 from talk_page import Script, Served
 
-from cobra.models.vlms import SearchOptions
 from cobra.talk import page as talk_page_module
 
 WAIT_SECONDS = 120
@@ -143,7 +142,7 @@ def test_the_search_is_chosen_and_the_conversation_goes_on(page, script):
     ask(page, "two")
     say(page, script, "b", None)
     assert page.run("conversation") == first and page.run(TEXTS) == ["a", "b"]
-    assert [options for _, options, _ in script.asked] == [SearchOptions("stage-beam", 3, max_new_tokens=8)] * 2
+    assert [options for _, options, _ in script.asked] == [search_options("stage-beam", 3, max_new_tokens=8)] * 2
     page.run("document.getElementById('anew').click()")
     assert page.run("conversation") is None and page.run(TEXTS) == []
 

@@ -3,7 +3,7 @@
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cobra.evaluation.data.captioned_image import CaptionedImage, count_images
@@ -16,8 +16,7 @@ from cobra.evaluation.responses.protocol import (
 )
 from cobra.models.backbones.vision import PixelValues
 from cobra.models.backbones.vision.transforms import map_pixels, stack_pixels
-from cobra.models.generation.generate import GenerationOptions
-from cobra.models.generation.search import SearchOptions
+from cobra.models.generation.options import SEARCH_SAMPLING, GenerationOptions, SearchOptions
 from cobra.models.mamba import MambaState
 from cobra.models.vlms import as_turn
 from cobra.util.errors import UserError
@@ -120,9 +119,8 @@ class Passes:
         """Yield each batch's answers by row, searched for; an image's own seed makes them free of the batch."""
         protocol = self._protocol
         # Only a model that has learned the stages is held to them.
-        options = SearchOptions(
-            protocol.search, protocol.beams, guard=self._own_stages, max_new_tokens=protocol.max_new_tokens
-        )
+        sampling = replace(SEARCH_SAMPLING, max_new_tokens=protocol.max_new_tokens)
+        options = SearchOptions(protocol.search, protocol.beams, sampling, guard=self._own_stages)
         search = self._vlm.new_search(options)
         for rows, prefix, ids in self._batches(states, prompts):
             seeds = [str(zlib.crc32(str(images[row].image_id).encode())) for row in rows]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cobra.models.generation.decoder import open_decoder
-from cobra.models.generation.generate import GenerationOptions, choose
+from cobra.models.generation.cuda_graph import open_decoder
+from cobra.models.generation.generate import choose
+from cobra.models.generation.options import GenerationOptions
 from cobra.models.generation.sampling import next_numbers
 from cobra.models.generation.stage_guard import StageGuard, TokenTexts
 from cobra.models.mamba import MambaLM, MambaState

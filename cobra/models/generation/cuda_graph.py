@@ -156,3 +156,14 @@ class GraphDecoder(Decoder):
             held.failed = True
             logger.warning("The decode step cannot be captured as a CUDA graph, so it runs without: %s", error)
             return None
+
+
+def open_decoder(llm: MambaLM, state: MambaState) -> Decoder:
+    """Return the fastest decoder for a model: one of captured graphs on CUDA where possible, else a plain one.
+
+    Args:
+        llm: In evaluation mode.
+        state: The rows' past; owned by the decoder from now on, and changed in place.
+    """
+    graphs = state.device.type == "cuda" and can_capture(llm)
+    return GraphDecoder(llm, state) if graphs else Decoder(llm, state)

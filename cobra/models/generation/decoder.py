@@ -100,18 +100,3 @@ class Decoder:
 
     def close(self) -> None:
         """Give back what was lent; the decoder is of no use afterwards."""
-
-
-def open_decoder(llm: MambaLM, state: MambaState) -> Decoder:
-    """Return the decoder that is the fastest for a model: with captured graphs on CUDA, else a plain one.
-
-    Args:
-        llm: In evaluation mode.
-        state: What the rows have read; the decoder's from now on, and changed in place.
-    """
-    if state.device.type == "cuda":
-        from cobra.models.generation.cuda_graph import GraphDecoder, can_capture
-
-        if can_capture(llm):
-            return GraphDecoder(llm, state)
-    return Decoder(llm, state)

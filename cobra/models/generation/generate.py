@@ -1,14 +1,13 @@
-"""Writing answers: options, the choice of a token, and the loop over the cached state."""
+"""The decode loop: chooses a token for every row, reads it, and leaves out rows that are done."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from cobra.models.generation.decoder import open_decoder
+from cobra.models.generation.cuda_graph import open_decoder
+from cobra.models.generation.options import GenerationOptions
 from cobra.models.generation.sampling import (
     best_tokens,
     draw,
@@ -18,75 +17,6 @@ from cobra.models.generation.sampling import (
     row_seeds,
 )
 from cobra.models.mamba import MambaLM, MambaState
-from cobra.util.errors import UserError, check_known
-
-
-@dataclass(frozen=True)
-class GenerationOptions:
-    """How tokens are chosen and when to stop; the fields are the keyword arguments of `generate`."""
-
-    max_new_tokens: int | None = None
-    """Tokens of text to write; 512 where neither this nor `max_length` is given."""
-    max_length: int | None = None
-    """Tokens of prompt and answer together; image patches are not counted."""
-    do_sample: bool = False
-    """Sample instead of taking the best token."""
-    temperature: float = 1.0
-    """Divides the scores before sampling."""
-    top_k: int = 0
-    """Sample among the k best; 0 is all."""
-    top_p: float = 1.0
-    """Sample among the smallest set of best tokens whose probability exceeds this; 1.0 is all."""
-    min_p: float = 0.0
-    """Sample among tokens at least this times as probable as the best (arXiv 2407.01082); 0.0 is all."""
-    repetition_penalty: float = 1.0
-    """Scores of text already in prompt or answer are divided (positive) or multiplied (negative) by this."""
-    eos_token_id: int | None = None
-    """Token that ends an answer, kept in the ids; None is the tokenizer's."""
-    stop_strings: Sequence[str] = ()
-    """Texts after which an answer ends; what completes one is kept."""
-    generator: torch.Generator | None = None
-    """Source of randomness: one number is taken from it for a batch; None is torch's."""
-    seeds: Sequence[int] | None = None
-    """In place of the generator, a seed for each prompt: its sample then depends on it, the prompt and the options
-    alone, and not on the rest of the batch."""
-
-    def __post_init__(self) -> None:
-        checks = {
-            "max_new_tokens": self.max_new_tokens is None or self.max_new_tokens > 0,
-            "max_length": self.max_length is None or self.max_length > 0,
-            "temperature": self.temperature > 0,
-            "top_k": self.top_k >= 0,
-            "top_p": 0 < self.top_p <= 1,
-            "min_p": 0 <= self.min_p <= 1,
-            "repetition_penalty": self.repetition_penalty > 0,
-            "stop_strings": not isinstance(self.stop_strings, str) and all(self.stop_strings),
-        }
-        for name, good in checks.items():
-            if not good:
-                raise UserError(
-                    f"{name} is {getattr(self, name)}: the limits and the temperature must be positive, top_k at least "
-                    "0, top_p in (0, 1], min_p in [0, 1], stop_strings a list of texts; for the best token at every "
-                    "step use do_sample=False"
-                )
-
-    @classmethod
-    def from_kwargs(cls, kwargs: dict[str, Any]) -> "GenerationOptions":
-        """Build options from keyword arguments.
-
-        Raises:
-            UserError: An argument is unknown (the known ones are listed) or out of its range.
-        """
-        options = {name: value for name, value in kwargs.items() if name != "use_cache"}
-        check_known(options, [field.name for field in fields(cls)], "the argument of generate")
-        return cls(**options)
-
-    def budget(self, prompt_length: int) -> int:
-        """Return how many tokens may follow a prompt of that length."""
-        limits = [] if self.max_new_tokens is None else [self.max_new_tokens]
-        if self.max_length is not None:
-            limits.append(max(self.max_length - prompt_length, 0))
-        return min(limits, default=512)
 
 
 def choose(scores: Tensor, options: GenerationOptions, seen: Tensor | None, numbers: Tensor | None = None) -> Tensor:

@@ -7,14 +7,11 @@ from typing import Protocol
 from cobra.models.backbones.llm.prompting import PromptBuilder
 from cobra.models.generation.beams import Branch
 from cobra.models.generation.decoder import read_rows
+from cobra.models.generation.options import LIKELIHOOD
 from cobra.models.mamba import MambaLM, MambaState
 from cobra.reasoning.matching import conclusion_key
 from cobra.reasoning.trace import extract_reasoning_trace
 from cobra.util.errors import UserError
-
-LIKELIHOOD = "likelihood"
-JUDGEMENT = "judgement"
-SCORERS = (LIKELIHOOD, JUDGEMENT)
 
 # A function of the prompt's index in the batch and of the answer so far; higher is better.
 TextScorer = Callable[[int, str], float]

@@ -16,94 +16,11 @@ from torch import Tensor
 
 from cobra.models.generation.beams import Branch, Limits, write_branches
 from cobra.models.generation.decoder import read_rows
-from cobra.models.generation.generate import GenerationOptions
 from cobra.models.generation.memory import branches_at_once, state_bytes
-from cobra.models.generation.scorers import LIKELIHOOD, SCORERS, Candidate, Scorer, by_vote
+from cobra.models.generation.options import SearchOptions
+from cobra.models.generation.scorers import Candidate, Scorer, by_vote
 from cobra.models.generation.stage_guard import StageGuard, TokenTexts
 from cobra.models.mamba import MambaLM, MambaState
-from cobra.util.errors import UserError, check_known
-
-KINDS = ("none", "best-of-n", "vote", "stage-beam")
-
-# The tokens of all branches are kept to the end, and no limit of memory counts them: 512 of so many take 75 MB.
-MAX_BEAMS = 4096
-
-JUDGEMENT_QUESTION = "Check what you have written against the image. Is it right as far as it goes? Answer Yes or No."
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """How an answer is searched for."""
-
-    kind: str = "none"
-    """`none`: the likeliest token at every step. `best-of-n`: the best-scored of N sampled answers. `vote`: the
-    CONCLUSION that most of N share, ties going to the best-scored answer. `stage-beam`: N branches of every stage."""
-    beams: int = 4
-    """Branches of each prompt, N; at every stage in `stage-beam`, shared out among those that were kept."""
-    keep: int = 1
-    """Branches that `stage-beam` keeps after every stage, no two of them alike."""
-    scorer: str = LIKELIHOOD
-    """`likelihood`: the mean log-likelihood of the chosen tokens. `judgement`: the model's probability of Yes against
-    No to `question`. A function given to the search takes its place."""
-    guard: bool = True
-    """Make the four stages come in order, filled and closed; see :class:`StageGuard`."""
-    temperature: float = 0.6
-    """Divides the scores before sampling; as the paper samples, and so is top_p."""
-    top_k: int = 0
-    """Sample among the k best tokens; 0 is all."""
-    top_p: float = 0.9
-    """Sample among the smallest set of best tokens whose probability exceeds this; 1.0 is all."""
-    min_p: float = 0.0
-    """Sample among tokens at least this times as probable as the best; 0.0 is all."""
-    max_new_tokens: int = 512
-    """Of an answer, tags included."""
-    stage_tokens: int = 256
-    """Of one stage's text, where there is a guard."""
-    question: str = JUDGEMENT_QUESTION
-    """For `judgement`: put after every branch."""
-    memory: float | None = None
-    """GiB that states and scores of the branches may take; None is four fifths of what is free. Branches that do not
-    fit are written after the others, with the same answers."""
-
-    def __post_init__(self) -> None:
-        check_known(self.kind, KINDS, "the search")
-        check_known(self.scorer, SCORERS, "the scorer")
-        if not 1 <= self.keep <= self.beams:
-            raise UserError(
-                f"the search has {self.beams} branches and is to keep {self.keep}: both must be at least 1, and no "
-                "more can be kept than there are"
-            )
-        if self.beams > MAX_BEAMS:
-            raise UserError(
-                f"the search has {self.beams:,} branches of each prompt, more than the {MAX_BEAMS:,} that it can "
-                "remember: give fewer (beams)"
-            )
-        if self.memory is not None and not self.memory > 0:
-            raise UserError(f"the memory of the search is {self.memory} GiB, expected a number above 0")
-        # Has checks of its own.
-        self.sampling  # noqa: B018
-
-    @property
-    def sampling(self) -> GenerationOptions:
-        """How tokens are chosen."""
-        return GenerationOptions(
-            max_new_tokens=self.max_new_tokens,
-            do_sample=self.kind != "none",
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-        )
-
-    @property
-    def width(self) -> int:
-        """Branches of each prompt that are written at a time."""
-        return 1 if self.kind == "none" else self.beams
-
-    @property
-    def kept(self) -> int:
-        """Branches of each prompt that a round leaves."""
-        return self.keep if self.kind == "stage-beam" else self.width
 
 
 @dataclass(frozen=True)
@@ -162,8 +79,9 @@ class Search:
         by_stage = options.kind == "stage-beam"
         self._spent: list[int] = []
         self._branched: list[int] = []
-        self._limits = Limits(options.sampling, options.max_new_tokens, end_token_id, by_stage)
-        self._guard = StageGuard(texts, options.max_new_tokens, options.stage_tokens) if options.guard else None
+        tokens = options.sampling.budget(0)
+        self._limits = Limits(options.sampling, tokens, end_token_id, by_stage)
+        self._guard = StageGuard(texts, tokens, options.stage_tokens) if options.guard else None
 
     def run(
         self, state: MambaState, scores: Tensor, seeds: Sequence[str], questions: Sequence[str]

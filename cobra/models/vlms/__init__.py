@@ -1,10 +1,16 @@
-"""Vision-language models."""
+"""Vision-language models, and the options of their answers."""
 
-from cobra.models.generation.generate import GenerationOptions
-from cobra.models.generation.search import SearchOptions, SearchResult
-from cobra.models.vlms.cobra import STAGES, CobraVLM, VLMOutput, as_turn, check_stage
+from typing import TYPE_CHECKING
+
+from cobra.util.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from cobra.models.generation.options import SEARCH_SAMPLING, GenerationOptions, SearchOptions
+    from cobra.models.generation.search import SearchResult
+    from cobra.models.vlms.cobra import STAGES, CobraVLM, VLMOutput, as_turn, check_stage
 
 __all__ = [
+    "SEARCH_SAMPLING",
     "STAGES",
     "CobraVLM",
     "GenerationOptions",
@@ -14,3 +20,12 @@ __all__ = [
     "as_turn",
     "check_stage",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        **dict.fromkeys(__all__, "cobra.models.vlms.cobra"),
+        **dict.fromkeys(("SEARCH_SAMPLING", "GenerationOptions", "SearchOptions"), "cobra.models.generation.options"),
+        "SearchResult": "cobra.models.generation.search",
+    },
+)

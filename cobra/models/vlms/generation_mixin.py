@@ -12,17 +12,17 @@ from cobra.models.backbones.llm import MambaLLMBackbone
 from cobra.models.backbones.vision import PixelValues, VisionBackbone
 from cobra.models.backbones.vision.transforms import map_pixels, stack_pixels
 from cobra.models.generation.decoder import read_rows
-from cobra.models.generation.generate import GenerationOptions, generate_ids, stops_after, text_pieces
+from cobra.models.generation.generate import generate_ids, stops_after, text_pieces
+from cobra.models.generation.options import JUDGEMENT, GenerationOptions, SearchOptions
 from cobra.models.generation.sampling import row_seeds
 from cobra.models.generation.scorers import (
-    JUDGEMENT,
     FunctionScorer,
     LikelihoodScorer,
     Scorer,
     TextScorer,
     judgement_scorer,
 )
-from cobra.models.generation.search import Search, SearchOptions, SearchResult
+from cobra.models.generation.search import Search, SearchResult
 from cobra.models.generation.stage_guard import TokenTexts
 from cobra.models.generation.threads import threads_for
 from cobra.models.mamba import MambaState

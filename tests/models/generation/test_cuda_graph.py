@@ -7,13 +7,13 @@ import weakref
 import pytest
 import torch
 from graph_standin import install
-from scratch import enliven, scratch_vlm
+from scratch import enliven, scratch_vlm, search_options
 
 from cobra.models.generation import cuda_graph as graph
-from cobra.models.generation.cuda_graph import BUCKETS, CapturedStep, GraphDecoder, bucket_of, can_capture
-from cobra.models.generation.decoder import Decoder, open_decoder, read_tokens
+from cobra.models.generation.cuda_graph import BUCKETS, CapturedStep, GraphDecoder, bucket_of, can_capture, open_decoder
+from cobra.models.generation.decoder import Decoder, read_tokens
 from cobra.models.mamba import MambaState
-from cobra.models.vlms import GenerationOptions, SearchOptions
+from cobra.models.vlms import GenerationOptions
 
 TEXTS = [
     "What is it?",
@@ -132,7 +132,7 @@ def test_answers_are_the_plain_ones(vlm, monkeypatch, options):
 
 
 def test_a_search_by_graphs_finds_the_same(vlm, monkeypatch):
-    options = SearchOptions("stage-beam", beams=3, keep=2, max_new_tokens=160, stage_tokens=12, temperature=2.0)
+    options = search_options("stage-beam", beams=3, keep=2, max_new_tokens=160, stage_tokens=12, temperature=2.0)
     expected = vlm.search_batch(None, TEXTS[:2], options, seeds=[1, 2])
     monkeypatch.setattr("cobra.models.generation.beams.open_decoder", decoder_for)
     captured = install(monkeypatch)

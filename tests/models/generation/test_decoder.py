@@ -8,7 +8,8 @@ import torch
 from scratch import picture
 
 import cobra
-from cobra.models.generation.decoder import Decoder, open_decoder, read_tokens, turned_head
+from cobra.models.generation.cuda_graph import open_decoder
+from cobra.models.generation.decoder import Decoder, read_tokens, turned_head
 from cobra.models.mamba import MambaConfig, MambaLM, MambaState
 from cobra.models.vlms import GenerationOptions
 

@@ -317,7 +317,7 @@ def test_options_that_are_not_numbers(name):
 
 
 def test_unknown_options_list_the_known_ones(vlm):
-    with pytest.raises(UserError, match="argument num_beams, temprature;.*max_new_tokens.*temperature"):
+    with pytest.raises(UserError, match="generate 'temprature', 'num_beams' is unknown;.*max_new_tokens.*temperature"):
         vlm.generate_batch(None, ["A"], temprature=1.0, num_beams=4)
 
 

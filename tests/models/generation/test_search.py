@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from scratch import enliven, picture, scratch_vlm
+from scratch import enliven, picture, scratch_vlm, search_options
 from scripted_lm import END, TEXTS, ScriptedLM, decode, encode, four_stages, letters_of
 
 import cobra
@@ -35,7 +35,7 @@ def run(llm, options, *prompts, scorer=None, seeds=None, question=""):
 
 def sampled(kind, **options):
     """Options that sample just what the script says."""
-    return SearchOptions(kind, **{"temperature": 1.0, "top_p": 1.0} | options)
+    return search_options(kind, **{"temperature": 1.0, "top_p": 1.0} | options)
 
 
 def answer(letters):
@@ -407,11 +407,12 @@ def test_pieces_are_told_as_they_are_decided():
         ({"temperature": 0.0}, "^temperature is 0.0"),
         ({"max_new_tokens": 0}, "^max_new_tokens is 0"),
         ({"min_p": 2.0}, "^min_p is 2.0"),
+        ({"repetition_penalty": 1.2}, "a search does not know repetition_penalty, and 1.2 is given: leave it out"),
     ],
 )
 def test_options_out_of_range(fields, message):
     with pytest.raises(UserError, match=message):
-        SearchOptions(**fields)
+        search_options(**fields)
 
 
 @pytest.mark.parametrize("value", [None, "good", float("nan")])
@@ -458,12 +459,12 @@ def test_the_packaged_model_is_led_through_the_stages(tiny, kind):
     """It was never shown any."""
     pixels = tiny.preprocess([picture(index) for index in range(2)])
     prompts = turns(tiny, CAPTION_PROMPTS[:1] * 2)
-    results = tiny.search_batch(pixels, prompts, SearchOptions(kind, **SMALL), torch.Generator().manual_seed(0))
+    results = tiny.search_batch(pixels, prompts, search_options(kind, **SMALL), torch.Generator().manual_seed(0))
     for result in results:
         assert extract_reasoning_trace(result.text).is_valid
         assert result.state_bytes == MambaState.zeros(tiny.llm_backbone.llm.config, 1, "cpu").nbytes
         assert all(candidate.tokens <= 160 for candidate in result.candidates)
-    again = tiny.search_batch(pixels, prompts, SearchOptions(kind, **SMALL), torch.Generator().manual_seed(0))
+    again = tiny.search_batch(pixels, prompts, search_options(kind, **SMALL), torch.Generator().manual_seed(0))
     assert again == results
 
 
@@ -473,7 +474,7 @@ def test_the_packaged_model_is_led_through_the_stages(tiny, kind):
 )
 def test_images_and_branches_in_one_batch_are_as_one_by_one(lively, kind, scorer):
     pixels = lively.preprocess([picture(index) for index in range(3)])
-    prompts, options = turns(lively, QUESTIONS), SearchOptions(kind, scorer=scorer, temperature=2.0, **SMALL)
+    prompts, options = turns(lively, QUESTIONS), search_options(kind, scorer=scorer, temperature=2.0, **SMALL)
     together = lively.search_batch(pixels, prompts, options, seeds=[1, 2, 3])
     prefix = lively.read_images(pixels)
     for row, found in enumerate(together):
@@ -489,7 +490,7 @@ def test_images_and_branches_in_one_batch_are_as_one_by_one(lively, kind, scorer
 def test_without_a_search_and_a_guard_it_is_the_greedy_answer(lively):
     pixels = lively.preprocess([picture(index) for index in range(3)])
     prompts = turns(lively, QUESTIONS)
-    found = lively.search_batch(pixels, prompts, SearchOptions(guard=False, max_new_tokens=20))
+    found = lively.search_batch(pixels, prompts, search_options(guard=False, max_new_tokens=20))
     assert [result.text for result in found] == lively.generate_batch(pixels, prompts, max_new_tokens=20)
 
 
@@ -502,7 +503,7 @@ def test_the_likelihood_is_that_of_a_forward_pass(lively, monkeypatch):
         return decode(ids)
 
     monkeypatch.setattr(lively, "decode", recorded)
-    options = SearchOptions("best-of-n", guard=False, max_new_tokens=9, temperature=3.0)
+    options = search_options("best-of-n", guard=False, max_new_tokens=9, temperature=3.0)
     [result] = lively.search_batch(None, [prompt], options, seeds=[1])
     assert len(result.candidates) == 4
     for candidate in result.candidates:
@@ -522,7 +523,7 @@ def test_a_users_scorer_sees_the_prompt_and_the_text(lively):
         return -len(text)
 
     results = lively.search_batch(
-        None, turns(lively, QUESTIONS), SearchOptions("stage-beam", **SMALL), seeds=[1, 2, 3], scorer=shortest
+        None, turns(lively, QUESTIONS), search_options("stage-beam", **SMALL), seeds=[1, 2, 3], scorer=shortest
     )
     assert seen == {(prompt, stage) for prompt in range(3) for stage in range(1, 5)}
     assert all(result.score == -len(result.text) for result in results)
@@ -537,7 +538,7 @@ def test_the_question_follows_as_a_turn(lively, monkeypatch):
         return scorer(self, branches, state)
 
     monkeypatch.setattr(JudgementScorer, "score", recorded)
-    options = SearchOptions("best-of-n", scorer="judgement", question="Right?", **SMALL)
+    options = search_options("best-of-n", scorer="judgement", question="Right?", **SMALL)
     lively.search_batch(None, turns(lively, QUESTIONS[:1]), options)
     assert read == ["<|endoftext|>\n<|user|>\nRight?<|endoftext|>\n<|assistant|>\n"]
 
@@ -557,11 +558,11 @@ def test_bad_calls(lively):
     with pytest.raises(UserError, match="there are 1 seeds for 2 prompts"):
         lively.search_batch(None, ["A", "B"], SearchOptions(), seeds=[1])
     with pytest.raises(UserError, match="leave no room for the four stages"):
-        lively.search_batch(None, ["A"], SearchOptions(max_new_tokens=20))
+        lively.search_batch(None, ["A"], search_options(max_new_tokens=20))
 
 
 def test_pieces_join_to_what_is_found(lively):
-    options = SearchOptions("stage-beam", temperature=2.0, **SMALL)
+    options = search_options("stage-beam", temperature=2.0, **SMALL)
     pixels, prompts = lively.preprocess([picture(0)]), turns(lively, QUESTIONS[:1])
     start = lively.prefill(pixels, [lively.tokenize(prompts[0])])
     pieces = list(lively.new_search(options).decided(*start, "3", prompts[0]))
