@@ -13,10 +13,11 @@ COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200), 
 
 
 def write_colours(folder: Path) -> Path:
-    """Write a picture of each colour and `rows.json`, in LLaVA's form, into a folder; return it."""
+    """Write `rows.json`, in LLaVA's form, and `images/`, a picture of each colour, into a folder; return it."""
     rows = []
+    (folder / "images").mkdir()
     for name, pixel in COLOURS.items():
-        Image.new("RGB", (48, 48), pixel).save(folder / f"{name}.png")
+        Image.new("RGB", (48, 48), pixel).save(folder / "images" / f"{name}.png")
         turns = [{"from": "human", "value": "<image>\nWhich colour?"}, {"from": "gpt", "value": f"It is {name}."}]
         rows.append({"id": name, "image": f"{name}.png", "conversations": turns})
     (folder / "rows.json").write_text(json.dumps(rows))
@@ -38,7 +39,7 @@ def train(root: Path, *flags: str) -> Path:
         "--model.finetune_per_device_batch_size": "4",
     } | dict(zip(flags[::2], flags[1::2], strict=True))
     if given["--dataset.type"] == "custom":
-        given["--dataset.finetune_stage_components"] = "[rows.json, .]"
+        given["--dataset.finetune_stage_components"] = "[rows.json, images]"
     return pretrain(parse(PretrainConfig, [part for flag in given.items() for part in flag]))
 
 
