@@ -5,15 +5,19 @@ from dataclasses import replace
 from rich.console import Console
 from rich.markup import escape
 
-from cobra.evaluation.config import CONCLUSIONS, TASKS, BenchmarkConfig
+from cobra.evaluation.config import CAPTIONS, CONCLUSIONS, BenchmarkConfig
 from cobra.evaluation.report.results import Results
 from cobra.evaluation.responses.protocol import resolve_prompt
-from cobra.evaluation.tasks.captions import benchmark_captions
-from cobra.evaluation.tasks.conclusions import benchmark_conclusions
+from cobra.evaluation.tasks.base import Task, run_task
+from cobra.evaluation.tasks.captions import CaptionTask
+from cobra.evaluation.tasks.conclusions import ConclusionTask
 from cobra.models.generation.options import SEARCH_SAMPLING, SearchOptions
 from cobra.util.distributed import hold_together, join_world
 from cobra.util.errors import UserError, check_known
 from cobra.util.torch_utils import resolve_device, resolve_dtype
+
+TASKS: dict[str, type[Task]] = {CAPTIONS: CaptionTask, CONCLUSIONS: ConclusionTask}
+"""Tasks by the value of --task."""
 
 # Flags that the task llava-cot has no use for.
 _OF_CAPTIONS = (
@@ -47,9 +51,8 @@ def benchmark(config: BenchmarkConfig) -> Results | None:
     world = join_world(config.device)
     console = Console(quiet=not world.is_main)
     try:
-        run = benchmark_conclusions if config.task == CONCLUSIONS else benchmark_captions
         with hold_together(world, config.output_dir, "another benchmark is at work"):
-            results = run(config, world, console)
+            results = run_task(TASKS[config.task](config), config, world, console)
     finally:
         world.close()
     console.print(

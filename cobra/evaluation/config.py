@@ -8,7 +8,6 @@ from cobra.util.home_paths import PathText
 
 CAPTIONS = "captions"
 CONCLUSIONS = "llava-cot"
-TASKS = (CAPTIONS, CONCLUSIONS)
 
 
 @dataclass

@@ -12,6 +12,7 @@ import cobra
 from cobra.evaluation import benchmark as module
 from cobra.evaluation.config import BenchmarkConfig
 from cobra.evaluation.responses.protocol import DEFAULT_PROMPT, resolve_prompt
+from cobra.evaluation.tasks import base as task_base
 from cobra.evaluation.tasks import captions as caption_task
 from cobra.util.cli import parse, run
 from cobra.util.errors import UserError
@@ -256,7 +257,7 @@ def test_a_screen_that_is_gone_does_not_cost_the_answers(captions, models, tmp_p
     def broken(*_):
         raise BrokenPipeError
 
-    monkeypatch.setattr(caption_task, "print_results", broken)
+    monkeypatch.setattr(task_base, "print_results", broken)
     config = BenchmarkConfig(
         checkpoint="stock",
         coco_annotations=captions.annotations,

@@ -25,7 +25,7 @@ ANSWERS = 3 * COUNT
 # The script, without the seconds in which the embedding model is loaded.
 SCRIPT = """
 import runpy
-from cobra.evaluation import caption_task
+from cobra.evaluation.tasks import captions as caption_task
 caption_task.packaged_model_is_installed = lambda: False
 runpy.run_path("benchmark.py", run_name="__main__")
 """

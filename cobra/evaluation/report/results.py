@@ -190,7 +190,9 @@ def prepare_output(output_dir: Path, variants: Sequence[str]) -> None:
         )
 
 
-def write_results(output_dir: Path, results: Results, page: str | None = None) -> None:
+def write_results(
+    output_dir: Path, results: Results, page: str | None = None, files: Mapping[str, str] | None = None
+) -> None:
     """Write the files of a benchmark, all of them or none.
 
     They are `metrics.json`, `predictions/<variant>.json` (COCO's results format), `answers/<variant>.jsonl` of models,
@@ -200,6 +202,7 @@ def write_results(output_dir: Path, results: Results, page: str | None = None) -
         output_dir: Their folder.
         results: What was found out.
         page: The page, from :func:`cobra.evaluation.report.page.render_page`; None leaves it out.
+        files: Texts of further files, by their path in the folder.
     """
     texts = {output_dir / "metrics.json": json.dumps(metrics_json(results), indent=2, ensure_ascii=False) + "\n"}
     for variant, result in results.variants.items():
@@ -211,6 +214,7 @@ def write_results(output_dir: Path, results: Results, page: str | None = None) -
         if result.answers is not None:
             lines = to_lines(map(asdict, result.answers), ensure_ascii=False)
             texts[output_dir / "answers" / f"{variant}.jsonl"] = lines
+    texts |= {output_dir / name: text for name, text in (files or {}).items()}
     if page is not None:
         texts[output_dir / PAGE] = page
     # The files take their places together, once the last of them is written.

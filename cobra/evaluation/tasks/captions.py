@@ -1,36 +1,26 @@
-"""Captions: of models in up to four variants, or out of a file, against what people wrote."""
+"""Captions, of models in up to four variants or out of a file, scored against what people wrote."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from cobra.evaluation.config import BenchmarkConfig
 from cobra.evaluation.data.caption_set import CaptionSet, read_caption_set
 from cobra.evaluation.data.captioned_image import FETCH_COMMAND, CaptionedImage, count_images, named
 from cobra.evaluation.data.coco import DEFAULT_ANNOTATIONS, DEFAULT_IMAGE_DIR, sample
 from cobra.evaluation.data.contamination import Overlap, find_overlap, find_training_ids, leave_out, read_training_ids
-from cobra.evaluation.data.image_sources import check_present
 from cobra.evaluation.data.predictions import Predictions, read_predictions
 from cobra.evaluation.metrics.caption_scorer import CaptionScorer
 from cobra.evaluation.metrics.chair import read_objects
-from cobra.evaluation.metrics.java_metrics import JavaMetrics, find_java_metrics
+from cobra.evaluation.metrics.java_metrics import find_java_metrics
 from cobra.evaluation.metrics.similarity import EXTRA, PACKAGE, SentenceSimilarity, packaged_model_is_installed
-from cobra.evaluation.report.console import print_results, print_samples
-from cobra.evaluation.report.page import render_page
-from cobra.evaluation.report.results import (
-    Results,
-    VariantResult,
-    prepare_output,
-    write_results,
-)
-from cobra.evaluation.responses.models_under_test import ModelsUnderTest, dataset_roots
-from cobra.evaluation.responses.protocol import VARIANTS, Protocol, resolve_prompt
-from cobra.evaluation.tasks.base import LIST_FILE, SAMPLE_SEED, AllAnswers, announce, answer_all, describe, sign
-from cobra.util.distributed import World
+from cobra.evaluation.report.results import VariantResult
+from cobra.evaluation.responses.models_under_test import dataset_roots
+from cobra.evaluation.responses.protocol import Answer, resolve_prompt
+from cobra.evaluation.tasks.base import LIST_FILE, SAMPLE_SEED, Questions, Scores, Task
 from cobra.util.errors import UserError
 from cobra.util.files import sha256_file
 
@@ -39,58 +29,81 @@ _PREDICTIONS = "predictions"
 
 @dataclass(frozen=True)
 class _Chosen:
-    """What is scored."""
+    """Images that are scored, the same of every variant."""
 
     images: list[CaptionedImage]
     overlap: Overlap
     predictions: Predictions | None
 
 
-def benchmark_captions(config: BenchmarkConfig, world: World, console: Console) -> Results | None:
-    """Run the task; see :func:`cobra.evaluation.benchmark.benchmark`."""
-    found = _read(config)
-    chosen = _choose(config, found)
-    images, pictures = chosen.images, found.pictures
-    if config.checkpoint is not None:
-        if pictures is None:
+class CaptionTask(Task):
+    """Captions of images, compared with human ones."""
+
+    def ask(self) -> Questions:
+        """Read the captions and choose the images that are scored."""
+        config = self.config
+        self._found = found = _read(config)
+        self._chosen = chosen = _choose(config, found)
+        if config.checkpoint is not None and found.pictures is None:
             raise UserError(f"--image_dir is missing: the folder of the images that {found.source} names")
-        check_present(images, pictures, config.output_dir / LIST_FILE)
-    models = ModelsUnderTest(config, world.device)
-    names = [name for name in VARIANTS if name.split("+")[0] in models.entries]
-    names += [_PREDICTIONS] * (chosen.predictions is not None)
-    world.on_main(lambda: prepare_output(config.output_dir, names))
-    protocol = Protocol(
-        resolve_prompt(config.prompt),
-        config.max_new_tokens,
-        config.batch_size,
-        search=config.search,
-        beams=config.beams,
-    )
-    announce(console, protocol, models)
-    _announce_data(console, found, chosen)
-    answered = AllAnswers()
-    if pictures is not None:
-        answered = answer_all(models, images, pictures, protocol, config.output_dir, world, console)
-    if not world.is_main:
-        return None
-    variants, floors, java = _score(config, found, chosen, answered, console)
-    about = _about(config, found, chosen, models, protocol, java)
-    about["unreadable"] = answered.unreadable
-    signature = sign(len(images), about, "ptb-3.4.1-python", f"references-of-{len(found.images)}-images")
-    results = Results.of(
-        images,
-        {name: variants[name] for name in names},
-        floors,
-        signature,
-        about,
-        throughput=answered.throughput,
-        overlap=chosen.overlap.words,
-    )
-    # Written first: a screen that is gone must not cost the answers.
-    write_results(config.output_dir, results, render_page(results, pictures))
-    print_results(console, results)
-    print_samples(console, results)
-    return results
+        return Questions(
+            chosen.images,
+            found.pictures,
+            self._about(),
+            tokenizer="ptb-3.4.1-python",
+            idf=f"references-of-{len(found.images)}-images",
+            prompt=resolve_prompt(config.prompt),
+            remarks=self._remarks(),
+            extra_variants=[_PREDICTIONS] * (chosen.predictions is not None),
+            overlap=chosen.overlap.words,
+        )
+
+    def score(self, answers: Mapping[str, Sequence[Answer]], console: Console) -> Scores:
+        """Score every variant in all metrics that can be had."""
+        config, images = self.config, self._chosen.images
+        objects = None if config.coco_instances is None else read_objects(config.coco_instances)
+        java = find_java_metrics()
+        for line in java.left_out:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        scorer = CaptionScorer(images, _similarity(config, images, console), self._found.images, objects, java)
+        variants = {
+            name: VariantResult([answer.scored for answer in given], scorer.score_answers(given), given)
+            for name, given in answers.items()
+        }
+        if self._chosen.predictions is not None:
+            captions = [self._chosen.predictions.captions[image.image_id] for image in images]
+            variants[_PREDICTIONS] = VariantResult(captions, scorer.score(captions))
+        return Scores(variants, scorer.floors(), {"left_out": list(java.left_out)})
+
+    def _remarks(self) -> list[str]:
+        found, chosen = self._found, self._chosen
+        lines = [f"{len(chosen.images):,} of {len(found.images):,} images of {found.source} ({found.form})"]
+        lines += [*found.remarks, chosen.overlap.words]
+        if chosen.predictions is not None:
+            if chosen.predictions.remark is not None:
+                lines.append(chosen.predictions.remark)
+            if missing := chosen.predictions.missing:
+                lines.append(f"{count_images(len(missing))} without a caption left out: {named(missing)}")
+        return lines
+
+    def _about(self) -> dict[str, Any]:
+        """Return the data that the scores depend on, as JSON values."""
+        config, found, chosen = self.config, self._found, self._chosen
+        about: dict[str, Any] = {
+            "annotations": {"path": found.source, "form": found.form, "sha256": found.sha256}
+            | ({"remarks": list(found.remarks)} if found.remarks else {}),
+            "tokenizer": "PTBTokenizer 3.4.1 as in coco-caption, in Python",
+            "overlap": chosen.overlap.to_json(),
+        }
+        if config.similarity_model is not None:
+            about["similarity_model"] = config.similarity_model
+        for name in ("predictions", "coco_instances"):
+            path: Path | None = getattr(config, name)
+            if path is not None:
+                about[name] = {"path": str(path), "sha256": sha256_file(path)}
+        if chosen.predictions is not None:
+            about["predictions"] |= {"missing": chosen.predictions.missing, "remark": chosen.predictions.remark}
+        return about
 
 
 def _read(config: BenchmarkConfig) -> CaptionSet:
@@ -128,42 +141,6 @@ def _choose(config: BenchmarkConfig, found: CaptionSet) -> _Chosen:
     return _Chosen(images, overlap, predictions)
 
 
-def _announce_data(console: Console, found: CaptionSet, chosen: _Chosen) -> None:
-    def say(text: str) -> None:
-        console.print(escape(text), highlight=False, soft_wrap=True)
-
-    say(f"{len(chosen.images):,} of {len(found.images):,} images of {found.source} ({found.form})")
-    for remark in found.remarks:
-        say(remark)
-    say(chosen.overlap.words)
-    if chosen.predictions is not None:
-        if chosen.predictions.remark is not None:
-            say(chosen.predictions.remark)
-        if chosen.predictions.missing:
-            missing = chosen.predictions.missing
-            say(f"{count_images(len(missing))} without a caption left out: {named(missing)}")
-
-
-def _score(
-    config: BenchmarkConfig, found: CaptionSet, chosen: _Chosen, answered: AllAnswers, console: Console
-) -> tuple[dict[str, VariantResult], dict[str, Any], JavaMetrics]:
-    """Return every variant's result, the floors and ceilings, and which metrics of Java's there are."""
-    images = chosen.images
-    objects = None if config.coco_instances is None else read_objects(config.coco_instances)
-    java = find_java_metrics()
-    for line in java.left_out:
-        console.print(escape(line), highlight=False, soft_wrap=True)
-    scorer = CaptionScorer(images, _similarity(config, images, console), found.images, objects, java)
-    variants = {
-        name: VariantResult([answer.scored for answer in answers], scorer.score_answers(answers), answers)
-        for name, answers in answered.answers.items()
-    }
-    if chosen.predictions is not None:
-        captions = [chosen.predictions.captions[image.image_id] for image in images]
-        variants[_PREDICTIONS] = VariantResult(captions, scorer.score(captions))
-    return variants, scorer.floors(), java
-
-
 def _similarity(
     config: BenchmarkConfig, images: Sequence[CaptionedImage], console: Console
 ) -> SentenceSimilarity | None:
@@ -172,31 +149,3 @@ def _similarity(
         console.print(f"No embedding similarity: {PACKAGE} is not installed (pip install 'cobra-vlm\\[{EXTRA}]').")
         return None
     return SentenceSimilarity([image.references for image in images], config.similarity_model, config.device)
-
-
-def _about(
-    config: BenchmarkConfig,
-    found: CaptionSet,
-    chosen: _Chosen,
-    models: ModelsUnderTest,
-    protocol: Protocol,
-    java: JavaMetrics,
-) -> dict[str, Any]:
-    """Return everything that the scores depend on, as JSON values."""
-    about = {
-        "annotations": {"path": found.source, "form": found.form, "sha256": found.sha256}
-        | ({"remarks": list(found.remarks)} if found.remarks else {}),
-        "tokenizer": "PTBTokenizer 3.4.1 as in coco-caption, in Python",
-        "overlap": chosen.overlap.to_json(),
-        "left_out": list(java.left_out),
-        **describe(models, protocol, config.max_images),
-    }
-    if config.similarity_model is not None:
-        about["similarity_model"] = config.similarity_model
-    for name in ("predictions", "coco_instances"):
-        path: Path | None = getattr(config, name)
-        if path is not None:
-            about[name] = {"path": str(path), "sha256": sha256_file(path)}
-    if chosen.predictions is not None:
-        about["predictions"] |= {"missing": chosen.predictions.missing, "remark": chosen.predictions.remark}
-    return about
