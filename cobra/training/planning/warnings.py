@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from cobra.models.mamba.ops import cuda_ops
 from cobra.models.run_folder import LATEST
 from cobra.training.config import PretrainConfig
 from cobra.training.materialize import stage_prefix
@@ -98,8 +99,6 @@ def _kernels(plan: Plan) -> list[str]:
         return []
     if not torch.cuda.is_available():
         return ["there is no GPU here, so that the CUDA kernels of Mamba could not be tried; the plan counts on them"]
-    from cobra.models.mamba.ops import cuda_ops
-
     reason = cuda_ops.failure(torch.cuda.current_device())
     if reason is None:
         return []

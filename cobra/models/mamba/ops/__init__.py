@@ -14,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-from cobra.models.mamba.ops import torch_ops
+from cobra.models.mamba.ops import cuda_ops, torch_ops
 from cobra.util.errors import UserError, missing_extra
 
 logger = logging.getLogger(__name__)
@@ -78,19 +78,19 @@ def _named(name: str, source: str, device: torch.device) -> ModuleType:
             f"{source} names the operations {name!r} of Mamba, which are for tensors on {kind}, and one is on "
             f"{device}: move the model, or choose torch, which works on every device"
         )
-    reason = _numba_failure() if name == "numba" else _cuda().failure(device.index)
+    reason = _numba_failure() if name == "numba" else cuda_ops.failure(device.index)
     if reason is not None:
         raise UserError(f"{source} names the operations {name!r} of Mamba, which do not work here: {reason}")
-    return _numba() if name == "numba" else _cuda()
+    return _numba() if name == "numba" else cuda_ops
 
 
 @cache
 def _fastest(device: torch.device) -> ModuleType:
     """Return the fastest operations that work on a device; tell where those that are installed do not."""
     if device.type == "cuda":
-        reason = _cuda().failure(device.index)
+        reason = cuda_ops.failure(device.index)
         if reason is None:
-            return _cuda()
+            return cuda_ops
         what, flag, extra = f"The CUDA kernels of Mamba do not work on {device}", "--no-build-isolation", "cuda"
     elif device.type == "cpu" and find_spec("numba") is not None:
         reason = _numba_failure()
@@ -104,12 +104,6 @@ def _fastest(device: torch.device) -> ModuleType:
         *(what, reason, flag, extra),
     )
     return torch_ops
-
-
-def _cuda() -> ModuleType:
-    from cobra.models.mamba.ops import cuda_ops
-
-    return cuda_ops
 
 
 def _numba() -> ModuleType:
