@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from cobra.models.backbones.vision import Tower
 from cobra.models.vlms import CobraVLM
 from cobra.util.nn_utils import projected_positions
 
@@ -97,7 +98,7 @@ def count_flops(vlm: CobraVLM) -> ModelFlops:
     blocks = [_block(block) for block in llm.backbone.layers]
     vocabulary, width = llm.lm_head.out_features, llm.lm_head.in_features
     return ModelFlops(
-        towers=sum((_tower(vlm.vision_backbone.tower(name)) for name in vlm.vision_backbone.tower_names), Part(0, 0)),
+        towers=sum((_tower(tower) for tower in vlm.vision_backbone.towers), Part(0, 0)),
         projector=_projector(vlm.projector, vlm.vision_backbone.num_patches, towers_trained),
         matrices=sum((matrices for matrices, _ in blocks), Part(0, 0)),
         scan=sum((scan for _, scan in blocks), Part(0, 0)),
@@ -146,16 +147,10 @@ def _block(block: Any) -> tuple[Part, Part]:
     return _linears(block.mixer), Part(forward, 2 * forward)
 
 
-def _tower(vit: Any) -> Part:
-    """Return the operations of a ViT for an image; its last block is not computed."""
-    patches, tokens = vit.patch_embed.num_patches, vit.patch_embed.num_patches + vit.num_prefix_tokens
-    trained = _is_trained(vit)
-    embed = _linear(vit.patch_embed.proj.weight.shape[1:].numel(), vit.embed_dim, trained, False).times(patches)
-    attention = 4.0 * tokens * tokens * vit.embed_dim
-    total = embed
-    for block in vit.blocks[:-1]:
-        total += _linears(block, trained).times(tokens) + Part(attention, 2 * attention * trained)
-    return total
+def _tower(tower: Tower) -> Part:
+    """Return the operations of a tower for an image; pixels need no gradient."""
+    forward, reading_pixels = tower.flops()
+    return Part(forward, (2 * forward - reading_pixels) * _is_trained(tower))
 
 
 def _projector(projector: Any, patches: int, towers_trained: bool) -> Part:

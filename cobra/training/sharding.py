@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from cobra.models.vlms import CobraVLM
 from cobra.util.distributed import World
@@ -77,10 +77,8 @@ def shard(
         mesh = init_device_mesh(world.device.type, (copies, size), mesh_dim_names=("replicate", "shard"))
     policy = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
     options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": RESHARD[strategy], "mp_policy": policy}
-    for name in vlm.vision_backbone.tower_names:
-        tower = vlm.vision_backbone.tower(name)
+    for tower in vlm.vision_backbone.towers:
         fully_shard(tower, **options)
-        register_fsdp_forward_method(tower, "forward_intermediates")
     fully_shard(vlm.projector, **options)
     for block in vlm.llm_backbone.llm.backbone.layers:
         fully_shard(block, **options)

@@ -82,13 +82,14 @@ def count_activations(vlm: CobraVLM, size: Pass) -> Activations:
     images = size.rows if size.image_tokens else 0
     fixed = 0
     if images:
-        trained = [vit for vit in _towers(vlm) if _is_trained(vit)]
-        kept += images * (_projector_kept(vlm, size) + sum(_tower_kept(vit, size) for vit in trained))
-        # The last block of a tower is not computed; and where nothing before the projector is trained, no gradient of
-        # its first layer's input is, for which that weight would be kept.
-        used = [part for vit in trained for part in (vit.patch_embed, *vit.blocks[:-1])]
-        layers = [layer for layer in vlm.projector.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
-        fixed = sum(_copies(module, size) for module in (*layers[0 if trained else 1 :], *used))
+        trained = [tower for tower in vlm.vision_backbone.towers if _is_trained(tower)]
+        kept += images * (_projector_kept(vlm, size) + sum(tower.kept_bytes(size.element) for tower in trained))
+        used = {id(parameter) for tower in trained for parameter in tower.used_parameters()}
+        layers = [layer for tower in trained for layer in _matrices(tower) if id(layer.weight) in used]
+        # Where nothing before the projector is trained, no gradient of its first layer's input is computed, for which
+        # that weight would be kept.
+        layers += _matrices(vlm.projector)[0 if trained else 1 :]
+        fixed = sum(_copies(layer, size) for layer in layers)
     recomputed = one + _copies(blocks[0], size) if size.checkpointing else 0
     return Activations(
         kept=kept,
@@ -98,8 +99,9 @@ def count_activations(vlm: CobraVLM, size: Pass) -> Activations:
     )
 
 
-def _towers(vlm: CobraVLM) -> list[Any]:
-    return [vlm.vision_backbone.tower(name) for name in vlm.vision_backbone.tower_names]
+def _matrices(module: nn.Module) -> list[nn.Linear | nn.Conv2d]:
+    """Return the layers of a module whose weight is kept with its product."""
+    return [layer for layer in module.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
 
 
 def _is_trained(module: nn.Module) -> bool:
@@ -207,17 +209,3 @@ def _projector_kept(vlm: CobraVLM, size: Pass) -> int:
             # Before and after pooling.
             total += layer.in_channels * (patches + size.image_tokens)
     return total * size.element
-
-
-def _tower_kept(vit: Any, size: Pass) -> int:
-    """Return the bytes of an image in a tower that is trained."""
-    tokens, patch = vit.patch_embed.num_patches + vit.num_prefix_tokens, vit.patch_embed.proj.weight.shape[1:].numel()
-    total = vit.patch_embed.num_patches * patch * size.element
-    for block in vit.blocks[:-1]:
-        scaled = 0 if isinstance(block.ls1, nn.Identity) else 2
-        # Inputs of both norms and what these keep of them; inputs of qkv and fc1; q, k, v and what attention makes of
-        # them, with its normaliser; inputs of the layer scales; GELU's and fc2's.
-        wide = _FP32 * (2 * vit.embed_dim + 4 + block.attn.num_heads)
-        narrow = size.element * ((6 + scaled) * vit.embed_dim + 2 * block.mlp.fc1.out_features)
-        total += tokens * (wide + narrow)
-    return total

@@ -116,14 +116,10 @@ def largest_rows(
 def learned_bytes(vlm: CobraVLM) -> int:
     """Return the bytes of the parameters that get gradients; these and each of Adam's moments take as much.
 
-    What follows the second-to-last block of a tower is not computed, and so is not learned where it is trained.
+    The parameters that a tower does not use, such as those of its last block, are not learned.
     """
-    unused = 0
-    for name in vlm.vision_backbone.tower_names:
-        vit = vlm.vision_backbone.tower(name)
-        parts = [vit.patch_embed, vit.norm_pre, *vit.blocks[:-1]]
-        used = [*vit.parameters(recurse=False), *(value for part in parts for value in part.parameters())]
-        unused += _trained(vit.parameters()) - _trained(used)
+    towers = vlm.vision_backbone.towers
+    unused = sum(_trained(tower.parameters()) - _trained(tower.used_parameters()) for tower in towers)
     return _trained(vlm.parameters()) - unused
 
 

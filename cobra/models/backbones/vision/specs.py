@@ -1,17 +1,22 @@
 """The registered vision towers, and how to register others."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from cobra.models.backbones.vision.tower import Tower
 from cobra.util.errors import lookup
 
 DINO = "vit_large_patch14_reg4_dinov2.lvd142m"
 
 
+TowerBuilder: TypeAlias = Callable[[bool], Tower]
+
+
 @dataclass(frozen=True)
 class TowerSpec:
-    """One ViT: an architecture of timm, its input size, and what differs from timm's entry."""
+    """A ViT of timm: its architecture, its input size, and the arguments that differ from timm's entry."""
 
     timm_id: str
     image_size: int
@@ -22,8 +27,10 @@ class TowerSpec:
 class VisionSpec:
     """One tower, or several whose features are joined on the channels in the given order."""
 
-    towers: dict[str, TowerSpec]
-    """By the prefix of its parameter names: a single tower is `""`, fused ones are `dino`, `siglip`, `clip`."""
+    towers: dict[str, TowerSpec | TowerBuilder]
+    """Towers by the prefix of their parameter names: `""` for a single one, `dino`, `siglip`, `clip` for fused ones.
+    A function builds one that is not timm's (:class:`cobra.models.backbones.vision.tower.Tower`); it is told whether to
+    fetch pretrained weights."""
     weights: Path | None = None
     """A safetensors file with the weights (names as in a checkpoint's `vision_backbone`, with or without that
     prefix). None takes timm's pretrained weights from the hub."""
@@ -78,7 +85,10 @@ VISION_BACKBONES: dict[str, VisionSpec] = {
 
 
 def register_vision_backbone(vision_backbone_id: str, spec: VisionSpec) -> None:
-    """Make a vision backbone of any size known under an id, for research and tests; a known id is replaced."""
+    """Make a vision backbone of any size known under an id, for research and tests; a known id is replaced.
+
+    For a tower that is not timm's see :class:`cobra.models.backbones.vision.tower.Tower`.
+    """
     VISION_BACKBONES[vision_backbone_id] = spec
 
 

@@ -1,0 +1,77 @@
+"""Vision towers: what a backbone and training ask of each, whatever it is built of."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+
+class Tower(nn.Module, ABC):
+    """Base of all vision towers: an image becomes `num_patches` vectors of `embed_dim` channels.
+
+    To add one that is not timm's, derive from this class, implement `forward` and `flops`, set the attributes, and
+    register a backbone whose spec holds a function that builds it::
+
+        register_vision_backbone("my-vit-96px", VisionSpec({"": lambda pretrained: MyTower(pretrained)}))
+
+    Its parameters are named `featurizer.*` in checkpoints, or `{name}_featurizer.*` under a name other than `""`.
+
+    Attributes:
+        embed_dim: Channels of a patch.
+        num_patches: Patches of an image.
+        image_size: Side of the square image in pixels.
+        pixel_mean: Mean of each colour channel, in [0, 1], that pixels are normalised with.
+        pixel_std: Standard deviation of each colour channel.
+        undecayed_names: Last parts of the names of parameters of two or more dimensions that weight decay spares.
+    """
+
+    embed_dim: int
+    num_patches: int
+    image_size: int
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+    undecayed_names: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return patch features (batch, num_patches, embed_dim) of pixels (batch, 3, image_size, image_size)."""
+
+    @abstractmethod
+    def flops(self) -> tuple[float, float]:
+        """Return the operations of the forward pass of an image, and how many of them read the pixels.
+
+        A multiplication and an addition are two operations. Those that read pixels have no gradient for their input.
+        """
+
+    def used_parameters(self) -> Iterable[nn.Parameter]:
+        """Return the parameters that the features depend on, and that so get gradients; by default all."""
+        return self.parameters()
+
+    def kept_bytes(self, element: int) -> int:
+        """Return the bytes of an image that the forward pass keeps for the backward pass, weights not counted.
+
+        By default a pass on the meta device is looked at, with everything in one dtype.
+
+        Args:
+            element: Bytes of a number of the dtype that products are computed in.
+        """
+        dtype = torch.float32 if element == torch.float32.itemsize else torch.bfloat16
+        weights = {
+            name: torch.empty(value.shape, dtype=dtype, device="meta", requires_grad=True)
+            for name, value in self.named_parameters()
+        }
+        buffers = {name: value.to("meta") for name, value in self.named_buffers()}
+        shared = {StorageWeakRef(value.untyped_storage()) for value in weights.values()}
+        kept: dict[StorageWeakRef, Tensor] = {}
+
+        def keep(value: Tensor) -> Tensor:
+            kept[StorageWeakRef(value.untyped_storage())] = value
+            return value
+
+        pixels = torch.empty(1, 3, self.image_size, self.image_size, dtype=dtype, device="meta")
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            torch.func.functional_call(self, weights | buffers, (pixels,))
+        return sum(value.untyped_storage().nbytes() for storage, value in kept.items() if storage not in shared)
