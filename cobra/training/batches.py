@@ -21,7 +21,7 @@ def count_targets(labels: Tensor, multimodal_indices: Tensor) -> Tensor:
     """Return how many labels enter the loss, a scalar int64.
 
     Each token is predicted from the position before it. The first token of a text row has none; that of a row with an
-    image is predicted from the last patch.
+    image is predicted from the last patch (:mod:`cobra.models.vlms.cobra`).
 
     Args:
         labels: (batch, text) int64, -100 where no loss is wanted.

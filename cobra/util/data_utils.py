@@ -22,7 +22,7 @@ SKIPPED_ROWS = "skipped_rows"
 
 @dataclass
 class PaddedCollatorForLanguageModeling:
-    """Pads rows on the right and stacks them.
+    """Pads rows on the right and stacks them; a row has at most one image (:mod:`cobra.models.vlms.cobra`).
 
     Attributes:
         model_max_length: Longest text in tokens; longer rows are cut on the right.

@@ -1,4 +1,17 @@
-"""CobraVLM: vision towers, a projector and Mamba, joined as one model."""
+"""CobraVLM: vision towers, a projector and Mamba, joined as one model.
+
+One image a row, before the text: the model reads a row as all patches of its image, where it has one, and then its
+tokens; `<image>` in a text marks no place. The following rely on it:
+
+- rows: `image` is one path (`preprocessing.datasets.row_keys`), `<image>` is taken out of the turns
+  (`backbones.llm.prompting`), and a row's length is its text plus a constant (`preprocessing.datasets.datasets`);
+- batches: `multimodal_indices` has each row once and `pixel_values` one picture for each (`util.data_utils`), and the
+  sampler separates rows with an image from rows of text (`util.batching_utils`);
+- the loss: the first token of a row with an image is predicted from the last patch (`training.batches`);
+- positions, FLOPs and memory: a row with an image has `image_tokens` more (`training.strategy`, `training.planning`);
+- inference: the state after the patches is a prefix for any prompt (:meth:`Answering.read_images`), which conversations
+  (`talk.conversation`) and the benchmark's questions about one image share.
+"""
 
 import glob
 import re
@@ -296,7 +309,7 @@ class CobraVLM(Answering, nn.Module):
     def _embed(
         self, input_ids: Tensor, pixel_values: PixelValues | None, labels: Tensor | None, images: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Join patches and text: rows with an image are [patches ; text], then the others as [text ; zeros]."""
+        """Join patches and text as the module says: first rows with an image, [patches ; text], then [text ; zeros]."""
         text = self.llm_backbone.llm.embed(input_ids)
         if pixel_values is None or (images is not None and len(images) == 0):
             return text, labels

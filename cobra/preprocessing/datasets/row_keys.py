@@ -10,6 +10,7 @@ from cobra.util.special_tokens import without_special_tokens
 
 Row = dict[str, Any]
 
+# See :mod:`cobra.models.vlms.cobra`.
 ONE_IMAGE = "a row has one image: make a row of each"
 
 # Fields beside the conversation that other trainers use, and further spellings of them.
