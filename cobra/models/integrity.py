@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cobra.util.errors import UserError
+from cobra.util.file_kinds import kind_of_content
 from cobra.util.printable import listed
 
 # The key in a safetensors file's header; its value is JSON, the CRC-32 of each tensor's bytes by name.
@@ -77,12 +78,7 @@ def kind_of(path: Path) -> str:
                 return "a zip archive of other files: unpack it"
         return ""
     with path.open("rb") as file:
-        start = file.read(512)
-    if start[257:262] == b"ustar" or start[:2] == b"\x1f\x8b":
-        return "a tar or gzip archive: unpack it"
-    if start.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS in place of the file: git lfs pull fetches it"
-    return "a web page: the download was refused" if start.lstrip()[:1] == b"<" else ""
+        return kind_of_content(file.read(512))
 
 
 def checksums(tensors: Mapping[str, Tensor]) -> dict[str, str]:

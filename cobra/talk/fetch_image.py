@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cobra.talk.web import fetch_bytes, without_secrets
+from cobra.talk.web import fetch_bytes
 from cobra.util.errors import UserError
 from cobra.util.printable import shown
+from cobra.util.redaction import redacted_address
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -90,4 +91,4 @@ def _read_file(where: str) -> bytes:
 
 
 def _name(where: str) -> str:
-    return repr(shown(without_secrets(where), 200))
+    return repr(shown(redacted_address(where), 200))

@@ -1,7 +1,6 @@
 """Fetching a small file from a server that nobody vouches for: bounded in bytes and in seconds, whatever it does."""
 
 import http.client
-import re
 import socket
 import threading
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from urllib.parse import urljoin, urlsplit
 
 from cobra.util.errors import UserError
 from cobra.util.printable import shown
+from cobra.util.redaction import redacted_address
 
 if TYPE_CHECKING:
     import requests
@@ -21,18 +21,6 @@ _TOTAL_SECONDS = 60.0
 _MAX_REDIRECTS = 5
 _BLOCK = 1 << 16
 _REDIRECTS = (301, 302, 303, 307, 308)
-# Between the slashes and the last @ before the path: name and password.
-_USER = re.compile(r"(?<=//)[^/?#]*@")
-_QUERY = re.compile(r"[?#].*", re.DOTALL)
-
-
-def without_secrets(where: str) -> str:
-    """Return an address as it may be shown: without name and password, and with dots for what follows `?` or `#`.
-
-    Args:
-        where: An address; a path of a file is returned as it is.
-    """
-    return _QUERY.sub("?...", _USER.sub("", where)) if "://" in where else where
 
 
 def fetch_bytes(url: str, max_bytes: int) -> bytes:
@@ -65,7 +53,7 @@ class _Fetch:
     """One file on its way; :meth:`hang_up` may be called from another thread."""
 
     def __init__(self, url: str, max_bytes: int) -> None:
-        self.name = repr(shown(without_secrets(url), 200))
+        self.name = repr(shown(redacted_address(url), 200))
         self.data = bytearray()
         self.error: UserError | None = None
         self._url = url

@@ -1,6 +1,7 @@
 """Processes that read rows for a training process: how many, and whether the machine has the shared memory for them."""
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,7 @@ def count_workers(
     except UserError:
         # The row cannot be read, which the training tells of when it comes.
         return workers
-    system = os.statvfs(SHARED_MEMORY)
-    free = system.f_bavail * system.f_frsize
+    free = shutil.disk_usage(SHARED_MEMORY).free
     if needed <= free:
         return workers
     short = (

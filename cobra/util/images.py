@@ -18,6 +18,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from cobra.util.file_kinds import kind_of_content
 from cobra.util.jpeg import complete_jpeg, is_cut_jpeg
 
 # Named one by one, so that a new release of Pillow opens nothing that has not been looked at. Left out on purpose: EPS
@@ -31,14 +32,11 @@ _MAX_BYTES = 2**30
 _MAX_MENDED_BYTES = 2**26
 
 _DAMAGED = "it is damaged, or breaks off: fetch it again"
-# What files that are no pictures begin with, in lower case, and what to say of them.
+# What files that are no pictures, or only their beginning, begin with, in lower case, and what to say of them.
 _STRANGERS = (
-    ((b"<!doctype html", b"<html", b"<head", b"<body"), "it is a web page (HTML): its download has failed"),
-    ((b"version https://git-lfs",), "it is a pointer of Git LFS: fetch the file itself with `git lfs pull`"),
     ((b"<svg", b"<?xml"), "it is XML or SVG text, which has no pixels: convert it to PNG"),
     ((b"{", b"["), "it is JSON text: its download has failed"),
     ((b"%pdf", b"%!ps", b"8bps"), "it is a PDF, PostScript or Photoshop file: convert it to PNG"),
-    ((b"pk\x03\x04", b"\x1f\x8b"), "it is a packed archive: unpack it"),
     # Pictures of which too little is there to be told apart.
     ((b"\xff\xd8", b"\x89png", b"gif8", b"riff", b"ii*\x00", b"mm\x00*", b"\x00\x00\x00\x0cjp"), _DAMAGED),
 )
@@ -250,15 +248,17 @@ def _explain(file: Path | str | IO[bytes], error: Exception) -> str:
         if "truncated" in reason.lower() or (data is not None and is_cut_jpeg(data)):
             return f"it breaks off before its end: fetch it again ({reason})"
         return f"{_DAMAGED} ({reason})" if isinstance(error, OSError | SyntaxError) else reason
-    begin = (_content(file, 256) or b"").lower()
+    begin = (_content(file, 512) or b"").lower()
     if not begin:
         return "it is empty"
     if begin[4:8] == b"ftyp" and begin[8:12] in _HEIF_BRANDS:
         return "it is HEIC, which is not read: convert it to JPEG"
     if begin[4:12] == b"ftypavif":
         return _DAMAGED
-    found = (words for beginnings, words in _STRANGERS if begin.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(beginnings))
-    return next(found, f"it is in none of the formats {', '.join(FORMATS)}")
+    if kind := kind_of_content(begin):
+        return f"it is {kind}"
+    texts = (text for beginnings, text in _STRANGERS if begin.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(beginnings))
+    return next(texts, f"it is in none of the formats {', '.join(FORMATS)}")
 
 
 def _content(file: Path | str | IO[bytes], size: int | None = None) -> bytes | None:

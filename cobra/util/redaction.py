@@ -21,6 +21,7 @@ _PATTERNS = (
     re.compile(r"()(?<![\w/.:@-])[\w.%+-]+:[^\s/@'\"]+(?=@[\w\[])"),
     re.compile(r"([?&][\w-]*(?:signature|token|credential|policy|api_?key|password)=)[^&\s'\"]+", re.IGNORECASE),
 )
+_QUERY = re.compile(r"[?#].*", re.DOTALL)
 _secrets: set[str] = set()
 
 
@@ -37,6 +38,15 @@ def redacted(text: str) -> str:
     for pattern in _PATTERNS:
         text = pattern.sub(rf"\g<1>{_HIDDEN}", text)
     return text
+
+
+def redacted_address(where: str) -> str:
+    """Return an address without secrets, and with dots for what follows `?` or `#`.
+
+    Args:
+        where: An address; a path of a file is returned as it is.
+    """
+    return _QUERY.sub("?...", redacted(where)) if "://" in where else where
 
 
 def reason(error: BaseException, limit: int = 300) -> str:

@@ -207,7 +207,7 @@ def program(path):
 
 OTHERS = {
     "TorchScript": program,
-    "tar or gzip": tar,
+    "packed archive": tar,
     "NumPy": lambda path: np.savez(path.open("wb"), a=np.ones(2)),
     "zip archive of other files": lambda path: zipfile.ZipFile(path, "w").writestr("model/readme.txt", "x"),
     "web page": lambda path: path.write_text("<!doctype html><title>403</title>"),

@@ -250,10 +250,3 @@ def test_secrets_of_an_address_are_not_told(where, answer):
     with raw_server(answer) as url, pytest.raises(UserError) as caught:
         open_image(where.format(port=url.rpartition(":")[2]))
     assert "S3CRET" not in str(caught.value)
-
-
-@pytest.mark.fault("B3")
-def test_an_address_is_shown_without_its_secrets():
-    assert web.without_secrets("https://me:pass@host:8/a/b.png?token=x#y") == "https://host:8/a/b.png?..."
-    assert web.without_secrets("http://a@b@host/c@d") == "http://host/c@d"
-    assert web.without_secrets("photos/a?b@c.png") == "photos/a?b@c.png"

@@ -23,7 +23,7 @@ def count(asked, monkeypatch, free: int, world: World = CPU, rows=None) -> tuple
             read.append(index)
             return torch.zeros(250)
 
-    monkeypatch.setattr(workers.os, "statvfs", lambda path: SimpleNamespace(f_bavail=free, f_frsize=1))
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     found = count_workers(
         asked, rows or Rows(), lambda rows: {"rows": {"dino": torch.stack(rows)}}, LENGTHS, 4, world, said.append

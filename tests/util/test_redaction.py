@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from cobra.util.redaction import reason, redacted, remember_secret
+from cobra.util.redaction import reason, redacted, redacted_address, remember_secret
 
 pytestmark = pytest.mark.fault("F8")
 
@@ -42,6 +42,13 @@ def test_secrets_are_hidden(text, expected):
 )
 def test_other_text_stays(text):
     assert redacted(text) == text
+
+
+@pytest.mark.fault("B3")
+def test_an_address_is_shown_without_its_secrets():
+    assert redacted_address("https://me:pass@host:8/a/b.png?token=x#y") == "https://***@host:8/a/b.png?..."
+    assert redacted_address("http://a@b@host/c@d") == "http://***@host/c@d"
+    assert redacted_address("photos/a?b@c.png") == "photos/a?b@c.png"
 
 
 def test_a_remembered_secret_is_hidden_wherever_it_stands():
