@@ -1,4 +1,4 @@
-"""Vision towers, language models, projectors and the vision-language models built of them."""
+"""Vision towers, language models, projectors and the vision-language models built from them."""
 
 from typing import TYPE_CHECKING
 

@@ -87,7 +87,7 @@ def merge_adapter(llm: dict[str, Tensor], adapter: dict[str, Tensor], scaling: f
         llm: A language model's weights by name; not changed.
         adapter: A (rank, in) under `<layer>.lora_A.weight` and B (out, rank) under `<layer>.lora_B.weight`.
         scaling: Alpha divided by the rank.
-        where: What the adapters were read from, for errors.
+        where: Source of the adapters, for errors.
 
     Returns:
         The weights by name; those without an adapter are the given tensors.
@@ -117,7 +117,7 @@ def _merge_into_base(path: Path, modules: Checkpoint, adapter: dict[str, Tensor]
 
     Args:
         path: The checkpoint; the run's `config.json` and `provenance.json` lie in one of the two folders above it.
-        modules: What it holds beside the adapters.
+        modules: The modules that it holds beside the adapters.
         adapter: The adapters' weights by name.
 
     Returns:
@@ -166,7 +166,7 @@ def _read_start(folder: Path, config: Any) -> Checkpoint:
 
 
 def _find_start(path: Path, given: str | None, folder: Path) -> Path:
-    """Return where a run's start lies now: where it lay, or where what the user gave leads to today."""
+    """Return the present path of a run's start: the recorded one, or where the user's own words lead to today."""
     if path.is_file():
         return path
     problem = ""

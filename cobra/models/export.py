@@ -1,4 +1,4 @@
-"""Exporting a model: one folder with weights, configuration, record and model card, whole or absent; and to the hub."""
+"""Export a model as one folder of weights, configuration, record and model card, and upload it to the hub."""
 
 import errno
 import tempfile
@@ -26,7 +26,7 @@ from cobra.util.tokens import read_hf_token
 
 FORMATS = ("pt", "safetensors")
 
-# Of a run's configuration; the rest names folders and accounts of the machine that trained.
+# Exported entries of a run's configuration; the rest names folders and accounts of the machine that trained.
 _PUBLIC = ("run_id", "stage", "seed")
 
 
@@ -35,7 +35,7 @@ class ExportConfig:
     """Write a model as one folder that `cobra.load` and `--pretrained_checkpoint` take, with adapters merged."""
 
     checkpoint: PathText
-    """What to export: a run directory, a checkpoint file in one, or a model id."""
+    """Model to export: a run directory, a checkpoint file in one, or a model id."""
     output: Path
     """The folder to write; it must not exist yet."""
     format: str = "pt"
@@ -43,7 +43,7 @@ class ExportConfig:
     push_to: str | None = None
     """A repository of the hub, user/name, that the folder is uploaded to; it is made where there is none."""
     private: bool = True
-    """Whether that repository must be private."""
+    """Require that repository to be private."""
     hf_token: PathText = ".hf_token"
     """Name of an environment variable or path of a file that holds the hub's token."""
 
@@ -60,7 +60,7 @@ def export(config: ExportConfig) -> Path:
         UserError: A flag makes no sense, the model cannot be found or read, the folder exists or cannot be written, or
             the hub refuses the upload.
     """
-    _check(config)
+    _check_config(config)
     say = Console(soft_wrap=True, highlight=False).print
     token = read_hf_token(config.hf_token)
     source = find_checkpoint(config.checkpoint, token)
@@ -73,7 +73,7 @@ def export(config: ExportConfig) -> Path:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent) as name:
             folder = Path(name) / output.name
-            _write(folder, source, checkpoint, config)
+            _write_folder(folder, source, checkpoint, config)
             folder.rename(output)
     except (OSError, SafetensorError) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -88,7 +88,7 @@ def export(config: ExportConfig) -> Path:
     return config.output
 
 
-def _check(config: ExportConfig) -> None:
+def _check_config(config: ExportConfig) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -105,7 +105,7 @@ def _check(config: ExportConfig) -> None:
         raise UserError(f"--push_to {config.push_to!r} must be of the form user/name")
 
 
-def _write(folder: Path, source: CheckpointSource, checkpoint: Checkpoint, config: ExportConfig) -> None:
+def _write_folder(folder: Path, source: CheckpointSource, checkpoint: Checkpoint, config: ExportConfig) -> None:
     """Write every file of an export into a new folder."""
     path = folder / (LATEST if config.format == "pt" else SAFETENSORS)
     with atomic_path(path) as temporary, surface_os_errors():
@@ -136,7 +136,7 @@ def _flatten(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def _configuration(source: CheckpointSource) -> dict[str, Any]:
-    """Return what the exported `config.json` holds."""
+    """Return the content of the exported `config.json`."""
     if source.folder is None:
         return {"model": source.fields}
     values = read_json(source.folder / "config.json", "the run's config.json")
@@ -146,7 +146,7 @@ def _configuration(source: CheckpointSource) -> dict[str, Any]:
         public["dataset"] = {"dataset_id": dataset["dataset_id"]}
     public |= {"model": values["model"]}
     if ADAPTER in read_tensors(source.path, verify=False).get("model", {}):
-        # Of what was merged; readers go by the checkpoint, which holds no adapters any more.
+        # The settings of the merged adapters; readers go by the checkpoint, which holds no adapters any more.
         public["merged_lora"] = values[ADAPTER]
     return public
 
@@ -166,10 +166,10 @@ def push(folder: Path, repo_id: str, private: bool, token: str | None) -> str:
     """Upload a folder to the hub; `HF_ENDPOINT` names another hub.
 
     Args:
-        folder: What to upload.
+        folder: The folder to upload.
         repo_id: `user/name`; made where there is none.
         private: Refuse to upload to a repository that is open to everybody.
-        token: With the right to write; None is that of the hub's own login.
+        token: A token that may write; None is that of the hub's own login.
 
     Returns:
         The address of the upload.

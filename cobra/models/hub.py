@@ -1,4 +1,4 @@
-"""Fetching single files from the hub, with errors that say what to do."""
+"""Fetch single files from the hub, with errors that name the remedy."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Checks of files of weights: checksums, and numbers that are finite.
+"""Integrity checks of weight files: checksums and finite numbers.
 
 torch writes a CRC-32 of each tensor's bytes into a `.pt` file, which is a zip archive, and does not compare it on
 reading; safetensors has none, so that ours carry them in their header. Comparing takes 0.8 s for each GB on one core,
@@ -37,7 +37,7 @@ def check_archive(file: Path | IO[bytes], where: str) -> None:
 
     Args:
         file: A path or an open file.
-        where: What the archive is, for the error.
+        where: Name of the archive, for the error.
 
     Raises:
         DamagedError: It is no such archive, a checksum differs, or a part is compressed, which torch's never is.
@@ -92,8 +92,8 @@ def check_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], wh
 
     Args:
         tensors: All that the file holds, by name, on the CPU.
-        metadata: Of its header.
-        where: What they are, for the error.
+        metadata: Metadata of its header.
+        where: Name of the file's content, for the error.
 
     Raises:
         DamagedError: One differs; the first few tensors are named.
@@ -102,8 +102,8 @@ def check_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], wh
         return
     try:
         written = json.loads(metadata[CRC32])
-        own = json.loads(checksums(tensors)[CRC32])
-        changed = sorted(name for name in own.keys() | written.keys() if own.get(name) != written.get(name))
+        actual = json.loads(checksums(tensors)[CRC32])
+        changed = sorted(name for name in actual.keys() | written.keys() if actual.get(name) != written.get(name))
     except (ValueError, RecursionError, AttributeError) as error:
         raise DamagedError(f"{where}: the checksums in its header cannot be read") from error
     if changed:
@@ -118,8 +118,8 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """Refuse weights that are not finite: a model with one of them answers nothing, and cannot be trained.
 
     Args:
-        tensors: Of floating-point numbers, by name; read once, without a copy (4.5 GB/s on one core).
-        where: What they are, for the error.
+        tensors: Floating-point tensors by name; read once, without a copy (4.5 GB/s on one core).
+        where: Name of their source, for the error.
 
     Raises:
         UserError: Some are not finite in fp32; the first tensors are named, with their number of such values.

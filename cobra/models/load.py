@@ -1,4 +1,4 @@
-"""Loading a trained model from a run directory, a checkpoint file, or by name."""
+"""Load a trained model from a run directory, a checkpoint file, or by name."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""One factory for each part of a model, by id."""
+"""Factories of a model's parts, by id."""
 
 from transformers import PreTrainedTokenizerBase
 

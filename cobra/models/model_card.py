@@ -1,4 +1,4 @@
-"""The model card of an export: what the weights are, what they were made of, how to use them, whose terms hold."""
+"""The model card of an export: contents, use, origin and licences."""
 
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def model_card(
         checkpoint: The exported weights.
         record: The exported provenance; None for a model as released.
         weights: Their file, relative to the folder.
-        repo_id: Where the folder is going to be on the hub, if anywhere.
+        repo_id: Repository of the hub that the folder is uploaded to, if any.
     """
     folder = repo_id.partition("/")[2] if repo_id else "path/to/this/folder"
     download = f"\nfetched by `hf download {repo_id} --local-dir {folder}`.\n" if repo_id else ""
@@ -82,7 +82,7 @@ def model_card(
 
 
 def _facts(config: dict[str, Any], checkpoint: Checkpoint, record: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what the table says, by its first column."""
+    """Return the values of the table by its first column."""
     model = config["model"]
     facts = {
         "Model": model["model_id"],

@@ -13,7 +13,7 @@ HUB_REPOSITORY = "han1997/cobra"
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What is known of a model before it is loaded."""
+    """Facts about a model that are known before it is loaded."""
 
     model_id: str
     names: tuple[str, ...]
@@ -54,7 +54,7 @@ def available_model_names() -> list[tuple[str, list[str]]]:
 
 
 def get_model_description(id_or_name: str) -> dict[str, Any]:
-    """Return what is known of a model.
+    """Return the facts about a model.
 
     Args:
         id_or_name: Its id or one of its names.

@@ -1,4 +1,4 @@
-"""Tensors of weight files: Cobra's `.pt`, safetensors and state-spaces' files, read without unpickling objects."""
+"""Read tensors from weight files (Cobra's `.pt`, safetensors, state-spaces') without unpickling objects."""
 
 import json
 import os
@@ -84,22 +84,22 @@ def _read_safetensors(path: Path, verify: bool) -> dict[str, Tensor]:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    said = shown(" ".join(str(error).split())[:200])
+    message = shown(" ".join(str(error).split())[:200])
     if kind := kind_of(path):
         return UserError(f"{path} is no checkpoint: it is {kind}")
     if isinstance(error, pickle.UnpicklingError):
         return UserError(
             f"{path} holds more than tensors, or is damaged; unpickling objects could run foreign code, so it is "
-            f'refused ({said}): save only the weights, as torch.save({{"model": {{"projector": ..., "llm_backbone": '
+            f'refused ({message}): save only the weights, as torch.save({{"model": {{"projector": ..., "llm_backbone": '
             "...}}, path)"
         )
     if isinstance(error, DamagedError):
         return UserError(
-            f"{path} is damaged: some of its bytes are not those that were written ({said}). Copy or fetch it again, "
-            "or take an earlier checkpoint of that run"
+            f"{path} is damaged: some of its bytes are not those that were written ({message}). Copy or fetch it "
+            "again, or take an earlier checkpoint of that run"
         )
     return UserError(
-        f"{path} cannot be read as a checkpoint: it is damaged, or not a .pt or .safetensors file ({said})"
+        f"{path} cannot be read as a checkpoint: it is damaged, or not a .pt or .safetensors file ({message})"
     )
 
 
@@ -148,24 +148,24 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], name: str, wher
     """Copy tensors into a module whose names and shapes must be the same; the module's dtypes stay.
 
     Args:
-        module: Changed in place.
-        tensors: By name.
+        module: The module to fill, in place.
+        tensors: Tensors by name.
         name: The module's name, for errors.
-        where: What the tensors were read from, for errors.
+        where: Source of the tensors, for errors.
 
     Returns:
-        Whether any value differs from what the module held before.
+        True if any value differs from what the module held before.
 
     Raises:
         UserError: Names or shapes differ; the first few are listed. Or a value is not finite, or names of one tied
             weight differ in value.
     """
-    own = module.state_dict()
-    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    expected = module.state_dict()
+    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     shapes = [
-        f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own.keys() & tensors.keys()
-        if tensors[key].shape != own[key].shape
+        f"{key} {tuple(tensors[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected.keys() & tensors.keys()
+        if tensors[key].shape != expected[key].shape
     ]
     problems = [
         f"{label}: {listed(names)}"
@@ -178,16 +178,16 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], name: str, wher
             ". Choose the --model.type (or the fields under --model) that the checkpoint was made with"
         )
     check_finite(tensors, f"the {name} in {where}")
-    _check_ties(own, tensors, f"the {name} in {where}")
-    changed = any(not torch.equal(own[key].cpu(), tensors[key].to(own[key].dtype).cpu()) for key in own)
+    _check_ties(expected, tensors, f"the {name} in {where}")
+    changed = any(not torch.equal(expected[key].cpu(), tensors[key].to(expected[key].dtype).cpu()) for key in expected)
     module.load_state_dict(tensors)
     return changed
 
 
-def _check_ties(own: dict[str, Tensor], tensors: dict[str, Tensor], where: str) -> None:
+def _check_ties(expected: dict[str, Tensor], tensors: dict[str, Tensor], where: str) -> None:
     """Raise a UserError where names that are one weight in the model have different values in the checkpoint."""
     first: dict[int, str] = {}
-    for key, value in own.items():
+    for key, value in expected.items():
         twin = first.setdefault(value.data_ptr(), key)
         if twin != key and not torch.equal(tensors[twin], tensors[key].to(tensors[twin].dtype)):
             raise UserError(f"{where} has different values of {twin} and {key}, which are one weight in this model")

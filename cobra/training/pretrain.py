@@ -41,7 +41,7 @@ from cobra.util.distributed import World, hold_together, join_world
 from cobra.util.errors import UserError
 from cobra.util.files import write_json
 from cobra.util.lock import Hold
-from cobra.util.provenance import describe_run, going_on
+from cobra.util.provenance import describe_run, resumed_record
 from cobra.util.tokens import read_hf_token
 from cobra.util.torch_utils import set_global_seed
 
@@ -209,7 +209,7 @@ def _open_run_dir(
     if evaluator is not None:
         evaluator.cut_back(run_dir, reached or 0)
     hparams = write_run_dir(config, run_id, run_dir)
-    write_json(run_dir / PROVENANCE, made_of if reached is None else going_on(run_dir / PROVENANCE, made_of))
+    write_json(run_dir / PROVENANCE, made_of if reached is None else resumed_record(run_dir / PROVENANCE, made_of))
     return Metrics(
         config.trackers,
         run_id,

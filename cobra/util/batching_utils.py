@@ -1,4 +1,4 @@
-"""The order of rows: global batches of one modality, balanced in length over the processes."""
+"""Order of rows: global batches of one modality, balanced in length over the processes."""
 
 import heapq
 import math
@@ -40,7 +40,7 @@ class SplitModalitySampler(Sampler[int]):
             global_batch_size: Rows of one optimiser step, over all processes.
             num_replicas: Processes; None asks torch.distributed.
             rank: This process; None asks torch.distributed.
-            seed: Of the order.
+            seed: Seed of the order.
             drop_last: Leave out the last short batch of each modality.
 
         Raises:
@@ -99,21 +99,21 @@ class SplitModalitySampler(Sampler[int]):
         """
         generator = torch.Generator()
         generator.manual_seed(self.seed + epoch)
-        batches = self._cut(self._images, generator)
+        batches = self._cut_batches(self._images, generator)
         image_batches = len(batches)
-        batches += self._cut(self._texts, generator)
-        dealt = [self._deal(batch) for batch in batches]
+        batches += self._cut_batches(self._texts, generator)
+        dealt = [self._deal_rows(batch) for batch in batches]
         # The longest row of a batch is the first one dealt to the first process.
         longest = [
             self._lengths[batch[0]] + (_COUNTED_PATCHES if index < image_batches else 0)
             for index, batch in enumerate(dealt)
         ]
         order = torch.randperm(len(dealt), generator=generator).tolist()
-        front = max(range(len(order)), key=lambda place: longest[order[place]])
+        front = max(range(len(order)), key=lambda position: longest[order[position]])
         order[0], order[front] = order[front], order[0]
         return [dealt[index] for index in order]
 
-    def _cut(self, rows: list[int], generator: torch.Generator) -> list[list[int]]:
+    def _cut_batches(self, rows: list[int], generator: torch.Generator) -> list[list[int]]:
         """Shuffle the rows of one modality and cut them into global batches."""
         if not rows:
             return []
@@ -128,7 +128,7 @@ class SplitModalitySampler(Sampler[int]):
                 last += [shuffled[index % len(shuffled)] for index in range(size - len(last))]
         return batches
 
-    def _deal(self, batch: list[int]) -> list[int]:
+    def _deal_rows(self, batch: list[int]) -> list[int]:
         """Sort a batch, longest first, and deal it to the processes: each row to the one with the least so far."""
         ordered = sorted(batch, key=lambda row: -self._lengths[row])
         share = len(batch) // self.num_replicas

@@ -1,4 +1,4 @@
-"""Folders for what is made once and found again, of a user who may have neither a home nor a name."""
+"""Cache folders, also for a user who has neither a home nor a name."""
 
 import os
 import stat
@@ -10,7 +10,7 @@ _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def provide_cache() -> None:
-    """Give libraries a place for what they keep, where there is no home: they would make a folder called `~`."""
+    """Give libraries a cache folder where there is no home: they would make one called `~`."""
     if not os.path.isabs(os.path.expanduser("~")):
         folder = _private_folder()
         if folder is not None:
@@ -46,7 +46,7 @@ def _private_folder() -> Path | None:
 
 
 def takes_files(folder: Path) -> bool:
-    """Return whether files can be made in a folder; it is created where it can be."""
+    """Return True if files can be made in a folder; it is created where it can be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

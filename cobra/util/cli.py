@@ -1,4 +1,4 @@
-"""Running a script: parse a dataclass from the command line, call it, and turn user errors into one paragraph."""
+"""Run a script: parse a dataclass from the command line, call it, and turn user errors into one paragraph."""
 
 import argparse
 import dataclasses
@@ -37,7 +37,7 @@ _NULLS = ("null", "None", "none")
 
 
 class _Kind(Enum):
-    """How the value of a flag of text is read."""
+    """Ways to read the value of a flag of text."""
 
     TEXT = "as it was typed"
     OPTIONAL = "as it was typed, or null"
@@ -50,7 +50,7 @@ class _TextFlag:
 
     kind: _Kind
     is_path: bool
-    """Whether `~` at its beginning, or that of a list's items, is the home directory."""
+    """True where `~` at its beginning, or that of a list's items, is the home directory."""
 
 
 def run(main: Callable[[Config], int | None], config_class: type[Config], args: Sequence[str] | None = None) -> None:
@@ -68,14 +68,14 @@ def run(main: Callable[[Config], int | None], config_class: type[Config], args: 
         config = parse(config_class, args)
         code = main(config)
     except UserError as error:
-        _tell(error)
+        _print_error(error)
         sys.exit(EXIT_USER_ERROR)
     except OSError as error:
         # A disk that is full, a folder that takes no files: wherever that is met.
         problem = file_problem(error)
         if problem is None:
             raise
-        _tell(UserError(problem))
+        _print_error(UserError(problem))
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -83,7 +83,7 @@ def run(main: Callable[[Config], int | None], config_class: type[Config], args: 
     sys.exit(code or 0)
 
 
-def _tell(error: UserError) -> None:
+def _print_error(error: UserError) -> None:
     """Print an error; of several processes each says what it met: a bad row lies in the share of one of them."""
     rank = os.environ.get("RANK", "0")
     if rank != "0" and isinstance(error, SharedError):
@@ -111,7 +111,7 @@ def parse(config_class: type[Config], args: Sequence[str] | None = None) -> Conf
     except (DraccusException, argparse.ArgumentError, OSError, UnicodeError, yaml.YAMLError) as error:
         raise UserError(f"{_one_line(error)}. Run with --help for the flags.") from error
     for flag, text in text_flags.items():
-        _take_text(config, flag, text)
+        _unguard(config, flag, text)
     _refuse_nulls(config)
     return config
 
@@ -232,7 +232,7 @@ def _quote(text: str) -> str:
     return '"' + "".join(f"\\U{ord(character):08X}" for character in text) + '"'
 
 
-def _take_text(config: Any, flag: str, text: _TextFlag) -> None:
+def _unguard(config: Any, flag: str, text: _TextFlag) -> None:
     """Take the guard off a field of text, and expand the home directory where it is a path; in place."""
     *groups, name = flag.split(".")
     for group in groups:

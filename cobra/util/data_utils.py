@@ -1,4 +1,4 @@
-"""Collating rows into batches."""
+"""Collate rows into batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,11 +78,11 @@ class PaddedCollatorForLanguageModeling:
             return torch.zeros(len(pixels), *self.default_image_resolution, dtype=self.pixel_values_dtype)
         example = pixels[with_image[0]]
         if isinstance(example, dict):
-            return {name: _fill([one and one[name] for one in pixels], example[name]) for name in example}
+            return {name: _fill([value and value[name] for value in pixels], example[name]) for name in example}
         return _fill(pixels, example)
 
 
 def _fill(pixels: list[Tensor | None], example: Tensor) -> Tensor:
     """Stack pictures, with zeros in place of those that are None."""
     blank = torch.zeros_like(example)
-    return torch.stack([blank if one is None else one for one in pixels])
+    return torch.stack([blank if value is None else value for value in pixels])

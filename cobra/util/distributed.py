@@ -1,4 +1,4 @@
-"""Processes that work together: started by torchrun, or a single one."""
+"""Processes of one run: started by torchrun, or a single one."""
 
 import os
 import time
@@ -38,7 +38,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process does the writing and printing."""
+        """True on the process that writes and prints."""
         return self.rank == 0
 
     def sum(self, value: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def _let_workers_rest() -> None:
 
 
 def _workers_run() -> bool:
-    """Whether a thread of gloo is running or wants to; never where the system does not show its threads."""
+    """Return True if a thread of gloo is running or wants to; False where the system does not show its threads."""
     for status in _TASKS.glob("*/stat"):
         with suppress(OSError):  # The thread has ended.
             # `number (name) state ...`, see proc(5).

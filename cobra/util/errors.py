@@ -85,7 +85,7 @@ def missing_extra(package: str, extra: str, purpose: str) -> UserError:
     Args:
         package: The package's name on PyPI, e.g. ``wandb``.
         extra: The extra of this project that installs it, e.g. ``tracking``.
-        purpose: What it is needed for, as the subject of the sentence, e.g. ``The wandb tracker``.
+        purpose: Its user, as the subject of the sentence, e.g. ``The wandb tracker``.
     """
     return UserError(f"{purpose} needs the package {package}, which is not installed: pip install 'cobra-vlm[{extra}]'")
 
@@ -105,7 +105,7 @@ def disk_errors(failure: str) -> Iterator[None]:
     """Turn an OSError raised inside, a full disk first of all, into a UserError with the remedy.
 
     Args:
-        failure: What did not come about, as a clause: `the mix could not be made in data`.
+        failure: The work that failed, as a clause: `the mix could not be made in data`.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and text and JSON read with errors that name the line."""
+"""Atomic writes, and text and JSON read with errors that name the line."""
 
 import codecs
 import errno
@@ -127,7 +127,7 @@ def read_text(path: Path | str, what: str, remedy: str = "") -> str:
 
     Args:
         path: The file.
-        what: What the file is, for the error, e.g. ``the annotation file``.
+        what: Name of the file, for the error, e.g. ``the annotation file``.
         remedy: A closing sentence for the errors, e.g. the command that makes the file.
 
     Raises:
@@ -152,7 +152,7 @@ def decode(content: bytes, encoding: str, where: str, remedy: str = "") -> str:
     Args:
         content: The bytes.
         encoding: As :func:`encoding_of` returns it.
-        where: What the bytes are, for the error.
+        where: Name of the source, for the error.
         remedy: A closing sentence for the error.
 
     Raises:
@@ -171,7 +171,7 @@ def read_json(path: Path | str, what: str, remedy: str = "", lines: bool = False
 
     Args:
         path: The file.
-        what: What the file is, for the error, e.g. ``the annotation file``.
+        what: Name of the file, for the error, e.g. ``the annotation file``.
         remedy: A closing sentence for the errors, e.g. the command that makes the file.
         lines: Whether the file may be JSON lines, whatever it is called: they are the list of their values. A single
             line is that where the file is named so.
@@ -191,7 +191,7 @@ def parse_json(text: str, where: str, remedy: str = "") -> Any:
 
     Args:
         text: The value, with white space around it.
-        where: What the text is, for the error.
+        where: Name of the source, for the error.
         remedy: A closing sentence for the error.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Paths as a person writes them: `~` is the home directory also where no shell has put it in."""
+"""Home directories in paths: `~` is expanded also where no shell has done it."""
 
 import os
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ PathText = Annotated[str, "path"]
 
 
 def is_path(kind: Any) -> bool:
-    """Return whether a type is :data:`PathText`, as `typing.get_type_hints` gives it with `include_extras`."""
+    """Return True if a type is :data:`PathText`, as `typing.get_type_hints` gives it with `include_extras`."""
     return "path" in getattr(kind, "__metadata__", ())
 
 
@@ -21,7 +21,7 @@ def expand_home(path: str, flag: str) -> str:
 
     Args:
         path: Any text.
-        flag: Where it comes from, for the error.
+        flag: Flag that it was given to, for the error.
 
     Raises:
         UserError: There is no such home directory, and no file of that name either.

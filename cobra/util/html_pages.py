@@ -1,4 +1,4 @@
-"""Pages of one file each: no network, and no text from the data that could become markup."""
+"""Self-contained HTML pages: no network, and no text from the data that could become markup."""
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 

@@ -1,4 +1,4 @@
-"""Opening pictures: the one place where files become pixels.
+"""Picture decoding: the one place where files become pixels.
 
 Pillow does it, because nothing at hand is faster with the same pixels. On 120 photos of COCO, decoded and resized to
 384 pixels on one core (166 a second), its draft mode took 1.00 of its time, torchvision's decode_image 1.03 and
@@ -26,9 +26,9 @@ from cobra.util.jpeg import complete_jpeg, is_cut_jpeg
 # that no data set of photos has.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "TGA")
 
-# Of a file. The largest pictures that Pillow opens, 179 million pixels, take 0.5 GB without any compression.
+# Bytes of a file at most: the largest pictures that Pillow opens, 179 million pixels, take 0.5 GB uncompressed.
 _MAX_BYTES = 2**30
-# Of one that may lack only its end: it is read into memory.
+# Bytes of a file that may lack only its end: it is read into memory.
 _MAX_MENDED_BYTES = 2**26
 
 _DAMAGED = "it is damaged, or breaks off: fetch it again"
@@ -59,7 +59,7 @@ class BadImageError(OSError):
 
 
 class Header(NamedTuple):
-    """What a file says of its first picture."""
+    """Format and size that a file states of its first picture."""
 
     format: str
     """Pillow's name."""
@@ -91,7 +91,7 @@ def read_upright(file: Path | str | IO[bytes]) -> tuple[Image.Image, bool]:
         file: See :func:`read_rgb`.
 
     Returns:
-        The picture, and whether it is stored turned.
+        The picture, and True if it is stored turned.
 
     Raises:
         FileNotFoundError: As :func:`read_rgb`.
@@ -117,7 +117,7 @@ def check_decodes(file: Path | str | IO[bytes]) -> None:
 
 
 def read_header(file: Path | str | IO[bytes]) -> Header:
-    """Return what the header of a file says of its first picture; nothing else is read.
+    """Return the format and size in the header of a file's first picture; nothing else is read.
 
     Args:
         file: See :func:`read_rgb`.
@@ -126,7 +126,7 @@ def read_header(file: Path | str | IO[bytes]) -> Header:
         FileNotFoundError: As :func:`read_rgb`.
         BadImageError: As :func:`read_rgb`, so far as the header tells.
     """
-    with _told(file), Image.open(file, formats=FORMATS) as image:
+    with _explaining(file), Image.open(file, formats=FORMATS) as image:
         return Header(str(image.format), *image.size)
 
 
@@ -197,7 +197,7 @@ def _to_grey(image: Image.Image) -> Image.Image:
 
 def _decode(file: Path | str | IO[bytes], quick: bool) -> tuple[Image.Image, Image.Transpose | None]:
     """Return a picture as it is stored, and what turns it upright."""
-    with _told(file):
+    with _explaining(file):
         with Image.open(file, formats=FORMATS) as image:
             if quick:
                 image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))
@@ -221,7 +221,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 @contextmanager
-def _told(file: Path | str | IO[bytes]) -> Iterator[None]:
+def _explaining(file: Path | str | IO[bytes]) -> Iterator[None]:
     """Look at a file before it is opened, and put in words what its decoder raises."""
     if isinstance(file, Path | str):
         file_status(file)

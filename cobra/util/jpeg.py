@@ -1,4 +1,4 @@
-"""JPEG files that lack their end: whether it is the end marker alone, or pixels too.
+"""JPEG files that lack their end: those without the end marker alone are completed, those without pixels are not.
 
 Pillow refuses both. Its switch to take files that break off would take both, and show what is missing as grey.
 """
@@ -23,7 +23,7 @@ _TAILS = (_TAIL, bytes(255 - byte for byte in _TAIL), b"\xaa" * 64, b"\x55" * 64
 
 
 def is_cut_jpeg(data: bytes) -> bool:
-    """Return whether a file is JPEG and has no end marker."""
+    """Return True if a file is JPEG and has no end marker."""
     return data.startswith(_BEGIN) and _END not in data[-(2**16) :]
 
 

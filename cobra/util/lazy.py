@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first asked for, so that data tools and `--help` need no torch."""
+"""Package attributes imported on first use, so that data tools and `--help` need no torch."""
 
 import importlib
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""One process at a time in a folder, also where machines share it; others are told who is there.
+"""Exclusive use of a folder by one process, also where machines share it; others learn who holds it.
 
 The folder's file `lock` names its holder, who holds the system's lock on it and touches it every few seconds. The
 system's lock is gone with its holder, however that ends. Where it cannot be trusted, across machines on some network
@@ -34,7 +34,7 @@ _BEAT_SECONDS = 10.0
 # A holder on another machine that has not touched its file for so long is gone.
 SILENT_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
-# Of a file that a stranger may have left.
+# Read at most of a file that a stranger may have left.
 _MOST_BYTES = 65_536
 _SHOWN = 300
 
@@ -45,12 +45,12 @@ class Holder:
 
     host: str
     boot: str
-    """Of the machine, by its random id."""
+    """Random id of the machine's boot."""
     processes: str
-    """The numbering of processes that `pid` is of."""
+    """Namespace of process numbers that `pid` belongs to."""
     pid: int
     born: str
-    """When the process began, as its kernel counts; numbers of processes are used again."""
+    """Start of the process, as its kernel counts; numbers of processes are used again."""
     started: str
     command: str
     token: str
@@ -75,11 +75,11 @@ class Holder:
         return f"process {self.pid} on {shown(self.host, _SHOWN)}, begun {shown(self.started, _SHOWN)}: {command}"
 
     def is_here(self) -> bool:
-        """Whether this process can tell if it lives."""
+        """Return True if this process can tell whether the holder lives."""
         return bool(self.boot) and (self.boot, self.processes) == (_boot(), _processes())
 
     def lives(self) -> bool:
-        """Whether it is a process of this machine that has not ended."""
+        """Return True if it is a process of this machine that has not ended."""
         return bool(self.born) and _born(self.pid) == self.born
 
 
@@ -89,32 +89,32 @@ def hold(folder: Path, what: str, say: Callable[[str], object] = print) -> Itera
 
     Args:
         folder: The folder.
-        what: What is done there, for the error: `another run is training`.
-        say: Told why it takes a while, where a holder on another machine may be gone.
+        what: The work, for the error: `another run is training`.
+        say: Gets the reason of a delay, where a holder on another machine may be gone.
 
     Raises:
         UserError: Somebody is there: who, and what to do about it; or the folder takes no files, or the file is a link.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    held = Hold(folder / LOCK)
+    claim = Hold(folder / LOCK)
     try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            held.take(what, say)
+            claim.take(what, say)
         except OSError as error:
             # What a write raises names no file.
             error.filename = error.filename or str(folder / LOCK)
             raise UserError(file_problem(error) or f"{folder} cannot be written to ({error})") from error
-        yield held
+        yield claim
     finally:
-        held.release()
+        claim.release()
         with suppress(OSError):
             for path in made:
                 path.rmdir()
 
 
 class Hold:
-    """What a holder has; made by :func:`hold`."""
+    """A claim on a folder; made by :func:`hold`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -130,7 +130,7 @@ class Hold:
             os.close(handle)
             raise UserError(f"{what} in {self._path.parent} already: {problem}")
         if is_locked is False:
-            # Of a machine that has crashed, and the file server keeps its lock: a new file has a new one.
+            # The holder's machine has crashed, and the file server keeps its lock: a new file has a new one.
             os.close(handle)
             self._path.unlink(missing_ok=True)
             handle, _ = self._open()
@@ -218,7 +218,7 @@ def _refusal(path: Path, is_locked: bool | None, say: Callable[[str], object]) -
         # The kernel knows, with and without locks.
         return f"{other}. Wait until it has ended, or end it" if is_locked is False or other.lives() else None
     if is_locked and other.boot == _boot():
-        # Of another container of this machine: it has ended.
+        # It was in another container of this machine, and has ended.
         return None
     age = _age(path)
     if age >= SILENT_SECONDS:

@@ -1,4 +1,4 @@
-"""What some file systems lack, as mounts of object stores (GCS FUSE) and CIFS do, and how work goes on without it."""
+"""Flush, map, replace and lock files also where a file system cannot: mounts of object stores (GCS FUSE), CIFS."""
 
 import errno
 import fcntl
@@ -28,7 +28,7 @@ def flush(handle: int) -> None:
 
 
 def can_flush(folder: Path) -> bool:
-    """Return whether files in a folder can be flushed to disk, for writers that take it as a failure where not."""
+    """Return True if files in a folder can be flushed to disk, for writers that take it as a failure where not."""
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
             os.fsync(probe.fileno())
@@ -38,7 +38,7 @@ def can_flush(folder: Path) -> bool:
 
 
 def can_map(path: Path) -> bool:
-    """Return whether a file can be mapped into memory; some network file systems have nothing of the kind."""
+    """Return True if a file can be mapped into memory; some network file systems have nothing of the kind."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
             return True

@@ -1,4 +1,4 @@
-"""Environment variables by which programs reach the network: proxies and certificates."""
+"""Checks of the network's environment variables: proxies, certificates, and the address of the hub."""
 
 import importlib.util
 import os

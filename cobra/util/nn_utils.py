@@ -9,31 +9,33 @@ from torch import Tensor, nn
 _POOLED_SIDE = 14
 
 
-class LinearProjector(nn.Module):
+class _Projector(nn.Module):
+    """Base of the projectors, under whose `projector` their layers are named in checkpoints."""
+
+    projector: nn.Module
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Map (batch, patches, vision_dim) to (batch, image tokens, llm_dim)."""
+        return self.projector(patches)
+
+
+class LinearProjector(_Projector):
     """One linear layer."""
 
     def __init__(self, vision_dim: int, llm_dim: int) -> None:
         super().__init__()
         self.projector = nn.Linear(vision_dim, llm_dim)
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """Map (batch, patches, vision_dim) to (batch, patches, llm_dim)."""
-        return self.projector(patches)
 
-
-class MLPProjector(nn.Module):
+class MLPProjector(_Projector):
     """Two linear layers with a GELU between (LLaVA-1.5, arXiv 2310.03744)."""
 
     def __init__(self, vision_dim: int, llm_dim: int) -> None:
         super().__init__()
         self.projector = nn.Sequential(nn.Linear(vision_dim, llm_dim), nn.GELU(), nn.Linear(llm_dim, llm_dim))
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """Map (batch, patches, vision_dim) to (batch, patches, llm_dim)."""
-        return self.projector(patches)
 
-
-class FusedMLPProjector(nn.Module):
+class FusedMLPProjector(_Projector):
     """Three linear layers with GELUs between; the first is four times as wide as the features."""
 
     def __init__(self, vision_dim: int, llm_dim: int) -> None:
@@ -42,10 +44,6 @@ class FusedMLPProjector(nn.Module):
         self.projector = nn.Sequential(
             nn.Linear(vision_dim, wide), nn.GELU(), nn.Linear(wide, llm_dim), nn.GELU(), nn.Linear(llm_dim, llm_dim)
         )
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """Map (batch, patches, vision_dim) to (batch, patches, llm_dim)."""
-        return self.projector(patches)
 
 
 class _PooledPositions(nn.Module):
@@ -70,7 +68,7 @@ def projected_positions(projector: nn.Module, patches: int) -> int:
     return _POOLED_SIDE**2 if pools else patches
 
 
-class FusedLDPProjector(nn.Module):
+class FusedLDPProjector(_Projector):
     """The lightweight downsampling projector: a wide MLP, pooling to 196 tokens, and a convolution as position."""
 
     def __init__(self, vision_dim: int, llm_dim: int) -> None:
@@ -80,12 +78,8 @@ class FusedLDPProjector(nn.Module):
             nn.Linear(vision_dim, wide), nn.GELU(), nn.Linear(wide, llm_dim), nn.Identity(), _PooledPositions(llm_dim)
         )
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """Map (batch, side * side, vision_dim) to (batch, 196, llm_dim)."""
-        return self.projector(patches)
 
-
-class LDPProjector(nn.Module):
+class LDPProjector(_Projector):
     """:class:`FusedLDPProjector` with a first layer as wide as the language model, for a single tower."""
 
     def __init__(self, vision_dim: int, llm_dim: int) -> None:
@@ -97,7 +91,3 @@ class LDPProjector(nn.Module):
             nn.Identity(),
             _PooledPositions(llm_dim),
         )
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """Map (batch, side * side, vision_dim) to (batch, 196, llm_dim)."""
-        return self.projector(patches)

@@ -1,4 +1,4 @@
-"""A function over many items in several processes: results in order, memory bounded, nothing left behind."""
+"""Map a function over items in several processes: ordered results, bounded memory, no process left behind."""
 
 import os
 import signal
@@ -55,7 +55,7 @@ def parallel_map(
         yield from map(function, items)
         return
     # Started anew instead of forked: torch, rich and Arrow have threads, which do not survive a fork.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (os.getpid(), initializer, initargs))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _prepare_worker, (os.getpid(), initializer, initargs))
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
@@ -73,7 +73,7 @@ def parallel_map(
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(parent: int, initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
+def _prepare_worker(parent: int, initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
     """Prepare a worker process."""
     # The keyboard's interrupt goes to all processes; the parent decides what comes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -88,10 +88,10 @@ def end_with_parent(parent: int) -> None:
     Args:
         parent: Process id of the parent, as it was when this process began.
     """
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
+def _watch_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_ORPHAN_CHECK_SECONDS)
     os._exit(1)

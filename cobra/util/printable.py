@@ -1,4 +1,4 @@
-"""Texts from the data as a person may be shown them: they neither hide nor move what stands around them."""
+"""Text from data made safe to display: nothing in it hides or moves what stands around it."""
 
 import re
 from collections.abc import Sequence
@@ -30,6 +30,6 @@ def listed(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(shown(name, 120) for name in names[:most]) + more
 
 
-def _written_out(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def _written_out(match: re.Match[str]) -> str:
+    code = ord(match[0])
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

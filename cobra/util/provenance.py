@@ -1,4 +1,4 @@
-"""What a run was made of: code, packages, machine, data and weights."""
+"""Provenance of a run: code, packages, machine, data and weights."""
 
 import json
 import platform
@@ -85,8 +85,8 @@ def describe_run(
     }
 
 
-def going_on(path: Path, start: dict[str, Any]) -> dict[str, Any]:
-    """Return the record of a run that goes on: that of its beginning, which stays, with this start in `resumed`.
+def resumed_record(path: Path, start: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a resumed run: that of its beginning, which stays, with this start in `resumed`.
 
     Args:
         path: The record as it is; where it cannot be read, this start's takes its place.

@@ -1,4 +1,4 @@
-"""Text without secrets: tokens, passwords in addresses and signatures of links.
+"""Redaction of secrets: tokens, passwords in addresses and signatures of links.
 
 What requests, httpx and huggingface_hub raise quotes headers, proxies and addresses as they are.
 """
@@ -53,8 +53,8 @@ def reason(error: BaseException, limit: int = 300) -> str:
     """Return what an error says as one line without secrets; its type where it says nothing.
 
     Args:
-        error: Of any library.
-        limit: The most characters.
+        error: An error of any library.
+        limit: Greatest number of characters.
     """
     return redacted(" ".join(str(error).split()))[:limit] or type(error).__name__
 

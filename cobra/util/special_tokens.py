@@ -1,9 +1,9 @@
-"""Tokens of the tokenizer that a text can spell, and markers of other tools' chat formats that were left in texts."""
+"""Special tokens that a text can spell, and markers of other chat formats that were left in texts."""
 
 import re
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|padding|>")
-"""What GPT-NeoX's tokenizer reads as one token each, the first as the end of an answer."""
+"""Texts that GPT-NeoX's tokenizer reads as one token each, the first as the end of an answer."""
 
 _SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
 _BLANKS = " \t"
@@ -28,10 +28,10 @@ def without_special_tokens(text: str) -> str:
 
 
 def has_special_tokens(text: str) -> bool:
-    """Return whether the tokenizer would read a special token out of a text."""
+    """Return True if the tokenizer would read a special token out of a text."""
     return any(token in text for token in SPECIAL_TOKENS)
 
 
 def has_other_markers(text: str) -> bool:
-    """Return whether a text holds what other tools mark turns with, such as `<|im_end|>`, `</s>` or `[INST]`."""
+    """Return True if a text holds marks of turns of other chat formats, such as `<|im_end|>`, `</s>` or `[INST]`."""
     return _OTHER.search(text) is not None

@@ -1,4 +1,4 @@
-"""Small pictures inside a page, which then needs no file beside it."""
+"""Thumbnails inside a page, which then needs no file beside it."""
 
 import base64
 import io
@@ -17,11 +17,11 @@ class Thumbnail(NamedTuple):
     """A small picture."""
 
     data: str
-    """As a data URI."""
+    """The picture as a data URI."""
     width: int
     height: int
     turned: bool
-    """Shown upright, while it is stored, and was read by a model, turned."""
+    """True where it is stored, and was read by a model, turned; it is shown upright."""
 
 
 def thumbnail(path: Path | io.BytesIO) -> Thumbnail | str:

@@ -1,4 +1,4 @@
-"""Access to closed repositories of the hub."""
+"""The hub's access token, from an environment variable or a file."""
 
 import os
 import re
@@ -22,15 +22,15 @@ def read_hf_token(name_or_path: str) -> str | None:
         UserError: The variable or file holds something else, cannot be read, or the token itself was given; the
             message does not show what it holds.
     """
-    token = _given(name_or_path)
+    token = _read_named(name_or_path)
     if token is None and "HF_TOKEN" in os.environ:
-        _clean(os.environ["HF_TOKEN"], "the environment variable HF_TOKEN")
+        _checked_token(os.environ["HF_TOKEN"], "the environment variable HF_TOKEN")
     return token
 
 
-def _given(name_or_path: str) -> str | None:
+def _read_named(name_or_path: str) -> str | None:
     if name_or_path in os.environ:
-        return _clean(os.environ[name_or_path], f"the environment variable {name_or_path}")
+        return _checked_token(os.environ[name_or_path], f"the environment variable {name_or_path}")
     path = Path(name_or_path)
     where = f"the token file {path}"
     try:
@@ -42,10 +42,10 @@ def _given(name_or_path: str) -> str | None:
             raise UserError(f"{where} is no file: --hf_token names an environment variable, or a file with {_EXPECTED}")
         with path.open("rb") as file:
             content = file.read(4 * _MAX_CHARACTERS + 1)
-        return _clean(content.decode("utf-8-sig"), where)
+        return _checked_token(content.decode("utf-8-sig"), where)
     except UnicodeDecodeError:
         # Its own message, and a chained traceback, show bytes of the token.
-        raise _wrong(where, "is not UTF-8 text; Windows' Notepad and PowerShell's > may write UTF-16") from None
+        raise _token_error(where, "is not UTF-8 text; Windows' Notepad and PowerShell's > may write UTF-16") from None
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -64,17 +64,17 @@ def _refuse_token(name: str) -> None:
         )
 
 
-def _clean(text: str, where: str) -> str | None:
+def _checked_token(text: str, where: str) -> str | None:
     token = text.strip().strip("\ufeff").strip()
     remember_secret(token)
     if len(token) > _MAX_CHARACTERS:
-        raise _wrong(where, f"holds more than {_MAX_CHARACTERS:,} characters")
+        raise _token_error(where, f"holds more than {_MAX_CHARACTERS:,} characters")
     if len(token.splitlines()) > 1:
-        raise _wrong(where, f"holds {len(token.splitlines())} lines")
+        raise _token_error(where, f"holds {len(token.splitlines())} lines")
     if not re.fullmatch(r"[!-~]*", token):
-        raise _wrong(where, "holds characters that no token has, spaces or others beyond ASCII")
+        raise _token_error(where, "holds characters that no token has, spaces or others beyond ASCII")
     return token or None
 
 
-def _wrong(where: str, found: str) -> UserError:
+def _token_error(where: str, found: str) -> UserError:
     return UserError(f"{where} {found}; expected {_EXPECTED}, or nothing: write the token alone into it")

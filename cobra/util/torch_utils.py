@@ -53,7 +53,7 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
     """Return the dtype asked for; by default fp32 on a CPU, fp16 on mps and bf16 on CUDA.
 
     Raises:
-        UserError: The name is not a known dtype.
+        UserError: The name is unknown.
     """
     if isinstance(dtype, torch.dtype):
         return dtype

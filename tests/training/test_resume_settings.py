@@ -17,7 +17,7 @@ from cobra.training import resume_settings as setting_module
 from cobra.training.config import PretrainConfig
 from cobra.training.resume_settings import MAY_CHANGE, check_setting, flags_that_stay, setting_of, weights_hash
 from cobra.util.errors import UserError
-from cobra.util.provenance import going_on
+from cobra.util.provenance import resumed_record
 
 pytestmark = pytest.mark.fault("A8")
 
@@ -172,10 +172,10 @@ def test_the_record_of_the_beginning_stays(tmp_path):
     path = tmp_path / PROVENANCE
     path.write_text(json.dumps(begun))
     again = {"started": "2", "weights": {"path": str(later), "sha256": "3"}, "data": {"path": "moved", "sha256": "2"}}
-    record = going_on(path, again)
+    record = resumed_record(path, again)
     assert (record["started"], record["weights"]) == ("1", begun["weights"])
     assert record["data"] == again["data"] and record["resumed"] == [{"started": "2"}]
     path.write_text(json.dumps(record))
-    assert going_on(path, again | {"started": "3"})["resumed"] == [{"started": "2"}, {"started": "3"}]
+    assert resumed_record(path, again | {"started": "3"})["resumed"] == [{"started": "2"}, {"started": "3"}]
     path.write_text("{")
-    assert going_on(path, again) == again
+    assert resumed_record(path, again) == again

@@ -62,7 +62,7 @@ def build_llm_backbone(
 
     Args:
         identifier: Name of the model.
-        spec: Where it lies.
+        spec: Its source.
         max_length: Tokens at which text is cut.
         token: For the hub.
         load_weights: False leaves random values, for a checkpoint that brings the language model with it.
@@ -70,7 +70,7 @@ def build_llm_backbone(
     Raises:
         UserError: A file is missing or damaged, is not of a Mamba-1 model, or model and tokenizer do not fit.
     """
-    config = MambaConfig.from_file(_file(spec.source, ["config.json"], token))
+    config = MambaConfig.from_file(_find_file(spec.source, ["config.json"], token))
     tokenizer = load_tokenizer(spec.tokenizer or spec.source, max_length, token)
     if len(tokenizer) > config.padded_vocab_size:
         raise UserError(
@@ -79,7 +79,7 @@ def build_llm_backbone(
         )
     backbone = MambaLLMBackbone(identifier, config, tokenizer)
     if load_weights and spec.pretrained:
-        path = _file(spec.source, ["model.safetensors", "pytorch_model.bin"], token)
+        path = _find_file(spec.source, ["model.safetensors", "pytorch_model.bin"], token)
         load_strictly(backbone.llm, read_llm_weights(path), "language model", path)
     return backbone
 
@@ -96,7 +96,7 @@ def load_tokenizer(source: str | Path, max_length: int, token: str | None = None
         UserError: There is no tokenizer, or it is damaged or has no end token.
     """
     if isinstance(source, Path):
-        _file(source, ["tokenizer.json"], None)
+        _find_file(source, ["tokenizer.json"], None)
     # The plain class reads tokenizer.json as it is; transformers 5's GPTNeoXTokenizer rebuilds its pipeline.
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(
@@ -117,7 +117,7 @@ def load_tokenizer(source: str | Path, max_length: int, token: str | None = None
     return tokenizer
 
 
-def _file(source: str | Path, names: list[str], token: str | None) -> Path:
+def _find_file(source: str | Path, names: list[str], token: str | None) -> Path:
     """Return the first of the named files that the folder or repository has."""
     if isinstance(source, Path):
         for name in names:

@@ -1,4 +1,4 @@
-"""The registered language models, and how to register others."""
+"""Registered language models and the specs by which others are registered."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ TINY_FOLDER = Path(__file__).parents[2] / "tiny"
 
 @dataclass(frozen=True)
 class LLMSpec:
-    """Where a Mamba language model lies: a repository of the hub, or a local folder with `config.json`."""
+    """Source of a Mamba language model: a repository of the hub, or a local folder with `config.json`."""
 
     source: str | Path
     """A hub repository, or a local folder. It holds `config.json` in either published format and, unless

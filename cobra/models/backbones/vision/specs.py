@@ -1,4 +1,4 @@
-"""The registered vision towers, and how to register others."""
+"""Registered vision backbones and the specs by which others are registered."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

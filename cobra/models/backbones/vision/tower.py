@@ -1,4 +1,4 @@
-"""Vision towers: what a backbone and training ask of each, whatever it is built of."""
+"""Vision towers: the interface that backbones, training and plans use."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable

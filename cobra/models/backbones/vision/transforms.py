@@ -1,4 +1,4 @@
-"""Image transforms: from a picture to normalised pixels, in the three resize strategies."""
+"""Image transforms: pictures to normalised pixels, in the three resize strategies."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -80,8 +80,8 @@ def build_transform(
     Args:
         strategy: `resize-naive` squeezes to a square, `resize-crop` cuts the longer side, `letterbox` pads the shorter.
         image_size: Side in pixels.
-        mean: Of each channel, in [0, 1].
-        std: Of each channel.
+        mean: Mean of each channel, in [0, 1].
+        std: Standard deviation of each channel.
 
     Raises:
         UserError: The strategy is unknown.
@@ -108,7 +108,7 @@ def stack_pixels(pixels: list[PixelValues]) -> PixelValues:
     """Stack the pixels of several images on a new first dimension, per tower where there are several."""
     first = pixels[0]
     if isinstance(first, dict):
-        return {name: torch.stack([one[name] for one in pixels]) for name in first}  # type: ignore[index]
+        return {name: torch.stack([image[name] for image in pixels]) for name in first}  # type: ignore[index]
     return torch.stack(pixels)  # type: ignore[arg-type]
 
 

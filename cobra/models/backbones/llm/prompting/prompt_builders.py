@@ -1,4 +1,4 @@
-"""Prompt formats: a conversation is built turn by turn, and every turn is returned as it is written."""
+"""Prompt formats: conversations built turn by turn, each turn returned as it stands in the prompt."""
 
 from abc import ABC, abstractmethod
 
@@ -29,7 +29,7 @@ class PromptBuilder(ABC):
 
         Args:
             role: `human` and `gpt` by turns.
-            message: What is said; an empty answer is written as a space, so that it has a token of its own.
+            message: The text; an empty answer is written as a space, so that it has a token of its own.
 
         Returns:
             The turn as it stands in the prompt.
