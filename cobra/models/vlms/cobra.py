@@ -50,7 +50,7 @@ _TRAINED = {
 
 @dataclass
 class VLMOutput:
-    """What a forward pass returns.
+    """Result of a forward pass.
 
     loss: Mean (or sum) of the cross-entropy over labelled tokens, a scalar in fp32; None without labels.
     logits: (batch, patches + text, vocabulary), rows with an image first; None when they were not asked for.
