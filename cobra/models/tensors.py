@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cobra.models.integrity import DamagedError, check_archive, check_finite, check_tensors, kind_of
 from cobra.util.errors import UserError
 from cobra.util.mounts import can_map
-from cobra.util.printable import listed, shown
+from cobra.util.printable import listed, printable
 
 TIED_HEAD, EMBEDDING = "llm.lm_head.weight", "llm.backbone.embedding.weight"
 # Characters of a name that a message repeats.
@@ -84,7 +84,7 @@ def _read_safetensors(path: Path, verify: bool) -> dict[str, Tensor]:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    message = shown(" ".join(str(error).split())[:200])
+    message = printable(" ".join(str(error).split())[:200])
     if kind := kind_of(path):
         return UserError(f"{path} is no checkpoint: it is {kind}")
     if isinstance(error, pickle.UnpicklingError):
@@ -108,7 +108,7 @@ def check_kinds(values: object, where: str) -> None:
     if not isinstance(values, dict):
         raise UserError(f"{where} is a {type(values).__name__} where tensors by name were expected")
     for key, value in values.items():
-        name = shown(repr(key), _NAME_LENGTH)
+        name = printable(repr(key), _NAME_LENGTH)
         if kind := _odd_kind(value):
             raise UserError(f"{where} holds {name}, which is not an ordinary tensor but {kind}")
         if not isinstance(key, str) or value.dtype not in _DTYPES:

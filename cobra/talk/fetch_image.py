@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cobra.talk.web import fetch_bytes
 from cobra.util.errors import UserError
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 from cobra.util.redaction import redacted_address
 
 if TYPE_CHECKING:
@@ -91,4 +91,4 @@ def _read_file(where: str) -> bytes:
 
 
 def _name(where: str) -> str:
-    return repr(shown(redacted_address(where), 200))
+    return repr(printable(redacted_address(where), 200))

@@ -31,7 +31,7 @@ from cobra.talk.options import AnswerFlags
 from cobra.talk.uploads import Uploads, read_body
 from cobra.util.errors import UserError
 from cobra.util.html_pages import page_templates
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 
 MAX_BEAMS = 64
 # Conversations that are remembered; the one unused for longest is forgotten first. Each holds a state, or before its
@@ -201,11 +201,11 @@ class TalkServer:
         except _ReaderGoneError:
             return
         except UserError as error:
-            yield _line(error=shown(str(error)))
+            yield _line(error=printable(str(error)))
         except Exception as error:
             # The page says that it went wrong, the terminal where.
             traceback.print_exc()
-            yield _line(error=shown(f"the answer broke off ({type(error).__name__}: {error})"))
+            yield _line(error=printable(f"the answer broke off ({type(error).__name__}: {error})"))
 
 
 def _line(**entries: Any) -> str:
@@ -213,7 +213,7 @@ def _line(**entries: Any) -> str:
 
 
 def _part_line(part: Part) -> str:
-    return _line(block=part.block, stage=part.stage, text=shown(part.text))
+    return _line(block=part.block, stage=part.stage, text=printable(part.text))
 
 
 def _in_words(handle: Handler) -> Handler:
@@ -223,7 +223,7 @@ def _in_words(handle: Handler) -> Handler:
         try:
             return await handle(request)
         except UserError as error:
-            return JSONResponse({"error": shown(str(error))}, 400, HEADERS)
+            return JSONResponse({"error": printable(str(error))}, 400, HEADERS)
         except ClientDisconnect:
             return Response(status_code=400)
 

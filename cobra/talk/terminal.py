@@ -7,7 +7,7 @@ from rich.style import Style
 from rich.text import Text
 
 from cobra.reasoning.streaming import Part, StageReader
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 
 _HEADINGS = {"SUMMARY": "blue", "CAPTION": "cyan", "REASONING": "yellow", "CONCLUSION": "bold magenta"}
 _TEXTS = {"SUMMARY": "dim", "CAPTION": "dim", "REASONING": "dim", "CONCLUSION": "bold"}
@@ -45,7 +45,7 @@ def _print_part(part: Part, block: int, console: Console) -> int:
         between = "" if block < 0 else "\n\n"
         heading = "" if part.stage is None else f"{part.stage}\n"
         console.print(Text(between + heading, _style(_HEADINGS, part.stage)), end="", soft_wrap=True)
-    console.print(Text(shown(part.text), _style(_TEXTS, part.stage)), end="", soft_wrap=True)
+    console.print(Text(printable(part.text), _style(_TEXTS, part.stage)), end="", soft_wrap=True)
     return part.block
 
 

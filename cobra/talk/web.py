@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from cobra.util.errors import UserError
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 from cobra.util.redaction import redacted_address
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class _Fetch:
     """One file on its way; :meth:`hang_up` may be called from another thread."""
 
     def __init__(self, url: str, max_bytes: int) -> None:
-        self.name = repr(shown(redacted_address(url), 200))
+        self.name = repr(printable(redacted_address(url), 200))
         self.data = bytearray()
         self.error: UserError | None = None
         self._url = url
@@ -110,7 +110,7 @@ class _Fetch:
                     # As a browser reads it, whatever the header's own encoding.
                     url = urljoin(url, response.headers["Location"].encode("latin-1").decode("utf-8", "replace"))
                 if urlsplit(url).scheme not in ("http", "https"):
-                    kind = shown(urlsplit(url).scheme, 20)
+                    kind = printable(urlsplit(url).scheme, 20)
                     raise UserError(f"{self.name} cannot be fetched: it leads to an address of the kind {kind}")
         raise UserError(f"{self.name} cannot be fetched: it leads on more than {_MAX_REDIRECTS} times")
 
@@ -118,11 +118,11 @@ class _Fetch:
         if not response.ok:
             raise UserError(
                 f"{self.name} cannot be fetched: the server answers {response.status_code} "
-                f"{shown(response.reason or '', 80)}; see whether the address opens in a browser"
+                f"{printable(response.reason or '', 80)}; see whether the address opens in a browser"
             )
         coding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if coding not in ("identity", ""):
-            raise UserError(f"{self.name} cannot be fetched: the server sends it compressed ({shown(coding, 20)})")
+            raise UserError(f"{self.name} cannot be fetched: the server sends it compressed ({printable(coding, 20)})")
         told = response.headers.get("Content-Length", "")
         size = int(told) if told.isdecimal() and len(told) < 20 else None
         too_large = UserError(f"{self.name} is larger than the {self._max_bytes:,} bytes that pictures may have")
@@ -171,7 +171,7 @@ def _reason(error: BaseException) -> str:
         if isinstance(found, TimeoutError | requests.Timeout):
             return f"no answer within {_SILENCE_SECONDS:.0f} seconds"
         if isinstance(found, OSError) and found.strerror:
-            return shown(found.strerror, 200)
+            return printable(found.strerror, 200)
     if isinstance(error, http.client.HTTPException | requests.ConnectionError):
         return "the server breaks off, or answers something else than HTTP"
     invalid = isinstance(error, LocationParseError | ValueError)

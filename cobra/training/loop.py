@@ -24,7 +24,7 @@ from cobra.training.skipped_steps import broken_rows, fail_if_mostly_skipped
 from cobra.training.strategy import StepResult, TrainStrategy
 from cobra.util.batching_utils import SplitModalitySampler
 from cobra.util.errors import SharedError, UserError
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 from cobra.util.torch_utils import seed_step
 
 # Seconds that a save is taken for before the first of this start has been measured.
@@ -109,8 +109,8 @@ class TrainingLoop:
             self._unreported = None if state.unreported is None else StepResult.read(state.unreported)
         except ValueError as error:
             raise UserError(
-                f"the state {path} cannot be read: {shown(str(error), 300)} in its unreported step. Delete that folder "
-                "to go on from the one before it"
+                f"the state {path} cannot be read: {printable(str(error), 300)} in its unreported step. Delete that "
+                "folder to go on from the one before it"
             ) from error
 
     def run(self, stop: StopRequests | None = None) -> StepResult | None:

@@ -20,7 +20,7 @@ from cobra.util.data_utils import SKIPPED_ROW
 from cobra.util.errors import UserError
 from cobra.util.files import sha256_file
 from cobra.util.parallel import available_cores
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 
 # The flags that may change; every other one must not, new ones included.
 MAY_CHANGE = frozenset(
@@ -177,4 +177,4 @@ def _difference(name: str, before: Any, now: Any) -> str | None:
         return None
     if name in _HASHED:
         return f"other {_HASHED[name]} (SHA-256 {str(before)[:12]}, now {str(now)[:12]})"
-    return f"{name} {shown(repr(before), _SHOWN)} (now {now!r})"
+    return f"{name} {printable(repr(before), _SHOWN)} (now {now!r})"

@@ -35,7 +35,7 @@ from cobra.util.distributed import World
 from cobra.util.errors import UserError
 from cobra.util.files import UNFINISHED, read_json, sha256_file, unfinished, write_json
 from cobra.util.mounts import can_flush, flush_folder
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 
 RESUME = "resume"
 
@@ -321,7 +321,7 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
 
 def _unreadable(path: Path, error: BaseException) -> UserError:
     return UserError(
-        f"the state {path} cannot be read: {shown(cause_of(error))}. Delete that folder to go on "
+        f"the state {path} cannot be read: {printable(cause_of(error))}. Delete that folder to go on "
         "from the one before it, or give --resume none and another --run_id to begin anew."
     )
 

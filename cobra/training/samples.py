@@ -19,7 +19,7 @@ from cobra.reasoning.trace import extract_reasoning_trace
 from cobra.training.jsonl_log import StepLines
 from cobra.util.files import write_text
 from cobra.util.html_pages import page_templates
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 from cobra.util.thumbnails import Thumbnail, thumbnail
 
 SAMPLES = "samples.jsonl"
@@ -160,10 +160,10 @@ class SampleLog:
             ],
             rows=[
                 _ShownRow(
-                    shown(str(row.row_id), _ID_CHARACTERS),
-                    row.image and shown(row.image, _ID_CHARACTERS),
+                    printable(str(row.row_id), _ID_CHARACTERS),
+                    row.image and printable(row.image, _ID_CHARACTERS),
                     picture,
-                    shown(row.question, _CHARACTERS),
+                    printable(row.question, _CHARACTERS),
                     _answer(row.reference),
                     answers[row.row],
                 )
@@ -179,5 +179,5 @@ def _template() -> Template:
 
 def _answer(text: str) -> tuple[list[tuple[str, str]], str, list[str]]:
     trace = extract_reasoning_trace(text)
-    stages = [(stage, shown(body, _CHARACTERS)) for stage, body in trace.texts]
-    return stages, "" if stages else shown(text, _CHARACTERS), trace.faults
+    stages = [(stage, printable(body, _CHARACTERS)) for stage, body in trace.texts]
+    return stages, "" if stages else printable(text, _CHARACTERS), trace.faults

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 
 Value = TypeVar("Value")
 
@@ -95,7 +95,7 @@ def file_problem(error: OSError) -> str | None:
     remedy = _REMEDIES.get(error.errno or 0)
     if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
         return None
-    name = "a file" if error.filename is None else shown(os.fsdecode(error.filename), 4096)
+    name = "a file" if error.filename is None else printable(os.fsdecode(error.filename), 4096)
     reason = error.strerror or str(error)
     return f"{name} cannot be used ({reason}){'' if remedy is None else f': {remedy}'}; what is done is kept"
 

@@ -2,15 +2,15 @@
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 
 
 def page_templates(package: str) -> Environment:
     """Return the templates in a package's folder `templates`, and those in this package's that all pages share.
 
     Every text is escaped, and what would hide or move the text around it is written out: see
-    :func:`cobra.util.printable.shown`. A name that is not given to a template is an error. The filter `number` groups
-    digits and `percent` has one decimal.
+    :func:`cobra.util.printable.printable`. A name that is not given to a template is an error. The filter `number`
+    groups digits and `percent` has one decimal.
 
     Args:
         package: Its dotted name.
@@ -22,7 +22,7 @@ def page_templates(package: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         # Markup, such as a macro's output, is a string of another type.
-        finalize=lambda value: shown(value) if type(value) is str else value,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
     environment.filters |= {"number": "{:,}".format, "percent": "{:.1%}".format}
     return environment

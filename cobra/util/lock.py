@@ -25,7 +25,7 @@ from pathlib import Path
 from cobra.util.errors import UserError, file_problem
 from cobra.util.files import refuse_link
 from cobra.util.mounts import LACKING
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 
 LOCK = "lock"
 
@@ -71,8 +71,10 @@ class Holder:
         )
 
     def __str__(self) -> str:
-        command = shown(self.command, _SHOWN)
-        return f"process {self.pid} on {shown(self.host, _SHOWN)}, begun {shown(self.started, _SHOWN)}: {command}"
+        command = printable(self.command, _SHOWN)
+        return (
+            f"process {self.pid} on {printable(self.host, _SHOWN)}, begun {printable(self.started, _SHOWN)}: {command}"
+        )
 
     def is_here(self) -> bool:
         """Return True if this process can tell whether the holder lives."""

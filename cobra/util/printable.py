@@ -12,7 +12,7 @@ _UNSHOWN = re.compile(
 )
 
 
-def shown(text: str, limit: int | None = None) -> str:
+def printable(text: str, limit: int | None = None) -> str:
     r"""Return a text with such characters written out, as `\u202e`.
 
     Args:
@@ -27,7 +27,7 @@ def shown(text: str, limit: int | None = None) -> str:
 def listed(names: Sequence[str], most: int = 6) -> str:
     """Return names as a message lists them: the first few, each cut at 120 characters, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(shown(name, 120) for name in names[:most]) + more
+    return ", ".join(printable(name, 120) for name in names[:most]) + more
 
 
 def _written_out(match: re.Match[str]) -> str:

@@ -75,7 +75,7 @@ def test_a_conversation_over_http_is_that_of_the_model(vlm, server):
         builder.add_turn("human", question)
         expected = "".join(vlm.stream(picture(1), builder.get_prompt(), max_new_tokens=8))
         builder.add_turn("gpt", expected)
-        assert text_of(told) == page.shown(expected.strip())
+        assert text_of(told) == page.printable(expected.strip())
         assert told[-1]["figures"]["state_bytes"] == 49152 and told[-1]["figures"]["written"] <= 8
 
 
@@ -83,7 +83,7 @@ def test_a_question_without_a_picture_begins_a_conversation(vlm, server):
     first = lines(ask(server, "What?"))
     builder = vlm.get_prompt_builder()
     builder.add_turn("human", "What?")
-    assert text_of(first) == page.shown(vlm.generate(None, builder.get_prompt(), max_new_tokens=8))
+    assert text_of(first) == page.printable(vlm.generate(None, builder.get_prompt(), max_new_tokens=8))
     second = lines(ask(server, "Why?", first[0]["conversation"]))
     assert second[0]["conversation"] == first[0]["conversation"] and "figures" in second[-1]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scratch import picture
 
 from cobra.training.samples import SampledRow, SampleLog, structure
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 
 COT = "<SUMMARY> s </SUMMARY>\n\n<CAPTION> c </CAPTION>\n\n<REASONING> r </REASONING>\n\n<CONCLUSION> {} </CONCLUSION>"
 HOSTILE = [
@@ -165,7 +165,7 @@ def test_hostile_texts_are_shown_as_text(run_dir, text):
     found = Page(page_of(run_dir))
     assert Counter(found.tags) == Counter(expected.tags)
     assert Counter(one[:2] for one in found.attributes) == Counter(one[:2] for one in expected.attributes)
-    assert shown(text, 80) in "".join(found.text)
+    assert printable(text, 80) in "".join(found.text)
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]", page_of(run_dir))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from cobra.preprocessing.archives import unsafe_name
 from cobra.util.errors import UserError
 from cobra.util.files import write_text
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 
 ImageId = int | str
 
@@ -91,7 +91,7 @@ def _value(entry: Any, key: str, where: str) -> Any:
     if not isinstance(entry, dict):
         raise UserError(f"{where} is {shortened(entry)}; an object with `{key}` was expected")
     if key not in entry:
-        keys = ", ".join(f"`{shown(str(name), _CHARACTERS)}`" for name in list(entry)[:_SHOWN])
+        keys = ", ".join(f"`{printable(str(name), _CHARACTERS)}`" for name in list(entry)[:_SHOWN])
         raise UserError(f"{where} has no `{key}`; it has {keys or 'nothing'}")
     return entry[key]
 
@@ -137,7 +137,7 @@ def count_images(number: int) -> str:
 
 def named(found: Sequence[ImageId]) -> str:
     """Return the first few ids or names as a person may be shown them, `1, 2, ...`."""
-    names = ", ".join(shown(str(name), _CHARACTERS) for name in found[:_SHOWN])
+    names = ", ".join(printable(str(name), _CHARACTERS) for name in found[:_SHOWN])
     return names + ", ..." * (len(found) > _SHOWN)
 
 
@@ -154,6 +154,6 @@ def refuse(found: Sequence[ImageId], problem: str, remedy: str, list_file: Path 
         return
     listed = ""
     if len(found) > _SHOWN and list_file is not None:
-        write_text(list_file, "".join(f"{shown(str(name))}\n" for name in found))
+        write_text(list_file, "".join(f"{printable(str(name))}\n" for name in found))
         listed = f" {list_file} lists them all."
     raise UserError(f"{problem} {count_images(len(found))}: {named(found)}.{listed} {remedy}")

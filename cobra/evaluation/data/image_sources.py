@@ -21,7 +21,7 @@ from cobra.evaluation.data.captioned_image import (
 )
 from cobra.util.errors import UserError
 from cobra.util.images import BadImageError, check_decodes, read_rgb
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 
 PictureFile = Path | io.BytesIO
 """What Pillow opens."""
@@ -70,7 +70,7 @@ class Pictures(ABC):
 
     def _decode(self, image: CaptionedImage, decode: Callable[[Any], Any]) -> Any:
         file = self.file(image)
-        name = str(file) if isinstance(file, Path) else f"{shown(image.file_name)} in {self.name}"
+        name = str(file) if isinstance(file, Path) else f"{printable(image.file_name)} in {self.name}"
         if file is None:
             raise UserError(f"{name} does not exist")
         try:
@@ -137,11 +137,11 @@ def check_present(images: Sequence[CaptionedImage], pictures: Pictures, list_fil
     """
     missing = [image.file_name for image in images if not pictures.has(image)]
     if len(missing) == len(images) > 1:
-        instead = ", ".join(shown(name, 80) for name in pictures.others())
+        instead = ", ".join(printable(name, 80) for name in pictures.others())
         raise UserError(
             f"None of the {count_images(len(images))} of the annotation file is in {pictures.name}: they do not belong "
-            f"together. {shown(missing[0], 80)} was looked for, and {instead or 'no file'} is there. Give the folder "
-            "of the images that the annotation file names (--image_dir)."
+            f"together. {printable(missing[0], 80)} was looked for, and {instead or 'no file'} is there. Give the "
+            "folder of the images that the annotation file names (--image_dir)."
         )
     remedy = "Fetch them, or give the folder of the images that the annotation file names (--image_dir)."
     refuse(missing, f"{pictures.name} lacks", remedy, list_file)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cobra.util.errors import UserError
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,7 +61,9 @@ def choose_rows(
         return ChosenRows(opened)
     values = columns[column]
     counts = Counter(values)
-    there = ", ".join(f"{shown(value, _CHARACTERS)} ({count:,} rows)" for value, count in counts.most_common(_SHOWN))
+    there = ", ".join(
+        f"{printable(value, _CHARACTERS)} ({count:,} rows)" for value, count in counts.most_common(_SHOWN)
+    )
     # Files without a split in their names are all called train.
     wished = [asked] if asked is not None else [opened, *_DEFAULTS] if opened not in _TRAIN else _DEFAULTS
     found = next((name for name in wished if _same(counts, name)), None)

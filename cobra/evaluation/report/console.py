@@ -10,7 +10,7 @@ from rich.table import Table
 from cobra.evaluation.metrics.base import value
 from cobra.evaluation.metrics.significance import Estimate
 from cobra.evaluation.report.results import FLOOR_LABELS, SCALE_NOTE, Results, findings, score_text
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 
 # Columns of a screen that hold four variants with floors and ceilings beside them.
 _WIDE = 100
@@ -59,8 +59,8 @@ def _cell(estimate: Estimate) -> str:
 def print_samples(console: Console, results: Results, count: int = 3) -> None:
     """Print the first few images' captions: one human's, and what each variant was scored on."""
     for index, image in enumerate(results.images[:count]):
-        console.print(f"\n[bold]{escape(shown(image.file_name, _SHOWN_CHARACTERS))}[/bold]", highlight=False)
+        console.print(f"\n[bold]{escape(printable(image.file_name, _SHOWN_CHARACTERS))}[/bold]", highlight=False)
         captions = [(name, result.captions[index]) for name, result in results.variants.items()]
         for name, text in (("human", image.references[0]), *captions):
-            one_line = " ".join(shown(text, _SHOWN_CHARACTERS).split())
+            one_line = " ".join(printable(text, _SHOWN_CHARACTERS).split())
             console.print(f"  {name}: {escape(one_line)}", highlight=False)

@@ -18,7 +18,7 @@ from cobra.evaluation.report.charts import Axis, Histogram, Strip, axis, length_
 from cobra.evaluation.report.gallery import GALLERY_IMAGES, gallery
 from cobra.evaluation.report.results import FLOOR_LABELS, SCALE_NOTE, Results, findings, score_text
 from cobra.util.html_pages import page_templates
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 
 # Of a caption or reference, and of a name.
 _CHARACTERS = 2000
@@ -101,8 +101,8 @@ def render_page(results: Results, pictures: Pictures | None = None, limit: int =
 @cache
 def _environment() -> Environment:
     filters: dict[str, Callable[..., str]] = {
-        "short": lambda text: shown(text, _CHARACTERS),
-        "name": lambda name: shown(str(name), _NAME_CHARACTERS),
+        "short": lambda text: printable(text, _CHARACTERS),
+        "name": lambda name: printable(str(name), _NAME_CHARACTERS),
         "score": _score,
         "difference": _difference,
         "p": _p_text,

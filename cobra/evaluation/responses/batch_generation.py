@@ -20,7 +20,7 @@ from cobra.models.generation.options import SEARCH_SAMPLING, GenerationOptions, 
 from cobra.models.mamba import MambaState
 from cobra.models.vlms import as_turn
 from cobra.util.errors import UserError
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 
 if TYPE_CHECKING:
     from cobra.models.vlms import CobraVLM
@@ -59,7 +59,7 @@ class Passes:
         """Raise a UserError where a final prompt, that of all images or of one, is longer than the model reads."""
         for prompt, number in Counter(map(self._protocol.prompt_of, images)).items():
             if not self._fits(prompt):
-                which = "--prompt" if prompt == self._protocol.prompt else f"the question {shown(prompt, 80)!r}"
+                which = "--prompt" if prompt == self._protocol.prompt else f"the question {printable(prompt, 80)!r}"
                 raise UserError(
                     f"{which}, asked about {count_images(number)}, is too long: {self._vlm.model_id} reads "
                     f"{self._vlm.max_text_length:,} tokens at most; give a shorter one"

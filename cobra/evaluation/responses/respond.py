@@ -28,7 +28,7 @@ from cobra.evaluation.responses.protocol import Answer, Protocol
 from cobra.evaluation.responses.response_cache import AnswerFile, AnswerStore, StoredAnswer
 from cobra.util.distributed import World
 from cobra.util.errors import UserError
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 
 if TYPE_CHECKING:
     from cobra.models.vlms import CobraVLM
@@ -298,6 +298,6 @@ def _tell_unreadable(console: Console, unreadable: Mapping[ImageId, str]) -> Non
     if unreadable:
         console.print(f"{count_images(len(unreadable))} cannot be read and count as empty answers:", highlight=False)
         for problem in list(unreadable.values())[:_SHOWN]:
-            console.print(f"  {escape(shown(problem))}", highlight=False, soft_wrap=True)
+            console.print(f"  {escape(printable(problem))}", highlight=False, soft_wrap=True)
         if len(unreadable) > _SHOWN:
             console.print("  ...")

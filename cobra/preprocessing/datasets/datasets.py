@@ -24,7 +24,7 @@ from cobra.util.conversation import PLACEHOLDER, without_placeholder
 from cobra.util.data_utils import IGNORE_INDEX, SKIPPED_ROW
 from cobra.util.errors import UserError, check_known
 from cobra.util.images import BadImageError, read_rgb
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 
 ON_BAD_IMAGE = ("raise", "skip")
 TRUNCATIONS = ("right", "drop")
@@ -89,7 +89,7 @@ class _RowDataset(Dataset[dict[str, Any]]):
         if "image" not in row:
             return None
         path = self.image_dir / row["image"]
-        name = shown(str(path), _SHOWN_PATH)
+        name = printable(str(path), _SHOWN_PATH)
         try:
             # By the path's text: a link that the user has made in the folder, to another disk say, is the user's own.
             if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.image_dir)):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cobra.preprocessing.datasets.arrow_rows import Rows
 from cobra.preprocessing.datasets.row_cache import watch
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 
 # Of a folder in which this many images are expected all names are listed; in others each image is asked for.
 _LISTED = 32
@@ -37,7 +37,7 @@ class Presence:
     def name_missing(self, rows: Rows) -> str:
         """Return how many rows lack their image, with the ids and paths of the first few."""
         named = [
-            f"id {shown(repr(rows[row].get('id')), _CHARACTERS)}: {shown(rows[row]['image'], _CHARACTERS)}"
+            f"id {printable(repr(rows[row].get('id')), _CHARACTERS)}: {printable(rows[row]['image'], _CHARACTERS)}"
             for row in self.missing[:_SHOWN]
         ]
         more = ", ..." if len(self.missing) > _SHOWN else ""

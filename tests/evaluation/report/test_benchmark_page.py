@@ -22,7 +22,7 @@ from cobra.evaluation.report.gallery import choose, gallery
 from cobra.evaluation.report.page import render_page
 from cobra.evaluation.report.results import Results, VariantResult
 from cobra.evaluation.responses.respond import Throughput
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_no_text_becomes_markup(text):
         assert wild.tags.count(tag) == plain.tags.count(tag)
     assert not any(name.startswith("on") for _, name, _ in wild.attributes)
     if text.strip() and "<" not in text:
-        assert " ".join(shown(text, 2000).split()) in wild.words()
+        assert " ".join(printable(text, 2000).split()) in wild.words()
 
 
 def _two_variants(images, text):

@@ -19,7 +19,7 @@ from cobra.preprocessing.llava_cot.report.samples import SampleRow
 from cobra.preprocessing.llava_cot.report.token_counts import TokenCounts
 from cobra.util.files import write_text
 from cobra.util.html_pages import page_templates
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 from cobra.util.thumbnails import Thumbnail, thumbnail
 
 _SOURCES = 30
@@ -107,7 +107,7 @@ def _css(share: float) -> str:
 
 
 def _short(text: str) -> str:
-    return shown(text, _CHARACTERS)
+    return printable(text, _CHARACTERS)
 
 
 def _counts(report: Report) -> tuple[Counter[str], ...]:

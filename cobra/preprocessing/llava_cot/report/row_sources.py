@@ -5,7 +5,7 @@ from array import array
 import numpy as np
 from numpy.typing import NDArray
 
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 
 # The published rows have about a dozen; a hostile file may not fill the memory with names.
 MAX_SOURCES = 1000
@@ -23,7 +23,7 @@ class RowSources:
 
     def name(self, source: str) -> str:
         """Return the name that a source is counted under: fit to be shown, and one of `MAX_SOURCES` or `OTHER`."""
-        name = source if source.isprintable() and len(source) <= _MAX_NAME else shown(source, _MAX_NAME)
+        name = source if source.isprintable() and len(source) <= _MAX_NAME else printable(source, _MAX_NAME)
         if name not in self._indices:
             if len(self._indices) >= MAX_SOURCES:
                 name = OTHER

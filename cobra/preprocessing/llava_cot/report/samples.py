@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from cobra.preprocessing.datasets.row_form import Defect
 from cobra.preprocessing.llava_cot.rows.raw_row import Row
 from cobra.reasoning.trace import ReasoningTrace
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 
 # Together they bound the memory: some 10 MB on hostile rows, less than 1 MB on the published ones.
 _SOURCES = 50
@@ -93,8 +93,8 @@ class Samples:
         """
         kept = self.rejected.setdefault(defect.value, [])
         if len(kept) < _REJECTED:
-            row_id = "" if entry["id"] is None else shown(str(entry["id"]), _SHORT)
-            kept.append(RejectedRow(entry["line"], row_id, shown(entry["reason"], _SHORT)))
+            row_id = "" if entry["id"] is None else printable(str(entry["id"]), _SHORT)
+            kept.append(RejectedRow(entry["line"], row_id, printable(entry["reason"], _SHORT)))
 
     def of_source(self, source: str) -> list[SampleRow]:
         """Return the rows that were drawn of a source, in the order of the draw."""
@@ -107,10 +107,10 @@ def _sample(row: Row, traces: list[ReasoningTrace]) -> SampleRow:
         _answer(question, answer, trace)
         for question, answer, trace in zip(questions[:_TURNS], row.answers, traces, strict=False)
     ]
-    return SampleRow(shown(str(row.id), _SHORT), row.image, answers, max(len(questions) - _TURNS, 0))
+    return SampleRow(printable(str(row.id), _SHORT), row.image, answers, max(len(questions) - _TURNS, 0))
 
 
 def _answer(question: str, answer: str, trace: ReasoningTrace) -> SampleAnswer:
-    stages = [(stage, shown(text, _CHARACTERS)) for stage, text in trace.texts]
-    text = "" if stages else shown(answer, _CHARACTERS)
-    return SampleAnswer(shown(question, _CHARACTERS), stages, text, trace.faults)
+    stages = [(stage, printable(text, _CHARACTERS)) for stage, text in trace.texts]
+    text = "" if stages else printable(answer, _CHARACTERS)
+    return SampleAnswer(printable(question, _CHARACTERS), stages, text, trace.faults)

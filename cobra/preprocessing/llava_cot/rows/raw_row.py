@@ -13,7 +13,7 @@ from cobra.preprocessing.datasets.row_form import MAX_ROW_BYTES, Defect, RowErro
 from cobra.preprocessing.datasets.row_keys import has_text, image_of, remarks_of
 from cobra.util import jsonl
 from cobra.util.errors import UserError
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 from cobra.util.special_tokens import has_special_tokens, without_special_tokens
 
 
@@ -122,7 +122,7 @@ def _checked_path(image: str | None) -> str | None:
     path = image.removeprefix("./")
     problem = unsafe_name(path)
     if problem:
-        raise RowError(Defect.BAD_IMAGE_PATH, f"has the image {shown(repr(image), 80)}, which {problem}")
+        raise RowError(Defect.BAD_IMAGE_PATH, f"has the image {printable(repr(image), 80)}, which {problem}")
     return path
 
 

@@ -19,7 +19,7 @@ from cobra.preprocessing.llava_cot.report.counts import Report
 from cobra.preprocessing.llava_cot.report.page import render_page, write_page
 from cobra.preprocessing.llava_cot.report.token_counts import BIN_EDGES, TokenCounts
 from cobra.preprocessing.llava_cot.rows.raw_row import Row
-from cobra.util.printable import shown
+from cobra.util.printable import printable
 
 FULL = ANSWER.format("red", "because", "A")
 VOID = {"meta", "img"}
@@ -140,7 +140,7 @@ def test_hostile_texts_are_shown_as_text(tmp_path, text):
     # The order of the sources is that of their names.
     assert Counter(hostile.tags) == Counter(plain.tags)
     assert Counter(found[:2] for found in hostile.attributes) == Counter(found[:2] for found in plain.attributes)
-    assert shown(text, 80) in "".join(hostile.text)
+    assert printable(text, 80) in "".join(hostile.text)
     write_page(report_of(text), tmp_path / "report.html", tmp_path)
     written = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]", written)
