@@ -52,10 +52,10 @@ def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
         modules = values["model"]
     known: Checkpoint = {key: value for key, value in modules.items() if key in MODULE_KEYS}
     if not known:
-        found = listed([str(key) for key in values]) if isinstance(values, dict) else "none"
+        names = listed([str(key) for key in values]) if isinstance(values, dict) else "none"
         lightning = isinstance(values, dict) and "pytorch-lightning_version" in values
         raise UserError(
-            f"{path} is not a checkpoint of Cobra: expected the modules {', '.join(MODULE_KEYS)}, found {found}"
+            f"{path} is not a checkpoint of Cobra: expected the modules {', '.join(MODULE_KEYS)}, found {names}"
             f"{'; it is one of Lightning, whose weights are under state_dict' if lightning else ''}"
         )
     for key, tensors in known.items():

@@ -33,7 +33,7 @@ from cobra.models.run_folder import LATEST
 from cobra.training.state_reader import StatePlanner, StateReader
 from cobra.util.distributed import World
 from cobra.util.errors import UserError
-from cobra.util.files import UNFINISHED, read_json, sha256_file, unfinished, write_json
+from cobra.util.files import UNFINISHED, read_json, sha256_file, unfinished_files, write_json
 from cobra.util.mounts import can_flush, flush_folder
 from cobra.util.printable import printable
 
@@ -271,7 +271,7 @@ def clear_unfinished(run_dir: Path) -> None:
         _remove(path)
     # By the names that atomic_path gives; those of checkpoints are as big as the model.
     for folder in (run_dir, run_dir / LATEST.parent):
-        for path in unfinished(folder):
+        for path in unfinished_files(folder):
             path.unlink(missing_ok=True)
 
 

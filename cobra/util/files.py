@@ -82,7 +82,7 @@ def _temporary(path: Path) -> Path:
     return Path(made)
 
 
-def unfinished(folder: Path) -> Iterator[Path]:
+def unfinished_files(folder: Path) -> Iterator[Path]:
     """Yield the files that a process which was killed was writing in a folder, by the names :func:`atomic_path` gives.
 
     Only for who is alone in the folder: see :func:`cobra.util.lock.hold`.
@@ -135,12 +135,12 @@ def read_text(path: Path | str, what: str, remedy: str = "") -> str:
     """
     path = Path(path)
     if not path.is_file():
-        raise missing(path, what, remedy)
+        raise missing_file(path, what, remedy)
     content = path.read_bytes()
     return decode(content, encoding_of(content), f"{path} ({what})", remedy)
 
 
-def missing(path: Path, what: str, remedy: str = "") -> UserError:
+def missing_file(path: Path, what: str, remedy: str = "") -> UserError:
     """Return the error that a file is absent; the arguments are those of :func:`read_text`."""
     tail = f" {remedy}" if remedy else ""
     return UserError(f"{what[:1].upper()}{what[1:]} does not exist: {path}.{tail}")
@@ -201,8 +201,8 @@ def parse_json(text: str, where: str, remedy: str = "") -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f"column {error.colno}"
-        raise UserError(f"{where} is not valid JSON: {place}: {_problem(text, error)}.{tail}") from error
+        position = f"line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f"column {error.colno}"
+        raise UserError(f"{where} is not valid JSON: {position}: {_problem(text, error)}.{tail}") from error
     except RecursionError as error:
         raise UserError(f"{where} holds lists or objects nested too deeply to be read.{tail}") from error
     except ValueError as error:

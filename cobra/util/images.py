@@ -126,7 +126,7 @@ def read_header(file: Path | str | IO[bytes]) -> Header:
         FileNotFoundError: As :func:`read_rgb`.
         BadImageError: As :func:`read_rgb`, so far as the header tells.
     """
-    with _explaining(file), Image.open(file, formats=FORMATS) as image:
+    with _picture_errors(file), Image.open(file, formats=FORMATS) as image:
         return Header(str(image.format), *image.size)
 
 
@@ -197,21 +197,21 @@ def _to_grey(image: Image.Image) -> Image.Image:
 
 def _decode(file: Path | str | IO[bytes], quick: bool) -> tuple[Image.Image, Image.Transpose | None]:
     """Return a picture as it is stored, and what turns it upright."""
-    with _explaining(file):
+    with _picture_errors(file):
         with Image.open(file, formats=FORMATS) as image:
             if quick:
                 image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))
             try:
                 image.load()
             except OSError:
-                data = _content(file)
+                data = _read_bytes(file)
                 if data is None or not is_cut_jpeg(data) or (whole := complete_jpeg(data)) is None:
                     raise
-                return to_rgb(whole), _turn(whole)
-            return to_rgb(image), _turn(image)
+                return to_rgb(whole), _upright_turn(whole)
+            return to_rgb(image), _upright_turn(image)
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def _upright_turn(image: Image.Image) -> Image.Transpose | None:
     """Return what the EXIF data of a decoded picture ask for, where Pillow has not done it already."""
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -221,7 +221,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 @contextmanager
-def _explaining(file: Path | str | IO[bytes]) -> Iterator[None]:
+def _picture_errors(file: Path | str | IO[bytes]) -> Iterator[None]:
     """Look at a file before it is opened, and put in words what its decoder raises."""
     if isinstance(file, Path | str):
         file_status(file)
@@ -244,11 +244,11 @@ def _explain(file: Path | str | IO[bytes], error: Exception) -> str:
         return error.strerror
     reason = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, UnidentifiedImageError):
-        data = _content(file) if isinstance(error, OSError) else None
+        data = _read_bytes(file) if isinstance(error, OSError) else None
         if "truncated" in reason.lower() or (data is not None and is_cut_jpeg(data)):
             return f"it breaks off before its end: fetch it again ({reason})"
         return f"{_DAMAGED} ({reason})" if isinstance(error, OSError | SyntaxError) else reason
-    begin = (_content(file, 512) or b"").lower()
+    begin = (_read_bytes(file, 512) or b"").lower()
     if not begin:
         return "it is empty"
     if begin[4:8] == b"ftyp" and begin[8:12] in _HEIF_BRANDS:
@@ -261,11 +261,11 @@ def _explain(file: Path | str | IO[bytes], error: Exception) -> str:
     return next(texts, f"it is in none of the formats {', '.join(FORMATS)}")
 
 
-def _content(file: Path | str | IO[bytes], size: int | None = None) -> bytes | None:
+def _read_bytes(file: Path | str | IO[bytes], size: int | None = None) -> bytes | None:
     """Return the bytes of a file, or its first ones; None where it is too large to be read whole."""
     if isinstance(file, Path | str):
         with open(file, "rb") as opened:
-            return _content(opened, size)
+            return _read_bytes(opened, size)
     if size is None and file.seek(0, os.SEEK_END) > _MAX_MENDED_BYTES:
         return None
     file.seek(0)

@@ -18,7 +18,7 @@ _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _NEXT_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 # Data that go on behind the file: each differs from another in every bit; no byte is 255.
-_TAIL = bytes(1 + 97 * place % 253 for place in range(64))
+_TAIL = bytes(1 + 97 * index % 253 for index in range(64))
 _TAILS = (_TAIL, bytes(255 - byte for byte in _TAIL), b"\xaa" * 64, b"\x55" * 64)
 
 
@@ -42,8 +42,8 @@ def complete_jpeg(data: bytes) -> Image.Image | None:
     # A scan that breaks off between two restart markers goes on behind the next of them.
     last = _RESTART.findall(kept)[-1:]
     restart = bytes([0xFF, 0xD0 + (last[0][0] - 0xCF) % 8 if last else 0xD0])
-    first, *others = (_decoded(kept + tail + restart + tail + _END) for tail in _TAILS)
-    return first if all(other.tobytes() == first.tobytes() for other in others) else None
+    first, *rest = (_decoded(kept + tail + restart + tail + _END) for tail in _TAILS)
+    return first if all(picture.tobytes() == first.tobytes() for picture in rest) else None
 
 
 def _decoded(data: bytes) -> Image.Image:
@@ -67,24 +67,24 @@ def _has_all_scans(data: bytes) -> bool:
             first, last, approximation = header[1 + 2 * header[0] :][:3]
             # The low half is how many bits are still to come.
             if approximation & 15 == 0:
-                for place in range(header[0]):
-                    sent.setdefault(header[1 + 2 * place], set()).update(range(first, last + 1))
-    return components > 0 and sum(len(found) == 64 for found in sent.values()) == components
+                for index in range(header[0]):
+                    sent.setdefault(header[1 + 2 * index], set()).update(range(first, last + 1))
+    return components > 0 and sum(len(coefficients) == 64 for coefficients in sent.values()) == components
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield (marker, header without its length) of every segment; the data of scans are passed over."""
-    place = len(_BEGIN)
-    while place + 4 <= len(data) and data[place] == 0xFF:
-        marker = data[place + 1]
+    position = len(_BEGIN)
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
         if marker == 0xFF or marker in _BARE:
-            place += 1 if marker == 0xFF else 2
+            position += 1 if marker == 0xFF else 2
             continue
-        length = int.from_bytes(data[place + 2 : place + 4])
-        yield marker, data[place + 4 : place + 2 + length]
-        place += 2 + length
+        length = int.from_bytes(data[position + 2 : position + 4])
+        yield marker, data[position + 4 : position + 2 + length]
+        position += 2 + length
         if marker == _SCAN:
-            found = _NEXT_MARKER.search(data, place)
-            if found is None:
+            match = _NEXT_MARKER.search(data, position)
+            if match is None:
                 return
-            place = found.start()
+            position = match.start()

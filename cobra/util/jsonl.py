@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jsonlines
 
 from cobra.util.errors import UserError
-from cobra.util.files import decode, encoding_of, missing, parse_json, read_json
+from cobra.util.files import decode, encoding_of, missing_file, parse_json, read_json
 
 # Enough to see past a mark and blank lines; whole characters of every encoding.
 _BEGINNING = 4096
@@ -53,7 +53,7 @@ def read_records(path: Path, what: str, remedy: str) -> Iterator[Record]:
         UserError: The file is absent, is no text, or is not JSON (with line and column).
     """
     if not path.is_file():
-        raise missing(path, what, remedy)
+        raise missing_file(path, what, remedy)
     if opens_list(path):
         for number, value in enumerate(read_json(path, what, remedy)):
             yield Record(number, value, to_json(value))

@@ -61,10 +61,10 @@ class Holder:
         """Return this one, with a new token."""
         return cls(
             host=socket.gethostname(),
-            boot=_boot(),
-            processes=_processes(),
+            boot=_boot_id(),
+            processes=_process_namespace(),
             pid=os.getpid(),
-            born=_born(os.getpid()),
+            born=_start_of_process(os.getpid()),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             token=secrets.token_hex(8),
@@ -78,11 +78,11 @@ class Holder:
 
     def is_here(self) -> bool:
         """Return True if this process can tell whether the holder lives."""
-        return bool(self.boot) and (self.boot, self.processes) == (_boot(), _processes())
+        return bool(self.boot) and (self.boot, self.processes) == (_boot_id(), _process_namespace())
 
     def lives(self) -> bool:
         """Return True if it is a process of this machine that has not ended."""
-        return bool(self.born) and _born(self.pid) == self.born
+        return bool(self.born) and _start_of_process(self.pid) == self.born
 
 
 @contextmanager
@@ -127,7 +127,7 @@ class Hold:
     def take(self, what: str, say: Callable[[str], object]) -> None:
         """Take the folder; see :func:`hold`."""
         handle, is_locked = self._open()
-        problem = _refusal(self._path, is_locked, say)
+        problem = _reason_to_refuse(self._path, is_locked, say)
         if problem is not None:
             os.close(handle)
             raise UserError(f"{what} in {self._path.parent} already: {problem}")
@@ -137,10 +137,10 @@ class Hold:
             self._path.unlink(missing_ok=True)
             handle, _ = self._open()
         self._handle = handle
-        os.register_at_fork(after_in_child=self._forget)
+        os.register_at_fork(after_in_child=self._close_in_child)
         os.ftruncate(handle, 0)
         os.pwrite(handle, self._record(), 0)
-        threading.Thread(target=self._beat, daemon=True).start()
+        threading.Thread(target=self._keep_touching, daemon=True).start()
 
     def confirm(self, what: str) -> None:
         """Make sure that no other process has taken the folder at the same moment, where there are no locks.
@@ -148,9 +148,9 @@ class Hold:
         Raises:
             UserError: One has.
         """
-        found = _read(self._path)
-        if found is None or found.token != self._me.token:
-            raise UserError(f"{what} in {self._path.parent} already: {found or 'its file of that name is gone'}")
+        holder = _read_holder(self._path)
+        if holder is None or holder.token != self._me.token:
+            raise UserError(f"{what} in {self._path.parent} already: {holder or 'its file of that name is gone'}")
 
     def release(self) -> None:
         """Leave the folder."""
@@ -164,7 +164,7 @@ class Hold:
         os.close(self._handle)
         self._handle = None
 
-    def _forget(self) -> None:
+    def _close_in_child(self) -> None:
         """Let go in a process that was forked: data workers may outlive their parent by seconds."""
         if self._handle is not None:
             os.close(self._handle)
@@ -175,7 +175,7 @@ class Hold:
         while True:
             refuse_link(self._path)
             handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-            is_locked = _lock(handle)
+            is_locked = _try_lock(handle)
             # A holder that leaves deletes the file, perhaps between the two.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), self._path.stat()):
@@ -185,7 +185,7 @@ class Hold:
     def _record(self) -> bytes:
         return json.dumps(asdict(self._me)).encode()
 
-    def _beat(self) -> None:
+    def _keep_touching(self) -> None:
         while not self._ended.wait(_BEAT_SECONDS):
             # A disk that is full or away for a moment must not end the work.
             with suppress(OSError):
@@ -198,7 +198,7 @@ class Hold:
                         file.write(self._record())
 
 
-def _lock(handle: int) -> bool | None:
+def _try_lock(handle: int) -> bool | None:
     """Try for the system's lock; None where the file system has none."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -211,28 +211,28 @@ def _lock(handle: int) -> bool | None:
     return True
 
 
-def _refusal(path: Path, is_locked: bool | None, say: Callable[[str], object]) -> str | None:
+def _reason_to_refuse(path: Path, is_locked: bool | None, say: Callable[[str], object]) -> str | None:
     """Return why the folder cannot be taken; None where it can."""
-    other = _read(path)
-    if other is None:
+    holder = _read_holder(path)
+    if holder is None:
         return "who it is has not been written down yet" if is_locked is False else None
-    if other.is_here():
+    if holder.is_here():
         # The kernel knows, with and without locks.
-        return f"{other}. Wait until it has ended, or end it" if is_locked is False or other.lives() else None
-    if is_locked and other.boot == _boot():
+        return f"{holder}. Wait until it has ended, or end it" if is_locked is False or holder.lives() else None
+    if is_locked and holder.boot == _boot_id():
         # It was in another container of this machine, and has ended.
         return None
-    age = _age(path)
+    age = _seconds_since_touch(path)
     if age >= SILENT_SECONDS:
         return None
     if is_locked is not False:
-        say(f"{path.parent} may be in use: waiting up to {SILENT_SECONDS - age:.0f} s for a sign of {other}")
+        say(f"{path.parent} may be in use: waiting up to {SILENT_SECONDS - age:.0f} s for a sign of {holder}")
         if _stays_silent(path, SILENT_SECONDS - age):
             return None
-    return f"{other}. Wait until it has ended, or end it there"
+    return f"{holder}. Wait until it has ended, or end it there"
 
 
-def _age(path: Path) -> float:
+def _seconds_since_touch(path: Path) -> float:
     """Return the seconds since a file was touched, by the clock of who keeps it: machines may disagree."""
     with tempfile.TemporaryFile(dir=path.parent) as probe:
         probe.write(b"now")
@@ -255,7 +255,7 @@ def _stays_silent(path: Path, seconds: float) -> bool:
     return True
 
 
-def _read(path: Path) -> Holder | None:
+def _read_holder(path: Path) -> Holder | None:
     """Return the holder that a file names; None where it names none."""
     try:
         with path.open("rb") as file:
@@ -267,7 +267,7 @@ def _read(path: Path) -> Holder | None:
     return holder if type(holder.pid) is int and all(isinstance(text, str) for text in texts) else None
 
 
-def _boot() -> str:
+def _boot_id() -> str:
     """Return what this boot of this machine is called; empty where nothing tells."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -275,7 +275,7 @@ def _boot() -> str:
         return ""
 
 
-def _processes() -> str:
+def _process_namespace() -> str:
     """Return what the numbering of processes is called that this one is in; containers have their own."""
     try:
         return os.readlink("/proc/self/ns/pid")
@@ -283,7 +283,7 @@ def _processes() -> str:
         return ""
 
 
-def _born(pid: int) -> str:
+def _start_of_process(pid: int) -> str:
     """Return when a process began, in its kernel's count; empty where there is none of that number, or a dead one."""
     try:
         # `number (name) state ... starttime`, see proc(5).

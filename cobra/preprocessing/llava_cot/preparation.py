@@ -18,7 +18,7 @@ from cobra.preprocessing.llava_cot.rows.image_checks import VERIFY_MODES, ImageC
 from cobra.preprocessing.llava_cot.rows.scan import scan_rows
 from cobra.preprocessing.published_files import COT_ROWS
 from cobra.util.errors import UserError, disk_errors
-from cobra.util.files import unfinished, write_json
+from cobra.util.files import unfinished_files, write_json
 from cobra.util.lock import hold
 from cobra.util.parallel import available_cores
 from cobra.util.tokens import read_hf_token
@@ -113,7 +113,7 @@ def _alone(folder: Path) -> Iterator[None]:
     records = folder / RECORDS
     records.mkdir(parents=True, exist_ok=True)
     with hold(records, "another run is at work"):
-        for leftover in [*unfinished(folder), *unfinished(records)]:
+        for leftover in [*unfinished_files(folder), *unfinished_files(records)]:
             leftover.unlink()
         yield
 

@@ -69,7 +69,7 @@ class VisionBackbone(nn.Module):
         prefixed = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         load_strictly(self, prefixed or tensors, f"vision backbone {self.identifier!r}", path)
 
-    def tower(self, name: str) -> Any:
+    def tower(self, name: str) -> Tower:
         """Return the tower of that name; a single tower's name is empty."""
         return getattr(self, _attribute(name))
 
