@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cobra.models.backbones.llm.backbone import build_llm_backbone
 from cobra.models.backbones.llm.specs import llm_spec
-from cobra.models.run_folder import PROVENANCE, find_checkpoint, model_fields, run_folder
+from cobra.models.run_folder import PROVENANCE, find_checkpoint, model_fields, read_config, run_folder
 from cobra.models.tensors import EMBEDDING, TIED_HEAD, check_kinds, read_tensors
 from cobra.util.errors import UserError
 from cobra.util.files import read_json, sha256_file
@@ -127,15 +127,15 @@ def _merge_into_base(path: Path, modules: Checkpoint, adapter: dict[str, Tensor]
         UserError: The run's files are missing or not as they must be, or the weights of its start are gone or changed.
     """
     folder = run_folder(path)
-    config = read_json(folder / "config.json", "the run's config.json")
+    config = read_config(folder)
     scaling = _scaling(config, folder)
     base = _read_start(folder, config)
     llm = base["llm_backbone"] if "llm_backbone" in base else _bare_language_model(folder)
     return base | modules | {"llm_backbone": merge_adapter(llm, adapter, scaling, str(path))}
 
 
-def _scaling(config: Any, folder: Path) -> float:
-    lora = config.get("lora") if isinstance(config, dict) else None
+def _scaling(config: dict[str, Any], folder: Path) -> float:
+    lora = config.get("lora")
     rank, alpha = (lora.get("rank"), lora.get("alpha")) if isinstance(lora, dict) else (None, None)
     if type(rank) is not int or rank < 1 or type(alpha) is not int or alpha < 1:
         raise UserError(
@@ -145,7 +145,7 @@ def _scaling(config: Any, folder: Path) -> float:
     return alpha / rank
 
 
-def _read_start(folder: Path, config: Any) -> Checkpoint:
+def _read_start(folder: Path, config: dict[str, Any]) -> Checkpoint:
     """Read the checkpoint that a run started from; empty where it started from the bare backbones."""
     provenance = read_json(folder / PROVENANCE, "the record of what the run started from")
     weights = provenance.get("weights") if isinstance(provenance, dict) else None
@@ -181,7 +181,7 @@ def _find_start(path: Path, given: str | None, folder: Path) -> Path:
 
 
 def _bare_language_model(folder: Path) -> dict[str, Tensor]:
-    fields = model_fields(folder / "config.json")
+    fields = model_fields(folder)
     identifier = fields["llm_backbone_id"]
     spec = llm_spec(identifier)
     if not spec.pretrained:

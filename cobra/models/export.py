@@ -15,7 +15,7 @@ from torch import Tensor
 from cobra.models.checkpoint import ADAPTER, Checkpoint, read_whole_model
 from cobra.models.integrity import check_finite, checksums
 from cobra.models.model_card import model_card
-from cobra.models.run_folder import LATEST, PROVENANCE, SAFETENSORS, CheckpointSource, find_checkpoint
+from cobra.models.run_folder import LATEST, PROVENANCE, SAFETENSORS, CheckpointSource, find_checkpoint, read_config
 from cobra.models.tensors import EMBEDDING, TIED_HEAD, read_tensors, surface_os_errors
 from cobra.util.errors import UserError, check_known
 from cobra.util.files import atomic_path, read_json, sha256_file, write_json, write_text
@@ -139,7 +139,7 @@ def _configuration(source: CheckpointSource) -> dict[str, Any]:
     """Return the content of the exported `config.json`."""
     if source.folder is None:
         return {"model": source.fields}
-    values = read_json(source.folder / "config.json", "the run's config.json")
+    values = read_config(source.folder)
     public = {name: values[name] for name in _PUBLIC if name in values}
     dataset = values.get("dataset")
     if isinstance(dataset, dict) and "dataset_id" in dataset:

@@ -74,7 +74,7 @@ def find_checkpoint(
         return CheckpointSource(TINY_FOLDER / "model.safetensors", fields, is_stock=True)
     config = fetch(HUB_REPOSITORY, f"{model.model_id}/config.json", hf_token, cache_dir)
     checkpoint = fetch(HUB_REPOSITORY, f"{model.model_id}/{LATEST.as_posix()}", hf_token, cache_dir)
-    return CheckpointSource(checkpoint, model_fields(config), is_stock=True, folder=config.parent)
+    return CheckpointSource(checkpoint, model_fields(config.parent), is_stock=True, folder=config.parent)
 
 
 def run_folder(checkpoint: Path) -> Path:
@@ -93,20 +93,30 @@ def run_folder(checkpoint: Path) -> Path:
 
 
 def _from_run(run_dir: Path, checkpoint: Path) -> CheckpointSource:
-    fields = model_fields(run_dir / "config.json")
+    fields = model_fields(run_dir)
     if not checkpoint.is_file():
         raise UserError(f"the run {run_dir} has no {LATEST}: its training has saved nothing yet")
     return CheckpointSource(checkpoint, fields, is_stock=not (run_dir / PROVENANCE).is_file(), folder=run_dir)
 
 
-def model_fields(config: Path) -> dict[str, Any]:
-    """Return what builds the model out of a run's `config.json`.
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return a run's `config.json`; empty where it holds no object.
+
+    Raises:
+        UserError: The file is absent or not JSON.
+    """
+    remedy = "Give a run directory that scripts/pretrain.py has written."
+    values = read_json(folder / "config.json", "the run's config.json", remedy)
+    return values if isinstance(values, dict) else {}
+
+
+def model_fields(folder: Path) -> dict[str, Any]:
+    """Return the entries of a run's `config.json` that its model is built of.
 
     Raises:
         UserError: The file is absent, is not JSON, or lacks an entry or has one of another type.
     """
-    values = read_json(config, "the run's config.json", "Give a run directory that scripts/pretrain.py has written.")
-    model = values.get("model") if isinstance(values, dict) else None
+    config, model = folder / "config.json", read_config(folder).get("model")
     missing = [name for name in _FIELDS if not isinstance(model, dict) or name not in model]
     if not isinstance(model, dict) or missing:
         raise UserError(f"{config} lacks the entries {', '.join(f'model.{name}' for name in missing)}")

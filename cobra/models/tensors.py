@@ -129,15 +129,24 @@ def _odd_kind(value: object) -> str:
     return ""
 
 
-def read_llm_weights(path: Path) -> dict[str, Tensor]:
-    """Read a Mamba's weights under state-spaces' names, from its own or transformers' format.
+def read_module(path: Path, prefix: str) -> dict[str, Tensor]:
+    """Read the weights of one module from its own file, or from that of a whole model.
 
-    A file of a whole vision-language model serves as well: its `llm_backbone` is taken.
+    Args:
+        path: A file of tensors by name.
+        prefix: Beginning of the module's names in a whole model, which is taken off.
+
+    Raises:
+        UserError: See :func:`read_tensors`; or it holds more than weights.
     """
     values = read_tensors(path)
     check_kinds(values, str(path))
-    prefix = "llm_backbone.llm."
-    values = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)} or values
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)} or values
+
+
+def read_llm_weights(path: Path) -> dict[str, Tensor]:
+    """Read a Mamba's weights under state-spaces' names, from its own or transformers' format or from a whole model."""
+    values = read_module(path, "llm_backbone.llm.")
     renamed = {name.replace("backbone.embeddings.", "backbone.embedding."): value for name, value in values.items()}
     if "backbone.embedding.weight" in renamed:
         renamed.setdefault("lm_head.weight", renamed["backbone.embedding.weight"])

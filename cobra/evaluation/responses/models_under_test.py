@@ -9,9 +9,8 @@ import torch
 
 import cobra
 from cobra.evaluation.config import BenchmarkConfig
-from cobra.models.run_folder import run_folder
+from cobra.models.run_folder import read_config, run_folder
 from cobra.util.errors import UserError
-from cobra.util.files import read_json
 from cobra.util.tokens import read_hf_token
 
 if TYPE_CHECKING:
@@ -95,8 +94,7 @@ def dataset_roots(config: BenchmarkConfig) -> list[Path]:
         if path.exists():
             try:
                 folder = path if path.is_dir() else run_folder(path)
-                values = read_json(folder / "config.json", "the run's config.json")
-                roots.append(Path(values["dataset"]["dataset_root_dir"]))
+                roots.append(Path(read_config(folder)["dataset"]["dataset_root_dir"]))
             # Of a checkpoint of another origin nothing is known.
             except (UserError, KeyError, TypeError):
                 continue

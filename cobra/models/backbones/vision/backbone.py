@@ -9,7 +9,7 @@ from cobra.models.backbones.vision.specs import TowerSpec, VisionSpec
 from cobra.models.backbones.vision.timm_tower import build_timm_tower
 from cobra.models.backbones.vision.tower import Tower
 from cobra.models.backbones.vision.transforms import FusedTransform, ImageTransform, PixelValues, build_transform
-from cobra.models.tensors import load_strictly, read_tensors
+from cobra.models.tensors import load_strictly, read_module
 from cobra.util.errors import UserError
 
 
@@ -64,10 +64,8 @@ class VisionBackbone(nn.Module):
         assert path is not None
         if not path.is_file():
             raise UserError(f"the weights of the vision backbone {self.identifier!r} do not exist: {path}")
-        prefix = "vision_backbone."
-        tensors = read_tensors(path)
-        prefixed = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        load_strictly(self, prefixed or tensors, f"vision backbone {self.identifier!r}", path)
+        tensors = read_module(path, "vision_backbone.")
+        load_strictly(self, tensors, f"vision backbone {self.identifier!r}", path)
 
     def tower(self, name: str) -> Tower:
         """Return the tower of that name; a single tower's name is empty."""
