@@ -78,7 +78,9 @@ def kind_of(path: Path) -> str:
                 return "a zip archive of other files: unpack it"
         return ""
     with path.open("rb") as file:
-        return kind_of_content(file.read(512))
+        beginning = file.read(512)
+    # A checkpoint that breaks off begins like the archive that it was.
+    return "" if beginning.startswith(b"PK\x03\x04") else kind_of_content(beginning)
 
 
 def checksums(tensors: Mapping[str, Tensor]) -> dict[str, str]:

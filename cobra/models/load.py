@@ -9,7 +9,7 @@ from torch import nn
 from cobra.models.backbones.llm.specs import llm_spec
 from cobra.models.backbones.vision.specs import vision_spec
 from cobra.models.checkpoint import Checkpoint, read_whole_model
-from cobra.models.mamba.mixer import mixer_parameters
+from cobra.models.mamba.mixer import fp32_parameters
 from cobra.models.materialize import get_llm_backbone_and_tokenizer, get_vision_backbone_and_transform, get_vlm
 from cobra.models.run_folder import find_checkpoint
 from cobra.models.vlms import CobraVLM
@@ -76,7 +76,7 @@ def load(
 
 def cast(module: nn.Module, dtype: torch.dtype) -> None:
     """Cast a model's parameters in place, but for those that must stay in fp32: as mixers say, and of adapters."""
-    kept = mixer_parameters(module, "fp32_names")
+    kept = fp32_parameters(module)
     for name, parameter in module.named_parameters():
         # An adapted layer lies in its adapter, as `base_layer`.
         if name.replace(".base_layer.", ".") not in kept and ".lora_" not in name:

@@ -6,24 +6,19 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from cobra.models.mamba.mixer import mixer_parameters
+from cobra.models.backbones.vision import Tower
+from cobra.models.mamba.mixer import Mixer
 from cobra.training.offload import OffloadedAdamW
-
-# Tokens and positions of vision towers: no matrices of a linear map, though they have two or more dimensions.
-_EMBEDDINGS = ("cls_token", "reg_token", "pos_embed", "latent")
 
 
 def decayed_names(module: nn.Module) -> set[str]:
-    """Return the names of the parameters that weight decay applies to: matrices, but for those that mixers spare.
+    """Return the names of the parameters that weight decay applies to: matrices that no mixer or tower spares.
 
     Decided by name and number of dimensions, because sharding changes local shapes and drops attributes.
     """
-    spared = mixer_parameters(module, "undecayed_names")
-    return {
-        name
-        for name, parameter in module.named_parameters()
-        if parameter.ndim >= 2 and name not in spared and name.rpartition(".")[2] not in _EMBEDDINGS
-    }
+    parts = ((path, part) for path, part in module.named_modules() if isinstance(part, Mixer | Tower))
+    spared = {f"{path}.{name}".removeprefix(".") for path, part in parts for name in part.undecayed_names}
+    return {name for name, value in module.named_parameters() if value.ndim >= 2 and name not in spared}
 
 
 def build_optimizer(module: nn.Module, rate: float, weight_decay: float, offload: bool = False) -> torch.optim.AdamW:

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cobra.models import get_vision_backbone_and_transform
 from cobra.models.backbones.vision import VISION_BACKBONES, Tower, VisionSpec, register_vision_backbone
 from cobra.training.flops import count_flops
+from cobra.training.optimizer import decayed_names
 from cobra.training.planning.activations import Pass, count_activations
 from cobra.training.planning.memory import learned_bytes
 
@@ -23,15 +24,17 @@ class PatchMixer(Tower):
     num_patches = (SIDE // PATCH) ** 2
     image_size = SIDE
     pixel_mean = pixel_std = (0.5, 0.5, 0.5)
+    undecayed_names = ("positions",)
 
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Conv2d(3, WIDTH, PATCH, PATCH)
+        self.positions = nn.Parameter(torch.zeros(self.num_patches, WIDTH))
         self.mix = nn.Linear(WIDTH, WIDTH)
         self.unused = nn.Linear(WIDTH, 100)
 
     def forward(self, pixels):
-        patches = self.embed(pixels.to(self.embed.weight)).flatten(2).transpose(1, 2)
+        patches = self.embed(pixels.to(self.embed.weight)).flatten(2).transpose(1, 2) + self.positions
         return nn.functional.gelu(self.mix(patches))
 
     def flops(self):
@@ -39,7 +42,7 @@ class PatchMixer(Tower):
         return embed + 2 * self.mix.weight.numel() * self.num_patches, embed
 
     def used_parameters(self):
-        return [*self.embed.parameters(), *self.mix.parameters()]
+        return [self.positions, *self.embed.parameters(), *self.mix.parameters()]
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +99,12 @@ def test_a_model_with_it_is_trained(backbone):
     for tower in vlm.vision_backbone.towers:
         assert all(parameter.grad is not None for parameter in tower.used_parameters())
         assert tower.unused.weight.grad is None
+
+
+def test_it_says_what_weight_decay_spares():
+    names = decayed_names(small_vlm("two-mixers-32px").vision_backbone)
+    layers = {"embed.weight", "mix.weight", "unused.weight"}
+    assert names == {f"{tower}_featurizer.{layer}" for tower in ("one", "two") for layer in layers}
 
 
 def test_its_weights_are_read_from_a_file(tmp_path):

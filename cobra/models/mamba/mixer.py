@@ -6,7 +6,7 @@ model's `config.json`. Training, adapters, plans, states and generation then ask
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -83,7 +83,7 @@ def all_lora_targets() -> list[str]:
     return list(dict.fromkeys(name for mixer in MIXERS.values() for name in cast(type[Mixer], mixer).lora_targets))
 
 
-def mixer_parameters(module: nn.Module, policy: Literal["fp32_names", "undecayed_names"]) -> set[str]:
-    """Return the full names of the parameters that the mixers inside a module list under a policy."""
+def fp32_parameters(module: nn.Module) -> set[str]:
+    """Return the full names of the parameters that the mixers inside a module keep in fp32."""
     mixers = ((path, mixer) for path, mixer in module.named_modules() if isinstance(mixer, Mixer))
-    return {f"{path}.{name}".removeprefix(".") for path, mixer in mixers for name in getattr(mixer, policy)}
+    return {f"{path}.{name}".removeprefix(".") for path, mixer in mixers for name in mixer.fp32_names}

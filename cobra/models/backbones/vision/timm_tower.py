@@ -60,7 +60,7 @@ def _create(spec: TowerSpec, pretrained: bool) -> Any:
 class _TimmTower(Tower):
     """Methods that make a ViT of timm a tower; the last block and the final norm are not computed."""
 
-    undecayed_names = ("cls_token", "reg_token", "pos_embed", "latent")
+    undecayed_names = ("cls_token", "reg_token", "pos_embed", "attn_pool.latent")
     # Attributes of timm's ViT.
     patch_embed: Any
     norm_pre: Any

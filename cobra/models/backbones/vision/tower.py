@@ -25,7 +25,7 @@ class Tower(nn.Module, ABC):
         image_size: Side of the square image in pixels.
         pixel_mean: Mean of each colour channel, in [0, 1], that pixels are normalised with.
         pixel_std: Standard deviation of each colour channel.
-        undecayed_names: Last parts of the names of parameters of two or more dimensions that weight decay spares.
+        undecayed_names: Parameters of two or more dimensions, by their names in the tower, that weight decay spares.
     """
 
     embed_dim: int
