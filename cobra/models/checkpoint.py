@@ -18,7 +18,7 @@ from cobra.util.files import read_json, sha256_file
 from cobra.util.printable import listed
 
 MODULE_KEYS = ("vision_backbone", "llm_backbone", "projector")
-# What the checkpoint of a run with adapters holds in place of the language model.
+# Module of a checkpoint that holds adapters in place of the language model.
 ADAPTER = "lora"
 
 # Tensors by module, then by name within it.

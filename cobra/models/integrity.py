@@ -140,7 +140,7 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
 def _is_finite(tensor: Tensor) -> bool:
     if tensor.numel() == 0:
         return True
-    # Of NaN both are NaN.
+    # Both are NaN where any number is.
     low, high = torch.aminmax(tensor.detach())
     return bool(low.float().isfinite() & high.float().isfinite())
 

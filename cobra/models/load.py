@@ -23,7 +23,7 @@ def build_vlm(fields: dict[str, Any], checkpoint: Checkpoint, hf_token: str | No
         fields: `model_id`, `vision_backbone_id`, `image_resize_strategy`, `llm_backbone_id`, `llm_max_length`,
             `arch_specifier`.
         checkpoint: Its modules; the values are not loaded here.
-        hf_token: For the hub.
+        hf_token: Access token of the hub, for closed repositories.
     """
     vision_backbone, _ = get_vision_backbone_and_transform(
         fields["vision_backbone_id"], fields["image_resize_strategy"], inference_mode="vision_backbone" in checkpoint
@@ -52,7 +52,7 @@ def load(
     Args:
         model_id_or_path: A run directory, a checkpoint file in one, or a model's id or name (`cobra-tiny` needs no
             network).
-        hf_token: For closed repositories of the hub.
+        hf_token: Access token of the hub, for closed repositories.
         cache_dir: The hub's cache.
         device: `cuda`, `cuda:N`, `mps` or `cpu`; None is the best at hand.
         dtype: `fp32`, `bf16` or `fp16`; None is fp32 on a CPU. Decay rates, skip weights and step biases of Mamba stay

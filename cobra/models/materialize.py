@@ -35,7 +35,7 @@ def get_llm_backbone_and_tokenizer(
     Args:
         llm_backbone_id: A registered id.
         llm_max_length: Tokens at which text is cut, on the right.
-        hf_token: For closed repositories of the hub.
+        hf_token: Access token of the hub, for closed repositories.
         inference_mode: Leave random weights, because a checkpoint will bring them.
 
     Raises:

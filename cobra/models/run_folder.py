@@ -19,7 +19,7 @@ PROVENANCE = "provenance.json"
 # Where an export in that format has its weights (:mod:`cobra.models.export`).
 SAFETENSORS = "model.safetensors"
 
-# What load() needs of a run's configuration.
+# Entries of a run's configuration that its model is built of.
 _FIELDS = (
     "model_id",
     "vision_backbone_id",
@@ -38,7 +38,7 @@ class CheckpointSource:
     fields: dict[str, Any]
     """The entries of the model's configuration that are needed to build it."""
     is_stock: bool
-    """As released, and not trained by this project."""
+    """True for a model as released, False for one that this project trained."""
     folder: Path | None = None
     """The folder with the model's config.json; None for the packaged model, which has none."""
 
@@ -50,7 +50,7 @@ def find_checkpoint(
 
     Args:
         model_id_or_path: A run directory, a `.pt` or `.safetensors` file in one, or a model's id or name.
-        hf_token: For the hub.
+        hf_token: Access token of the hub, for closed repositories.
         cache_dir: The hub's cache.
 
     Raises:

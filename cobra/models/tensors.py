@@ -68,7 +68,7 @@ def read_tensors(path: Path, verify: bool = True) -> dict:
         if verify:
             check_archive(path, "its checksums do not match")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=can_map(path))
-    # What a damaged file makes torch's reader stumble over is anything from IndexError to MemoryError.
+    # On a damaged file torch's reader raises anything from IndexError to MemoryError.
     except Exception as error:
         raise _unreadable(path, error) from error
 

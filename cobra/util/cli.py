@@ -32,7 +32,7 @@ _HEAD_START_SECONDS = 1.0
 
 # Stands on both sides of text on its way through draccus; it cannot occur in an argument.
 _GUARD = "\x00"
-# How a value that must be null is written, where a flag of text may be null.
+# Spellings of null, where a flag of text may be null.
 _NULLS = ("null", "None", "none")
 
 

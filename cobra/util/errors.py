@@ -12,7 +12,7 @@ from cobra.util.printable import printable
 Value = TypeVar("Value")
 
 _OTHER_FOLDER = "give a folder that takes files, or the right to write there"
-# What helps, by what the system says.
+# Remedies by the system's error.
 _REMEDIES = {
     errno.ENOSPC: "make room, or give a folder on another disk",
     errno.EDQUOT: "delete files of yours there, or give a folder on another disk",

@@ -26,9 +26,9 @@ _LINES = (".jsonl", ".ndjson")
 # Ends the names of files and folders that are being written.
 UNFINISHED = ".tmp"
 
-# How one answers that takes no hidden files (`veto files` of Samba).
+# Errors of a file system that takes no hidden files (`veto files` of Samba).
 _NO_HIDDEN = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOENT)
-# How writing to an open file fails.
+# Errors of writing to an open file.
 _UNNAMED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 # Characters of `tempfile` in a name.
 _RANDOM = 8
@@ -151,7 +151,7 @@ def decode(content: bytes, encoding: str, where: str, remedy: str = "") -> str:
 
     Args:
         content: The bytes.
-        encoding: As :func:`encoding_of` returns it.
+        encoding: Encoding of the bytes (:func:`encoding_of`).
         where: Name of the source, for the error.
         remedy: A closing sentence for the error.
 

@@ -32,7 +32,7 @@ _MAX_BYTES = 2**30
 _MAX_MENDED_BYTES = 2**26
 
 _DAMAGED = "it is damaged, or breaks off: fetch it again"
-# What files that are no pictures, or only their beginning, begin with, in lower case, and what to say of them.
+# First bytes of files that are no whole pictures, in lower case, with the explanation.
 _STRANGERS = (
     ((b"<svg", b"<?xml"), "it is XML or SVG text, which has no pixels: convert it to PNG"),
     ((b"{", b"["), "it is JSON text: its download has failed"),
@@ -42,7 +42,7 @@ _STRANGERS = (
 )
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 
-# What makes a picture upright, by the number that its EXIF data state (EXIF 3.0, 4.6.5.1); 1 is upright.
+# Turn that makes a picture upright, by the number that its EXIF data state (EXIF 3.0, 4.6.5.1); 1 is upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -94,8 +94,7 @@ def read_upright(file: Path | str | IO[bytes]) -> tuple[Image.Image, bool]:
         The picture, and True if it is stored turned.
 
     Raises:
-        FileNotFoundError: As :func:`read_rgb`.
-        BadImageError: As :func:`read_rgb`.
+        OSError: See :func:`read_rgb`.
     """
     picture, turn = _decode(file, quick=False)
     return (picture, False) if turn is None else (picture.transpose(turn), True)
@@ -110,8 +109,7 @@ def check_decodes(file: Path | str | IO[bytes]) -> None:
         file: See :func:`read_rgb`.
 
     Raises:
-        FileNotFoundError: As :func:`read_rgb`.
-        BadImageError: As :func:`read_rgb`.
+        OSError: See :func:`read_rgb`.
     """
     _decode(file, quick=True)
 
@@ -123,8 +121,7 @@ def read_header(file: Path | str | IO[bytes]) -> Header:
         file: See :func:`read_rgb`.
 
     Raises:
-        FileNotFoundError: As :func:`read_rgb`.
-        BadImageError: As :func:`read_rgb`, so far as the header tells.
+        OSError: See :func:`read_rgb`, so far as the header tells.
     """
     with _picture_errors(file), Image.open(file, formats=FORMATS) as image:
         return Header(str(image.format), *image.size)
@@ -143,7 +140,7 @@ def file_status(path: Path | str) -> os.stat_result:
         raise FileNotFoundError(*error.args) from error
     except FileNotFoundError:
         raise
-    # Of a name with a NUL or half a surrogate pair a ValueError.
+    # A name with a NUL or half a surrogate pair raises a ValueError.
     except (OSError, ValueError) as error:
         raise BadImageError(getattr(error, "strerror", None) or str(error)) from error
     if not stat.S_ISREG(status.st_mode):
@@ -160,7 +157,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     would make white of everything above 255. The same as `convert("RGB")` for all other pictures.
 
     Args:
-        image: Of any mode; it is left as it is.
+        image: A picture of any mode; it is left as it is.
     """
     if image.mode.startswith("I") or image.mode == "F":
         return _to_grey(image).convert("RGB")
@@ -215,7 +212,7 @@ def _upright_turn(image: Image.Image) -> Image.Transpose | None:
     """Return what the EXIF data of a decoded picture ask for, where Pillow has not done it already."""
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    # Of damaged EXIF data errors of almost any kind; the picture itself is good.
+    # Damaged EXIF data raise errors of almost any kind; the picture itself is good.
     except Exception:  # noqa: BLE001
         return None
 
@@ -227,7 +224,7 @@ def _picture_errors(file: Path | str | IO[bytes]) -> Iterator[None]:
         file_status(file)
     try:
         with warnings.catch_warnings():
-            # Of odd palettes, damaged EXIF and large pictures, which all decode.
+            # Warnings are of odd palettes, damaged EXIF and large pictures, which all decode.
             warnings.simplefilter("ignore")
             yield
     # It may have vanished meanwhile.

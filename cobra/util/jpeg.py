@@ -34,7 +34,7 @@ def complete_jpeg(data: bytes) -> Image.Image | None:
     give the same picture, every pixel was there.
 
     Raises:
-        Exception: What Pillow raises on damaged files.
+        Exception: Any that Pillow raises on damaged files.
     """
     if not _has_all_scans(data):
         return None
@@ -53,7 +53,7 @@ def _decoded(data: bytes) -> Image.Image:
 
 
 def _has_all_scans(data: bytes) -> bool:
-    """Return whether every coefficient of every component has been sent to its last bit, by the headers of the scans.
+    """Return True if the headers of the scans send every coefficient of every component to its last bit.
 
     A file of several scans may break off between two of them.
     """

@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
-# How a file system answers what it cannot do at all, as mounts of object stores (GCS FUSE) and CIFS do.
+# Errors of a file system that cannot do a thing at all, such as mounts of object stores (GCS FUSE) and CIFS.
 LACKING = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EPERM, errno.ENODEV)
-# How one answers that does not replace a file which is there, or which somebody has open.
+# Errors of one that does not replace a file which is there, or which somebody has open.
 _OCCUPIED = (errno.EEXIST, errno.EACCES, errno.EPERM, errno.EBUSY, errno.ETXTBSY)
 
 

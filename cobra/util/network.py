@@ -12,7 +12,7 @@ from cobra.util.redaction import reason, redacted
 
 _SCHEMES = ("http", "https", "socks5", "socks5h")
 _CERTIFICATES = "SSL_CERT_FILE"
-# What requests reads beside it: files, or folders of certificates.
+# Variables that requests reads beside it: files, or folders of certificates.
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _ENDPOINT = "HF_ENDPOINT"
 

@@ -40,7 +40,7 @@ def parallel_map(
 
     Args:
         function: A function of a module; it, the items and the results go between processes by pickle.
-        items: What to call it with; an item should be worth some milliseconds at least.
+        items: Its arguments; an item should be worth some milliseconds at least.
         workers: Processes; with 1 or fewer, everything happens in this one.
         initializer: Called once in each process before its first item, with `initargs`.
         initargs: See `initializer`.

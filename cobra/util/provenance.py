@@ -90,7 +90,7 @@ def resumed_record(path: Path, start: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         path: The record as it is; where it cannot be read, this start's takes its place.
-        start: From :func:`describe_run`.
+        start: Record of this start (:func:`describe_run`).
     """
     try:
         record = dict(json.loads(path.read_text(encoding="utf-8")))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, check_known
 from cobra.util.files import read_json
 
 MIXERS: dict[str, type] = {}
@@ -88,8 +88,7 @@ class MambaConfig:
     def _parse(cls, values: dict[str, Any]) -> "MambaConfig":
         ssm = dict(values.get("ssm_cfg") or {})
         mixer = ssm.pop("layer", "Mamba1")
-        if mixer not in MIXERS:
-            raise UserError(f"its mixer {mixer!r} is unknown; the known ones are: {', '.join(MIXERS)}")
+        check_known(str(mixer), MIXERS, "its mixer")
         if values.get("attn_layer_idx"):
             raise UserError("it describes a hybrid with attention, and only models without are supported")
         if not values.get("rms_norm", True):

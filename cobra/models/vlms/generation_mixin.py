@@ -26,7 +26,7 @@ from cobra.models.generation.search import Search, SearchResult
 from cobra.models.generation.stage_guard import TokenTexts
 from cobra.models.generation.threads import threads_for
 from cobra.models.mamba import MambaState
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, check_known
 from cobra.util.images import to_rgb
 
 # Positions that a CPU reads at once: 16 images of 729 patches fall out of its cache, and together take 1.6 times as
@@ -212,9 +212,7 @@ class Answering:
                 range.
         """
         return_strings = list(return_string_probabilities or [])
-        unknown = [answer for answer in return_strings if answer not in self.string2idx]
-        if unknown:
-            raise UserError(f"{', '.join(unknown)}: not a single-token answer; known: {', '.join(self.string2idx)}")
+        check_known(return_strings, self.string2idx, "the single-token answer")
         options = GenerationOptions.from_kwargs(kwargs)
         if not texts:
             return ([], []) if return_strings else []

@@ -422,7 +422,9 @@ def test_string_probabilities_of_answers_that_are_far_from_likely(vlm, monkeypat
 
 
 def test_an_answer_of_several_tokens_has_no_probability(vlm):
-    with pytest.raises(UserError, match="Perhaps: not a single-token answer; known: True, False, Yes, No, A"):
+    with pytest.raises(
+        UserError, match="single-token answer 'Perhaps' is unknown; the known ones are: True, False, Yes, No, A"
+    ):
         vlm.generate_batch(None, ["A"], return_string_probabilities=["Yes", "Perhaps"])
 
 

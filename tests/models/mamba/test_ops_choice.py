@@ -102,7 +102,8 @@ def test_what_is_named_is_used(by, monkeypatch):
         monkeypatch.setenv(choice.VARIABLE, "nonsense")
         assert ops_for(CUDA) is torch_ops
     with pytest.raises(
-        UserError, match="COBRA_MAMBA_OP names the operations 'nonsense' of Mamba; there are: torch, nu"
+        UserError,
+        match="COBRA_MAMBA_OP: the kind of Mamba's operations 'nonsense' is unknown; the known ones are: torch, nu",
     ):
         ops_for(CPU)
 
@@ -120,7 +121,7 @@ def test_the_inner_name_goes_before_the_outer():
     [
         ("numba", r"use_op numba needs the package numba, .*: pip install 'cobra-vlm\[fast\]'"),
         ("cuda", r"use_op cuda needs the package mamba-ssm, .*: pip install 'cobra-vlm\[cuda\]'"),
-        ("tpu", "use_op names the operations 'tpu' of Mamba; there are: torch, numba, cuda"),
+        ("tpu", "use_op: the kind of Mamba's operations 'tpu' is unknown; the known ones are: torch, numba, cuda"),
     ],
 )
 def test_names_that_are_not_there_are_refused(without_numba, name, words):

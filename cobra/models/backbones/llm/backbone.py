@@ -64,7 +64,7 @@ def build_llm_backbone(
         identifier: Name of the model.
         spec: Its source.
         max_length: Tokens at which text is cut.
-        token: For the hub.
+        token: Access token of the hub.
         load_weights: False leaves random values, for a checkpoint that brings the language model with it.
 
     Raises:
@@ -90,7 +90,7 @@ def load_tokenizer(source: str | Path, max_length: int, token: str | None = None
     Args:
         source: Repository or folder with `tokenizer.json`.
         max_length: Tokens at which text is cut, on the right.
-        token: For the hub.
+        token: Access token of the hub.
 
     Raises:
         UserError: There is no tokenizer, or it is damaged or has no end token.

@@ -20,7 +20,7 @@ class VisionBackbone(nn.Module):
 
     Attributes:
         identifier: The id in the registry.
-        image_transform: From a PIL image to pixels, or to pixels by tower.
+        image_transform: Function from a PIL image to pixels, or to pixels by tower.
         embed_dim: Channels of a patch, over all towers.
         num_patches: Patches of an image.
         default_image_resolution: (3, height, width).

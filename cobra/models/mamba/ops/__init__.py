@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 
 from cobra.models.mamba.ops import cuda_ops, torch_ops
-from cobra.util.errors import UserError, missing_extra
+from cobra.util.errors import UserError, check_known, missing_extra
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,7 @@ def use_op(name: str) -> Iterator[None]:
 
 def _check(name: str, source: str) -> None:
     """Check that there are operations of a name and that what they need is installed."""
-    if name not in OPS:
-        raise UserError(f"{source} names the operations {name!r} of Mamba; there are: {', '.join(OPS)}")
+    check_known(name, OPS, f"{source}: the kind of Mamba's operations")
     package, extra = {"torch": ("torch", ""), "numba": ("numba", "fast"), "cuda": ("mamba_ssm", "cuda")}[name]
     if find_spec(package) is None:
         raise missing_extra(package.replace("_", "-"), extra, f"{source} {name}")
