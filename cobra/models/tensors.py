@@ -15,9 +15,10 @@ from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 from cobra.models.integrity import DamagedError, check_archive, check_finite, check_tensors, kind_of
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, os_error_behind
 from cobra.util.mounts import can_map
 from cobra.util.printable import listed, printable
+from cobra.util.redaction import reason
 
 TIED_HEAD, EMBEDDING = "llm.lm_head.weight", "llm.backbone.embedding.weight"
 # Characters of a name that a message repeats.
@@ -39,9 +40,7 @@ def surface_os_errors() -> Iterator[None]:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
     except RuntimeError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__context__
+        cause = os_error_behind(error)
         if cause is None:
             raise
         raise OSError(cause.errno, cause.strerror) from error
@@ -84,7 +83,7 @@ def _read_safetensors(path: Path, verify: bool) -> dict[str, Tensor]:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    message = printable(" ".join(str(error).split())[:200])
+    message = printable(reason(error, 200))
     if kind := kind_of(path):
         return UserError(f"{path} is no checkpoint: it is {kind}")
     if isinstance(error, pickle.UnpicklingError):

@@ -32,10 +32,11 @@ from torch.distributed.checkpoint.storage import WriteResult
 from cobra.models.run_folder import LATEST
 from cobra.training.state_reader import StatePlanner, StateReader
 from cobra.util.distributed import World
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, os_error_behind
 from cobra.util.files import UNFINISHED, read_json, sha256_file, unfinished_files, write_json
 from cobra.util.mounts import can_flush, flush_folder
 from cobra.util.printable import printable
+from cobra.util.redaction import reason
 
 RESUME = "resume"
 
@@ -283,10 +284,7 @@ def cause_of(error: BaseException) -> str:
     if isinstance(error, CheckpointException) and error.failures:
         rank, (cause, _) = next(iter(error.failures.items()))
         return f"process {rank}: {cause_of(cause)}"
-    said: BaseException | None = error
-    while said is not None and not isinstance(said, OSError):
-        said = said.__context__
-    return " ".join(str(said or error).split())[:300]
+    return reason(os_error_behind(error) or error)
 
 
 class _Writer(dcp.FileSystemWriter):

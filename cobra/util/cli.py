@@ -19,7 +19,7 @@ from draccus.utils import CONFIG_ARG, DraccusException
 
 from cobra.util.errors import SharedError, UserError, check_known, file_problem
 from cobra.util.home_paths import expand_home, is_path
-from cobra.util.redaction import print_redacted_traceback, redacted
+from cobra.util.redaction import print_redacted_traceback, reason, redacted
 
 Config = TypeVar("Config")
 
@@ -32,6 +32,8 @@ _HEAD_START_SECONDS = 1.0
 
 # Stands on both sides of text on its way through draccus; it cannot occur in an argument.
 _GUARD = "\x00"
+# Characters of a parser's message that are shown.
+_LONGEST_ERROR = 4096
 # Spellings of null, where a flag of text may be null.
 _NULLS = ("null", "None", "none")
 
@@ -109,15 +111,11 @@ def parse(config_class: type[Config], args: Sequence[str] | None = None) -> Conf
         guarded = [_guard(argument, text_flags) for argument in arguments]
         config = draccus.parse(config_class, args=guarded, exit_on_error=False)
     except (DraccusException, argparse.ArgumentError, OSError, UnicodeError, yaml.YAMLError) as error:
-        raise UserError(f"{_one_line(error)}. Run with --help for the flags.") from error
+        raise UserError(f"{reason(error, _LONGEST_ERROR).rstrip('.')}. Run with --help for the flags.") from error
     for flag, text in text_flags.items():
         _unguard(config, flag, text)
     _refuse_nulls(config)
     return config
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".")
 
 
 def _check_choices(config_class: type, arguments: Sequence[str]) -> None:

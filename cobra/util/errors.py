@@ -100,6 +100,13 @@ def file_problem(error: OSError) -> str | None:
     return f"{name} cannot be used ({reason}){'' if remedy is None else f': {remedy}'}; what is done is kept"
 
 
+def os_error_behind(error: BaseException | None) -> OSError | None:
+    """Return the first OSError among an error and those that it was raised on, or None."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
+
+
 @contextmanager
 def disk_errors(failure: str) -> Iterator[None]:
     """Turn an OSError raised inside, a full disk first of all, into a UserError with the remedy.

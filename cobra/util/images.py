@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from cobra.util.file_kinds import kind_of_content
 from cobra.util.jpeg import complete_jpeg, is_cut_jpeg
+from cobra.util.redaction import reason
 
 # Named one by one, so that a new release of Pillow opens nothing that has not been looked at. Left out on purpose: EPS
 # (starts Ghostscript), WMF (Windows' own code), BUFR, FITS, GRIB, HDF5 and MPEG (no decoder in Pillow), PSD and others
@@ -239,12 +240,12 @@ def _explain(file: Path | str | IO[bytes], error: Exception) -> str:
     """Return why a file cannot be read, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    reason = " ".join(str(error).split()) or type(error).__name__
+    problem = reason(error)
     if not isinstance(error, UnidentifiedImageError):
         data = _read_bytes(file) if isinstance(error, OSError) else None
-        if "truncated" in reason.lower() or (data is not None and is_cut_jpeg(data)):
-            return f"it breaks off before its end: fetch it again ({reason})"
-        return f"{_DAMAGED} ({reason})" if isinstance(error, OSError | SyntaxError) else reason
+        if "truncated" in problem.lower() or (data is not None and is_cut_jpeg(data)):
+            return f"it breaks off before its end: fetch it again ({problem})"
+        return f"{_DAMAGED} ({problem})" if isinstance(error, OSError | SyntaxError) else problem
     begin = (_read_bytes(file, 512) or b"").lower()
     if not begin:
         return "it is empty"
