@@ -1,8 +1,8 @@
-"""Refusals of unknown names: all known ones are listed, and the nearest is proposed."""
+"""Refusals of unknown names, with the known ones and the nearest; and the system's error behind another."""
 
 import pytest
 
-from cobra.util.errors import UserError, check_known, known_ones, lookup
+from cobra.util.errors import UserError, check_known, known_ones, lookup, os_error_behind
 
 REGISTRY = {"clip-vit-b": 1, "clip-vit-l": 2, "dinov2": 3}
 
@@ -28,3 +28,16 @@ def test_several_names_are_checked_at_once():
     check_known(["dinov2", "clip-vit-b"], REGISTRY, "the tower")
     with pytest.raises(UserError, match="the tower 'x', 'y' is unknown; the known ones are"):
         check_known(["dinov2", "x", "y"], REGISTRY, "the tower")
+
+
+def test_the_error_of_the_system_behind_another():
+    full = OSError(28, "No space left on device")
+    try:
+        try:
+            raise full
+        except OSError as error:
+            raise RuntimeError("unexpected pos 64") from error
+    except RuntimeError as error:
+        assert os_error_behind(error) is full
+    assert os_error_behind(full) is full
+    assert os_error_behind(ValueError("no file")) is None
