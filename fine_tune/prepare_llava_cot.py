@@ -1,6 +1,6 @@
-"""Make LLaVA-CoT-100k ready for training: fetch, unpack, convert, check, report.
+"""Prepare LLaVA-CoT-100k for training: fetch, unpack, convert, check, report.
 
-Works in `{dataset_root}/download/llava-cot-100k/` and goes on where an earlier run has stopped.
+Works in `{dataset_root}/download/llava-cot-100k/` and resumes where an earlier run has stopped.
 """
 
 from cobra.preprocessing.llava_cot import PrepareConfig

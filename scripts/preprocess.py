@@ -1,4 +1,4 @@
-"""Fetch a dataset and unpack it into `{root_dir}/download/{dataset_id}/`; a rerun goes on where it stopped."""
+"""Fetch a dataset and unpack it into `{root_dir}/download/{dataset_id}/`; a rerun resumes where it stopped."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ class PreprocessConfig:
     """Flags of scripts/preprocess.py."""
 
     dataset_id: str = "llava-v1.5-instruct"
-    """What to fetch: llava-laion-cc-sbu-558k, llava-v1.5-instruct, llava-cot-100k or coco-captions."""
+    """Dataset to fetch: llava-laion-cc-sbu-558k, llava-v1.5-instruct, llava-cot-100k or coco-captions."""
     root_dir: Path = Path("data")
     """Folder to put `download/` in."""
     revision: str = "main"

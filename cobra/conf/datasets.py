@@ -6,7 +6,7 @@ format is registered here alone: a class, and a member of `DatasetRegistry`.
 """
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, unique
 from pathlib import Path
 from typing import ClassVar
@@ -16,6 +16,7 @@ from draccus import ChoiceRegistry
 _ALIGN = (Path("download/llava-laion-cc-sbu-558k/chat.json"), Path("download/llava-laion-cc-sbu-558k/"))
 _INSTRUCT = Path("download/llava-v1.5-instruct/")
 _COT = Path("download/llava-cot-100k/")
+_OWN = (Path("rows.json"), Path("images/"))
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ class DatasetConfig(ChoiceRegistry):
 
     dataset_id: str
     """Unique name; the value of `--dataset.type`."""
-    align_stage_components: tuple[Path, Path]
+    align_stage_components: tuple[Path, Path] = _ALIGN
     """(annotation file, image folder) of the align stage, relative to `dataset_root_dir`."""
-    finetune_stage_components: tuple[Path, Path]
+    finetune_stage_components: tuple[Path, Path] = _OWN
     """(annotation file, image folder) of the finetune stages, relative to `dataset_root_dir`."""
     dataset_root_dir: Path = Path("data")
     """Folder that holds `download/`."""
@@ -86,7 +87,6 @@ class LLaVa_V15_Config(DatasetConfig):
     """LLaVA v1.5: 665k instruction rows, multimodal and text-only."""
 
     dataset_id: str = "llava-v15"
-    align_stage_components: tuple[Path, Path] = _ALIGN
     finetune_stage_components: tuple[Path, Path] = (_INSTRUCT / "llava_v1_5_mix665k.json", _INSTRUCT)
     published_finetune = Publication(665_000, f"Fetch it: {_FETCH_INSTRUCT}")
 
@@ -96,7 +96,6 @@ class LLaVa_Multimodal_Only_Config(DatasetConfig):
     """LLaVA v1.5 without its text-only rows: 625k rows."""
 
     dataset_id: str = "llava-multimodal"
-    align_stage_components: tuple[Path, Path] = _ALIGN
     finetune_stage_components: tuple[Path, Path] = (_INSTRUCT / "llava_v1_5_stripped625k.json", _INSTRUCT)
     published_finetune = Publication(
         625_000,
@@ -109,7 +108,6 @@ class LLaVa_LVIS4V_Config(DatasetConfig):
     """LLaVA v1.5 with LVIS-Instruct-4V: 888k rows."""
 
     dataset_id: str = "llava-lvis4v"
-    align_stage_components: tuple[Path, Path] = _ALIGN
     finetune_stage_components: tuple[Path, Path] = (_INSTRUCT / "llava_v1_5_lvis4v_mix888k.json", _INSTRUCT)
     published_finetune = Publication(888_000, _THEN_MAKE + _MIX_LVIS)
 
@@ -119,7 +117,6 @@ class LLaVa_LRV_Config(DatasetConfig):
     """LLaVA v1.5 with LRV-Instruct: 1,008k rows."""
 
     dataset_id: str = "llava-lrv"
-    align_stage_components: tuple[Path, Path] = _ALIGN
     finetune_stage_components: tuple[Path, Path] = (_INSTRUCT / "llava_v1_5_lrv_mix1008k.json", _INSTRUCT)
     published_finetune = Publication(1_008_000, _THEN_MAKE + _MIX_LRV)
 
@@ -129,7 +126,6 @@ class LLaVa_LVIS4V_LRV_Config(DatasetConfig):
     """LLaVA v1.5 with LVIS-Instruct-4V and LRV-Instruct: 1,231k rows, what Cobra was trained on."""
 
     dataset_id: str = "llava-lvis4v-lrv"
-    align_stage_components: tuple[Path, Path] = _ALIGN
     finetune_stage_components: tuple[Path, Path] = (_INSTRUCT / "llava_v1_5_lvis4v_lrv_mix1231k.json", _INSTRUCT)
     published_finetune = Publication(1_231_000, f"{_THEN_MAKE}{_MIX_LVIS} && {_MIX_LRV}")
 
@@ -139,7 +135,6 @@ class LLaVa_CoT_100k_Config(DatasetConfig):
     """LLaVA-CoT-100k (arXiv 2411.10440): answers in four stages, made ready by `fine_tune/prepare_llava_cot.py`."""
 
     dataset_id: str = "llava-cot-100k"
-    align_stage_components: tuple[Path, Path] = _ALIGN
     finetune_stage_components: tuple[Path, Path] = (_COT / "llava_cot_100k.json", _COT)
     holdout_components: tuple[Path, Path] | None = (_COT / "llava_cot_100k_holdout.json", _COT)
     published_finetune = Publication(99_000, "Make it: python fine_tune/prepare_llava_cot.py --dataset_root {root}")
@@ -153,8 +148,7 @@ class Custom_Config(DatasetConfig):
     """
 
     dataset_id: str = "custom"
-    align_stage_components: tuple[Path, Path] = field(default_factory=lambda: (Path("rows.json"), Path("images/")))
-    finetune_stage_components: tuple[Path, Path] = field(default_factory=lambda: (Path("rows.json"), Path("images/")))
+    align_stage_components: tuple[Path, Path] = _OWN
     published_align = None
 
 

@@ -1,4 +1,4 @@
-"""From published files to training examples: download, preparation, datasets."""
+"""Path from published files to training examples: download, preparation, datasets."""
 
 from typing import TYPE_CHECKING
 

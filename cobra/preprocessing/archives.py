@@ -1,4 +1,4 @@
-"""Zip and tar archives from the network, unpacked without trusting them.
+"""Unpack zip and tar archives from the network without trusting them.
 
 Nothing is written outside the destination, links and special files are never made, and an archive that would unfold to
 an absurd size is refused. Every file appears under its name only when it is whole, so a rerun skips by size.
@@ -44,7 +44,7 @@ _DEVICE = re.compile(r"(^|/)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.[^/]*)?(/|$)",
 
 @dataclass(frozen=True)
 class Refusal:
-    """A member of an archive that is not unpacked, and why."""
+    """A member of an archive that is not unpacked, and the reason."""
 
     member: str
     reason: str
@@ -82,7 +82,7 @@ def sort_out_members(infos: Sequence[zipfile.ZipInfo], end: int) -> tuple[list[z
 
     Args:
         infos: The members, with their true offsets.
-        end: Where the members end and the directory begins.
+        end: Offset at which the members end and the directory begins.
     """
     good: list[zipfile.ZipInfo] = []
     refused: list[Refusal] = []
@@ -123,9 +123,9 @@ class NameClaims:
         twin = self._files.get(key)
         if twin is not None and twin != name:
             return f"collides with {twin!r} where upper and lower case, or two forms of a letter, are the same"
-        other = twin or self._folders.get(key) or next(filter(None, map(self._files.get, parents)), None)
-        if other is not None:
-            return f"is there twice, or is a file and a folder at once (beside {other!r})"
+        collision = twin or self._folders.get(key) or next(filter(None, map(self._files.get, parents)), None)
+        if collision is not None:
+            return f"is there twice, or is a file and a folder at once (beside {collision!r})"
         self._files[key] = name
         for parent in parents:
             self._folders.setdefault(parent, name)
@@ -134,16 +134,16 @@ class NameClaims:
 
 def _overlaps(infos: Sequence[zipfile.ZipInfo], end: int) -> dict[int, str]:
     """Return by position in `infos` which members claim bytes that are not theirs."""
-    found: dict[int, str] = {}
+    overlaps: dict[int, str] = {}
     next_start, next_name = end, "the directory"
     for position in sorted(range(len(infos)), key=lambda at: infos[at].header_offset, reverse=True):
         info = infos[position]
         # The name has at least a byte a letter; what else lies between header and data is not known here.
         least_end = info.header_offset + LOCAL_HEADER.size + len(info.orig_filename) + info.compress_size
         if info.header_offset < 0 or least_end > next_start:
-            found[position] = f"claims bytes of the archive that belong to {next_name}"
+            overlaps[position] = f"claims bytes of the archive that belong to {next_name}"
         next_start, next_name = info.header_offset, repr(info.filename)
-    return found
+    return overlaps
 
 
 def _zip_problem(info: zipfile.ZipInfo) -> str | None:
@@ -192,7 +192,7 @@ def disk_bytes(size: int) -> int:
 
 
 def is_whole(target: Path, size: int) -> bool:
-    """Whether `target` is there with the size stated; :func:`write_member` never leaves a part under that name."""
+    """Return True if `target` has the size stated; :func:`write_member` never leaves a part under that name."""
     return target.is_file() and target.stat().st_size == size
 
 
@@ -225,7 +225,7 @@ def write_member(
         source: An opened member; its reader checks the CRC.
         target: The file to write; its folders are made.
         size: Bytes that the archive's directory states.
-        advance: Told of every block written.
+        advance: Called with the bytes of every block written.
 
     Raises:
         EOFError: The member ended early.

@@ -4,12 +4,11 @@ import io
 import shutil
 from pathlib import Path
 
-from rich.progress import track
-
 from cobra.preprocessing.archives import extract_archive
 from cobra.preprocessing.fetching import HubUnreachable, fetch
 from cobra.preprocessing.llava_cot.archive.hub_files import download_publication
 from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS, consumed_parts
+from cobra.preprocessing.progress import track_items
 from cobra.preprocessing.published_files import COT_ID, DATASET_REGISTRY, Component
 from cobra.util.errors import UserError, check_known, disk_errors
 from cobra.util.files import atomic_path
@@ -35,7 +34,7 @@ def download_extract(dataset_id: str, root_dir: Path, revision: str = "main", to
         dataset_id: A key of `DATASET_REGISTRY`.
         root_dir: The data folder.
         revision: Branch, tag or commit of llava-cot-100k; other datasets have none.
-        token: Of the hub; without one HF_TOKEN counts.
+        token: The hub's token; without one HF_TOKEN counts.
 
     Raises:
         UserError: The dataset is unknown, or a component cannot be fetched, is refused or does not fit on the disk.
@@ -130,7 +129,7 @@ def convert_to_jpg(image_dir: Path) -> None:
         if path.suffix.lower() in _CONVERTED_SUFFIXES and not path.with_suffix(".jpg").exists()
     ]
     unreadable = []
-    for path in track(todo, description="converting to jpg", disable=not todo):
+    for path in track_items(todo, "converting to jpg"):
         try:
             content = _as_jpeg(path)
         except OSError as error:

@@ -25,7 +25,7 @@ from cobra.util.network import check_network_variables
 from cobra.util.redaction import reason
 
 _TIMEOUT_SECONDS = 5.0
-# A hub that cannot be reached at all is told after so many seconds, not after all retries.
+# Seconds after which a hub that cannot be reached at all is reported, without further retries.
 _REACH_SECONDS = 3.0
 _RESOLVE_URL = re.compile(r"https://huggingface\.co/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
@@ -40,16 +40,16 @@ class Snapshot:
 
     commit: str
     files: dict[str, Remote]
-    """By their names in the repository; each with its size and digest."""
+    """The files by their names in the repository; each with its size and digest."""
 
 
 def fetch(url: str, folder: Path, token: str | None = None) -> Path:
     """Fetch `url` into `folder` and return the file, named as in the URL; a file that is there already is taken.
 
     Args:
-        url: Of any server; datasets of the Hugging Face hub are checked by their hashes.
-        folder: Made here; what an interrupted call has brought lies in it, and the next call goes on with it.
-        token: Of the hub; see :func:`list_dataset`.
+        url: A file of any server; datasets of the Hugging Face hub are checked by their hashes.
+        folder: Made here; it keeps the bytes of an interrupted call, and the next call resumes there.
+        token: The hub's token; see :func:`list_dataset`.
 
     Raises:
         UserError: As :func:`list_dataset` and :func:`fetch_file`, or the dataset has no such file.
@@ -74,12 +74,12 @@ def _remote(url: str, token: str | None) -> Remote:
 
 
 def list_dataset(repo_id: str, revision: str = "main", token: str | None = None) -> Snapshot:
-    """Ask the hub which files a dataset has; HF_ENDPOINT is respected.
+    """List the files of a dataset of the hub; HF_ENDPOINT is respected.
 
     Args:
         repo_id: `owner/name`.
         revision: Branch, tag or commit.
-        token: Of the hub; without one HF_TOKEN and the login of `hf auth login` count.
+        token: The hub's token; without one HF_TOKEN and the login of `hf auth login` count.
 
     Raises:
         HubUnreachable: No network, or HF_HUB_OFFLINE is set.
@@ -129,7 +129,7 @@ def _dataset_info(repo_id: str, revision: str, token: str | None) -> DatasetInfo
 
 
 def _refuse(repo_id: str, revision: str, error: Exception) -> NoReturn:
-    """Raise what a user can do about a refusal.
+    """Raise the error with the remedy for a refusal.
 
     Raises:
         UserError: Always.

@@ -1,4 +1,4 @@
-"""The factory of datasets and their collator, by stage of training."""
+"""Build the dataset and the collator of a stage of training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ def get_dataset_and_collator(
 
     Args:
         stage: `align`, `finetune` or `full-finetune`.
-        dataset_cfg: Where the files lie.
+        dataset_cfg: The dataset's configuration.
         image_transform: From a picture to pixels.
         tokenizer: Cuts rows at its `model_max_length`.
         prompt_builder_fn: Makes an empty conversation; for the finetune stages.

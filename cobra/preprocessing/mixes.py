@@ -1,4 +1,4 @@
-"""Mixes of LLaVA v1.5's rows with LVIS-Instruct-4V (arXiv 2311.07574) and LRV-Instruct (arXiv 2306.14565).
+"""Merge LLaVA v1.5's rows with LVIS-Instruct-4V (arXiv 2311.07574) and LRV-Instruct (arXiv 2306.14565).
 
 All files lie in `{root_dir}/download/llava-v1.5-instruct/`. The order of the rows is that of Cobra's mixes: one
 generator with seed 7, three shuffles for each file.
@@ -8,21 +8,18 @@ import json
 import os
 import random
 import shlex
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
-
-from rich.console import Console
-from rich.progress import track
+from typing import Any
 
 from cobra.preprocessing.archives import unsafe_name
 from cobra.preprocessing.datasets.row_keys import image_of, with_image
 from cobra.preprocessing.fetching import HubUnreachable, fetch
+from cobra.preprocessing.progress import track_items
 from cobra.util.errors import UserError, disk_errors
 from cobra.util.files import atomic_path, read_json, write_text
 
-Item = TypeVar("Item")
 Rows = list[dict[str, Any]]
 
 _FOLDER = Path("download/llava-v1.5-instruct")
@@ -52,7 +49,7 @@ class _LRVFile:
     image: str
     """Path of a row's image below the folder, with a place for its `image_id`."""
     drive_id: str
-    """Of the file on Google Drive, where its authors publish it."""
+    """Id of the file on Google Drive, where its authors publish it."""
 
 
 _LRV_VG_IMAGES = ("lrv/lrv-vg", "1k9MNV-ImEV9BYEOeLEIb4uGEUZjd3QbM", "image.tar.gz")
@@ -177,8 +174,8 @@ def _lrv_rows(folder: Path, file: _LRVFile) -> Rows:
 def _read_rows(path: Path) -> Rows:
     rows = read_json(path, "the annotation file", "Delete it and fetch it again.")
     if not isinstance(rows, list) or not rows:
-        found = "an empty list" if rows == [] else f"a JSON {type(rows).__name__}"
-        raise UserError(f"{path} holds {found}, expected a list of rows: delete it and fetch it again")
+        kind = "an empty list" if rows == [] else f"a JSON {type(rows).__name__}"
+        raise UserError(f"{path} holds {kind}, expected a list of rows: delete it and fetch it again")
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise _row_error(path, number, f"is a JSON {type(row).__name__}, expected an object")
@@ -217,7 +214,7 @@ def _require_lrv(folder: Path) -> None:
 def _check_images(folder: Path, rows: Rows) -> None:
     """Raise a UserError that counts the missing images, after writing all of their paths to a file."""
     images = dict.fromkeys(row["image"] for row in rows if "image" in row)
-    missing = [image for image in _progress(images, "checking images") if not os.path.isfile(folder / image)]
+    missing = [image for image in track_items(images, "checking images") if not os.path.isfile(folder / image)]
     (folder / _MISSING).unlink(missing_ok=True)
     if not missing:
         return
@@ -252,12 +249,8 @@ def _write_mix(path: Path, rows: Rows, generator: random.Random) -> Mix:
         generator.shuffle(rows)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         separator = "[\n"
-        for row in _progress(rows, f"writing {path.name}"):
+        for row in track_items(rows, f"writing {path.name}"):
             file.write(separator + json.dumps(row))
             separator = ",\n"
         file.write("\n]\n")
     return Mix(path, len(rows), sum(row.get("image", "").startswith("coco/val2017/") for row in rows))
-
-
-def _progress(items: Collection[Item], description: str) -> Iterable[Item]:
-    return track(items, description, total=len(items), console=Console(stderr=True))

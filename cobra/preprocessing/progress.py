@@ -1,11 +1,13 @@
-"""Progress bars for work that is measured in bytes."""
+"""Progress bars for bytes and for items."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -14,7 +16,10 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
+    track,
 )
+
+Item = TypeVar("Item")
 
 # Seconds between two lines of one bar where the error stream is no terminal.
 _LINE_SECONDS = 60.0
@@ -54,10 +59,10 @@ class ByteBars:
         """Show a bar.
 
         Args:
-            description: What is being done; taken literally, no markup.
+            description: Name of the work; taken literally, no markup.
             total: Bytes in all; None where that is not known.
             done: Bytes that were there before.
-            quiet: Whether no line is left when its work has ended.
+            quiet: Leave no line when its work has ended.
         """
         bar = Bar(self, description, total, done)
         try:
@@ -111,3 +116,16 @@ def byte_progress(description: str, total: int | None, done: int = 0) -> Iterato
     """Show one bar, as :meth:`ByteBars.bar` does, and yield the function that advances it."""
     with ByteBars() as bars, bars.bar(description, total, done) as bar:
         yield bar.advance
+
+
+def track_items(items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
+    """Return the items, with a bar on the error stream as they are gone through, where that is a terminal.
+
+    Args:
+        items: The items.
+        description: Name of the work; taken literally, no markup.
+        total: Number of items; None takes their length, where they have one.
+    """
+    console = Console(stderr=True)
+    is_off = not console.is_terminal
+    return track(items, escape(description), total=total, console=console, transient=True, disable=is_off)

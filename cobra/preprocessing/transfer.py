@@ -1,4 +1,4 @@
-"""One file from the network: whole under its name, or a part that the next call goes on with.
+"""Fetch one file from the network: whole under its name, or a part that the next call resumes.
 
 Plain HTTP with range requests (RFC 9110, section 14), for files of the Hugging Face hub too: huggingface_hub says which
 file, at which commit and with which hash, but its own download (1.23 and 2.4 read) begins a file anew after an
@@ -37,7 +37,7 @@ _GIT_DIGITS = 40
 
 
 class Hasher(Protocol):
-    """What hashlib makes."""
+    """A hash object of hashlib."""
 
     def update(self, data: bytes, /) -> None:
         """Take in more bytes."""
@@ -48,7 +48,7 @@ class Hasher(Protocol):
 
 @dataclass(frozen=True)
 class Remote:
-    """A file on a server, and what is known of it beforehand."""
+    """A file on a server, with the size and digest that are known beforehand."""
 
     url: str
     size: int | None = None
@@ -56,7 +56,7 @@ class Remote:
     digest: str | None = None
     """SHA-256 as 64 hex digits, or the 40 of git's hash of a blob; the file is checked against it."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """To send along; requests keeps a token from other hosts that the server redirects to."""
+    """Headers of the request; requests keeps a token from other hosts that the server redirects to."""
     remedy: str = ""
     """A closing sentence for the error where the server refuses."""
 
@@ -93,10 +93,10 @@ def fetch_file(
 
     Args:
         remote: The file.
-        target: Where it goes, on the file system of `workspace`.
+        target: Path of the file, on the file system of `workspace`.
         workspace: A folder for what has come so far; made here.
         bars: Gets a bar for the file.
-        moved: Told of the bytes as they come; negative where some are given up. What it raises ends the call.
+        moved: Called with the bytes as they come; negative where some are given up. An error of it ends the call.
 
     Raises:
         UserError: The server refuses, or fails time and again without a new byte, or the disk is too small, or the
@@ -202,11 +202,11 @@ class _Partial:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all bytes have come."""
+        """True if all bytes have come."""
         return self.have == self.size
 
     def is_right(self) -> bool:
-        """Whether the content is the one stated, as far as one is."""
+        """Return True if the content has the digest stated, or none is stated."""
         return self._hasher is None or self._hasher.hexdigest() == self.remote.digest
 
     def drop(self) -> None:

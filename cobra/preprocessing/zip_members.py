@@ -1,4 +1,4 @@
-"""Single members of a zip archive, opened from any stream without a ZipFile, their headers compared with the directory.
+"""Open single members of a zip archive from any stream without a ZipFile, their headers compared with the directory.
 
 Names of fields are those of PKWARE's APPNOTE.TXT, sections 4.3.7 and 4.5.3.
 """

@@ -46,8 +46,8 @@ def read_records(path: Path, what: str, remedy: str) -> Iterator[Record]:
 
     Args:
         path: The file.
-        what: What the file is, for the error.
-        remedy: A closing sentence for the errors.
+        what: Kind of file, for the error.
+        remedy: Closing sentence of the errors.
 
     Raises:
         UserError: The file is absent, is no text, or is not JSON (with line and column).

@@ -201,7 +201,7 @@ def test_rerun_skips_what_is_done_and_gives_the_same(tmp_path, monkeypatch):
     folder = made.write(tmp_path, "images/")
     prepare(PrepareConfig(tmp_path, download=False))
     outputs = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    monkeypatch.setattr(images, "_look_at", lambda path, mode: pytest.fail("decoded again"))
+    monkeypatch.setattr(images, "_check_image", lambda path, mode: pytest.fail("decoded again"))
     monkeypatch.setattr(extracting, "write_member", lambda *args: pytest.fail("unpacked again"))
     report = prepare(PrepareConfig(tmp_path, download=False))
     assert report.archive.new == 0
@@ -223,7 +223,7 @@ def test_interrupts_lose_nothing_that_is_done(tmp_path, monkeypatch, stop):
     prepare(PrepareConfig(tmp_path / "other", download=False))
     folder = made.write(tmp_path, "images/")
     written, decoded = [], []
-    write_member, decode = extracting.write_member, images._look_at
+    write_member, decode = extracting.write_member, images._check_image
 
     def counted_write(source, target, size, advance):
         if len(written) == stop:
@@ -240,7 +240,7 @@ def test_interrupts_lose_nothing_that_is_done(tmp_path, monkeypatch, stop):
         return decode(path, mode)
 
     monkeypatch.setattr(extracting, "write_member", counted_write)
-    monkeypatch.setattr(images, "_look_at", counted_decode)
+    monkeypatch.setattr(images, "_check_image", counted_decode)
     monkeypatch.setattr(images, "_CHUNK", 1)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -258,8 +258,8 @@ def test_torn_record_of_checked_images_costs_one_image(tmp_path, monkeypatch):
     prepare(PrepareConfig(tmp_path, download=False))
     record = folder / ".prepare" / "images.jsonl"
     record.write_bytes(record.read_bytes()[:-10])
-    decode, decoded = images._look_at, []
-    monkeypatch.setattr(images, "_look_at", lambda path, mode: decoded.append(path) or decode(path, mode))
+    decode, decoded = images._check_image, []
+    monkeypatch.setattr(images, "_check_image", lambda path, mode: decoded.append(path) or decode(path, mode))
     prepare(PrepareConfig(tmp_path, download=False))
     assert len(decoded) == 1
     prepare(PrepareConfig(tmp_path, download=False))

@@ -1,7 +1,7 @@
-"""Rows mapped from an Arrow file, so that opening parses nothing and all processes share one copy.
+"""Map rows from an Arrow file, so that opening parses nothing and all processes share one copy.
 
-Of 100,000 rows of 2 KB, a list of dicts is parsed at every start and copied into each DataLoader worker page by page,
-as reference counts are written. pyarrow alone is used: `import datasets` takes ten times as long and adds nothing here.
+A list of dicts of 100,000 rows of 2 KB is parsed at every start and copied into each DataLoader worker page by page, as
+reference counts are written. pyarrow alone is used: `import datasets` takes ten times as long and adds nothing here.
 """
 
 import json
@@ -10,16 +10,17 @@ import zlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 from numpy.typing import NDArray
 
-from cobra.preprocessing.datasets.row_cache import cached, watch
+from cobra.preprocessing.datasets.row_cache import load_or_build
 from cobra.preprocessing.datasets.row_keys import REMARKS, has_text, remarks_of
 from cobra.preprocessing.datasets.rows import CheckedRow, Row, check_rows, name_row
+from cobra.preprocessing.progress import track_items
 from cobra.util.conversation import PLACEHOLDER
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path, sha256_file
@@ -29,14 +30,14 @@ from cobra.util.special_tokens import has_other_markers, has_special_tokens
 _ENDING = ".rows.arrow"
 # Changes with the columns and with what rows are checked for.
 _FORMAT = "4"
-# Rows of one record batch: a place in the file is found by division.
+# Rows of one record batch: a position in the file is found by division.
 _BATCH = 1024
 
-# Of zlib: 2 KB become 1.3, which workers share, in 38 us, and are read in 12, against 6 ms for a picture. Its checksum
-# finds damaged rows.
+# Level of zlib: 2 KB become 1.3, which workers share, in 38 us, and are read in 12, against 6 ms for a picture. Its
+# checksum finds damaged rows.
 _LEVEL = 1
 
-# The others are numbers.
+# Columns of bytes; the others are numbers.
 _BYTES = ("json", "image")
 _COLUMNS = {
     "json": pa.large_binary(),
@@ -60,14 +61,14 @@ class Rows(Sequence[Row]):
     Pickled it is the file's name: another process maps the same file.
 
     Attributes:
-        annotation_file: Where the rows come from.
-        key: Tells this state of the annotation file from another.
-        has_image: Whether a row has an image (rows,), bool.
-        turns: Turns of a row (rows,), int64.
+        annotation_file: The file that the rows come from.
+        key: Identifies this state of the annotation file.
+        has_image: True where a row has an image (rows,), bool.
+        turns: Turns of each row (rows,), int64.
         words: Words of all turns, between white space (rows,), int64.
         words_without_placeholder: The same without `<image>`.
-        special_tokens: Whether a text of the row spells a special token of the tokenizer (rows,), bool.
-        other_markers: Whether a text of the row holds what other tools mark turns with (rows,), bool.
+        special_tokens: True where a text of the row spells a special token of the tokenizer (rows,), bool.
+        other_markers: True where a text of the row holds what other tools mark turns with (rows,), bool.
         question_bytes: Length of the first turn as UTF-8 (rows,), int64.
         answers: Answers of a row with a text (rows,), int64.
         remarks: As :func:`cobra.preprocessing.datasets.row_keys.remarks_of` returns them (rows,), int64.
@@ -77,10 +78,10 @@ class Rows(Sequence[Row]):
         """Map a file; :func:`read_rows` is what makes and finds it.
 
         Args:
-            annotation_file: Where the rows come from.
+            annotation_file: The file that the rows come from.
             cache: The Arrow file.
-            key: Of the annotation file's state.
-            kept: Places of the rows that this list has; None for all.
+            key: Identifies the state of the annotation file.
+            kept: Positions of the rows that this list has; None for all.
 
         Raises:
             Exception: The file is damaged (errors of several kinds), or of another state of the annotation file.
@@ -124,14 +125,13 @@ class Rows(Sequence[Row]):
     def __getitem__(self, index: int | slice) -> Row | list[Row]:
         """Return a row as `json.loads` gives it, or a list of rows."""
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        place = range(len(self))[operator.index(index)]
-        batch, offset = divmod(place if self._kept is None else int(self._kept[place]), _BATCH)
+            return [self[row] for row in range(*index.indices(len(self)))]
+        row = range(len(self))[operator.index(index)]
+        batch, offset = divmod(row if self._kept is None else int(self._kept[row]), _BATCH)
         try:
-            row: Row = json.loads(zlib.decompress(self._json[batch][offset].as_py()))
+            return cast(Row, json.loads(zlib.decompress(self._json[batch][offset].as_py())))
         except zlib.error as error:
-            raise UserError(f"{self._cache} is damaged at row {place}: delete it, and it is made again") from error
-        return row
+            raise UserError(f"{self._cache} is damaged at row {row}: delete it, and it is made again") from error
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
@@ -153,11 +153,11 @@ class Rows(Sequence[Row]):
         return self.key.rpartition(":")[2]
 
     def where(self, index: int) -> str:
-        """Return what errors call a row: its number or line in the annotation file, and its id."""
+        """Return the name of a row in errors: its number or line in the annotation file, and its id."""
         return name_row(self.annotation_file, int(self._numbers[index]), self[index])
 
     def remark_lines(self) -> list[str]:
-        """Return what is told of rows that are trained on all the same, with their counts."""
+        """Return the remarks on rows that are trained on all the same, with the number of rows of each."""
         counts = [int((self.remarks >> bit & 1).sum()) for bit in range(len(REMARKS))]
         return [
             f"{count:,} of {len(self):,} rows have {remark}"
@@ -165,18 +165,19 @@ class Rows(Sequence[Row]):
             if count
         ]
 
-    def select(self, places: NDArray[np.int64]) -> "Rows":
-        """Return the rows at some places of this list."""
-        kept = places if self._kept is None else self._kept[places]
+    def select(self, positions: NDArray[np.int64]) -> "Rows":
+        """Return the rows at some positions of this list."""
+        kept = positions if self._kept is None else self._kept[positions]
         return Rows(self.annotation_file, self._cache, self.key, kept)
 
 
 def read_rows(path: Path) -> Rows:
     """Open an annotation file: a JSON list of rows, or JSON lines.
 
-    The first time every row is checked and an Arrow file is made (:func:`cobra.preprocessing.datasets.row_cache.cached`
-    says where); later it is mapped. The annotation file is read once more each time, for its hash: a copy that keeps
-    the time of change (`rsync -t`, `cp -p`) may have other rows of the same size.
+    The first time every row is checked and an Arrow file is made, in the folder that
+    :func:`cobra.preprocessing.datasets.row_cache.load_or_build` chooses; later it is mapped. The annotation file is
+    read once more each time, for its hash: a copy that keeps the time of change (`rsync -t`, `cp -p`) may have other
+    rows of the same size.
 
     Raises:
         UserError: The file is missing or not JSON (with the line), or a row has no conversation, an unknown or
@@ -187,12 +188,12 @@ def read_rows(path: Path) -> Rows:
     if not path.is_file():
         raise UserError(f"The annotation file does not exist: {path}")
     key = f"{_FORMAT}:{sha256_file(path)}"
-    return cached(path, _ENDING, lambda cache: Rows(path, cache, key), lambda cache: _build(path, cache, key))
+    return load_or_build(path, _ENDING, lambda cache: Rows(path, cache, key), lambda cache: _build(path, cache, key))
 
 
 def _build(path: Path, cache: Path, key: str) -> None:
     schema = pa.schema(_COLUMNS).with_metadata({"key": key})
-    rows = iter(watch(check_rows(path), f"Checking {path.name}"))
+    rows = iter(track_items(check_rows(path), f"Checking {path.name}"))
     with atomic_path(cache) as temporary, pyarrow.ipc.new_file(str(temporary), schema) as writer:
         for columns in _batches(rows):
             writer.write_batch(pa.record_batch(columns, schema=schema))

@@ -1,4 +1,4 @@
-"""Rows in LLaVA's format (`{"id", "image", "conversations": [{"from", "value"}, ...]}`) as token ids and pixels."""
+"""Datasets of rows in LLaVA's format, `{"id", "image", "conversations": [{"from", "value"}, ...]}`, for training."""
 
 import os
 import sys
@@ -114,7 +114,7 @@ class _RowDataset(Dataset[dict[str, Any]]):
         return self._blank
 
     def _name(self, index: int, error: UserError) -> None:
-        """Tell of a skipped row, once."""
+        """Warn of a skipped row, once."""
         if index not in self._named:
             self._named.add(index)
             print(f"warning: a row is skipped: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

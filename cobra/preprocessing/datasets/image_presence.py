@@ -1,4 +1,4 @@
-"""Looking for the images of all rows before the first is needed: one that is missing would be met hours later."""
+"""Find missing images of all rows before the first is needed: one that is missing would be met hours later."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from itertools import repeat
 from pathlib import Path
 
 from cobra.preprocessing.datasets.arrow_rows import Rows
-from cobra.preprocessing.datasets.row_cache import watch
+from cobra.preprocessing.progress import track_items
 from cobra.util.printable import printable
 
 # Of a folder in which this many images are expected all names are listed; in others each image is asked for.
@@ -25,14 +25,14 @@ _CHARACTERS = 80
 
 @dataclass(frozen=True)
 class Presence:
-    """What came of looking."""
+    """Outcome of the search for images."""
 
     missing: list[int]
     """Rows whose image is not there, ascending."""
     looked_for: int
     """Rows whose image was looked for."""
     late: bool
-    """Whether the time was over before all were."""
+    """True if the time was over before all were."""
 
     def name_missing(self, rows: Rows) -> str:
         """Return how many rows lack their image, with the ids and paths of the first few."""
@@ -45,12 +45,12 @@ class Presence:
 
 
 def look_for_images(rows: Rows, image_dir: Path, seconds: float = _SECONDS) -> Presence:
-    """Look whether the image of every row is there, without opening one.
+    """Find the rows whose image is missing, without opening any image.
 
     Args:
         rows: The rows; those of text only are passed over.
         image_dir: Folder that their image paths are relative to.
-        seconds: After which no further file is looked for.
+        seconds: Time after which no further file is looked for.
     """
     folders: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for row, image in enumerate(rows.images()):
@@ -62,9 +62,9 @@ def look_for_images(rows: Rows, image_dir: Path, seconds: float = _SECONDS) -> P
     looked_for = 0
     late = False
     with ThreadPoolExecutor(_THREADS, "presence") as pool:
-        found = pool.map(_absent, folders, folders.values(), repeat(end))
-        for wanted in watch(list(folders.values()), "Looking for images"):
-            absent = next(found)
+        absences = pool.map(_absent, folders, folders.values(), repeat(end))
+        for wanted in track_items(list(folders.values()), "Looking for images"):
+            absent = next(absences)
             if absent is None:
                 late = True
                 continue
@@ -82,12 +82,12 @@ def look_for_images(rows: Rows, image_dir: Path, seconds: float = _SECONDS) -> P
 def _absent(folder: str, wanted: Mapping[str, list[int]], end: float) -> list[str] | None:
     """Return the names that are not in a folder; None where the time is over."""
     asked = (name for name in wanted if os.path.exists(os.path.join(folder, name)))
-    found = set()
+    present = set()
     for name in asked if len(wanted) < _LISTED else _names(folder):
         if time.monotonic() > end:
             return None
-        found.add(name)
-    return [name for name in wanted if name not in found]
+        present.add(name)
+    return [name for name in wanted if name not in present]
 
 
 def _names(folder: str) -> Iterator[str]:

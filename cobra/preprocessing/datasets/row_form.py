@@ -1,4 +1,4 @@
-"""Check the form of a row in LLaVA's format, and say why a row is rejected."""
+"""Check of the form of a row in LLaVA's format, and the reasons for which a row is rejected."""
 
 from enum import StrEnum
 from typing import Any
@@ -35,7 +35,7 @@ class RowError(Exception):
 
     Attributes:
         defect: The reason.
-        detail: What was found.
+        detail: The finding.
     """
 
     def __init__(self, defect: Defect, detail: str) -> None:
@@ -78,15 +78,15 @@ def _check_turns(row: dict[str, Any]) -> None:
         )
     if not isinstance(turns, list) or not turns:
         raise RowError(Defect.NO_CONVERSATIONS, "has no conversations")
-    for index, turn in enumerate(turns):
-        name, expected = f"a turn {index + 1}", ROLES[index % 2]
+    for number, turn in enumerate(turns, 1):
+        expected = ROLES[1 - number % 2]
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-            raise RowError(Defect.BAD_TURN, f"has {name} without a text in 'value'")
+            raise RowError(Defect.BAD_TURN, f"has a turn {number} without a text in 'value'")
         if not _is_unicode(turn["value"]):
-            detail = f"has {name} whose text holds half a surrogate pair, which no tokenizer can read"
+            detail = f"has a turn {number} whose text holds half a surrogate pair, which no tokenizer can read"
             raise RowError(Defect.MALFORMED, detail)
-        if turn.get("from") != expected:
-            raise RowError(Defect.ROLE_ORDER, f"has {name} from {turn.get('from')!r} where {expected!r} was expected")
+        if (role := turn.get("from")) != expected:
+            raise RowError(Defect.ROLE_ORDER, f"has a turn {number} from {role!r} where {expected!r} was expected")
 
 
 def _is_unicode(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Keys of a row: where its image stands, and what stands under keys that training does not read."""
+"""Keys of a row: the image's, and those that training does not read."""
 
 import re
 import reprlib
@@ -33,7 +33,7 @@ REMARKS = (
     f"a picture's place in a question that is not called {PLACEHOLDER}, as <img> or <image_1>; it is read as text",
     "an empty answer, which teaches to say nothing",
 )
-"""What is told of rows that are trained on all the same, to follow "N rows have"; bits of :func:`remarks_of`."""
+"""Remarks on rows that are trained on all the same, to follow "N rows have"; bits of :func:`remarks_of`."""
 _MORE_IN_TURNS, _SECOND_PICTURE, ASKS_ABOUT_IMAGE, _STRAY_PLACEHOLDER, _OTHER_PLACEHOLDER, _EMPTY_ANSWER = (
     1 << bit for bit in range(len(_UNREAD), len(REMARKS))
 )
@@ -99,8 +99,8 @@ def with_image(row: Row, image: str | None) -> Row:
     """Return a row with its image under `image`, and without the key where it has none: itself if it is so already."""
     if "images" not in row and row.get("image") == image and ("image" in row) == (image is not None):
         return row
-    others = {key: value for key, value in row.items() if key not in ("image", "images")}
-    return others if image is None else others | {"image": image}
+    without_image = {key: value for key, value in row.items() if key not in ("image", "images")}
+    return without_image if image is None else without_image | {"image": image}
 
 
 def unread_problem(row: Row, image: str | None) -> str | None:
@@ -114,10 +114,10 @@ def unread_problem(row: Row, image: str | None) -> str | None:
         return "has `chosen` and `rejected`; pairs are not trained on: make the chosen one the last answer"
     if image is not None:
         return None
-    place = next(_other_pictures(row), None)
-    if place is None:
+    key = next(_other_pictures(row), None)
+    if key is None:
         return None
-    return f"has a picture under {place} and none under `image`; call the key `image`, with a path as its value"
+    return f"has a picture under {key} and none under `image`; call the key `image`, with a path as its value"
 
 
 def _other_pictures(row: Row) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Rows in LLaVA's format, read from an annotation file and checked: a JSON list, or JSON lines with a row each."""
+"""Read and check rows in LLaVA's format: a JSON list, or JSON lines with a row each."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from cobra.util.jsonl import opens_list, read_records, to_json
 
 _FILE_FORM = f"Expected is a JSON list of rows, or JSON lines with a row each: {ROW_FORM}."
 TOP_FOLDERS = ("images", "image", "image_files")
-"""What archives of the images have in front of the folders of the sources."""
+"""Folders that archives of the images have in front of the folders of the sources."""
 TEXT_ONLY = "(text only)"
 NO_FOLDER = "(no folder)"
 
@@ -47,7 +47,7 @@ def source_of(row: Row) -> str:
 
 
 def name_row(path: Path, number: int, row: Any) -> str:
-    """Return what errors call a row: its number from 0 in a JSON list, its line from 1 in JSON lines, and its id."""
+    """Return the name of a row in errors: number from 0 in a JSON list or line from 1 in JSON lines, and id."""
     identity = f" (id {row.get('id')!r})" if isinstance(row, dict) else ""
     return f"{'row' if opens_list(path) else 'line'} {number}{identity} of {path}"
 

@@ -1,4 +1,4 @@
-"""How many tokens every row has, counted once and kept."""
+"""Token counts of every row, made once and cached."""
 
 import hashlib
 import json
@@ -14,8 +14,9 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from cobra.models.backbones.llm.prompting import PromptBuilder
 from cobra.preprocessing.datasets.arrow_rows import Rows, read_rows
-from cobra.preprocessing.datasets.row_cache import cached, watch
+from cobra.preprocessing.datasets.row_cache import load_or_build
 from cobra.preprocessing.datasets.row_keys import Row
+from cobra.preprocessing.progress import track_items
 from cobra.reasoning.trace import find_conclusion_end
 from cobra.util.conversation import ROLES
 from cobra.util.files import atomic_path
@@ -31,9 +32,9 @@ class TokenLengths:
     """Tokens of every row as `FinetuneDataset` makes it before it cuts.
 
     Attributes:
-        tokens: Of the whole row (rows,), int32.
-        conclusion_end: Of the row up to the end of its last answer's CONCLUSION, closing tag included (rows,), int32;
-            up to the end of that answer where it has no CONCLUSION, and all of a row without an answer.
+        tokens: Tokens of the whole row (rows,), int32.
+        conclusion_end: Tokens of the row up to the end of its last answer's CONCLUSION, closing tag included (rows,),
+            int32; up to the end of that answer where it has no CONCLUSION, and all of a row without an answer.
     """
 
     tokens: NDArray[np.int32]
@@ -49,11 +50,11 @@ def token_lengths(
 ) -> TokenLengths:
     """Count the tokens of all rows, or read the counts of an earlier call with the same file, tokenizer and prompts.
 
-    The counts lie beside the rows' Arrow file (:func:`cobra.preprocessing.datasets.row_cache.cached`).
+    The counts lie beside the rows' Arrow file (:func:`cobra.preprocessing.datasets.row_cache.load_or_build`).
 
     Args:
         annotation_file: Rows in LLaVA's format.
-        tokenizer: Of the language model; its `model_max_length` plays no part.
+        tokenizer: The language model's tokenizer; its `model_max_length` plays no part.
         prompt_builder_fn: Makes an empty conversation; called with `model_family`.
 
     Raises:
@@ -74,7 +75,7 @@ def token_lengths(
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez(file, key=np.array(key), tokens=lengths.tokens, conclusion_end=lengths.conclusion_end)
 
-    return cached(annotation_file, f".{_fingerprint(tokenizer, prompt_builder_fn)}.lengths.npz", load, build)
+    return load_or_build(annotation_file, f".{_fingerprint(tokenizer, prompt_builder_fn)}.lengths.npz", load, build)
 
 
 def count_unlabelled(
@@ -90,10 +91,10 @@ def count_unlabelled(
     limit = tokenizer.model_max_length
     # A token has at least a byte, so that of 100,000 rows only the few with long questions are tokenised.
     markup = len(_question(prompt_builder_fn, "").encode()) + tokenizer.num_special_tokens_to_add()
-    places = np.flatnonzero(rows.question_bytes + markup >= limit).tolist()
+    candidates = np.flatnonzero(rows.question_bytes + markup >= limit).tolist()
     unlabelled = 0
-    for start in watch(range(0, len(places), _CHUNK), f"Measuring questions of {rows.annotation_file.name}"):
-        chunk = [rows[place]["conversations"][0]["value"] for place in places[start : start + _CHUNK]]
+    for start in track_items(range(0, len(candidates), _CHUNK), f"Measuring questions of {rows.annotation_file.name}"):
+        chunk = [rows[row]["conversations"][0]["value"] for row in candidates[start : start + _CHUNK]]
         batch = _encode(tokenizer, [_question(prompt_builder_fn, text) for text in chunk])
         unlabelled += sum(len(ids) >= limit for ids in batch.input_ids)
     return unlabelled
@@ -130,19 +131,19 @@ def _count(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, prompt_builder_fn: Callable[..., PromptBuilder]
 ) -> TokenLengths:
     tokens, ends = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.int32)
-    for start in watch(range(0, len(rows), _CHUNK), f"Counting tokens of {rows.annotation_file.name}"):
+    for start in track_items(range(0, len(rows), _CHUNK), f"Counting tokens of {rows.annotation_file.name}"):
         chunk = [_write(row, prompt_builder_fn) for row in rows[start : start + _CHUNK]]
         batch = _encode(tokenizer, [text for conversation in chunk for text in conversation.turns])
         sizes = iter([len(ids) for ids in batch.input_ids])
         last = -1
-        for place, conversation in enumerate(chunk, start):
-            own = list(islice(sizes, len(conversation.turns)))
-            tokens[place], ends[place] = sum(own), sum(own[: conversation.answers])
+        for row, conversation in enumerate(chunk, start):
+            turn_sizes = list(islice(sizes, len(conversation.turns)))
+            tokens[row], ends[row] = sum(turn_sizes), sum(turn_sizes[: conversation.answers])
             if conversation.conclusion is not None:
                 answer = last + conversation.answers
                 through = _tokens_through(tokenizer, batch, answer, conversation.conclusion)
-                ends[place] += through - own[conversation.answers - 1]
-            last += len(own)
+                ends[row] += through - turn_sizes[conversation.answers - 1]
+            last += len(turn_sizes)
     return TokenLengths(tokens, ends)
 
 
@@ -155,7 +156,7 @@ def _tokens_through(tokenizer: PreTrainedTokenizerBase, batch: BatchEncoding, in
     """Return how many tokens of a text of the batch it takes to hold its beginning."""
     size = len(batch.input_ids[index])
     if batch.encodings is None:
-        # Without the tokens' places in the text: the beginning alone may be cut into tokens otherwise at its end.
+        # Without the tokens' candidates in the text: the beginning alone may be cut into tokens otherwise at its end.
         return min(size, len(_encode(tokenizer, [beginning]).input_ids[0]))
     token = batch.encodings[index].char_to_token(len(beginning) - 1)
     if token is None:
@@ -166,9 +167,9 @@ def _tokens_through(tokenizer: PreTrainedTokenizerBase, batch: BatchEncoding, in
     return token + 1
 
 
-def _begins_before(encoding: Encoding, token: int, place: int) -> bool:
+def _begins_before(encoding: Encoding, token: int, position: int) -> bool:
     span = encoding.token_to_chars(token)
-    return span is not None and span[0] < place
+    return span is not None and span[0] < position
 
 
 def _fingerprint(tokenizer: PreTrainedTokenizerBase, prompt_builder_fn: Callable[..., PromptBuilder]) -> str:

@@ -1,8 +1,8 @@
-"""From `train.jsonl` to the JSON lists that Cobra's finetune stage reads, a row at a time."""
+"""Convert `train.jsonl` to the JSON lists that Cobra's finetune stage reads, a row at a time."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import IO, Any
@@ -45,25 +45,25 @@ class Outputs:
 
 
 class Fate(Enum):
-    """What becomes of a row of the right form."""
+    """Destination of a row of the right form."""
 
     TRAIN = 0
     HOLD_OUT = 1
     LEAVE_OUT = 2
-    """By `sources` or `max_samples`."""
+    """Not wanted, by `sources` or `max_samples`."""
     REPEATS = 3
-    """An earlier row has the same id, image and turns."""
+    """A duplicate: an earlier row has the same id, image and turns."""
     BAD_IMAGE = 4
 
 
 def decide_fates(scan: Scan, checker: ImageChecker, root: str, config: PrepareConfig) -> NDArray[np.int8]:
-    """Decide what becomes of every row, and check the images that are needed for that.
+    """Decide the fate of every row, and check the images that are needed for that.
 
     Args:
         scan: The rows.
         checker: Checks the images, whose paths are `root` + the row's path.
         root: Goes in front of the image paths: the empty string or a folder with a slash at its end.
-        config: Says what is wanted.
+        config: The flags.
 
     Returns:
         The value of a :class:`Fate` for each row of the scan.
@@ -118,9 +118,9 @@ def convert_rows(
     Args:
         train: The published JSON lines.
         outputs: Files to write, each whole or not at all.
-        scan: Of this file.
-        fates: Of :func:`decide_fates`.
-        checker: Has checked the images.
+        scan: The scan of this file.
+        fates: The fates from :func:`decide_fates`.
+        checker: The checker of the images.
         root: Goes in front of the image paths.
         report: Counts are added to it.
     """
@@ -136,7 +136,7 @@ def convert_rows(
         advance = stack.enter_context(byte_progress("converting rows", train.stat().st_size))
         conversion = _Conversion(rejected, lists, scan, fates, checker, root, report)
         for number, read, line in read_lines(train):
-            conversion.take(number, line)
+            conversion.convert_line(number, line)
             advance(read)
         conversion.end_lists()
     counts = checker.counts()
@@ -151,64 +151,57 @@ def _written(path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
+@dataclass
 class _Conversion:
-    """The state of the pass that writes."""
+    """State of the pass that writes; the fields are those of :func:`convert_rows`."""
 
-    def __init__(
-        self,
-        rejected: IO[bytes],
-        lists: dict[Fate, IO[bytes]],
-        scan: Scan,
-        fates: NDArray[np.int8],
-        checker: ImageChecker,
-        root: str,
-        report: Report,
-    ) -> None:
-        self._rejected = rejected
-        self._lists = lists
-        self._begun: set[Fate] = set()
-        self._scan = scan
-        self._fates = fates
-        self._checker = checker
-        self._root = root
-        self._report = report
-        self._place = 0
+    rejected: IO[bytes]
+    lists: dict[Fate, IO[bytes]]
+    scan: Scan
+    fates: NDArray[np.int8]
+    checker: ImageChecker
+    root: str
+    report: Report
+    begun: set[Fate] = field(default_factory=set)
+    """Lists that have a row."""
+    next_row: int = 0
+    """Position in the scan of the next row of the right form."""
 
-    def take(self, number: int, line: bytes | None) -> None:
-        """Write one line's row to where it belongs, and count it."""
-        self._report.rows_read += 1
+    def convert_line(self, number: int, line: bytes | None) -> None:
+        """Write one line's row to the file of its fate, and count it."""
+        self.report.rows_read += 1
         value: dict[str, Any] | None = None
         try:
             value = parse_line(line)
             row = check_row(value, number)
             row_digests(row, None)
-            self._place += 1
-            self._follow(Fate(int(self._fates[self._place - 1])), row, source_of(value))
+            self.next_row += 1
+            self._write_row(self.next_row - 1, row, source_of(value))
         except RowError as error:
             row_id = None if value is None else _shown_id(value.get("id"))
             entry = {"line": number, "id": row_id, "reason": str(error)}
-            self._rejected.write(to_lines([entry]).encode())
+            self.rejected.write(to_lines([entry]).encode())
             source = "(malformed line)" if value is None else source_of(value)
-            self._report.count_rejected(error.defect, source, entry)
+            self.report.count_rejected(error.defect, source, entry)
 
-    def _follow(self, fate: Fate, row: Row, source: str) -> None:
-        if fate in (Fate.REPEATS, Fate.BAD_IMAGE) and row.image is not None:
-            self._checker.require(self._root + row.image)
+    def _write_row(self, index: int, row: Row, source: str) -> None:
+        fate = Fate(int(self.fates[index]))
+        image = None if row.image is None else self.root + row.image
+        if fate in (Fate.REPEATS, Fate.BAD_IMAGE) and image is not None:
+            self.checker.require(image)
         if fate is Fate.REPEATS:
-            raise RowError(Defect.DUPLICATE, f"of line {self._scan.first_lines[self._place - 1]}")
+            raise RowError(Defect.DUPLICATE, f"of line {self.scan.first_lines[index]}")
         if fate is Fate.LEAVE_OUT:
-            self._report.count_left_out(source)
+            self.report.count_left_out(source)
             return
-        image = None if row.image is None else self._root + row.image
-        file = self._lists[fate]
-        file.write((b",\n" if fate in self._begun else b"[\n") + encode_row(row, image))
-        self._begun.add(fate)
-        self._report.count_row(row, source, fate is Fate.HOLD_OUT)
-        self._report.duplicate_ids += int(self._scan.repeats_id[self._place - 1])
+        self.lists[fate].write((b",\n" if fate in self.begun else b"[\n") + encode_row(row, image))
+        self.begun.add(fate)
+        self.report.count_row(row, source, fate is Fate.HOLD_OUT)
+        self.report.duplicate_ids += int(self.scan.repeats_id[index])
 
     def end_lists(self) -> None:
         """Close the brackets."""
-        for file in self._lists.values():
+        for file in self.lists.values():
             file.write(b"\n]\n")
 
 

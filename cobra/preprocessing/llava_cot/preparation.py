@@ -1,4 +1,4 @@
-"""LLaVA-CoT-100k made ready for training: fetch, unpack, convert, check, report."""
+"""Prepare LLaVA-CoT-100k for training: fetch, unpack, convert, check, report."""
 
 import shlex
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ _CHECKED_IMAGES = "images.jsonl"
 
 
 def prepare(config: PrepareConfig) -> Report:
-    """Make LLaVA-CoT-100k in `{dataset_root}/download/llava-cot-100k/` into what `llava-cot-100k` trains on.
+    """Prepare LLaVA-CoT-100k in `{dataset_root}/download/llava-cot-100k/` for `--dataset.type llava-cot-100k`.
 
     Takes `train.jsonl` and the images there: the parts of `image.zip`, a whole `image.zip`, or images that are
     unpacked already; fetches what is not there. Writes the images, `llava_cot_100k.json` (unless no row is usable),
@@ -43,7 +43,7 @@ def prepare(config: PrepareConfig) -> Report:
         config: The flags.
 
     Returns:
-        What is in the rows.
+        The report on the rows.
 
     Raises:
         UserError: A flag makes no sense, files are absent and cannot be fetched, the archive cannot be read, no row's
@@ -126,11 +126,11 @@ def _provide_images(
     Args:
         folder: The dataset's folder.
         images: Image paths of rows.
-        config: Says which images are wanted and whether the archive stays.
+        config: The flags.
         workers: Processes.
 
     Returns:
-        The folder that the rows' paths start from, relative to `folder` (see :func:`find_root`), and what came of
+        The folder that the rows' paths start from, relative to `folder` (see :func:`find_root`), and the outcome of
         unpacking.
     """
     root = find_root(folder, images)

@@ -1,1 +1,1 @@
-"""The image archive of LLaVA-CoT-100k: fetched, checked, and unpacked part by part."""
+"""The image archive of LLaVA-CoT-100k: fetch, check and unpack its parts."""

@@ -1,4 +1,4 @@
-"""The part of unpacking that worker processes do: members read, checked, written and renamed into place."""
+"""Worker processes of unpacking: read and check members, write them, and rename them into place."""
 
 import fcntl
 import os
@@ -31,22 +31,22 @@ class Task:
     """An image to unpack."""
 
     path: str
-    """Where to, below the destination."""
+    """Path below the destination."""
     info: zipfile.ZipInfo
     is_there: bool
-    """Whether a file of the right size is there, whose CRC decides whether it is taken."""
+    """True if a file of the right size is there; its CRC decides if it is kept."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a task."""
+    """Outcome of a task."""
 
     entry: Entry | None
     """The file, if it is whole now."""
     is_new: bool
-    """Whether it was written."""
+    """True if it was written now."""
     problem: str | None
-    """Why it is not whole."""
+    """The reason for which it is not whole."""
 
 
 def find_whole(
@@ -71,15 +71,15 @@ def find_whole(
 
 
 def chunks(tasks: Sequence[Task]) -> list[Sequence[Task]]:
-    """Divide tasks, in their order, into what is worth sending to another process."""
-    found: list[Sequence[Task]] = []
+    """Divide tasks, in their order, into chunks that are worth sending to another process."""
+    groups: list[Sequence[Task]] = []
     begin = size = 0
     for position, task in enumerate(tasks):
         if position > begin and (position - begin == _CHUNK_MEMBERS or size + task.info.file_size > _CHUNK_BYTES):
-            found.append(tasks[begin:position])
+            groups.append(tasks[begin:position])
             begin, size = position, 0
         size += task.info.file_size
-    return [*found, tasks[begin:]] if tasks else found
+    return [*groups, tasks[begin:]] if tasks else groups
 
 
 class _Extractor:
@@ -143,7 +143,7 @@ def begin(paths: Sequence[Path], sizes: Sequence[int], destination: Path, lock: 
 
 
 def end() -> None:
-    """Close what :func:`begin` has opened in this process, if it has."""
+    """Close the files that :func:`begin` has opened in this process, if any."""
     global _extractor
     if _extractor is not None:
         _extractor.close()
@@ -151,7 +151,7 @@ def end() -> None:
 
 
 def extract(tasks: Sequence[Task]) -> list[Outcome]:
-    """Unpack images, or take those that are there and whole; call :func:`begin` before.
+    """Unpack images, or keep those that are there and whole; call :func:`begin` before.
 
     Raises:
         UserError: The disk has not enough space for them.

@@ -1,4 +1,4 @@
-"""LLaVA-CoT-100k from the Hugging Face hub: the rows and the parts of the image archive, all of one commit."""
+"""Fetch LLaVA-CoT-100k from the Hugging Face hub: the rows and the parts of the image archive, all of one commit."""
 
 import json
 import queue
@@ -20,7 +20,7 @@ from cobra.util.files import write_json
 
 _RECORD = Path(RECORDS) / "fetched.json"
 _WORKSPACE = ".fetch"
-# Parts that come at once: one connection seldom fills the line.
+# Parts that are fetched at once: one connection seldom fills the line.
 _CONNECTIONS = 4
 # Bytes between two looks at the free space while fetching.
 _SPACE_BYTES = 2**28
@@ -29,7 +29,7 @@ _SPACE_BYTES = 2**28
 def download_publication(
     folder: Path, revision: str = "main", token: str | None = None, skip: Collection[str] = ()
 ) -> None:
-    """Fetch `train.jsonl` and every `image.zip.part-*` into `folder`; a rerun goes on where this stopped.
+    """Fetch `train.jsonl` and every `image.zip.part-*` into `folder`; a rerun resumes where this stopped.
 
     Each file is checked by size and hash once, also one that was put there by other means; `.prepare/fetched.json`
     remembers which. A wrong one is named and fetched again. HF_ENDPOINT is respected. Where the hub cannot be reached
@@ -38,7 +38,7 @@ def download_publication(
     Args:
         folder: The dataset's folder; made here.
         revision: Branch, tag or commit of the dataset.
-        token: Of the hub, not needed; without one HF_TOKEN counts.
+        token: The hub's token, not needed; without one HF_TOKEN counts.
         skip: Names of files that are not needed: parts that were unpacked and deleted.
 
     Raises:
@@ -48,7 +48,7 @@ def download_publication(
     with disk_errors(f"LLaVA-CoT-100k could not be written to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            publication = _look(folder, revision, token, skip)
+            publication = _compare_with_hub(folder, revision, token, skip)
         except HubUnreachable as error:
             _check_without_hub(folder, skip, error)
             ByteBars().say(f"{error}; the files in {folder} are taken as they are")
@@ -64,7 +64,7 @@ def bytes_to_come(folder: Path, revision: str = "main", token: str | None = None
         UserError: As there.
     """
     try:
-        return _look(folder, revision, token, skip).bytes_to_come
+        return _compare_with_hub(folder, revision, token, skip).bytes_to_come
     except HubUnreachable as error:
         _check_without_hub(folder, skip, error)
         return 0
@@ -72,7 +72,7 @@ def bytes_to_come(folder: Path, revision: str = "main", token: str | None = None
 
 @dataclass
 class _Record:
-    """What is known of the files in the folder from earlier calls; kept on the disk."""
+    """Record of the files that earlier calls found right; kept on the disk."""
 
     commit: str = ""
     published: list[str] = field(default_factory=list)
@@ -91,7 +91,7 @@ class _Record:
         write_json(folder / _RECORD, asdict(self))
 
     def knows(self, path: Path, remote: Remote) -> bool:
-        """Whether the file is the one that was found right."""
+        """Return True if the file is the one that was found right."""
         return path.is_file() and self.files.get(path.name) == _entry(path, remote)
 
 
@@ -100,7 +100,7 @@ def _entry(path: Path, remote: Remote) -> dict[str, int | str]:
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "digest": remote.digest or ""}
 
 
-def _look(folder: Path, revision: str, token: str | None, skip: Collection[str]) -> "_Publication":
+def _compare_with_hub(folder: Path, revision: str, token: str | None, skip: Collection[str]) -> "_Publication":
     """Ask the hub for the files and compare them with what is known of those in the folder."""
     snapshot = list_dataset(COT_REPO, revision, token)
     files = {name: remote for name, remote in snapshot.files.items() if name == COT_ROWS or PART.fullmatch(name)}
@@ -118,7 +118,7 @@ def _look(folder: Path, revision: str, token: str | None, skip: Collection[str])
         )
     record = _Record.read(folder)
     if record.commit not in ("", snapshot.commit):
-        _tell_of_changes(record, snapshot.commit, files, skip)
+        _report_changes(record, snapshot.commit, files, skip)
     record.commit, record.published = snapshot.commit, sorted(files)
     whole = folder / WHOLE
     if whole.is_file() and whole.stat().st_size == sum(files[name].size or 0 for name in parts):
@@ -126,8 +126,8 @@ def _look(folder: Path, revision: str, token: str | None, skip: Collection[str])
     return _Publication(folder, {name: files[name] for name in sorted(files) if name not in skip}, record)
 
 
-def _tell_of_changes(record: _Record, commit: str, files: Mapping[str, Remote], skip: Collection[str]) -> None:
-    """Say what is different since the last call.
+def _report_changes(record: _Record, commit: str, files: Mapping[str, Remote], skip: Collection[str]) -> None:
+    """Print the differences since the last call.
 
     Raises:
         UserError: Parts that are gone were of another content, so their images and the new rows do not match.
@@ -148,7 +148,7 @@ def _tell_of_changes(record: _Record, commit: str, files: Mapping[str, Remote], 
 
 
 def _check_without_hub(folder: Path, skip: Collection[str], error: HubUnreachable) -> None:
-    """See whether the files that are there will do.
+    """Check that the files that are there suffice.
 
     Raises:
         UserError: Some are missing.
@@ -185,7 +185,7 @@ class _Publication:
         return bytes_there(remote, path, self.folder / _WORKSPACE)
 
     def fetch(self) -> None:
-        """Bring all files; see :func:`download_publication`."""
+        """Fetch all files; see :func:`download_publication`."""
         left = self.bytes_to_come
         check_free_space(self.folder, left)
         # The folder may be one that is only read.
@@ -197,7 +197,7 @@ class _Publication:
         total = sum(remote.size or 0 for remote in self.files.values())
         with ByteBars() as bars, bars.bar("LLaVA-CoT-100k", total, total - left) as bar:
             gauge = _Gauge(self.folder, left, bar, self.stop)
-            self._in_threads(todo, lambda name: self._bring(name, bars, gauge))
+            self._in_threads(todo, lambda name: self._provide_file(name, bars, gauge))
 
     def _in_threads(self, names: list[str], work: Callable[[str], None]) -> None:
         """Do `work` for all names, some at once; the first error ends it all and is raised."""
@@ -229,10 +229,10 @@ class _Publication:
             for thread in threads:
                 thread.join(0.5)
 
-    def _bring(self, name: str, bars: ByteBars, gauge: "_Gauge") -> None:
-        """Make sure that one file is there and right, and remember it."""
+    def _provide_file(self, name: str, bars: ByteBars, gauge: "_Gauge") -> None:
+        """Fetch one file unless it is there and right, and remember it."""
         path, remote = self.folder / name, self.files[name]
-        if path.is_file() and (problem := self._problem(path, remote, bars)):
+        if path.is_file() and (problem := self._file_problem(path, remote, bars)):
             bars.say(f"{path} {problem}: it is fetched again")
             if path.stat().st_size == remote.size:
                 gauge.move(-path.stat().st_size)
@@ -243,7 +243,7 @@ class _Publication:
             self.record.files[name] = _entry(path, remote)
             self.record.write(self.folder)
 
-    def _problem(self, path: Path, remote: Remote, bars: ByteBars) -> str | None:
+    def _file_problem(self, path: Path, remote: Remote, bars: ByteBars) -> str | None:
         """Return what is wrong with a file that is there; None if it is right."""
         size = path.stat().st_size
         if size != remote.size:
@@ -258,8 +258,8 @@ class _Publication:
                 if self.stop.is_set():
                     raise _Stopped
 
-            found = hash_file(hasher, path, advance)
-        return None if found == remote.digest else f"has another content than the hub's (hash {found})"
+            digest = hash_file(hasher, path, advance)
+        return None if digest == remote.digest else f"has another content than the hub's (hash {digest})"
 
 
 class _Stopped(Exception):

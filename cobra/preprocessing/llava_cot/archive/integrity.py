@@ -1,4 +1,4 @@
-"""The archive's directory, and cheap checks that the parts are those that it describes: nothing is read in full.
+"""Read the archive's directory, and check cheaply that the parts are those that it describes; nothing is read in full.
 
 The directory says at which offset every member begins. A part that is cut short, exchanged with another, missing or too
 many puts members elsewhere, and a few of them looked up in each part show which part it is.
@@ -33,7 +33,7 @@ _FETCH_AGAIN = "Delete it and fetch it again."
 
 @dataclass(frozen=True)
 class ImageArchive:
-    """Parts of a zip archive and what its directory says."""
+    """Parts of a zip archive, and its directory."""
 
     paths: list[Path]
     """The parts in order; those that were deleted too."""
@@ -44,7 +44,7 @@ class ImageArchive:
     directory_start: int
     """Offset at which the members end."""
     record: PartsRecord | None
-    """Of the parts that were deleted; None if none was."""
+    """The record of the parts that were deleted; None if none was."""
 
     @cached_property
     def starts(self) -> list[int]:
@@ -166,8 +166,8 @@ def _explain_no_directory(paths: list[Path], sizes: list[int], error: Exception)
         if _reads_well(paths[:count]):
             extra = ", ".join(path.name for path in paths[count:])
             return f"{last.parent}: the archive ends with {paths[count - 1].name}, but {extra} follows. Move it away."
-    for place, path in enumerate(paths[:-1]):
-        if _reads_well([*paths[:place], last, *paths[place + 1 : -1], path]):
+    for index, path in enumerate(paths[:-1]):
+        if _reads_well([*paths[:index], last, *paths[index + 1 : -1], path]):
             return (
                 f"{last.parent}: {path.name} holds what belongs to {last.name}, the end of the archive. Exchange the "
                 "two, or delete them and fetch them again."
@@ -196,34 +196,34 @@ def _explain_shift(archive: ImageArchive, shift: int) -> str:
         )
     what = f"{-shift} bytes are missing from" if shift < 0 else f"{shift} bytes are too many in"
     odd = _odd_sizes(archive.paths, archive.sizes)
-    place = _shifting_part(archive, shift)
-    guess = f" The members are out of place from {archive.paths[place].name} on." if place is not None else ""
+    index = _shifting_part(archive, shift)
+    guess = f" The members are out of place from {archive.paths[index].name} on." if index is not None else ""
     return f"{what} {_describe(archive.paths)}: a part is cut short, missing or there twice.{guess}{odd} {_FETCH_AGAIN}"
 
 
 def _shifting_part(archive: ImageArchive, shift: int) -> int | None:
     """Return the position of the part in or after which members begin to be `shift` bytes from their places."""
-    for place, path in enumerate(archive.paths):
-        start, end = archive.starts[place], archive.starts[place + 1]
+    for index, path in enumerate(archive.paths):
+        start, end = archive.starts[index], archive.starts[index + 1]
         if _matches(path, archive.probes(start - shift, end - shift)):
             aligned = _matches(path, archive.probes(start, end))
-            return place if aligned else max(place - 1, 0)
+            return index if aligned else max(index - 1, 0)
     return None
 
 
 def _part_too_many(archive: ImageArchive, size: int) -> Path | None:
     """Return the part of `size` bytes without which all members are where they should be; None if there is none."""
-    for place in reversed(range(len(archive.paths))):
-        if archive.sizes[place] == size:
-            rest = ImageArchive(
-                [*archive.paths[:place], *archive.paths[place + 1 :]],
-                [*archive.sizes[:place], *archive.sizes[place + 1 :]],
+    for index in reversed(range(len(archive.paths))):
+        if archive.sizes[index] == size:
+            without = ImageArchive(
+                [*archive.paths[:index], *archive.paths[index + 1 :]],
+                [*archive.sizes[:index], *archive.sizes[index + 1 :]],
                 archive.members,
                 archive.directory_start - size,
                 None,
             )
-            if all(_matches(path, probes) or not probes for path, probes in _expected(rest)):
-                return archive.paths[place]
+            if all(_matches(path, probes) or not probes for path, probes in _expected(without)):
+                return archive.paths[index]
     return None
 
 
@@ -235,13 +235,13 @@ def _expected(archive: ImageArchive) -> list[tuple[Path, dict[int, bytes]]]:
 
 def _matches(path: Path, probes: dict[int, bytes]) -> int:
     """Return how many members with these names (by offset in the file) the file holds."""
-    found = 0
+    matches = 0
     with path.open("rb") as file:
         for offset, name in probes.items():
             file.seek(offset)
             header = file.read(LOCAL_HEADER.size + len(name))
-            found += header.startswith(LOCAL_SIGNATURE) and header[LOCAL_HEADER.size :] == name
-    return found
+            matches += header.startswith(LOCAL_SIGNATURE) and header[LOCAL_HEADER.size :] == name
+    return matches
 
 
 def _check_places(archive: ImageArchive) -> None:
@@ -253,10 +253,10 @@ def _check_places(archive: ImageArchive) -> None:
     expected = _expected(archive)
     strange = [(path, probes) for path, probes in expected if path.is_file() and probes and not _matches(path, probes)]
     exchanged = [
-        f"{path.name} holds what belongs to {other.name}"
+        f"{path.name} holds what belongs to {owner.name}"
         for path, _ in strange
-        for other, probes in expected
-        if other != path and probes and _matches(path, probes)
+        for owner, probes in expected
+        if owner != path and probes and _matches(path, probes)
     ]
     if exchanged:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The parts of `image.zip` read as one file, so that the joined 160 GB are never written.
+"""Read the parts of `image.zip` as one file, so that the joined 160 GB are never written.
 
 The publication is cut by bytes, as `split` does: `image.zip.part-aa`, `-ab`, ... (no multi-volume zip).
 """
@@ -38,15 +38,15 @@ def find_archive(folder: Path) -> list[Path]:
     """
     record = PartsRecord.load(folder)
     known = list(record.sizes) if record else []
-    found = sorted(path.name for path in folder.glob(f"{WHOLE}.part-*"))
-    strange = [name for name in found if not PART.fullmatch(name) or (known and name not in known)]
+    names = sorted(path.name for path in folder.glob(f"{WHOLE}.part-*"))
+    strange = [name for name in names if not PART.fullmatch(name) or (known and name not in known)]
     if strange:
         raise UserError(f"{folder} holds {', '.join(strange)}, which is no part of {WHOLE}: move it away and run again")
     if record:
-        expected, there = known, {*found, *record.consumed}
-    elif found:
-        expected = [f"{WHOLE}.part-{suffix}" for suffix in _SUFFIXES[: _SUFFIXES.index(found[-1][-2:]) + 1]]
-        there = set(found)
+        expected, there = known, {*names, *record.consumed}
+    elif names:
+        expected = [f"{WHOLE}.part-{suffix}" for suffix in _SUFFIXES[: _SUFFIXES.index(names[-1][-2:]) + 1]]
+        there = set(names)
     else:
         return [folder / WHOLE] if (folder / WHOLE).is_file() else []
     absent = [name for name in expected if name not in there and not (folder / name).is_file()]

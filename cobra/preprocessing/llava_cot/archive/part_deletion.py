@@ -1,6 +1,6 @@
-"""Parts of the archive deleted while it is unpacked, so that the disk holds the images and not the archive too.
+"""Delete parts of the archive while it is unpacked, so that the disk holds the images and not the archive too.
 
-What makes this safe: a part goes only when every image in it is whole and flushed to disk; the record of what is gone
+This is safe because a part goes only when every image in it is whole and flushed to disk; the record of what is gone
 is written first; and the archive's directory stays, in a file of its own, so that every later run knows what each image
 should be and which part held it.
 """
@@ -25,7 +25,7 @@ class PartLedger:
     """
 
     def __init__(
-        self, folder: Path, archive: ImageArchive, wanted: Sequence[zipfile.ZipInfo], held: Iterable[zipfile.ZipInfo]
+        self, folder: Path, archive: ImageArchive, wanted: Sequence[zipfile.ZipInfo], kept: Iterable[zipfile.ZipInfo]
     ) -> None:
         """Begin, and keep the directory in a file if no earlier run has.
 
@@ -33,15 +33,15 @@ class PartLedger:
             folder: The folder of the parts.
             archive: The archive.
             wanted: Images that :meth:`release` will name.
-            held: Images that are not unpacked now and must not be lost.
+            kept: Images that are not unpacked now and must not be lost.
         """
         self._folder = folder
         self._archive = archive
         self._record = archive.record or _begin(folder, archive)
         # How many reasons each part has to stay.
         self._pending = [0] * len(archive.paths)
-        self._count(held, 1)
-        self._held = list(self._pending)
+        self._count(kept, 1)
+        self._kept = list(self._pending)
         self._count(wanted, 1)
         self._directory = archive.parts_between(archive.directory_start, archive.starts[-1])
 
@@ -51,10 +51,10 @@ class PartLedger:
         The parts before the one that is being read are deleted by then.
         """
         there = (path.is_file() for path in self._archive.paths)
-        sizes = zip(self._archive.sizes, there, self._held, strict=True)
-        freed = [0, *accumulate(size if is_there and not held else 0 for size, is_there, held in sizes)]
-        for place in self._directory:
-            freed[place + 1] = freed[self._directory.start]
+        sizes = zip(self._archive.sizes, there, self._kept, strict=True)
+        freed = [0, *accumulate(size if is_there and not kept else 0 for size, is_there, kept in sizes)]
+        for part in self._directory:
+            freed[part + 1] = freed[self._directory.start]
         written = worst = 0
         for info in absent:
             written += disk_bytes(info.file_size)
@@ -62,10 +62,10 @@ class PartLedger:
         return worst
 
     def release(self, infos: Iterable[zipfile.ZipInfo]) -> None:
-        """Take note that these images are whole, and delete the parts that nothing needs any more."""
+        """Count these images as whole, and delete the parts that nothing needs any more."""
         self._count(infos, -1)
         free = range(len(self._pending)) if not any(self._pending) else range(self._directory.start)
-        paths = (self._archive.paths[place] for place in free if not self._pending[place])
+        paths = (self._archive.paths[part] for part in free if not self._pending[part])
         ready = [path for path in paths if path.is_file()]
         if ready:
             # A power cut must find the images on the disk before it finds the part gone.
@@ -77,8 +77,8 @@ class PartLedger:
 
     def _count(self, infos: Iterable[zipfile.ZipInfo], step: int) -> None:
         for info in infos:
-            for place in self._archive.parts_of(info):
-                self._pending[place] += step
+            for part in self._archive.parts_of(info):
+                self._pending[part] += step
 
 
 def _begin(folder: Path, archive: ImageArchive) -> PartsRecord:
@@ -91,11 +91,11 @@ def _begin(folder: Path, archive: ImageArchive) -> PartsRecord:
     return record
 
 
-def note_wanted(folder: Path, archive: ImageArchive, damaged: Iterable[zipfile.ZipInfo]) -> None:
-    """Take note of the deleted parts that held these images, so that the next download brings them again."""
+def mark_wanted_parts(folder: Path, archive: ImageArchive, damaged: Iterable[zipfile.ZipInfo]) -> None:
+    """Mark the deleted parts that held damaged images, so that the next run downloads them again."""
     if archive.record is None:
         return
-    spanned = {archive.paths[place] for info in damaged for place in archive.parts_of(info)}
+    spanned = {archive.paths[part] for info in damaged for part in archive.parts_of(info)}
     wanted = {path.name for path in spanned if not path.is_file()}
     if wanted != archive.record.wanted:
         archive.record.wanted = wanted

@@ -1,4 +1,4 @@
-"""What is known of an archive some parts of which were deleted because their images are unpacked."""
+"""Record of an archive some parts of which were deleted because their images are unpacked."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whether the published files are there, and fetching them where they are not."""
+"""Check that the published files are there and in order, and fetch those that are missing."""
 
 import shlex
 import shutil
@@ -21,14 +21,14 @@ _PARTS_IN_WORK = 2
 
 
 def provide_files(config: PrepareConfig, folder: Path, token: str | None) -> list[str]:
-    """See to it that rows and images, or the archive that they are in, are there and in order.
+    """Provide the rows and the images, or the archive that they are in.
 
-    Nothing is asked of the network where they are, unless another revision than `main` is wanted.
+    The network is not used where they are there and in order, unless another revision than `main` is wanted.
 
     Args:
         config: The flags.
         folder: The dataset's folder.
-        token: For the hub.
+        token: The hub's token, not needed.
 
     Returns:
         Image paths of rows, a sample of the whole file; empty where no row has an image.

@@ -1,4 +1,4 @@
-"""Images out of the archive and into the folder, member by member, where the rows' paths find them."""
+"""Unpack the images of the archive to where the rows' paths find them."""
 
 import fcntl
 import os
@@ -24,7 +24,7 @@ from cobra.preprocessing.llava_cot.archive import extract_worker as extracting
 from cobra.preprocessing.llava_cot.archive.extract_worker import Outcome, Task, chunks, find_whole
 from cobra.preprocessing.llava_cot.archive.integrity import ImageArchive, inspect_archive
 from cobra.preprocessing.llava_cot.archive.manifest import Manifest
-from cobra.preprocessing.llava_cot.archive.part_deletion import PartLedger, note_wanted
+from cobra.preprocessing.llava_cot.archive.part_deletion import PartLedger, mark_wanted_parts
 from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS
 from cobra.preprocessing.progress import byte_progress
 from cobra.util.errors import UserError, disk_errors
@@ -51,7 +51,7 @@ _TOPS = 20
 
 @dataclass
 class Unpacked:
-    """What came of unpacking."""
+    """Outcome of unpacking."""
 
     prefix: str
     """The folders in front of the rows' paths in the archive, e.g. `images/`; empty if there are none."""
@@ -68,7 +68,7 @@ class Unpacked:
 
 
 def find_prefix(members: Collection[str], images: Sequence[str]) -> str | None:
-    """Find what stands in the archive in front of the rows' image paths.
+    """Find the folders in front of the rows' image paths in the archive.
 
     Args:
         members: Names of the archive's files.
@@ -121,7 +121,7 @@ def unpack_images(
 ) -> Unpacked | None:
     """Unpack the images of the archive in `folder` below `destination`, so that the rows' paths are theirs.
 
-    Each image is checked by its CRC and appears under its name only when it is whole. A rerun goes on where the last
+    Each image is checked by its CRC and appears under its name only when it is whole. A rerun resumes where the last
     one stopped: images that it knows from `.prepare/unpacked.jsonl` by size and time of change are not read again,
     others that are there are checked by their CRC and taken or written anew. Unsafe and damaged members are left out
     and returned. One call at a time for a folder.
@@ -131,15 +131,15 @@ def unpack_images(
     the user keeps out, and images of sources that are not asked for, do. What is needed to go on is in `.prepare`.
 
     Args:
-        folder: Where the parts are.
+        folder: Folder of the parts.
         destination: The image root.
         images: Image paths of rows, to find the archive's prefix with.
-        keep_parts: Whether the parts stay.
+        keep_parts: Keep the parts.
         workers: Processes that unpack; with 1 everything happens in this one.
         sources: First folders of the images to unpack; empty is all.
 
     Returns:
-        What came of it; None if there is no archive or none of `images` is in it.
+        The outcome; None if there is no archive or none of `images` is in it.
 
     Raises:
         UserError: The archive is incomplete or out of order, cannot be read, would unfold to an absurd size, does not
@@ -155,14 +155,14 @@ def unpack_images(
         prefix = find_prefix(names.keys(), images)
         if prefix is None:
             return None
-        found = {name.removeprefix(prefix): info for name, info in names.items() if _is_image(name, prefix)}
-        safe = _without_links(destination, found, refused)
+        archived = {name.removeprefix(prefix): info for name, info in names.items() if _is_image(name, prefix)}
+        safe = _without_links(destination, archived, refused)
         wanted = {path: info for path, info in safe.items() if not sources or source_of({"image": path}) in sources}
         result = Unpacked(prefix, len(wanted), 0, len(members) - len(wanted), refused)
         total = sum(info.file_size for info in wanted.values())
         check_total(f"the archive of images ({archive.paths[0]} ...)", archive.starts[-1], total)
-        held = [info for path, info in found.items() if path not in wanted]
-        ledger = None if keep_parts else PartLedger(folder, archive, list(wanted.values()), held)
+        kept = [info for path, info in archived.items() if path not in wanted]
+        ledger = None if keep_parts else PartLedger(folder, archive, list(wanted.values()), kept)
         manifest = Manifest(folder / RECORDS / MANIFEST)
         _Unpacking(folder, destination, archive, manifest, ledger, result).run(wanted, workers)
     return result
@@ -192,13 +192,13 @@ def _wait_for_workers(folder: Path) -> None:
 
 
 def _without_links(
-    destination: Path, found: dict[str, zipfile.ZipInfo], refused: list[Refusal]
+    destination: Path, images: dict[str, zipfile.ZipInfo], refused: list[Refusal]
 ) -> dict[str, zipfile.ZipInfo]:
     """Return the images without those that a link would lead out of `destination`, which are added to `refused`."""
-    folders = {path.rpartition("/")[0] for path in found}
+    folders = {path.rpartition("/")[0] for path in images}
     problems = {folder: problem for folder in folders if (problem := link_problem(destination, folder))}
     kept = {}
-    for path, info in found.items():
+    for path, info in images.items():
         problem = problems.get(path.rpartition("/")[0])
         if problem is None:
             kept[path] = info
@@ -234,11 +234,11 @@ class _Unpacking:
         if tasks:
             self._prepare_disk(tasks)
             with byte_progress("unpacking images", done + left, done) as advance:
-                for chunk, outcomes in self._work(tasks, workers):
-                    damaged += self._note(chunk, outcomes)
+                for chunk, outcomes in self._extract_chunks(tasks, workers):
+                    damaged += self._record_outcomes(chunk, outcomes)
                     advance(sum(task.info.file_size for task in chunk))
         self.result.images -= len(damaged)
-        note_wanted(self.folder, self.archive, damaged)
+        mark_wanted_parts(self.folder, self.archive, damaged)
 
     def _prepare_disk(self, tasks: Sequence[Task]) -> None:
         """Check that the images fit on a disk that can be written to, and remove what killed processes have left."""
@@ -259,8 +259,8 @@ class _Unpacking:
         else:
             check_free_space(self.destination, sum(disk_bytes(info.file_size) for info in absent))
 
-    def _work(self, tasks: Sequence[Task], workers: int) -> Iterable[tuple[Sequence[Task], list[Outcome]]]:
-        """Yield every chunk of the tasks with what came of it."""
+    def _extract_chunks(self, tasks: Sequence[Task], workers: int) -> Iterable[tuple[Sequence[Task], list[Outcome]]]:
+        """Yield every chunk of the tasks with its outcomes."""
         batches = chunks(tasks)
         lock = self.folder / RECORDS / extracting.WORKERS_LOCK
         initargs = (self.archive.paths, self.archive.sizes, self.destination, lock)
@@ -271,8 +271,8 @@ class _Unpacking:
         finally:
             extracting.end()
 
-    def _note(self, chunk: Sequence[Task], outcomes: Sequence[Outcome]) -> list[zipfile.ZipInfo]:
-        """Write down what came of a chunk, delete parts that are done with, and return the damaged members."""
+    def _record_outcomes(self, chunk: Sequence[Task], outcomes: Sequence[Outcome]) -> list[zipfile.ZipInfo]:
+        """Record the outcomes of a chunk, delete parts that are done with, and return the damaged members."""
         damaged = []
         for task, outcome in zip(chunk, outcomes, strict=True):
             if outcome.problem is not None:
@@ -286,7 +286,7 @@ class _Unpacking:
         return damaged
 
     def _explain(self, info: zipfile.ZipInfo, problem: str) -> str:
-        paths = [self.archive.paths[place] for place in self.archive.parts_of(info)]
+        paths = [self.archive.paths[part] for part in self.archive.parts_of(info)]
         names = " and ".join(path.name for path in paths)
         gone = " and ".join(path.name for path in paths if not path.is_file())
         if gone:

@@ -1,4 +1,4 @@
-"""Which COCO images the training rows use: a benchmark on COCO needs to know them."""
+"""List of the COCO images in the training rows, which a benchmark on COCO needs."""
 
 import re
 from array import array
@@ -29,8 +29,8 @@ def coco_image(path: str) -> tuple[str, int] | None:
     Returns:
         The split in lower case and the id; None for a path that names no COCO image.
     """
-    found = _OLD_FILE.fullmatch(path) or _FOLDER_AND_FILE.fullmatch(path)
-    return None if found is None else (found["split"].lower(), int(found["id"]))
+    match = _OLD_FILE.fullmatch(path) or _FOLDER_AND_FILE.fullmatch(path)
+    return None if match is None else (match["split"].lower(), int(match["id"]))
 
 
 def is_visual_genome(path: str) -> bool:
@@ -46,15 +46,15 @@ class CocoIds:
 
     def add(self, path: str) -> None:
         """Note a row's image, if it is one of COCO."""
-        found = coco_image(path)
-        if found is not None:
-            split, image_id = found
+        coco = coco_image(path)
+        if coco is not None:
+            split, image_id = coco
             self._ids.setdefault(split, array("q")).append(image_id)
 
     def ids(self) -> dict[str, list[int]]:
         """Return each split's distinct ids, ascending; splits other than `MAIN_SPLITS` only where they are used."""
-        others = sorted(self._ids.keys() - set(MAIN_SPLITS))
-        return {split: np.unique(np.array(self._ids[split], np.int64)).tolist() for split in (*MAIN_SPLITS, *others)}
+        more = sorted(self._ids.keys() - set(MAIN_SPLITS))
+        return {split: np.unique(np.array(self._ids[split], np.int64)).tolist() for split in (*MAIN_SPLITS, *more)}
 
     def counts(self) -> dict[str, int]:
         """Return how many ids each split has."""

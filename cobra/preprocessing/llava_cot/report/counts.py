@@ -1,4 +1,4 @@
-"""What is in the rows: counted while they are converted, written as `report.json`, shown as tables."""
+"""Report on the rows: counted while they are converted, written as `report.json`, shown as tables."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -58,13 +58,13 @@ class Report:
     held_out_by_source: Counter[str] = field(default_factory=Counter)
     rejected_by_source: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
-    """By source, usable rows that `--sources` or `--max_samples` left out; their images may not have been checked."""
+    """Usable rows, by source, that `--sources` or `--max_samples` left out; their images may not have been checked."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Rows by the `Defect` that they were rejected for."""
     turns: Counter[int] = field(default_factory=Counter)
     """Training and held-out rows by their number of questions."""
     answers: int = 0
-    """Of training and held-out rows, as all that follow."""
+    """Answers of training and held-out rows; the counts of answers below are theirs, too."""
     valid_answers: int = 0
     """Answers with all four stages, closed, in order, and nothing around them."""
     untagged_answers: int = 0
@@ -76,16 +76,16 @@ class Report:
     text_only: int = 0
     """Rows without an image."""
     remarks: Counter[str] = field(default_factory=Counter)
-    """Rows by what is told of them though they are used; the words follow "rows have"."""
+    """Rows by the remark on them, though they are used; it follows "rows have"."""
     coco: CocoIds = field(default_factory=CocoIds)
     """COCO images of training rows."""
     visual_genome_rows: int = 0
     """Training rows with images of Visual Genome, which may be COCO's too."""
     tokens: TokenCounts | None = None
     tokens_missing: str | None = "they were not counted"
-    """Why `tokens` is None."""
+    """The reason for which `tokens` is None."""
     archive: Unpacked | None = None
-    """What came of unpacking; None where no archive was there."""
+    """Outcome of unpacking; None where no archive was there."""
     sources: RowSources = field(default_factory=RowSources)
     samples: Samples = field(default_factory=Samples)
 
@@ -95,7 +95,7 @@ class Report:
         Args:
             row: The row; its image path is the published one.
             source: The part of the collection that it comes from.
-            held_out: Whether it was written to the held-out rows, not to the training rows.
+            held_out: True if it was written to the held-out rows, not to the training rows.
         """
         source = self.sources.name(source)
         self.sources.add(source, held_out)
@@ -151,11 +151,11 @@ class Report:
         """Return the report as JSON values, in a fixed order."""
         value: dict[str, Any] = {}
         for count in fields(self):
-            found = getattr(self, count.name)
-            if isinstance(found, Counter):
-                value[count.name] = {str(key): found[key] for key in sorted(found)}
-            elif isinstance(found, int):
-                value[count.name] = found
+            number = getattr(self, count.name)
+            if isinstance(number, Counter):
+                value[count.name] = {str(key): number[key] for key in sorted(number)}
+            elif isinstance(number, int):
+                value[count.name] = number
         return {
             **value,
             "coco_ids": self.coco.counts(),
@@ -175,12 +175,14 @@ class Report:
         if self.tokens is not None:
             console.print(_token_table(self.tokens))
         else:
-            _note(
+            _print_note(
                 console, f"tokens per row: not known, {self.tokens_missing}. To count them, run again with a network:"
             )
-            _note(console, f"  {COUNT_TOKENS}, with the same flags")
+            _print_note(console, f"  {COUNT_TOKENS}, with the same flags")
         counts = ", ".join(f"{number:,} of {split}" for split, number in self.coco.counts().items())
-        _note(console, f"COCO images in training rows: {counts}; rows with Visual Genome: {self.visual_genome_rows:,}")
+        _print_note(
+            console, f"COCO images in training rows: {counts}; rows with Visual Genome: {self.visual_genome_rows:,}"
+        )
         if self.archive is not None:
             _show_archive(self.archive, console)
         console.print(LICENCE_NOTE, style="dim", markup=False, soft_wrap=True)
@@ -222,7 +224,7 @@ def _answer_table(report: Report) -> Table:
 
 
 def answer_lines(report: Report) -> list[tuple[str, int]]:
-    """Return what answers are counted by, in words, with their numbers."""
+    """Return the lines of the answers' table: label and number."""
     lines = [("all four stages in order", report.valid_answers), ("without tags", report.untagged_answers)]
     lines += [(f"without {stage.upper()}", report.missing_stages[stage]) for stage in STAGES]
     return lines + sorted(report.form_problems.items())
@@ -257,15 +259,15 @@ def _token_table(tokens: TokenCounts) -> Table:
 
 
 def _show_archive(archive: Unpacked, console: Console) -> None:
-    _note(console, f"{archive.images:,} images unpacked, {archive.new:,} of them now")
+    _print_note(console, f"{archive.images:,} images unpacked, {archive.new:,} of them now")
     for kind, members in (("refused", archive.refused), ("damaged", archive.damaged)):
         for refusal in members[:5]:
-            _note(console, f"{kind}: {refusal.member!r} {refusal.reason}", "yellow")
+            _print_note(console, f"{kind}: {refusal.member!r} {refusal.reason}", "yellow")
         if len(members) > 5:
-            _note(console, f"{kind}: {len(members):,} members in all, see report.json", "yellow")
+            _print_note(console, f"{kind}: {len(members):,} members in all, see report.json", "yellow")
 
 
-def _note(console: Console, text: str, style: str | None = None) -> None:
+def _print_note(console: Console, text: str, style: str | None = None) -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""The report as one page, `report.html`: no network, no script, the pictures inside."""
+"""Write the report as one page, `report.html`: no network, no script, the pictures inside."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class Bar(NamedTuple):
     label: str
     number: int
     share: float
-    """Of what the chart's lines are parts of, from 0 to 1; the bar's length."""
+    """Share of the whole that the chart divides, from 0 to 1; the bar's length."""
 
 
 class SourceBar(NamedTuple):
@@ -65,7 +65,7 @@ def write_page(report: Report, path: Path, image_dir: Path) -> None:
     """Write the page, atomically; equal reports and images give equal bytes.
 
     Args:
-        report: What to show.
+        report: The report.
         path: The file.
         image_dir: Folder that the rows' published image paths are relative to.
     """
@@ -84,7 +84,7 @@ def render_page(report: Report, image_dir: Path) -> str:
         defects=_share_bars(sorted(report.rejected.items())),
         token_lines=[] if tokens is None else tokens.lines(),
         histogram=[] if tokens is None else _histogram(tokens),
-        limit_at=0 if tokens is None else _place(tokens),
+        limit_at=0 if tokens is None else _limit_position(tokens),
         coco=report.coco.counts(),
         samples=_sampled(report, image_dir),
         max_members=_MEMBERS,
@@ -124,8 +124,8 @@ def _source_bars(report: Report) -> list[SourceBar]:
     rows = sum(counts, Counter[str]())
     names = sorted(rows, key=lambda name: (-rows[name], name))
     lines = [(name, [count[name] for count in counts]) for name in names[:_SOURCES]]
-    if rest := names[_SOURCES:]:
-        lines.append((f"{len(rest):,} smaller sources", [sum(count[name] for name in rest) for count in counts]))
+    if smaller := names[_SOURCES:]:
+        lines.append((f"{len(smaller):,} smaller sources", [sum(count[name] for name in smaller) for count in counts]))
     most = max((sum(numbers) for _, numbers in lines), default=1)
     return [SourceBar(name, tuple(numbers), tuple(number / most for number in numbers)) for name, numbers in lines]
 
@@ -160,7 +160,7 @@ def _histogram(tokens: TokenCounts) -> list[Column]:
     ]
 
 
-def _place(tokens: TokenCounts) -> float:
+def _limit_position(tokens: TokenCounts) -> float:
     """Return where `llm_max_length` lies on the histogram's axis, from 0 to 1; in the open bin it is at its end."""
     edges = tokens.bin_edges
     limit = tokens.llm_max_length

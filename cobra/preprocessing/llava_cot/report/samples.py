@@ -1,4 +1,4 @@
-"""A few rows of every source, and of every defect, for a person to look at."""
+"""Samples of rows, a few of every source and of every defect, for a person to look at."""
 
 import hashlib
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class SampleAnswer:
     text: str
     """The whole answer where it has no stages, else empty."""
     faults: list[str]
-    """What is wrong with its form; empty for an answer without tags."""
+    """Faults of its form; empty for an answer without tags."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SampleRow:
     """Path as published."""
     answers: list[SampleAnswer]
     more: int
-    """How many further questions the row has."""
+    """Number of further questions in the row."""
 
 
 class RejectedRow(NamedTuple):
@@ -71,7 +71,7 @@ class Samples:
         Args:
             row: The row.
             source: A name out of no more than :data:`row_sources.MAX_SOURCES`; those after the first 50 get no sample.
-            traces: Of the row's answers.
+            traces: The traces of the row's answers.
         """
         if source not in self._rows and len(self._rows) >= _SOURCES:
             return

@@ -82,7 +82,7 @@ class TokenCounts:
         )
 
     def lines(self) -> list[tuple[str, str]]:
-        """Return what is known of the tokens, in words, with the numbers as text."""
+        """Return the lines of the tokens' table: label, and number as text."""
         limit = f"{self.llm_max_length:,}"
         return [
             ("per row, mean", f"{self.mean:,}"),

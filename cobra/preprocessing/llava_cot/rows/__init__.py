@@ -1,1 +1,1 @@
-"""Rows of LLaVA-CoT-100k: read, checked, selected and split."""
+"""Rows of LLaVA-CoT-100k: read, check, select and split them."""

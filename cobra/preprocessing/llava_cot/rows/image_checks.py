@@ -1,4 +1,4 @@
-"""Every image looked at once, and the outcome kept for the next run."""
+"""Check every image once, and keep the outcome for the next run."""
 
 import hashlib
 from collections import Counter
@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import PIL
-from rich.console import Console
-from rich.progress import track
 
 from cobra.preprocessing.datasets.row_form import Defect, RowError
+from cobra.preprocessing.progress import track_items
 from cobra.util.images import BadImageError, check_decodes, file_status, read_header
 from cobra.util.jsonl import append_lines, cut_torn_line, read_log
 from cobra.util.parallel import parallel_map
@@ -25,17 +24,17 @@ _CHUNK = 32
 
 
 class Outcome(NamedTuple):
-    """What came of looking at one image file."""
+    """Outcome of the check of one image file."""
 
     size: int
     """Bytes; -1 where there is no file."""
     mtime_ns: int
     mode: str
-    """How it was looked at: one of `VERIFY_MODES`."""
+    """Mode of the check: one of `VERIFY_MODES`."""
     problem: str | None
-    """Why it cannot be read, in one line; None if it can."""
+    """The reason for which it cannot be read, in one line; None if it can."""
     digest: str | None
-    """Of the file's bytes, 32 hex digits; only of mode `full`."""
+    """Digest of the file's bytes, 32 hex digits; only in mode `full`."""
 
 
 _MISSING = Outcome(-1, -1, "full", None, None)
@@ -53,7 +52,7 @@ class ImageChecker:
         Args:
             folder: The image root.
             record: The file of outcomes.
-            mode: `full` decodes to RGB, `fast` reads the header, `none` only looks whether the file is there.
+            mode: `full` decodes to RGB, `fast` reads the header, `none` only looks for the file.
             workers: Processes.
         """
         self._folder = folder
@@ -67,7 +66,7 @@ class ImageChecker:
         self._record = record
 
     def check(self, images: Iterable[str]) -> None:
-        """Look at images, as far as that has not been done.
+        """Check images, as far as that has not been done.
 
         Args:
             images: Safe paths below the folder.
@@ -79,10 +78,10 @@ class ImageChecker:
         chunks = [(self._folder, todo[begin : begin + _CHUNK], self._mode) for begin in range(0, len(todo), _CHUNK)]
         # Starting processes takes longer than a few hundred images.
         workers = self._workers if len(chunks) > 4 * self._workers else 1
-        outcomes = parallel_map(_look_at_all, chunks, workers)
-        shown = track(outcomes, "checking images", len(chunks), console=Console(stderr=True), disable=not chunks)
-        for (_, names, _), found in zip(chunks, shown, strict=True):
-            self._remember(names, found)
+        outcomes = parallel_map(_check_chunk, chunks, workers)
+        tracked = track_items(outcomes, "checking images", len(chunks))
+        for (_, names, _), chunk_outcomes in zip(chunks, tracked, strict=True):
+            self._remember(names, chunk_outcomes)
 
     def require(self, image: str) -> None:
         """Raise where an image has been checked and cannot be used.
@@ -99,7 +98,7 @@ class ImageChecker:
             raise RowError(Defect.UNREADABLE_IMAGE, f"{image}: {outcome.problem}")
 
     def is_usable(self, image: str) -> bool:
-        """Whether an image that has been checked can be used."""
+        """Return True if an image that has been checked can be used."""
         outcome = self._checked[image]
         return outcome.size >= 0 and outcome.problem is None
 
@@ -153,12 +152,12 @@ class ImageChecker:
                 continue
 
 
-def _look_at_all(chunk: tuple[Path, list[str], str]) -> list[Outcome]:
+def _check_chunk(chunk: tuple[Path, list[str], str]) -> list[Outcome]:
     folder, images, mode = chunk
-    return [_look_at(folder / image, mode) for image in images]
+    return [_check_image(folder / image, mode) for image in images]
 
 
-def _look_at(path: Path, mode: str) -> Outcome:
+def _check_image(path: Path, mode: str) -> Outcome:
     """Check one image; it may vanish meanwhile."""
     problem = digest = None
     size = mtime_ns = 0

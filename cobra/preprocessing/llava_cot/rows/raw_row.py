@@ -1,4 +1,4 @@
-"""The rows of `train.jsonl`: read line by line, checked, and normalised only where they must be."""
+"""Read the rows of `train.jsonl` line by line, check them, and normalise them only where they must be."""
 
 import hashlib
 import json
@@ -28,11 +28,11 @@ class Row:
     turns: list[dict[str, str]]
     """`{"from": "human" | "gpt", "value": text}`, alternating, an answer last."""
     dropped_turn: bool
-    """Whether a last question without an answer was dropped."""
+    """True if a last question without an answer was dropped."""
     cleaned: bool = False
-    """Whether special tokens of the tokenizer were taken out of its texts."""
+    """True if special tokens of the tokenizer were taken out of its texts."""
     remarks: int = 0
-    """As :func:`cobra.preprocessing.datasets.row_keys.remarks_of` returns them."""
+    """Bits from :func:`cobra.preprocessing.datasets.row_keys.remarks_of`."""
 
     @property
     def answers(self) -> list[str]:
@@ -147,7 +147,7 @@ def _encode(value: Any) -> bytes:
 
 
 def row_digests(row: Row, published_id: Any) -> tuple[bytes, bytes]:
-    """Return what tells rows apart without keeping them: 16 bytes of the whole row, and 8 bytes of its id.
+    """Return digests that identify a row: 16 bytes of the whole row, and 8 bytes of its id.
 
     Args:
         row: The row.
@@ -192,12 +192,14 @@ def sample_images(train: Path, count: int = 2000) -> list[str]:
         seen += 1
         if len(sample) < count:
             sample.append(image)
-        elif (place := draw.randrange(seen)) < count:
-            sample[place] = image
+        elif (index := draw.randrange(seen)) < count:
+            sample[index] = image
     if not rows or (opens_list and malformed > rows):
-        found = f"{malformed} of its {malformed + rows} lines are none, first {first_problem}" if malformed else "empty"
+        problem = (
+            f"{malformed} of its {malformed + rows} lines are none, first {first_problem}" if malformed else "empty"
+        )
         raise UserError(
-            f"{train} is not JSON lines, one object a line: {found}. Fetch it again, or convert it: "
+            f"{train} is not JSON lines, one object a line: {problem}. Fetch it again, or convert it: "
             "`jq -c .[] FILE` writes a JSON list so."
         )
     return sample

@@ -1,4 +1,4 @@
-"""The first pass over the rows: which of them have the right form, and the little of each that selecting needs."""
+"""Scan the rows once: keep those of the right form, and the little of each that selecting needs."""
 
 import hashlib
 from array import array
@@ -31,14 +31,14 @@ class Scan:
     first_lines: NDArray[np.int64]
     """Line of the first row with the same id, image and turns; its own where there is none before it."""
     repeats_id: NDArray[np.bool_]
-    """Whether an earlier row with another image or other turns has the same id."""
+    """True where an earlier row with another image or other turns has the same id."""
     source_names: list[str]
     image_paths: list[str]
     """Every image once, as published."""
 
     @property
     def is_first(self) -> NDArray[np.bool_]:
-        """Whether no earlier row is the same."""
+        """True where no earlier row is the same (rows,), bool."""
         return self.first_lines == self.lines
 
     def of_sources(self, names: Collection[str]) -> NDArray[np.bool_]:

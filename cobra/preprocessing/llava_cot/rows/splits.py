@@ -1,4 +1,4 @@
-"""Which rows are kept, and which of them are held out: seeded, in proportion to the sources, and split by image.
+"""Select the rows to keep, and hold some out: seeded, in proportion to the sources, and split by image.
 
 Every draw takes the rows with the lowest of their numbers (`Scan.draws`), so it depends on seed and rows alone.
 """
@@ -34,8 +34,8 @@ def draw_rows(scan: Scan, candidates: Indices, count: int, check: Callable[[Indi
     Args:
         scan: The rows.
         candidates: Rows to draw from.
-        count: How many to draw; fewer come where a source has not enough usable ones.
-        check: Tells which of some rows are usable; asked only about rows that are drawn.
+        count: Rows to draw; fewer come where a source has not enough usable ones.
+        check: Returns which of some rows are usable; called only with rows that are drawn.
 
     Returns:
         The usable rows that were drawn, ascending.
@@ -80,7 +80,7 @@ def hold_out(scan: Scan, rows: Indices, groups: Indices, count: int) -> NDArray[
         scan: All rows.
         rows: The usable ones.
         groups: (rows,) a number for each: rows with the same image have the same one.
-        count: How many to hold out; a few less come where groups do not add up to it.
+        count: Rows to hold out; a few less come where groups do not add up to it.
 
     Returns:
         (rows,) which of `rows` are held out.

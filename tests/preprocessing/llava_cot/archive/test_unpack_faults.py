@@ -255,7 +255,7 @@ if __name__ == "__main__":
     folder, moment, calls, workers = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     moments = {
         "a file is begun": (archives, "_create"),
-        "a chunk is noted": (unpack._Unpacking, "_note"),
+        "a chunk is noted": (unpack._Unpacking, "_record_outcomes"),
         "a part is to be deleted": (PartsRecord, "save"),
     }
     die_after(*moments[moment], calls)

@@ -56,8 +56,8 @@ def test_outcomes_of_a_stricter_mode_are_taken_over(folder, monkeypatch, first, 
     checker = ImageChecker(folder, folder / "record.jsonl", first)
     checker.check(ALL)
     looked = []
-    look = images._look_at
-    monkeypatch.setattr(images, "_look_at", lambda path, mode: looked.append(path) or look(path, mode))
+    look = images._check_image
+    monkeypatch.setattr(images, "_check_image", lambda path, mode: looked.append(path) or look(path, mode))
     checker = ImageChecker(folder, folder / "record.jsonl", second)
     checker.check(ALL)
     checker.check(ALL)
