@@ -26,7 +26,7 @@ STEPS = 12
 
 def guide_script(arguments: list[str], run: Path, processes: int) -> str:
     """The script with another run, on another number of processes, at a port that is free."""
-    [script] = re.findall(r"^```text\n(#!/bin/bash\n.*?)^```$", (ROOT / "FINETUNING_GUIDE.md").read_text(), re.M | re.S)
+    [script] = re.findall(r"^```text\n(#!/bin/bash\n.*?)^```$", (ROOT / "docs/cluster.md").read_text(), re.M | re.S)
     for old, new in (("--nproc-per-node 8", f"--nproc-per-node {processes}"), (":29500", f":{free_port()}")):
         assert script.count(old) == 1
         script = script.replace(old, new)
