@@ -45,5 +45,5 @@ def train(root: Path, *flags: str) -> Path:
 
 def losses(run_dir: Path) -> list[float]:
     """Return the loss of each step."""
-    lines = (run_dir / f"{run_dir.name}.jsonl").read_text().splitlines()
-    return [json.loads(line)["Finetune/Loss (Raw)"] for line in lines]
+    lines = map(json.loads, (run_dir / f"{run_dir.name}.jsonl").read_text().splitlines())
+    return [next(value for name, value in line.items() if name.endswith("/Loss (Raw)")) for line in lines]
