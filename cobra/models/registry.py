@@ -37,10 +37,7 @@ MODELS: dict[str, ModelDescription] = {member.model_id: _describe(member) for me
 
 def find_model(id_or_name: str) -> ModelDescription | None:
     """Return the model of that id or name, or None."""
-    for model in MODELS.values():
-        if id_or_name == model.model_id or id_or_name in model.names:
-            return model
-    return None
+    return next((model for model in MODELS.values() if id_or_name in (model.model_id, *model.names)), None)
 
 
 def available_models() -> list[str]:

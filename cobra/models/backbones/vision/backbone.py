@@ -10,7 +10,6 @@ from cobra.models.backbones.vision.timm_tower import build_timm_tower
 from cobra.models.backbones.vision.tower import Tower
 from cobra.models.backbones.vision.transforms import FusedTransform, ImageTransform, PixelValues, build_transform
 from cobra.models.tensors import load_strictly, read_module
-from cobra.util.errors import UserError
 
 
 class VisionBackbone(nn.Module):
@@ -36,6 +35,10 @@ class VisionBackbone(nn.Module):
             spec: The towers.
             image_resize_strategy: See :func:`build_transform`.
             load_weights: False leaves random values, for a checkpoint that brings the towers with it.
+
+        Raises:
+            UserError: The strategy is unknown, or weights are absent, damaged, of another architecture or not to be
+                fetched.
         """
         super().__init__()
         self.identifier = identifier
@@ -57,15 +60,8 @@ class VisionBackbone(nn.Module):
         side = self.towers[0].image_size
         self.default_image_resolution = (3, side, side)
         if load_weights and spec.weights is not None:
-            self._load_file(spec)
-
-    def _load_file(self, spec: VisionSpec) -> None:
-        path = spec.weights
-        assert path is not None
-        if not path.is_file():
-            raise UserError(f"the weights of the vision backbone {self.identifier!r} do not exist: {path}")
-        tensors = read_module(path, "vision_backbone.")
-        load_strictly(self, tensors, f"vision backbone {self.identifier!r}", path)
+            tensors = read_module(spec.weights, "vision_backbone.")
+            load_strictly(self, tensors, f"vision backbone {identifier!r}", spec.weights)
 
     def tower(self, name: str) -> Tower:
         """Return the tower of that name; a single tower's name is empty."""
