@@ -76,7 +76,7 @@ def score_tokens(captions: Tokens, references: Sequence[Tokens]) -> dict[str, An
     own_ngrams = [count_ngrams(tokens) for tokens in captions]
     metrics = bleu_metrics(BleuReferences(ngrams).count(own_ngrams))
     others = [MeanMetric(rouge_l(captions, references)), MeanMetric(CiderD(ngrams).score(own_ngrams))]
-    return dict(zip(NAMES, [*metrics, *others], strict=True))
+    return dict(zip(NAMES, [*metrics.values(), *others], strict=True))
 
 
 def score_text(captions: Texts, references: Sequence[Texts]) -> dict[str, Any]:

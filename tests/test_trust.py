@@ -169,7 +169,7 @@ def test_sentence_model_cannot_name_code_of_its_folder(tmp_path, gadget, kind):
     entry = {"idx": 0, "name": "0", "path": str(gadget._marker) if kind == "os.mkdir" else "", "type": kind}
     (tmp_path / "modules.json").write_text(json.dumps([entry]))
     with pytest.raises(UserError, match="cannot load"):
-        SentenceSimilarity([["a dog"]], tmp_path, "cpu")
+        SentenceSimilarity(tmp_path, "cpu")
 
 
 def test_sentence_model_of_others_unpickles_nothing(tmp_path, gadget):
@@ -178,7 +178,7 @@ def test_sentence_model_of_others_unpickles_nothing(tmp_path, gadget):
             (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
     torch.save({"embeddings.word_embeddings.weight": gadget}, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="cannot load"):
-        SentenceSimilarity([["a dog"]], tmp_path, "cpu")
+        SentenceSimilarity(tmp_path, "cpu")
 
 
 @pytest.mark.parametrize("plant", [numpy_archive, bare_pickle, torch_file])

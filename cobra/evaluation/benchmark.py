@@ -44,8 +44,8 @@ def benchmark(config: BenchmarkConfig) -> Results | None:
 
     Raises:
         UserError: Flags, files, images or a checkpoint are not as they must be, or another benchmark writes to the
-            same folder; no results are written then. Answers
-            that were given are kept, and the same command goes on from them.
+            same folder; no results are written then. Answers that were given are kept, and the same command resumes
+            from them.
     """
     check_flags(config)
     world = join_world(config.device)

@@ -9,8 +9,12 @@ import math
 import pytest
 
 from cobra.evaluation.data.captioned_image import CaptionedImage
-from cobra.evaluation.metrics.bleu import BleuReferences
+from cobra.evaluation.metrics.bleu import BleuReferences, bleu
+from cobra.evaluation.metrics.caption_scorer import CaptionScorer
+from cobra.evaluation.metrics.cider import cider
+from cobra.evaluation.metrics.length_ratio import length_ratio
 from cobra.evaluation.metrics.ngrams import count_ngrams
+from cobra.evaluation.metrics.rouge import rouge
 
 
 def recorded(golden_dir, name):
@@ -24,6 +28,11 @@ def recorded(golden_dir, name):
 def captioned(references):
     """Make images of references."""
     return [CaptionedImage(number, f"{number}.jpg", tuple(own)) for number, own in enumerate(references)]
+
+
+def make_scorer(images, *others, idf_images=None):
+    """Make a scorer of the metrics that need nothing but the texts, and of others."""
+    return CaptionScorer(images, [bleu, rouge, cider(idf_images or images), length_ratio, *others])
 
 
 def ngrams_of(hypotheses, references):

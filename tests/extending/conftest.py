@@ -10,6 +10,7 @@ from draccus import ChoiceRegistry
 
 from cobra.conf import DatasetConfig, ModelConfig
 from cobra.evaluation.benchmark import TASKS
+from cobra.evaluation.metrics.base import EXTRA_METRICS
 from cobra.models.backbones.llm.specs import LLM_BACKBONES
 from cobra.models.backbones.vision.specs import VISION_BACKBONES
 from cobra.models.mamba.config import MIXERS
@@ -17,7 +18,7 @@ from cobra.models.mamba.config import MIXERS
 
 def registries() -> list[dict]:
     choices: list[type[ChoiceRegistry]] = [DatasetConfig, ModelConfig]
-    return [TASKS, LLM_BACKBONES, VISION_BACKBONES, MIXERS, *(kind._choice_registry for kind in choices)]
+    return [TASKS, EXTRA_METRICS, LLM_BACKBONES, VISION_BACKBONES, MIXERS, *(kind._choice_registry for kind in choices)]
 
 
 @pytest.fixture

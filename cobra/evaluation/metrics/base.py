@@ -6,9 +6,18 @@ resampled as exactly as those that are.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from cobra.evaluation.data.captioned_image import CaptionedImage
+from cobra.evaluation.data.image_sources import Pictures
+from cobra.evaluation.metrics.ngrams import Ngrams, count_ngrams
+from cobra.evaluation.metrics.ptb_tokenizer import tokenize
 
 Scores = NDArray[np.float64]
 Weights = NDArray[np.int64] | NDArray[np.float64]
@@ -19,18 +28,25 @@ SHOWN_SCALE = 100
 
 
 class Metric(ABC):
-    """A metric of N images, with what tables, charts and sentences call it: nothing else has to know of it.
+    """A metric of N images with all that tables, charts and sentences say of it; no other module knows of it.
 
     Attributes:
-        label: Its name in tables and sentences; empty is its key among :data:`Metrics`.
-        warning: What makes this variant's score less than it seems, a sentence; shown wherever scores are. Empty where
+        label: Name in tables and sentences; empty where its key among :data:`Metrics` will do.
+        note: Explanation for readers of the page, in a few words.
+        lower_is_better: True where a lower score is the better one; the page says so behind the note.
+        warning: Sentence on what makes this variant's score less than it seems, shown wherever scores are; empty where
             there is nothing to say.
-        note: What a reader of the page has to know of it, in a few words, e.g. that lower is better.
     """
 
     label: str = ""
     note: str = ""
+    lower_is_better: bool = False
     warning: str = ""
+
+    @property
+    def explanation(self) -> str:
+        """Note and direction, as the page shows them under the label."""
+        return "; ".join([self.note] * bool(self.note) + ["lower is better"] * self.lower_is_better)
 
     @property
     @abstractmethod
@@ -68,10 +84,21 @@ Metrics = dict[str, Metric]
 class RatioMetric(Metric):
     """A sum of counts over another one, such as CHAIR-i: hallucinated objects over mentioned ones."""
 
-    def __init__(self, numerators: ArrayLike, denominators: ArrayLike, label: str = "", note: str = "") -> None:
-        """Take (N,) numerators and (N,) whole denominators; a corpus whose denominators sum to 0 is divided by 1."""
-        self.label = label
-        self.note = note
+    def __init__(
+        self,
+        numerators: ArrayLike,
+        denominators: ArrayLike,
+        label: str = "",
+        note: str = "",
+        *,
+        lower_is_better: bool = False,
+        warning: str = "",
+    ) -> None:
+        """Take (N,) numerators and (N,) whole denominators; a corpus whose denominators sum to 0 is divided by 1.
+
+        The other arguments are the attributes of :class:`Metric`.
+        """
+        self.label, self.note, self.lower_is_better, self.warning = label, note, lower_is_better, warning
         columns = [np.asarray(column, dtype=np.float64) for column in (numerators, denominators)]
         self._statistics = np.stack(columns, axis=-1)
 
@@ -81,19 +108,68 @@ class RatioMetric(Metric):
         return self._statistics
 
     def from_sums(self, sums: Scores) -> Scores:
-        """Divide."""
+        """Return numerator / denominator; a zero denominator counts as 1."""
         return sums[..., 0] / np.maximum(sums[..., 1], 1)
 
 
 class MeanMetric(RatioMetric):
     """The mean of the images' own scores, such as CIDEr with a fixed idf."""
 
-    def __init__(self, per_image: ArrayLike, label: str = "", note: str = "") -> None:
-        """Take (N,) scores; booleans are 0 and 1."""
+    def __init__(self, per_image: ArrayLike, label: str = "", note: str = "", **about: Any) -> None:
+        """Take (N,) scores, booleans as 0 and 1; the other arguments are those of :class:`RatioMetric`."""
         scores = np.asarray(per_image, dtype=np.float64)
-        super().__init__(scores, np.ones_like(scores), label, note)
+        super().__init__(scores, np.ones_like(scores), label, note, **about)
 
 
 def value(metric: Metric) -> float:
     """Return a metric's score on its images, as a plain number."""
     return float(metric.corpus())
+
+
+@dataclass(frozen=True)
+class References:
+    """N images with what captions of them are compared with, tokenised once for all metrics."""
+
+    images: Sequence[CaptionedImage]
+    """Images with one or more reference captions each."""
+    pictures: Pictures | None = None
+    """Source of the images' pixels; None where only texts are scored."""
+
+    @cached_property
+    def tokens(self) -> list[list[list[str]]]:
+        """Tokens of the reference captions by image."""
+        return [[tokenize(text) for text in image.references] for image in self.images]
+
+    @cached_property
+    def ngrams(self) -> list[list[Ngrams]]:
+        """N-grams of the reference captions by image."""
+        return [[count_ngrams(tokens) for tokens in own] for own in self.tokens]
+
+
+@dataclass(frozen=True)
+class Captions:
+    """One caption for each of N images, tokenised once for all metrics."""
+
+    texts: Sequence[str]
+    """Captions to score."""
+
+    @cached_property
+    def tokens(self) -> list[list[str]]:
+        """Tokens by image."""
+        return [tokenize(text) for text in self.texts]
+
+    @cached_property
+    def ngrams(self) -> list[Ngrams]:
+        """N-grams by image."""
+        return [count_ngrams(tokens) for tokens in self.tokens]
+
+
+Scorer = Callable[[Captions], Metrics]
+"""Scores one caption for each of the images that it was made for."""
+
+MetricMaker = Callable[[References], Scorer]
+"""Prepares a scorer for images: called once for the images under evaluation, and once for the ceiling, whose images
+have one reference less. A metric of pictures loads them from :attr:`References.pictures`."""
+
+EXTRA_METRICS: dict[str, MetricMaker] = {}
+"""Metrics of captions from outside the package, by any name; they are scored and shown behind the package's own."""

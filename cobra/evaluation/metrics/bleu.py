@@ -4,13 +4,13 @@ Everything is computed from counts kept per image, so that a corpus of any resam
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cobra.evaluation.metrics.base import Metric, RatioMetric, Scores
+from cobra.evaluation.metrics.base import Captions, Metric, Metrics, References, Scorer, Scores
 from cobra.evaluation.metrics.ngrams import ORDER, Counts, Ngrams
 
 # Added by coco-caption to every numerator and denominator; its published digits depend on them.
@@ -49,7 +49,7 @@ class BleuReferences:
         if not all(references):
             raise ValueError("an image has no reference caption")
         self._largest = [_largest(own) for own in references]
-        self._lengths = [sorted({reference.length for reference in own}) for own in references]
+        self._lengths = [{reference.length for reference in own} for own in references]
 
     def count(self, hypotheses: Sequence[Ngrams]) -> BleuCounts:
         """Count what BLEU needs of one caption for each image.
@@ -72,23 +72,26 @@ def _largest(references: Sequence[Ngrams]) -> Counts:
     return largest
 
 
-def _count(hypothesis: Ngrams, largest: Counts, lengths: Sequence[int]) -> list[int]:
+def _count(hypothesis: Ngrams, largest: Counts, lengths: Iterable[int]) -> list[int]:
     correct = [0] * ORDER
     for ngram in hypothesis.counts.keys() & largest.keys():
         correct[len(ngram) - 1] += min(hypothesis.counts[ngram], largest[ngram])
     length = hypothesis.length
     guessed = [max(0, length - n) for n in range(ORDER)]
-    # Sorted, so that of two equally close ones the shorter comes first.
-    closest = min(lengths, key=lambda other: abs(other - length))
-    return [*correct, *guessed, length, closest]
+    return [*correct, *guessed, length, closest_length(length, lengths)]
+
+
+def closest_length(length: int, references: Iterable[int]) -> int:
+    """Return the length among the references' that is closest to a caption's; of two, the shorter."""
+    return min(references, key=lambda other: (abs(other - length), other))
 
 
 class BleuMetric(Metric):
     """BLEU-n; a corpus is scored on its summed counts, not by the mean of its images' scores."""
 
-    def __init__(self, counts: BleuCounts, n: int, of: str = "") -> None:
-        """Take the counts of N images for n-grams of up to `n` (1 to 4) tokens; `of` goes behind the label."""
-        self.label = f"BLEU-{n}{of}"
+    def __init__(self, counts: BleuCounts, n: int) -> None:
+        """Take the counts of N images for n-grams of up to `n` (1 to 4) tokens."""
+        self.label = f"BLEU-{n}"
         self._n = n
         columns = (counts.correct[:, :n], counts.guessed[:, :n], counts.length, counts.reference_length)
         self._statistics = np.column_stack(columns).astype(np.float64)
@@ -107,12 +110,16 @@ class BleuMetric(Metric):
         return np.prod(precisions, axis=-1) ** (1 / n) * brevity
 
 
-def bleu_metrics(counts: BleuCounts) -> list[Metric]:
-    """Return BLEU-1 to BLEU-4."""
-    return [BleuMetric(counts, n) for n in range(1, ORDER + 1)]
+def bleu_metrics(counts: BleuCounts) -> Metrics:
+    """Return `bleu_1` to `bleu_4`."""
+    return {f"bleu_{n}": BleuMetric(counts, n) for n in range(1, ORDER + 1)}
 
 
-def length_ratio(counts: BleuCounts) -> Metric:
-    """Return the tokens of the hypotheses over those of the references closest in length."""
-    note = "100 is as long as the closest reference"
-    return RatioMetric(counts.length, counts.reference_length, "length ratio", note)
+def bleu(references: References) -> Scorer:
+    """Make `bleu_1` to `bleu_4`."""
+    counted = BleuReferences(references.ngrams)
+
+    def score(captions: Captions) -> Metrics:
+        return bleu_metrics(counted.count(captions.ngrams))
+
+    return score

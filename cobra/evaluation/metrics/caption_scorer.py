@@ -1,4 +1,4 @@
-"""The metrics of one variant, from its answers."""
+"""Scorer of captions: applies a list of metrics to a variant's captions and to captions of known quality."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,107 +6,48 @@ from dataclasses import replace
 import numpy as np
 
 from cobra.evaluation.data.captioned_image import CaptionedImage
-from cobra.evaluation.metrics.base import MeanMetric, Metrics
-from cobra.evaluation.metrics.bleu import BleuMetric, BleuReferences, bleu_metrics, length_ratio
-from cobra.evaluation.metrics.chair import Chair, Objects
-from cobra.evaluation.metrics.cider import CiderD, InverseDocumentFrequency
-from cobra.evaluation.metrics.java_metrics import JavaMetrics
-from cobra.evaluation.metrics.ngrams import ORDER, Ngrams, count_ngrams
-from cobra.evaluation.metrics.ptb_tokenizer import MAX_CHARACTERS, count_cut, tokenize
-from cobra.evaluation.metrics.rouge import rouge_l
-from cobra.evaluation.metrics.similarity import SentenceSimilarity, Similarity
+from cobra.evaluation.data.image_sources import Pictures
+from cobra.evaluation.metrics.base import Captions, MeanMetric, MetricMaker, Metrics, References
 from cobra.evaluation.responses.protocol import Answer
 
 FLOOR_SEED = 7
-"""Of the captions that are shuffled."""
+"""Seed for shuffling captions."""
 
-_OF_RAW = " of the raw text"
+# Metrics that are also given of the answers as generated.
+_RAW = frozenset({"bleu_4", "cider"})
 
 
 class CaptionScorer:
     """Scores captions against the references of fixed images; all variants go through the same one."""
 
     def __init__(
-        self,
-        images: Sequence[CaptionedImage],
-        similarity: SentenceSimilarity | None = None,
-        idf_from: Sequence[CaptionedImage] | InverseDocumentFrequency | None = None,
-        objects: Objects | None = None,
-        java: JavaMetrics | None = None,
+        self, images: Sequence[CaptionedImage], makers: Sequence[MetricMaker], pictures: Pictures | None = None
     ) -> None:
-        """Take in the references.
+        """Prepare the metrics.
 
         Args:
             images: N images, at least one.
-            similarity: Built from the same images' references; None leaves the embedding similarity out.
-            idf_from: Whose references CIDEr's idf is counted on, e.g. a whole annotation file's where only a sample of
-                it is scored; None is `images`.
-            objects: What is in the images (:func:`cobra.evaluation.metrics.chair.read_objects`); None leaves CHAIR out.
-            java: The metrics that need Java; None leaves them out.
+            makers: Makers of the metrics, in the order in which these are shown.
+            pictures: Source of the images' pixels, for metrics of pictures.
 
         Raises:
-            UserError: `objects` lacks images.
+            UserError: A metric lacks what it needs to know of the images.
         """
-        self._images = images
-        self._cut_references = count_cut(text for image in images for text in image.references)
-        self._references = [[tokenize(text) for text in image.references] for image in images]
-        ngrams = [[count_ngrams(tokens) for tokens in own] for own in self._references]
-        if idf_from is not None and not isinstance(idf_from, InverseDocumentFrequency):
-            idf_from = InverseDocumentFrequency(map(_ngrams, idf_from))
-        self._bleu = BleuReferences(ngrams)
-        self._cider = CiderD(ngrams, idf_from)
-        self._similarity = similarity
-        self._objects = objects
-        self._chair = None if objects is None else Chair(images, objects)
-        self._java = java
+        self._images, self._makers, self._pictures = images, makers, pictures
+        references = References(images, pictures)
+        self._scorers = [maker(references) for maker in makers]
 
     def score(self, captions: Sequence[str]) -> Metrics:
         """Score one caption for each image.
 
         Returns:
-            `bleu_1` to `bleu_4`, `rouge_l`, `cider`, `length_ratio` (tokens over those of the references closest in
-            length); where they can be had `similarity_mean` and `similarity_max` (over references), `chair_i` and
-            `chair_s`, `meteor`, `spice`. Fractions of 1, `cider` 0 to 10.
+            The metrics of all makers; fractions of 1, `cider` 0 to 10.
 
         Raises:
-            UserError: A Java program fails.
+            UserError: A metric's program fails.
         """
-        tokens = [tokenize(caption) for caption in captions]
-        ngrams = [count_ngrams(own) for own in tokens]
-        counts = self._bleu.count(ngrams)
-        metrics: Metrics = {f"bleu_{n}": metric for n, metric in enumerate(bleu_metrics(counts), 1)}
-        metrics["rouge_l"] = MeanMetric(rouge_l(tokens, self._references), "ROUGE-L")
-        metrics["cider"] = MeanMetric(self._cider.score(ngrams), "CIDEr")
-        if self._java is not None:
-            metrics |= self._java.score(tokens, self._references)
-        if self._similarity is not None:
-            similarity = self._similarity.compare(captions)
-            warning = _similarity_warning(similarity)
-            metrics |= {
-                "similarity_mean": MeanMetric(
-                    similarity.mean, "similarity, mean", "cosine of embeddings, mean over references"
-                ),
-                "similarity_max": MeanMetric(
-                    similarity.maximum, "similarity, closest", "cosine of embeddings, closest reference"
-                ),
-            }
-            for name in ("similarity_mean", "similarity_max"):
-                metrics[name].warning = warning
-        metrics["length_ratio"] = length_ratio(counts)
-        metrics["length_ratio"].warning = self._length_warning(captions)
-        if self._chair is not None:
-            metrics |= self._chair.score(captions)
-        return metrics
-
-    def _length_warning(self, captions: Sequence[str]) -> str:
-        """Return what is to be said of captions and references that are too long to be scored whole."""
-        cut = count_cut(captions)
-        if not cut and not self._cut_references:
-            return ""
-        return (
-            f"Texts of which only the first {MAX_CHARACTERS:,} characters are scored: {cut:,} among the captions, "
-            f"{self._cut_references:,} among the references."
-        )
+        scored = Captions(captions)
+        return {name: metric for scorer in self._scorers for name, metric in scorer(scored).items()}
 
     def score_answers(self, answers: Sequence[Answer]) -> Metrics:
         """Score a model's answers, one for each image.
@@ -117,31 +58,38 @@ class CaptionScorer:
             that had no CONCLUSION, so that something else was scored.
 
         Raises:
-            UserError: A Java program fails.
+            UserError: A metric's program fails.
         """
-        metrics = self.score([answer.scored for answer in answers])
-        raw = [count_ngrams(tokenize(answer.raw)) for answer in answers]
-        metrics["raw_bleu_4"] = BleuMetric(self._bleu.count(raw), ORDER, _OF_RAW)
-        metrics["raw_cider"] = MeanMetric(self._cider.score(raw), f"CIDEr{_OF_RAW}")
-        metrics["valid_structure"] = valid_structure(answers)
-        metrics["conclusion_fallbacks"] = MeanMetric(
+        scored, raw = Captions([answer.scored for answer in answers]), Captions([answer.raw for answer in answers])
+        metrics: Metrics = {}
+        raw_metrics: Metrics = {}
+        for scorer in self._scorers:
+            scores = scorer(scored)
+            metrics |= scores
+            if _RAW & scores.keys():
+                raw_metrics |= {f"raw_{name}": metric for name, metric in scorer(raw).items() if name in _RAW}
+        for metric in raw_metrics.values():
+            metric.label += " of the raw text"
+        fallbacks = MeanMetric(
             [answer.source != "conclusion" for answer in answers],
             "answers without CONCLUSION",
-            "something else was scored; lower is better",
+            "something else was scored",
+            lower_is_better=True,
         )
-        return metrics
+        structure = {"valid_structure": valid_structure(answers), "conclusion_fallbacks": fallbacks}
+        return metrics | raw_metrics | structure
 
     def floors(self) -> dict[str, Metrics]:
         """Score captions whose quality is known, so that others can be placed between them.
 
         Returns:
             `shuffled`, the floor: every image gets another one's first reference, the same one at each call; absent
-            where there is one image. `human`, the ceiling: every image's first reference against its other ones, with
-            the same idf; over the images that have two or more, absent where none has. It is a little too low, as
-            systems are compared with one reference more.
+            where there is one image. `human`, the ceiling: every image's first reference against its other ones, over
+            the images that have two or more, absent where none has. It is a little too low, as systems are compared
+            with one reference more.
 
         Raises:
-            UserError: A Java program fails.
+            UserError: A metric's program fails.
         """
         floors = {}
         if len(self._images) > 1:
@@ -149,33 +97,16 @@ class CaptionScorer:
             floors["shuffled"] = self.score([firsts[index] for index in derangement(len(firsts), FLOOR_SEED)])
         several = [image for image in self._images if len(image.references) > 1]
         if several:
-            floors["human"] = self._without_first(several).score([image.references[0] for image in several])
+            others = [replace(image, references=image.references[1:]) for image in several]
+            ceiling = CaptionScorer(others, self._makers, self._pictures)
+            floors["human"] = ceiling.score([image.references[0] for image in several])
         return floors
-
-    def _without_first(self, images: Sequence[CaptionedImage]) -> "CaptionScorer":
-        """Return a scorer against all references of these images but the first."""
-        others = [replace(image, references=image.references[1:]) for image in images]
-        similarity = self._similarity and self._similarity.against([image.references for image in others])
-        return CaptionScorer(others, similarity, self._cider.idf, self._objects, self._java)
-
-
-def _similarity_warning(similarity: Similarity) -> str:
-    if not similarity.cut:
-        return ""
-    return (
-        f"The embedding similarity reads the first {similarity.limit} tokens of a text. Captions and references that "
-        f"are longer, so that what they say behind that does not change it: {similarity.cut:,}."
-    )
 
 
 def valid_structure(answers: Sequence[Answer]) -> MeanMetric:
     """Return the share of answers with all four stages."""
     valid = [answer.valid_structure for answer in answers]
     return MeanMetric(valid, "valid structure", "four stages, closed, in order")
-
-
-def _ngrams(image: CaptionedImage) -> list[Ngrams]:
-    return [count_ngrams(tokenize(text)) for text in image.references]
 
 
 def derangement(count: int, seed: int) -> list[int]:

@@ -18,7 +18,7 @@ from typing import Any
 from cobra.evaluation.data.captioned_image import CaptionedImage, ImageId, id_of, refuse, shortened, text_of
 from cobra.evaluation.data.coco import read_names
 from cobra.evaluation.data.image_index import ImageIndex, KnownImages, match_images
-from cobra.evaluation.metrics.base import MeanMetric, Metrics, RatioMetric
+from cobra.evaluation.metrics.base import MeanMetric, MetricMaker, Metrics, RatioMetric, References, Scorer
 from cobra.evaluation.metrics.ptb_tokenizer import MAX_CHARACTERS
 from cobra.util.errors import UserError
 from cobra.util.files import read_json
@@ -140,12 +140,23 @@ class Chair:
                 hallucinated,
                 [len(names) for names in found],
                 "CHAIR-i",
-                "objects named that are not there; lower is better",
+                "objects named that are not there",
+                lower_is_better=True,
             ),
             "chair_s": MeanMetric(
-                [count > 0 for count in hallucinated], "CHAIR-s", "captions with such an object; lower is better"
+                [count > 0 for count in hallucinated], "CHAIR-s", "captions with such an object", lower_is_better=True
             ),
         }
+
+
+def chair(objects: Objects) -> MetricMaker:
+    """Return the maker of `chair_i` and `chair_s`; it raises a UserError where `objects` lacks images."""
+
+    def make(references: References) -> Scorer:
+        scorer = Chair(references.images, objects)
+        return lambda captions: scorer.score(captions.texts)
+
+    return make
 
 
 def mentions(caption: str) -> list[str]:

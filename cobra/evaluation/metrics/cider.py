@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from cobra.evaluation.metrics.base import Scores
-from cobra.evaluation.metrics.ngrams import ORDER, Counts, Ngrams
+from cobra.evaluation.data.captioned_image import CaptionedImage
+from cobra.evaluation.metrics.base import Captions, MeanMetric, MetricMaker, Metrics, References, Scorer, Scores
+from cobra.evaluation.metrics.ngrams import ORDER, Counts, Ngrams, count_ngrams
+from cobra.evaluation.metrics.ptb_tokenizer import tokenize
 
 # Standard deviation of the length penalty, in bigrams.
 _SIGMA = 6.0
@@ -52,6 +54,27 @@ class InverseDocumentFrequency:
             weight = count * values.get(ngram, largest)
             squares[len(ngram) - 1] += weight * weight
         return [math.sqrt(square) for square in squares]
+
+
+def cider(idf_images: Iterable[CaptionedImage]) -> MetricMaker:
+    """Return the maker of `cider`.
+
+    Args:
+        idf_images: Images on whose references the idf is counted, e.g. a whole annotation file's where only a sample of
+            it is scored.
+    """
+    # One image's n-grams at a time, as a file may have a hundred thousand.
+    idf = InverseDocumentFrequency([count_ngrams(tokenize(text)) for text in image.references] for image in idf_images)
+
+    def make(references: References) -> Scorer:
+        scorer = CiderD(references.ngrams, idf)
+
+        def score(captions: Captions) -> Metrics:
+            return {"cider": MeanMetric(scorer.score(captions.ngrams), "CIDEr")}
+
+        return score
+
+    return make
 
 
 class CiderD:

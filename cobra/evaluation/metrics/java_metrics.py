@@ -3,12 +3,13 @@
 import importlib.util
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cobra.evaluation.metrics.base import MeanMetric, Metric, Metrics, Scores
+from cobra.evaluation.metrics.base import Captions, MeanMetric, Metric, Metrics, References, Scorer, Scores
 from cobra.util.errors import UserError
 
 PACKAGE = "pycocoevalcap"
@@ -16,8 +17,8 @@ EXTRA = "java"
 
 Texts = Sequence[str]
 """One caption for each image: its tokens between single spaces."""
-References = Sequence[Sequence[str]]
-Scorer = Callable[[Texts, References], Metric]
+Program = Callable[[Texts, Sequence[Sequence[str]]], Metric]
+"""Scores texts against one or more references for each image."""
 
 # METEOR 1.5's parameters for English (Denkowski and Lavie, 2014): weights of exact, stem, synonym and paraphrase
 # matches; of precision in their harmonic mean; the fragmentation penalty's exponent and size; of content words.
@@ -65,43 +66,37 @@ class MeteorMetric(Metric):
         return mean * (1 - _GAMMA * fragmentation**_BETA)
 
 
+@dataclass(frozen=True)
 class JavaMetrics:
-    """Those of METEOR and SPICE that run here."""
+    """METEOR and SPICE as far as they run here; a maker of metrics."""
 
-    def __init__(self, scorers: dict[str, Scorer], left_out: Sequence[str]) -> None:
-        """Take scorers by metric, and a line for each metric that is left out, saying why."""
-        self._scorers = scorers
-        self.left_out = tuple(left_out)
+    programs: Mapping[str, Program]
+    """Programs by metric: `meteor`, `spice`."""
+    left_out: tuple[str, ...] = ()
+    """Lines saying why a metric is left out."""
 
-    def score(self, captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> Metrics:
-        """Score one caption for each of N images.
-
-        Args:
-            captions: Tokens of the captions.
-            references: Tokens of one or more reference captions for each image.
-
-        Returns:
-            `meteor` and `spice`, as far as they run here.
-
-        Raises:
-            UserError: A Java program fails.
-        """
+    def __call__(self, references: References) -> Scorer:
+        """Make the metrics; scoring raises a UserError where a Java program fails."""
         # METEOR's protocol separates texts by three bars.
-        texts = [_clean(tokens) for tokens in captions]
-        others = [[_clean(tokens) for tokens in own] for own in references]
-        return {name: scorer(texts, others) for name, scorer in self._scorers.items()}
+        others = [[_clean(tokens) for tokens in own] for own in references.tokens]
+
+        def score(captions: Captions) -> Metrics:
+            texts = [_clean(tokens) for tokens in captions.tokens]
+            return {name: program(texts, others) for name, program in self.programs.items()}
+
+        return score
 
 
 def find_java_metrics() -> JavaMetrics:
     """Return the metrics that run here; SPICE, which starts with few versions of Java, has scored one caption."""
-    scorers: dict[str, Scorer] = {}
+    programs: dict[str, Program] = {}
     left_out = []
     for name, label, find in (("meteor", "METEOR", _find_meteor), ("spice", "SPICE", _find_spice)):
         try:
-            scorers[name] = find()
+            programs[name] = find()
         except UserError as error:
             left_out.append(f"{label} is left out: {error}")
-    return JavaMetrics(scorers, left_out)
+    return JavaMetrics(programs, tuple(left_out))
 
 
 def _clean(tokens: Sequence[str]) -> str:
@@ -118,10 +113,10 @@ def _package() -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _find_meteor() -> Scorer:
+def _find_meteor() -> Program:
     folder = _package() / "meteor"
 
-    def score(captions: Texts, references: References) -> Metric:
+    def score(captions: Texts, references: Sequence[Sequence[str]]) -> Metric:
         lines = [" ||| ".join(["SCORE", *own, text]) for text, own in zip(captions, references, strict=True)]
         command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", "meteor-1.5.jar"]
         command += ["-", "-", "-stdio", "-l", "en", "-norm"]
@@ -134,7 +129,7 @@ def _find_meteor() -> Scorer:
     return score
 
 
-def _find_spice() -> Scorer:
+def _find_spice() -> Program:
     folder = _package() / "spice"
     if not any(folder.glob("lib/stanford-corenlp-*-models.jar")):
         raise UserError(f"its language models are not there (python -m {PACKAGE}.spice.get_stanford_models)")
@@ -142,7 +137,7 @@ def _find_spice() -> Scorer:
 
     program = Spice()
 
-    def score(captions: Texts, references: References) -> Metric:
+    def score(captions: Texts, references: Sequence[Sequence[str]]) -> Metric:
         try:
             _, found = program.compute_score(
                 dict(enumerate(map(list, references))), {index: [text] for index, text in enumerate(captions)}

@@ -4,9 +4,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cobra.evaluation.metrics.base import Scores
+from cobra.evaluation.metrics.base import Captions, MeanMetric, Metrics, References, Scorer, Scores
 
 _BETA = 1.2
+
+
+def rouge(references: References) -> Scorer:
+    """Make `rouge_l`."""
+
+    def score(captions: Captions) -> Metrics:
+        return {"rouge_l": MeanMetric(rouge_l(captions.tokens, references.tokens), "ROUGE-L")}
+
+    return score
 
 
 def rouge_l(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> Scores:

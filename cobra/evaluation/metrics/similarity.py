@@ -1,6 +1,5 @@
 """Semantic similarity: the cosine of sentence embeddings between an answer and each reference caption."""
 
-import copy
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
+from cobra.evaluation.metrics.base import Captions, MeanMetric, Metrics, References, Scorer
 from cobra.evaluation.metrics.ptb_tokenizer import MAX_CHARACTERS, one_line
 from cobra.util.errors import UserError, missing_extra
 from cobra.util.files import sha256_file
@@ -46,6 +46,16 @@ class Similarity:
     limit: int = 0
     """Tokens that the model reads."""
 
+    @property
+    def warning(self) -> str:
+        """Sentence on the texts that are not read whole; empty where all are."""
+        if not self.cut:
+            return ""
+        return (
+            f"The embedding similarity reads the first {self.limit} tokens of a text. Captions and references that "
+            f"are longer, so that what they say behind that does not change it: {self.cut:,}."
+        )
+
 
 def packaged_model_is_installed() -> bool:
     """Return whether the package of the default model is installed."""
@@ -74,15 +84,12 @@ def packaged_model() -> Path:
 
 
 class SentenceSimilarity:
-    """A sentence-embedding model and the embedded references of N images."""
+    """A sentence-embedding model; a maker of metrics that embeds each reference caption once."""
 
-    def __init__(
-        self, references: Sequence[Sequence[str]], model: str | Path | None = None, device: str | None = None
-    ) -> None:
-        """Load the model and embed the references.
+    def __init__(self, model: str | Path | None = None, device: str | None = None) -> None:
+        """Load the model.
 
         Args:
-            references: One or more captions for each image.
             model: A folder or hub id that sentence-transformers loads; None is the packaged all-MiniLM-L6-v2, which
                 needs no network.
             device: As for the models; None is the best at hand.
@@ -94,29 +101,43 @@ class SentenceSimilarity:
         self._tokenizer, self._limit = self._model.tokenizer, self._model.max_seq_length or 0
         self._places: dict[str, int] = {}
         self._vectors = np.empty((0, 0), dtype=np.float32)
-        self._set_references(references)
-        # Kept, as floors and ceilings are made of references.
+
+    def __call__(self, references: References) -> Scorer:
+        """Make `similarity_mean` and `similarity_max`."""
+        texts = [image.references for image in references.images]
+        self.embed_references(texts)
+
+        def score(captions: Captions) -> Metrics:
+            found = self.compare(captions.texts, texts)
+            note = "cosine of embeddings"
+            return {
+                "similarity_mean": MeanMetric(
+                    found.mean, "similarity, mean", f"{note}, mean over references", warning=found.warning
+                ),
+                "similarity_max": MeanMetric(
+                    found.maximum, "similarity, closest", f"{note}, closest reference", warning=found.warning
+                ),
+            }
+
+        return score
+
+    def embed_references(self, references: Sequence[Sequence[str]]) -> None:
+        """Embed and keep references, of which floors and ceilings are made; known ones are not embedded again."""
         self._places, self._vectors = self._embedded([text for own in references for text in own])
 
-    def against(self, references: Sequence[Sequence[str]]) -> "SentenceSimilarity":
-        """Return the same model with other references; those among the first ones are not embedded again."""
-        other = copy.copy(self)
-        other._set_references(references)
-        return other
-
-    def compare(self, answers: Sequence[str]) -> Similarity:
-        """Compare one answer for each image with the image's references."""
-        places, vectors = self._embedded([*answers, *self._references])
-        cut = sum(map(self._is_cut, (*answers, *self._references)))
+    def compare(self, answers: Sequence[str], references: Sequence[Sequence[str]]) -> Similarity:
+        """Compare one answer for each of N images with the image's one or more reference captions."""
+        sizes = np.array([len(own) for own in references])
+        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        others = [one_line(text) for own in references for text in own]
+        places, vectors = self._embedded([*answers, *others])
+        cut = sum(map(self._is_cut, (*answers, *others)))
         rows = np.array([places[one_line(text)] for text in answers])
-        references = np.array([places[text] for text in self._references])
-        products = vectors[np.repeat(rows, self._sizes)] * vectors[references]
+        columns = np.array([places[text] for text in others])
+        products = vectors[np.repeat(rows, sizes)] * vectors[columns]
         cosines = np.clip(np.sum(products, axis=1, dtype=np.float64), -1, 1)
         return Similarity(
-            np.add.reduceat(cosines, self._starts) / self._sizes,
-            np.maximum.reduceat(cosines, self._starts),
-            cut,
-            self._limit,
+            np.add.reduceat(cosines, starts) / sizes, np.maximum.reduceat(cosines, starts), cut, self._limit
         )
 
     def _is_cut(self, text: str) -> bool:
@@ -125,11 +146,6 @@ class SentenceSimilarity:
             return False
         ids = self._tokenizer(text[:MAX_CHARACTERS], truncation=False, verbose=False)["input_ids"]
         return len(text) > MAX_CHARACTERS or len(ids) > self._limit
-
-    def _set_references(self, references: Sequence[Sequence[str]]) -> None:
-        self._sizes = np.array([len(own) for own in references])
-        self._starts = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
-        self._references = [one_line(text) for own in references for text in own]
 
     def _embedded(self, texts: Sequence[str]) -> tuple[dict[str, int], NDArray[np.float32]]:
         """Return unit vectors (M, dimension), those of the texts among them, and the row of each text on one line."""

@@ -167,7 +167,7 @@ def _score_rows(results: Results) -> list[ScoreRow]:
     return [
         ScoreRow(
             metric,
-            results.metric(metric).note,
+            results.metric(metric).explanation,
             [estimates.get(metric) for estimates in results.estimates.values()],
             [value(own[metric]) if metric in own else None for own in results.floors.values()],
         )

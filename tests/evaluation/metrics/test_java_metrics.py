@@ -22,6 +22,10 @@ REFERENCES = [[["the", "dog"]], [["x"], ["y", "z"]]]
 has_meteor = importlib.util.find_spec("pycocoevalcap") is not None and shutil.which("java") is not None
 
 
+def score(metrics, captions=CAPTIONS, references=REFERENCES):
+    return metrics(SimpleNamespace(tokens=references))(SimpleNamespace(tokens=captions))
+
+
 @pytest.fixture
 def odd(golden_dir):
     return recorded(golden_dir, "odd_captions.json")
@@ -44,7 +48,7 @@ def test_nothing_in_common_is_zero_without_a_warning(recwarn):
 def test_golden_meteor_from_the_program(odd):
     tokens = [image["hypothesis_tokens"].split(" ") for image in odd["images"]]
     references = [[text.split(" ") for text in image["reference_tokens"]] for image in odd["images"]]
-    found = find_java_metrics().score(tokens, references)["meteor"]
+    found = score(find_java_metrics(), tokens, references)["meteor"]
     np.testing.assert_allclose(found.per_image, [image["meteor"] for image in odd["images"]], rtol=0, atol=1e-12)
 
 
@@ -83,7 +87,7 @@ def java(tmp_path, monkeypatch, package):
 def test_the_protocol_of_meteor(java):
     found = find_java_metrics()
     assert len(found.left_out) == 1 and found.left_out[0].startswith("SPICE is left out: its language models")
-    metric = found.score(CAPTIONS, REFERENCES)["meteor"]
+    metric = score(found)["meteor"]
     # Three bars would end the caption.
     assert metric.statistics[:, :2].tolist() == [[2, 2], [1, 3]] and value(metric) == 0
 
@@ -98,7 +102,7 @@ def test_the_protocol_of_meteor(java):
 def test_a_program_that_fails_is_an_error(java, lines, reason):
     java(*lines)
     with pytest.raises(UserError, match=f"METEOR's program failed .{reason}"):
-        find_java_metrics().score(CAPTIONS, REFERENCES)
+        score(find_java_metrics())
 
 
 def test_without_the_package(monkeypatch):
@@ -106,7 +110,7 @@ def test_without_the_package(monkeypatch):
     found = find_java_metrics()
     assert [line.split(":")[0] for line in found.left_out] == ["METEOR is left out", "SPICE is left out"]
     assert all("pip install 'cobra-vlm[java]'" in line and "\n" not in line for line in found.left_out)
-    assert found.score(CAPTIONS, REFERENCES) == {}
+    assert score(found) == {}
 
 
 def test_without_java(package, monkeypatch, tmp_path):
@@ -150,15 +154,15 @@ def spice(java, package, monkeypatch):
 def test_spice_with_its_language_models(spice):
     found = find_java_metrics()
     assert found.left_out == ()
-    assert found.score(CAPTIONS, REFERENCES)["spice"].per_image.tolist() == [0.5, 0]
+    assert score(found)["spice"].per_image.tolist() == [0.5, 0]
 
 
 def test_spice_that_does_not_start_is_left_out(spice):
     spice.error = subprocess.CalledProcessError(1, ["java"])
     found = find_java_metrics()
     assert len(found.left_out) == 1 and "SPICE's program failed" in found.left_out[0]
-    assert list(found.score(CAPTIONS, REFERENCES)) == ["meteor"]
+    assert list(score(found)) == ["meteor"]
 
 
 def test_none_need_be_there():
-    assert JavaMetrics({}, ["why"]).left_out == ("why",)
+    assert JavaMetrics({}, ("why",)).left_out == ("why",)

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plain_metrics import captioned, recorded
+from plain_metrics import captioned, make_scorer, recorded
 from scipy.stats import kstest, norm, ttest_rel
 
 from cobra.evaluation.metrics import significance as statistics
 from cobra.evaluation.metrics.base import MeanMetric, Metric, RatioMetric, value
-from cobra.evaluation.metrics.caption_scorer import CaptionScorer
 from cobra.evaluation.metrics.significance import (
     Comparison,
     Estimate,
@@ -39,7 +38,7 @@ class Chosen(Metric):
 def two_people(golden_dir):
     """The metrics of two people's captions of the same images."""
     rows = [image["references"] for image in recorded(golden_dir, "captions.json")["images"]]
-    scorer = CaptionScorer(captioned([own[2:] for own in rows]))
+    scorer = make_scorer(captioned([own[2:] for own in rows]))
     return [scorer.score([own[person] for own in rows]) for person in (0, 1)]
 
 

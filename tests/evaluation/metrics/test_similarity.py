@@ -22,12 +22,14 @@ def embedder():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", refuse)
         patch.setattr(socket, "getaddrinfo", refuse)
-        yield SentenceSimilarity(REFERENCES, device="cpu")
+        found = SentenceSimilarity(device="cpu")
+        found.embed_references(REFERENCES)
+        yield found
 
 
 @needs_package
 def test_mean_and_maximum_over_references(embedder):
-    found = embedder.compare(["A brown dog in a park", "A photo."])
+    found = embedder.compare(["A brown dog in a park", "A photo."], REFERENCES)
     assert found.maximum[0] == pytest.approx(1, abs=1e-6) and found.maximum.max() <= 1
     assert 0.5 < found.mean[0] < 1
     # With one reference both are its cosine.
@@ -36,29 +38,31 @@ def test_mean_and_maximum_over_references(embedder):
 
 @needs_package
 def test_meaning_counts_and_line_separators_do_not(embedder):
-    close = embedder.compare(["A puppy is running over a lawn.", "A square with two circles over it."])
-    far = embedder.compare(["A square with two circles over it.", "A puppy is running over a lawn."])
+    close = embedder.compare(["A puppy is running over a lawn.", "A square with two circles over it."], REFERENCES)
+    far = embedder.compare(["A square with two circles over it.", "A puppy is running over a lawn."], REFERENCES)
     assert (close.mean > far.mean + 0.3).all()
-    odd = embedder.compare(["A puppy\u2028is running\r\nover a lawn.", "A square\vwith two circles over it."])
+    odd = embedder.compare(
+        ["A puppy\u2028is running\r\nover a lawn.", "A square\vwith two circles over it."], REFERENCES
+    )
     np.testing.assert_allclose(odd.mean, close.mean, atol=1e-6)
 
 
 @needs_package
 def test_other_references_and_repeated_texts_are_not_embedded_again(embedder, monkeypatch):
-    fresh = SentenceSimilarity([REFERENCES[0][1:], REFERENCES[1]], device="cpu")
+    references = [REFERENCES[0][1:], REFERENCES[1]]
     answers = [REFERENCES[0][0], REFERENCES[0][1]]
-    expected = fresh.compare(answers)
+    expected = SentenceSimilarity(device="cpu").compare(answers, references)
     monkeypatch.setattr(embedder, "_model", None)
-    found = embedder.against([REFERENCES[0][1:], REFERENCES[1]]).compare(answers)
+    found = embedder.compare(answers, references)
     np.testing.assert_allclose(found.mean, expected.mean, atol=1e-6)
-    assert embedder.compare(answers).maximum[0] == pytest.approx(1, abs=1e-6)
+    assert embedder.compare(answers, REFERENCES).maximum[0] == pytest.approx(1, abs=1e-6)
 
 
 @needs_package
 def test_a_folder_of_any_model_gives_the_packaged_ones_scores(embedder):
     answers = ["A puppy is running over a lawn.", "A photo."]
-    other = SentenceSimilarity(REFERENCES, model=packaged_model(), device="cpu").compare(answers)
-    np.testing.assert_allclose(other.mean, embedder.compare(answers).mean, atol=1e-6)
+    other = SentenceSimilarity(model=packaged_model(), device="cpu").compare(answers, REFERENCES)
+    np.testing.assert_allclose(other.mean, embedder.compare(answers, REFERENCES).mean, atol=1e-6)
 
 
 @needs_package
@@ -77,12 +81,12 @@ def test_missing_package_names_the_extra(monkeypatch):
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot load"):
-        SentenceSimilarity(REFERENCES, model=tmp_path, device="cpu")
+        SentenceSimilarity(model=tmp_path, device="cpu")
 
 
 def test_a_device_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="not a device"):
-        SentenceSimilarity(REFERENCES, device="abacus")
+        SentenceSimilarity(device="abacus")
 
 
 @needs_package
@@ -90,9 +94,9 @@ def test_a_device_that_is_not_there_is_refused():
 def test_answers_longer_than_the_model_reads_are_counted(embedder):
     reasoning = "The picture shows a dog that runs over the grass of a park. " * 20
     answers = [f"{reasoning} So it is {colour}." for colour in ("red", "blue")]
-    found = embedder.compare(answers)
+    found = embedder.compare(answers, REFERENCES)
     # The two differ behind what the model reads.
     assert (found.cut, found.limit) == (2, 256)
-    same = SentenceSimilarity([["A dog."], ["A dog."]], device="cpu").compare(answers)
+    same = embedder.compare(answers, [["A dog."], ["A dog."]])
     assert same.mean[0] == pytest.approx(same.mean[1], abs=1e-6) and same.cut == 2
-    assert embedder.compare(["A dog.", "x" * 300]).cut == 0
+    assert embedder.compare(["A dog.", "x" * 300], REFERENCES).cut == 0
