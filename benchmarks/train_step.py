@@ -23,8 +23,9 @@ from cobra.models.backbones.vision import TowerSpec, VisionBackbone, VisionSpec
 from cobra.models.mamba import MambaConfig
 from cobra.models.vlms import CobraVLM
 from cobra.training.batches import Batch
+from cobra.training.config import Hyperparameters
 from cobra.training.optimizer import clip_gradients
-from cobra.training.strategy import Hyperparameters, TrainStrategy
+from cobra.training.strategy import TrainStrategy
 from cobra.util import cli
 from cobra.util.data_utils import IGNORE_INDEX
 from cobra.util.distributed import World

@@ -22,6 +22,7 @@ def get_dataset_and_collator(
     prompt_builder_fn: Callable[..., PromptBuilder],
     default_image_resolution: tuple[int, int, int],
     padding_side: str = "right",
+    row_fields: tuple[str, ...] = (),
 ) -> tuple[AlignDataset | FinetuneDataset, PaddedCollatorForLanguageModeling]:
     """Open the rows of a stage.
 
@@ -33,6 +34,7 @@ def get_dataset_and_collator(
         prompt_builder_fn: Makes an empty conversation; for the finetune stages.
         default_image_resolution: (3, height, width).
         padding_side: `right`.
+        row_fields: Names of numbers that rows hold beside their conversation and that batches shall have too.
 
     Raises:
         UserError: The stage or an option is unknown, a file or folder is missing (with the command that makes it), or
@@ -40,12 +42,18 @@ def get_dataset_and_collator(
     """
     check_stage(stage)
     collator = PaddedCollatorForLanguageModeling(
-        tokenizer.model_max_length, int(tokenizer.pad_token_id), default_image_resolution, padding_side
+        tokenizer.model_max_length,
+        int(tokenizer.pad_token_id),
+        default_image_resolution,
+        padding_side,
+        row_fields=row_fields,
     )
     annotation_file, image_dir = find_components(stage, dataset_cfg)
     if stage == "align":
         # Captions have no CONCLUSION that truncation could cut.
-        return AlignDataset(annotation_file, image_dir, image_transform, tokenizer, dataset_cfg.on_bad_image), collator
+        captions = AlignDataset(annotation_file, image_dir, image_transform, tokenizer, dataset_cfg.on_bad_image)
+        captions.row_fields = row_fields
+        return captions, collator
     dataset = FinetuneDataset(
         annotation_file,
         image_dir,
@@ -55,6 +63,7 @@ def get_dataset_and_collator(
         dataset_cfg.on_bad_image,
         dataset_cfg.truncation,
     )
+    dataset.row_fields = row_fields
     return dataset, collator
 
 

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 from cobra.util.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from cobra.training.materialize import get_train_strategy, stage_hyperparameters
+    from cobra.training.config import Hyperparameters, stage_hyperparameters
+    from cobra.training.materialize import get_train_strategy
     from cobra.training.metrics import Metrics
-    from cobra.training.strategy import Hyperparameters, StepResult, TrainStrategy
+    from cobra.training.strategy import StepResult, TrainStrategy
 
 __all__ = [
     "Hyperparameters",
@@ -21,11 +22,11 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "Hyperparameters": "cobra.training.strategy",
+        "Hyperparameters": "cobra.training.config",
         "Metrics": "cobra.training.metrics",
         "StepResult": "cobra.training.strategy",
         "TrainStrategy": "cobra.training.strategy",
         "get_train_strategy": "cobra.training.materialize",
-        "stage_hyperparameters": "cobra.training.materialize",
+        "stage_hyperparameters": "cobra.training.config",
     },
 )

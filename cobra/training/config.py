@@ -5,26 +5,7 @@ from pathlib import Path
 
 from cobra.conf import DatasetConfig, DatasetRegistry, ModelConfig, ModelRegistry
 from cobra.training.planning.config import PlanConfig
-from cobra.util.errors import UserError
 from cobra.util.home_paths import PathText
-
-
-@dataclass(frozen=True)
-class LoopOptions:
-    """When to save, to validate and to give up."""
-
-    save_interval_steps: int | None = None
-    """Steps that a kill costs at most; None saves by time alone."""
-    save_interval_minutes: float | None = None
-    """Minutes between two saves of the state."""
-    keep_checkpoints: int = 2
-    """States that are kept."""
-    max_skipped: int = 10
-    """Steps in a row whose loss or gradient is not finite before the run stops."""
-    eval_interval_steps: int | None = None
-    """Steps between two looks at the held-out rows; None looks at the end of every epoch and of the run."""
-    keep_epochs: int | None = None
-    """Checkpoints of epochs' ends that are kept, the newest; None keeps all."""
 
 
 @dataclass
@@ -57,6 +38,8 @@ class PretrainConfig:
     """Name of the run; by default made of dataset, model, stage and seed."""
     run_root_dir: Path = Path("runs")
     """Folder of all runs."""
+    objective: str = "next-token"
+    """Training objective: `next-token`, or a name that a program of your own has registered."""
     seed: int = 7
     """Of the order of rows and of everything random."""
     hf_token: PathText = ".hf_token"
@@ -106,24 +89,29 @@ class PretrainConfig:
     """The machine that `dry_run` plans for."""
 
 
-def loop_options(config: PretrainConfig) -> LoopOptions:
-    """Return what the loop takes.
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Settings of one stage's optimisation: the fields of ModelConfig without the prefix of their stage."""
 
-    Raises:
-        UserError: A setting makes no sense; its flag is named.
-    """
-    at_least_one = ("save_interval_steps", "keep_checkpoints", "keep_epochs", "max_skipped", "eval_interval_steps")
-    above_zero = ("save_interval_minutes", "time_limit", "stop_grace_seconds")
-    for name in (*at_least_one, *above_zero):
-        value = getattr(config, name)
-        good = value is None or (value >= 1 if name in at_least_one else value > 0)
-        if not good:
-            raise UserError(f"--{name} is {value} and must be {'at least 1' if name in at_least_one else 'above 0'}")
-    return LoopOptions(
-        config.save_interval_steps,
-        config.save_interval_minutes,
-        config.keep_checkpoints,
-        config.max_skipped,
-        config.eval_interval_steps,
-        config.keep_epochs,
+    epochs: int
+    max_steps: int | None
+    global_batch_size: int
+    per_device_batch_size: int
+    learning_rate: float
+    weight_decay: float
+    max_grad_norm: float
+    lr_scheduler_type: str
+    warmup_ratio: float
+
+
+def stage_prefix(stage: str) -> str:
+    """Return the prefix of the configuration's fields for a stage: `align`, or `finetune` for the two others."""
+    return "align" if stage == "align" else "finetune"
+
+
+def stage_hyperparameters(model: ModelConfig, stage: str) -> Hyperparameters:
+    """Return the optimisation settings of a stage."""
+    prefix = stage_prefix(stage)
+    return Hyperparameters(
+        **{name: getattr(model, f"{prefix}_{name}") for name in Hyperparameters.__dataclass_fields__}
     )

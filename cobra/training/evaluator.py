@@ -19,11 +19,13 @@ from cobra.models.vlms import CobraVLM, as_turn
 from cobra.preprocessing.datasets import FinetuneDataset
 from cobra.preprocessing.datasets.rows import source_of
 from cobra.training.batches import Batch
+from cobra.training.objective import Objective
 from cobra.training.samples import SampledRow, SampleLog, structure
 from cobra.training.validation import Validation, evaluation_mode
 from cobra.util.conversation import without_placeholder
 from cobra.util.data_utils import IGNORE_INDEX, SKIPPED_ROW
 from cobra.util.distributed import World
+from cobra.util.torch_utils import bf16_autocast
 
 
 class Evaluator:
@@ -42,6 +44,7 @@ class Evaluator:
         per_device_batch_size: int,
         samples: int = 4,
         max_new_tokens: int = 256,
+        objective: Objective | None = None,
     ) -> None:
         """Choose the rows and read them.
 
@@ -51,13 +54,14 @@ class Evaluator:
             modality_lengths: (has an image, length) of every row.
             per_device_batch_size: Rows of one forward pass on one process.
             samples: Rows that are asked about, spread over the sources; 0 takes the loss alone.
-            max_new_tokens: Of an answer.
+            max_new_tokens: Longest answer in tokens.
+            objective: Weight and loss of a batch; None is next-token cross-entropy.
 
         Raises:
             UserError: A chosen row's image cannot be read, and such rows are not skipped.
         """
         self.dataset = dataset
-        self._validation = Validation(dataset, collator, modality_lengths, per_device_batch_size)
+        self._validation = Validation(dataset, collator, modality_lengths, per_device_batch_size, objective)
         self._size = per_device_batch_size
         self._max_new_tokens = max_new_tokens
         self.rows: list[SampledRow] = []
@@ -120,11 +124,10 @@ class Evaluator:
             UserError: A row cannot be read.
         """
         with evaluation_mode(vlm):
-            values = {"Validation Loss": self._validation.loss_of_passes(vlm, world, mixed_precision, between)}
+            values = {"Validation Loss": self._validation.loss(vlm, world, mixed_precision, between)}
             if not self.rows:
                 return values
-            kind = world.device.type
-            with gathered(vlm), torch.autocast(kind, torch.bfloat16, enabled=mixed_precision, cache_enabled=False):
+            with gathered(vlm), bf16_autocast(world.device, mixed_precision):
                 answers = self._answers(vlm, between)
         if world.is_main:
             self._write(run_dir, step, answers)

@@ -11,7 +11,7 @@ from cobra.models.backbones.llm.specs import llm_spec
 from cobra.models.mamba.mixer import all_lora_targets, mixer_class
 from cobra.models.vlms import CobraVLM
 from cobra.training.config import LoraConfig
-from cobra.util.errors import UserError, missing_extra
+from cobra.util.errors import UserError, check_values, missing_extra
 
 # peft's name of the only adapter; it stands in parameter names and not in saved ones.
 _ADAPTER_NAME = "default"
@@ -30,9 +30,7 @@ def check_lora(config: LoraConfig, stage: str) -> None:
         "alpha": (config.alpha, config.alpha > 0, "above 0"),
         "dropout": (config.dropout, 0 <= config.dropout < 1, "at least 0 and below 1"),
     }
-    for name, (value, good, expected) in checks.items():
-        if not good:
-            raise UserError(f"--lora.{name} is {value} and must be {expected}")
+    check_values(checks, "lora.")
     _check_targets(config, all_lora_targets())
     if stage == "align":
         raise UserError(

@@ -2,23 +2,10 @@
 
 from typing import Any
 
-from cobra.conf import ModelConfig
 from cobra.models.vlms import CobraVLM
-from cobra.training.strategy import Hyperparameters, TrainStrategy
+from cobra.training.config import Hyperparameters
+from cobra.training.strategy import TrainStrategy
 from cobra.util.distributed import World
-
-
-def stage_prefix(stage: str) -> str:
-    """Return the prefix of the configuration's fields for a stage: `align`, or `finetune` for the two others."""
-    return "align" if stage == "align" else "finetune"
-
-
-def stage_hyperparameters(model: ModelConfig, stage: str) -> Hyperparameters:
-    """Return the optimisation settings of a stage."""
-    prefix = stage_prefix(stage)
-    return Hyperparameters(
-        **{name: getattr(model, f"{prefix}_{name}") for name in Hyperparameters.__dataclass_fields__}
-    )
 
 
 def get_train_strategy(

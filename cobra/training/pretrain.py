@@ -1,6 +1,7 @@
 """One run of training, from its configuration to its last checkpoint."""
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,31 +15,31 @@ from cobra.models.backbones.vision.specs import vision_spec
 from cobra.models.checkpoint import Checkpoint, read_checkpoint
 from cobra.models.load import build_vlm
 from cobra.models.run_folder import LATEST, PROVENANCE, find_checkpoint
-from cobra.models.vlms import CobraVLM, check_stage
+from cobra.models.vlms import CobraVLM
 from cobra.preprocessing import get_dataset_and_collator
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
-from cobra.preprocessing.datasets.datasets import check_row_options
 from cobra.preprocessing.materialize import find_components
-from cobra.training.config import PretrainConfig, loop_options
+from cobra.training.after_step import step_parts
+from cobra.training.check_run import check_run
+from cobra.training.config import PretrainConfig, stage_hyperparameters, stage_prefix
 from cobra.training.data_workers import count_workers
 from cobra.training.evaluator import Evaluator
 from cobra.training.flops import peak_tflops
 from cobra.training.loop import TrainingLoop
-from cobra.training.lora import apply_lora, check_base, check_lora
-from cobra.training.materialize import get_train_strategy, stage_hyperparameters, stage_prefix
-from cobra.training.metrics import Metrics, check_trackers
+from cobra.training.lora import apply_lora, check_base
+from cobra.training.materialize import get_train_strategy
+from cobra.training.metrics import Metrics
+from cobra.training.objective import Objective, find_objective
 from cobra.training.planning import show_plan
 from cobra.training.preemption import Stopped, StopRequests, grace_seconds, job_end
 from cobra.training.resume_settings import check_setting, setting_of
 from cobra.training.row_checks import check_images, tell_markers, tell_rows
+from cobra.training.run_context import StepPart
 from cobra.training.run_directory import FINISHED, STOPPED, describe_stop, find_run, write_run_dir
 from cobra.training.run_state import RESUME, clear_unfinished, delete_states, logged_step
-from cobra.training.schedule import check_batches
-from cobra.training.sharding import check_strategy
-from cobra.training.strategy import StepResult, TrainStrategy, check_hyperparameters
+from cobra.training.strategy import StepResult, TrainStrategy
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World, hold_together, join_world
-from cobra.util.errors import UserError
 from cobra.util.files import write_json
 from cobra.util.lock import Hold
 from cobra.util.provenance import describe_run, resumed_record
@@ -49,13 +50,14 @@ from cobra.util.torch_utils import set_global_seed
 _TAKEN = "another start trains"
 
 
-def pretrain(config: PretrainConfig) -> Path:
+def pretrain(config: PretrainConfig, further_parts: Sequence[StepPart] = ()) -> Path:
     """Run one stage of training.
 
     Everything that can be wrong is checked before the run directory is made.
 
     Args:
         config: The configuration.
+        further_parts: Parts of one's own that follow every step; see :func:`cobra.training.after_step.step_parts`.
 
     Returns:
         The run directory; with `dry_run` it is not made.
@@ -64,8 +66,7 @@ def pretrain(config: PretrainConfig) -> Path:
         UserError: See each part; where it is the configuration, nothing has been written then.
         Stopped: The run was asked to stop; its state is saved.
     """
-    check_stage(config.stage)
-    check_trackers(config.trackers)
+    check_run(config, (config.dry_run and config.plan.world_size) or int(os.environ.get("WORLD_SIZE", "1")))
     if config.dry_run:
         run_dir = find_run(config)[1]
         # Under torchrun every process makes the plan, and one shows it.
@@ -84,19 +85,26 @@ def pretrain(config: PretrainConfig) -> Path:
             if os.environ.get("RANK", "0") == "0":
                 print(f"stopped by {stopped.reason} before the first step of this start: run the same command to go on")
             raise
-        return _pretrain(config, world, run_dir, held, stop)
+        return _pretrain(config, world, run_dir, held, stop, further_parts)
 
 
-def _pretrain(config: PretrainConfig, world: World, run_dir: Path, held: Hold | None, stop: StopRequests) -> Path:
+def _pretrain(
+    config: PretrainConfig,
+    world: World,
+    run_dir: Path,
+    held: Hold | None,
+    stop: StopRequests,
+    further_parts: Sequence[StepPart],
+) -> Path:
     say = Console(quiet=not world.is_main, soft_wrap=True, highlight=False).print
     state = None
     try:
         # Again: another start may have saved a state meanwhile. Machines may see a shared folder differently.
-        [found, *_] = world.gather(world.on_main(lambda: find_run(config)))
-        state = found[2]
+        [run, *_] = world.gather(world.on_main(lambda: find_run(config)))
+        state = run[2]
         if world.is_main:
             (run_dir / STOPPED).unlink(missing_ok=True)
-        return _train(config, world, held, stop, found, say)
+        return _train(config, world, held, stop, run, further_parts, say)
     except Stopped as stopped:
         if world.is_main:
             say(describe_stop(run_dir, state, stopped))
@@ -111,23 +119,26 @@ def _train(
     world: World,
     held: Hold | None,
     stop: StopRequests,
-    found: tuple[str, Path, Path | None],
+    run: tuple[str, Path, Path | None],
+    further_parts: Sequence[StepPart],
     say: Any,
 ) -> Path:
-    run_id, run_dir, state = found
-    annotation_file = _check(config, world)
-    options = loop_options(config)
+    run_id, run_dir, state = run
+    # Before anything is written: what is given may be the token itself.
+    read_hf_token(config.hf_token)
+    annotation_file, _ = find_components(config.stage, config.dataset)
+    objective = find_objective(config.objective)()
     set_global_seed(config.seed)
     vlm, loaded, source = _build(config, run_dir, say)
-    dataset, collator = _open_rows(config, config.dataset, vlm, world, state, say)
+    dataset, collator = _open_rows(config, config.dataset, vlm, objective, world, state, say)
     tell_markers(dataset, say)
-    evaluator = _open_holdout(config, vlm, world, state, say)
+    evaluator = _open_holdout(config, vlm, objective, world, state, say)
     setting = world.on_main(lambda: _setting(config, vlm, dataset, evaluator, run_dir, state, say))
     if config.lora.rank:
         check_base(vlm, loaded)
         apply_lora(vlm, config.lora)
     lengths = _lengths(config, dataset, vlm, say)
-    strategy = _strategy(config, vlm, world)
+    strategy = _strategy(config, vlm, world, objective)
     strategy.run_setup()
     _announce(config, world, vlm, dataset, say)
 
@@ -140,8 +151,27 @@ def _train(
     metrics = world.on_main(open_run_dir)
     batch_size = strategy.hyperparameters.per_device_batch_size
     workers = count_workers(config.num_workers, dataset, collator, lengths, batch_size, world, say)
+    parts = step_parts(
+        metrics,
+        evaluator,
+        config.eval_interval_steps,
+        config.keep_epochs,
+        config.save_interval_steps,
+        config.save_interval_minutes,
+        further_parts,
+    )
     loop = TrainingLoop(
-        strategy, dataset, collator, lengths, run_dir, metrics, config.seed, workers, evaluator, options, setting
+        strategy,
+        dataset,
+        collator,
+        lengths,
+        run_dir,
+        parts,
+        config.seed,
+        workers,
+        setting,
+        config.keep_checkpoints,
+        config.max_skipped,
     )
     try:
         # What is raised while torch reads a state comes out as an error of that state.
@@ -177,7 +207,7 @@ def _setting(
     return setting
 
 
-def _strategy(config: PretrainConfig, vlm: CobraVLM, world: World) -> TrainStrategy:
+def _strategy(config: PretrainConfig, vlm: CobraVLM, world: World, objective: Objective) -> TrainStrategy:
     model, prefix = config.model, stage_prefix(config.stage)
     return get_train_strategy(
         getattr(model, f"{prefix}_train_strategy"),
@@ -190,6 +220,7 @@ def _strategy(config: PretrainConfig, vlm: CobraVLM, world: World) -> TrainStrat
         flag_prefix=prefix,
         sharding_group_size=config.sharding_group_size,
         offload_optimizer=config.offload_optimizer,
+        objective=objective,
     )
 
 
@@ -251,24 +282,6 @@ def _lengths(
     return dataset.get_modality_lengths()
 
 
-def _check(config: PretrainConfig, world: World) -> Path:
-    """Check what costs nothing to check before a model is built; return the annotation file."""
-    if config.num_workers is not None and config.num_workers < 0:
-        raise UserError(f"--num_workers is {config.num_workers} and must be at least 0")
-    if config.model.llm_max_length < 1:
-        raise UserError(f"--model.llm_max_length is {config.model.llm_max_length} and must be at least 1")
-    prefix = stage_prefix(config.stage)
-    values = stage_hyperparameters(config.model, config.stage)
-    check_hyperparameters(values, prefix)
-    check_lora(config.lora, config.stage)
-    check_strategy(getattr(config.model, f"{prefix}_train_strategy"))
-    check_batches(values.global_batch_size, values.per_device_batch_size, world.size, prefix)
-    check_row_options(config.dataset.on_bad_image, config.dataset.truncation)
-    # Before anything is written: what is given may be the token itself.
-    read_hf_token(config.hf_token)
-    return find_components(config.stage, config.dataset)[0]
-
-
 def _build(config: PretrainConfig, run_dir: Path, say: Any) -> tuple[CobraVLM, list[str], Path | None]:
     """Build the model, load what its stage starts from, say in plain words what that is, and freeze what stays."""
     path: Path | None = None
@@ -299,7 +312,13 @@ def _build(config: PretrainConfig, run_dir: Path, say: Any) -> tuple[CobraVLM, l
 
 
 def _open_rows(
-    config: PretrainConfig, rows: DatasetConfig, vlm: CobraVLM, world: World, state: Path | None, say: Any
+    config: PretrainConfig,
+    rows: DatasetConfig,
+    vlm: CobraVLM,
+    objective: Objective,
+    world: World,
+    state: Path | None,
+    say: Any,
 ) -> tuple[AlignDataset | FinetuneDataset, PaddedCollatorForLanguageModeling]:
     dataset, collator = get_dataset_and_collator(
         config.stage,
@@ -308,13 +327,14 @@ def _open_rows(
         vlm.llm_backbone.tokenizer,
         vlm.llm_backbone.prompt_builder_fn,
         vlm.vision_backbone.default_image_resolution,
+        row_fields=objective.row_fields,
     )
     check_images(dataset, config, state is not None, world, say)
     return dataset, collator
 
 
 def _open_holdout(
-    config: PretrainConfig, vlm: CobraVLM, world: World, state: Path | None, say: Any
+    config: PretrainConfig, vlm: CobraVLM, objective: Objective, world: World, state: Path | None, say: Any
 ) -> Evaluator | None:
     """Open the rows that are never trained on, where the data set has some."""
     components = config.dataset.holdout_components
@@ -327,13 +347,13 @@ def _open_holdout(
     # All of them, whatever is dropped of the training rows: one number for all runs.
     # One whose image breaks off is named and left out of it: it ends no run in the middle.
     rows = replace(config.dataset, finetune_stage_components=components, truncation="right", on_bad_image="skip")
-    dataset, collator = _open_rows(config, rows, vlm, world, state, say)
+    dataset, collator = _open_rows(config, rows, vlm, objective, world, state, say)
     say(f"{len(dataset):,} held-out rows in {file}")
     tell_rows(dataset, say)
     assert isinstance(dataset, FinetuneDataset)
     lengths = dataset.get_modality_lengths()
     size = config.model.finetune_per_device_batch_size
-    return Evaluator(dataset, collator, lengths, size, config.eval_samples)
+    return Evaluator(dataset, collator, lengths, size, config.eval_samples, objective=objective)
 
 
 def _announce(

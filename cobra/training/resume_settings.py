@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
-from cobra.training.config import PretrainConfig
-from cobra.training.materialize import stage_prefix
+from cobra.training.config import PretrainConfig, stage_prefix
 from cobra.training.run_state import read_state
 from cobra.util.data_utils import SKIPPED_ROW
 from cobra.util.errors import UserError

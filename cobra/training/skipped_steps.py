@@ -52,7 +52,7 @@ def broken_rows(
     names = []
     for row in batch[world.rank * share : (world.rank + 1) * share]:
         collated = to_device(collator([dataset[row]]), world.device)
-        loss = strategy.vlm(**collated, loss_reduction="sum", return_logits=False).loss
+        loss = strategy.objective.loss(strategy.vlm, strategy.objective.prepare(strategy.vlm, collated))
         if not bool(torch.isfinite(loss)):
             names.append(_name(dataset, row))
     broken = [name for names_of_one in world.gather(names) for name in names_of_one]

@@ -11,22 +11,25 @@ from torch.distributed.tensor import DTensor
 from cobra.models.load import cast
 from cobra.models.vlms import CobraVLM
 from cobra.training.batches import Batch, count_targets, to_device
+from cobra.training.check_run import check_optimisation
+from cobra.training.config import Hyperparameters
+from cobra.training.objective import NextToken, Objective
 from cobra.training.optimizer import build_optimizer, clip_gradients
-from cobra.training.schedule import StepPlan, check_batches, check_schedule, learning_rate, plan_steps
-from cobra.training.sharding import check_strategy, group_size, shard
+from cobra.training.schedule import StepPlan, learning_rate, plan_steps
+from cobra.training.sharding import shard
 from cobra.util.batching_utils import SplitModalitySampler
 from cobra.util.distributed import World
-from cobra.util.errors import UserError
+from cobra.util.torch_utils import bf16_autocast
 
 
 @dataclass(frozen=True)
 class StepResult:
     """What one optimiser step saw, the same on every process.
 
-    loss: Mean cross-entropy over all labelled tokens of the global batch.
+    loss: Mean over the global batch, by the weights of the objective.
     grad_norm: Global norm of the gradient before clipping.
     tokens: Labelled tokens of the global batch.
-    skipped: Whether nothing was changed, because the loss or the gradient was not finite.
+    skipped: True where nothing was changed, because the loss or the gradient was not finite.
     images: Rows with an image.
     positions: Patches and tokens that the language model has read, padding left out.
     """
@@ -53,42 +56,12 @@ class StepResult:
         return cls(**{name: values[name] for name in kinds})
 
 
-@dataclass(frozen=True)
-class Hyperparameters:
-    """What the optimisation of one stage takes; the fields of ModelConfig without their stage's prefix."""
-
-    epochs: int
-    max_steps: int | None
-    global_batch_size: int
-    per_device_batch_size: int
-    learning_rate: float
-    weight_decay: float
-    max_grad_norm: float
-    lr_scheduler_type: str
-    warmup_ratio: float
-
-
-def check_hyperparameters(values: Hyperparameters, prefix: str) -> None:
-    """Raise a UserError, naming the flag, where a setting makes no sense; `prefix` is `align` or `finetune`."""
-    check_schedule(values.lr_scheduler_type)
-    checks = {
-        "epochs": (values.epochs, values.epochs >= 1, "at least 1"),
-        "max_steps": (values.max_steps, values.max_steps is None or values.max_steps >= 1, "at least 1, or null"),
-        "learning_rate": (values.learning_rate, values.learning_rate > 0, "above 0"),
-        "weight_decay": (values.weight_decay, values.weight_decay >= 0, "at least 0"),
-        "max_grad_norm": (values.max_grad_norm, values.max_grad_norm > 0, "above 0"),
-        "warmup_ratio": (values.warmup_ratio, 0 <= values.warmup_ratio <= 1, "in [0, 1]"),
-    }
-    for name, (value, good, expected) in checks.items():
-        if not good:
-            raise UserError(f"--model.{prefix}_{name} is {value} and must be {expected}")
-
-
 class TrainStrategy:
     """Trains a model on the processes of a :class:`World`, sharded or whole.
 
     Attributes:
         vlm: The model, sharded in place by :meth:`run_setup`.
+        objective: Weight and loss of a batch.
         rate: Learning rate by (step, total steps); a pure function that may be replaced before training.
         optimizer: Built by :meth:`run_setup`.
         global_step: Steps done, skipped ones too.
@@ -110,6 +83,7 @@ class TrainStrategy:
         flag_prefix: str = "finetune",
         sharding_group_size: int | None = None,
         offload_optimizer: bool = False,
+        objective: Objective | None = None,
     ) -> None:
         """Check the configuration; nothing is moved or sharded yet.
 
@@ -124,14 +98,13 @@ class TrainStrategy:
             flag_prefix: `align` or `finetune`, to name flags in errors.
             sharding_group_size: Processes that share one copy of the model; None is all of them.
             offload_optimizer: Keep the optimiser's state in main memory; for a single process.
+            objective: Objective of training; None is next-token cross-entropy.
         """
-        check_strategy(train_strategy)
-        group_size(train_strategy, world.size, sharding_group_size)
-        check_hyperparameters(hyperparameters, flag_prefix)
-        check_batches(hyperparameters.global_batch_size, hyperparameters.per_device_batch_size, world.size, flag_prefix)
+        check_optimisation(hyperparameters, train_strategy, world.size, sharding_group_size, flag_prefix)
         self.vlm = vlm
         self.world = world
         self.hyperparameters = hyperparameters
+        self.objective = objective or NextToken()
         self.train_strategy = train_strategy
         self.sharding_group_size = sharding_group_size
         self.offload_optimizer = offload_optimizer
@@ -173,35 +146,36 @@ class TrainStrategy:
     def train_step(self, batches: list[Batch], rate: float) -> StepResult:
         """Take one optimiser step on this process's share of a global batch.
 
-        The loss is the mean over the labelled tokens of the whole global batch: their count is summed over processes
-        and forward passes first, and every pass then contributes the sum of its losses over that count. So the result
-        does not depend on how the rows are spread.
+        The loss is the mean over the whole global batch, by the weights of the objective (next-token cross-entropy
+        weighs labelled tokens): these are summed over processes and forward passes first, and every pass then
+        contributes the sum of its losses over that sum. So the result does not depend on how the rows are spread.
 
         Where the loss or the gradient is not finite, nothing is changed, and the result says so. Nor is anything
-        changed by a batch without a label.
+        changed by a batch without weight.
 
         Args:
             batches: Collated batches of this process, one a forward pass; moved to the device here.
             rate: Learning rate.
         """
-        batches = [to_device(batch, self.world.device) for batch in batches]
+        with bf16_autocast(self.world.device, self.mixed_precision):
+            batches = [self.objective.prepare(self.vlm, to_device(batch, self.world.device)) for batch in batches]
+        weight = self.world.sum(torch.stack([self.objective.weigh(batch) for batch in batches]).sum())
+        divisor = torch.where(weight > 0, weight, torch.ones_like(weight))
         tokens, images, texts = self.world.sum(torch.stack([_counts(batch) for batch in batches]).sum(dim=0))
         total = torch.zeros((), device=self.world.device)
         for index, batch in enumerate(batches):
             if self.world.size > 1:
                 self.vlm.set_requires_gradient_sync(index == len(batches) - 1)  # type: ignore[operator]
-            # Without autocast's cache: it would keep a bf16 copy of every block until the pass ends.
-            kind = self.world.device.type
-            with torch.autocast(kind, torch.bfloat16, enabled=self.mixed_precision, cache_enabled=False):
-                loss = self.vlm(**batch, loss_reduction="sum", return_logits=False).loss / tokens.clamp(min=1)
+            with bf16_autocast(self.world.device, self.mixed_precision):
+                loss = self.objective.loss(self.vlm, batch) / divisor
             # FSDP averages over processes, and the loss is a sum over them.
             (loss * self.world.size).backward()
             total += loss.detach().float()
         grad_norm = clip_gradients(self.vlm.parameters(), self.hyperparameters.max_grad_norm)
         mean = self.world.sum(total)
         finite = bool(torch.isfinite(mean + grad_norm.to(mean.device)))
-        # A batch without a label has nothing to learn from: weight decay alone would change the weights.
-        if finite and tokens > 0:
+        # A batch without weight has nothing to learn from: weight decay alone would change the parameters.
+        if finite and weight > 0:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()

@@ -1,4 +1,4 @@
-"""The loss on held-out rows: the same number on any number of processes."""
+"""Loss on held-out rows: the same number on any number of processes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,9 +9,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Dataset
 
 from cobra.models.vlms import CobraVLM
-from cobra.training.batches import Batch, count_targets, to_device
+from cobra.training.batches import Batch, to_device
+from cobra.training.objective import NextToken, Objective
 from cobra.util.data_utils import IGNORE_INDEX, SKIPPED_ROWS
 from cobra.util.distributed import World
+from cobra.util.torch_utils import bf16_autocast
 
 
 @contextmanager
@@ -38,6 +40,7 @@ class Validation:
         collator: Callable[[Any], Batch],
         modality_lengths: Sequence[tuple[bool, int]],
         per_device_batch_size: int,
+        objective: Objective | None = None,
     ) -> None:
         """Plan the passes; rows of like length share one, those with an image and those of text only do not.
 
@@ -46,7 +49,9 @@ class Validation:
             collator: From rows to a batch.
             modality_lengths: (has an image, length) of every row.
             per_device_batch_size: Rows of one forward pass on one process.
+            objective: Weight and loss of a batch; None is next-token cross-entropy.
         """
+        self._objective = objective or NextToken()
         self._dataset = dataset
         self._collator = collator
         self._size = per_device_batch_size
@@ -60,41 +65,33 @@ class Validation:
         ]
 
     @torch.no_grad()
-    def loss(self, vlm: CobraVLM, world: World, mixed_precision: bool) -> float:
-        """Return the mean cross-entropy over all labelled tokens of the rows; every process has to call it.
+    def loss(
+        self, vlm: CobraVLM, world: World, mixed_precision: bool, between: Callable[[], None] = lambda: None
+    ) -> float:
+        """Return the mean loss of the rows, by the weights of the objective; every process has to call it.
 
         Args:
-            vlm: The model, sharded or not; its mode is kept.
+            vlm: The model, sharded or not, inside :func:`evaluation_mode`; its units are left as their forward passes
+                leave them.
             world: The processes.
             mixed_precision: Compute in bf16.
+            between: Called before each pass, as often on every process; may raise.
 
         Raises:
             UserError: A row cannot be read.
         """
-        with evaluation_mode(vlm):
-            return self.loss_of_passes(vlm, world, mixed_precision)
-
-    @torch.no_grad()
-    def loss_of_passes(
-        self, vlm: CobraVLM, world: World, mixed_precision: bool, between: Callable[[], None] = lambda: None
-    ) -> float:
-        """Like :meth:`loss`, inside :func:`evaluation_mode`: units are left as their forward passes leave them.
-
-        `between` is called before each pass, as often on every process, and may raise.
-        """
         sums = torch.zeros(2, dtype=torch.float64, device=world.device)
         for rows in self._passes(world):
             between()
-            batch = to_device(self._batch(rows), world.device)
-            kind = world.device.type
-            with torch.autocast(kind, torch.bfloat16, enabled=mixed_precision, cache_enabled=False):
-                loss = vlm(**batch, loss_reduction="sum", return_logits=False).loss
-            sums += torch.stack([loss.double(), count_targets(batch["labels"], batch["multimodal_indices"]).double()])
-        total, tokens = world.sum(sums).tolist()
-        return total / max(tokens, 1.0)
+            with bf16_autocast(world.device, mixed_precision):
+                batch = self._objective.prepare(vlm, to_device(self._batch(rows), world.device))
+                loss, weight = self._objective.loss(vlm, batch), self._objective.weigh(batch)
+            sums += torch.stack([loss.double(), weight.double()])
+        total, weight = world.sum(sums).tolist()
+        return total / (weight if weight > 0 else 1.0)
 
     def _passes(self, world: World) -> list[tuple[list[int], bool]]:
-        """Return (rows, whether they count) of every pass of this process; all processes have as many passes.
+        """Return (rows, True if they count) of every pass of this process; all processes have as many passes.
 
         Sharded models need every process in every pass, so one that has no row left repeats another's, without labels.
         """

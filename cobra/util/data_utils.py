@@ -30,6 +30,7 @@ class PaddedCollatorForLanguageModeling:
         default_image_resolution: (3, height, width), the shape of the blank picture of a batch of text only.
         padding_side: `right`; the model reads from left to right and would take padding on the left for text.
         pixel_values_dtype: Dtype of blank pictures.
+        row_fields: Keys of further numbers in the rows, which the batch then has too.
     """
 
     model_max_length: int
@@ -37,6 +38,7 @@ class PaddedCollatorForLanguageModeling:
     default_image_resolution: tuple[int, int, int]
     padding_side: str = "right"
     pixel_values_dtype: torch.dtype = torch.float32
+    row_fields: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.padding_side != "right":
@@ -56,7 +58,8 @@ class PaddedCollatorForLanguageModeling:
             `input_ids`, `labels` (batch, text) int64; `attention_mask` of the same shape, bool; `multimodal_indices`
             (n,) int64, the rows with an image; `pixel_values` (batch, 3, height, width), by tower where there are
             several, with zeros in rows of text only. A batch of text only has one plain tensor of zeros. Where rows
-            are skipped, `skipped_rows` (n,) int64 are their numbers; else the key is absent.
+            are skipped, `skipped_rows` (n,) int64 are their numbers; else the key is absent. Each of `row_fields` is
+            (batch,) float32.
         """
         ids = [row["input_ids"] for row in rows]
         input_ids = pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id)
@@ -70,6 +73,8 @@ class PaddedCollatorForLanguageModeling:
             "labels": labels,
             "multimodal_indices": torch.tensor(with_image, dtype=torch.long),
         }
+        for name in self.row_fields:
+            batch[name] = torch.tensor([row[name] for row in rows], dtype=torch.float32)
         skipped = [row[SKIPPED_ROW] for row in rows if SKIPPED_ROW in row]
         return {**batch, SKIPPED_ROWS: torch.tensor(skipped, dtype=torch.long)} if skipped else batch
 

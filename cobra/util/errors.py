@@ -79,6 +79,18 @@ def known_ones(known: Collection[str], name: str) -> str:
     return f"the known ones are: {', '.join(known)}{f'. Did you mean {nearest[0]}?' if nearest else ''}"
 
 
+def check_values(checks: Mapping[str, tuple[object, bool, str]], prefix: str = "") -> None:
+    """Raise a UserError for the first value that makes no sense.
+
+    Args:
+        checks: Flag's name -> (value, True if it makes sense, the values that do, as in `at least 1`).
+        prefix: Beginning of the flags' names.
+    """
+    for name, (value, is_good, expected) in checks.items():
+        if not is_good:
+            raise UserError(f"--{prefix}{name} is {value} and must be {expected}")
+
+
 def missing_extra(package: str, extra: str, purpose: str) -> UserError:
     """Build the error for an optional package that is needed and not installed.
 

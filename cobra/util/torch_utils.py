@@ -17,6 +17,14 @@ DTYPES = {
 }
 
 
+def bf16_autocast(device: torch.device, enabled: bool) -> torch.autocast:
+    """Return a context in which matrices are computed in bf16, where that is enabled.
+
+    Without autocast's cache, which would keep a bf16 copy of every block until a pass ends.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
     """Return the device asked for, or the best one at hand: cuda, then mps, then cpu.
 

@@ -13,8 +13,9 @@ from torch.distributed.tensor import DTensor
 
 from cobra.models.vlms import as_turn
 from cobra.preprocessing.datasets import FinetuneDataset
+from cobra.training.config import Hyperparameters
 from cobra.training.evaluator import Evaluator, gathered, spread
-from cobra.training.strategy import Hyperparameters, TrainStrategy
+from cobra.training.strategy import TrainStrategy
 from cobra.training.validation import Validation, evaluation_mode
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World
@@ -132,7 +133,7 @@ def quiet(world: World, rows: Path) -> bool:
     evaluator = make_evaluator(vlm, rows)
     for _ in range(2):
         with evaluation_mode(vlm):
-            evaluator._validation.loss_of_passes(vlm, world, False)
+            evaluator._validation.loss(vlm, world, False)
             # The second time too: what was held whole for the answers is freed after each pass again.
             assert all(isinstance(parameter, DTensor) for parameter in vlm.parameters())
             with gathered(vlm):
@@ -192,7 +193,8 @@ def vlm():
 
 def test_the_loss_is_that_of_validation(vlm, rows_dir, tmp_path):
     dataset, collator = open_rows(vlm, rows_dir)
-    expected = Validation(dataset, collator, dataset.get_modality_lengths(), 2).loss(vlm, CPU, False)
+    with evaluation_mode(vlm):
+        expected = Validation(dataset, collator, dataset.get_modality_lengths(), 2).loss(vlm, CPU, False)
     evaluator = make_evaluator(vlm, rows_dir, samples=0)
     assert evaluator.evaluate(vlm, CPU, False, 1, tmp_path) == {"Validation Loss": expected}
     assert not list(tmp_path.iterdir())

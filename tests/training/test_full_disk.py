@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from small_disk import SmallDisk, small_disk
-from test_loop import COLLATOR, rows_with_nan, trainer
+from test_loop import open_loop, rows_with_nan, trainer
 from test_matrix import Recorder
 from test_pretrain import rows_dir, train_arguments  # noqa: F401 - a fixture
 
 from cobra.models.checkpoint import read_checkpoint
 from cobra.models.run_folder import LATEST
-from cobra.training.config import LoopOptions, PretrainConfig
-from cobra.training.loop import TrainingLoop
+from cobra.training.config import PretrainConfig
 from cobra.training.preemption import Stopped, StopRequests
 from cobra.training.pretrain import pretrain
 from cobra.training.run_state import RunSaver, states
@@ -53,12 +52,8 @@ class Disk(Recorder):
 
 def train(folder: Path, recorder: Recorder, resume: Path | None = None, evaluator=None, stop=None, **options) -> None:
     """Take eight steps, in epochs of four; a checkpoint has 5 MB, a state 9 MB."""
-    rows = rows_with_nan()
-    lengths = [(True, len(row["input_ids"])) for row in rows]
-    loop = TrainingLoop(
-        trainer(), rows, COLLATOR, lengths, folder, recorder, 5, evaluator=evaluator, options=LoopOptions(**options)
-    )
-    recorder.saver = loop.saver
+    loop = open_loop(trainer(), rows_with_nan(), folder, recorder, evaluator, **options)
+    recorder.saver = loop.context.saver
     if resume is not None:
         loop.restore(resume)
     loop.run(stop)

@@ -13,15 +13,16 @@ from golden_set import GRADIENT_NORM, LOSS
 import cobra
 from cobra.conf import DatasetConfig, ModelConfig
 from cobra.models.checkpoint import read_checkpoint
+from cobra.training.after_step import step_parts
 from cobra.training.batches import count_targets
 from cobra.training.checkpointing import save_checkpoint
-from cobra.training.config import PretrainConfig
+from cobra.training.config import Hyperparameters, PretrainConfig
 from cobra.training.loop import TrainingLoop
 from cobra.training.metrics import Metrics
 from cobra.training.optimizer import build_optimizer, decayed_names
 from cobra.training.run_directory import default_run_id, write_run_dir
 from cobra.training.schedule import learning_rate
-from cobra.training.strategy import Hyperparameters, TrainStrategy
+from cobra.training.strategy import TrainStrategy
 from cobra.util.batching_utils import SplitModalitySampler
 from cobra.util.distributed import World
 
@@ -167,7 +168,13 @@ def test_golden_training_run(golden, golden_vlm, golden_data, tmp_path):
     recorder = Recorder()
     lengths = golden_data.finetune.get_modality_lengths()
     TrainingLoop(
-        strategy, golden_data.finetune, golden_data.collator, lengths, tmp_path / "run", recorder, seed=run["seed"]
+        strategy,
+        golden_data.finetune,
+        golden_data.collator,
+        lengths,
+        tmp_path / "run",
+        step_parts(recorder),
+        seed=run["seed"],
     ).run()
     size = run["grad_accumulation_steps"]
     micro = run["micro_batches"]

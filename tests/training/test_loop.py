@@ -9,10 +9,11 @@ from processes import together
 from scratch import scratch_vlm
 from test_matrix import Recorder, make_rows
 
-from cobra.training.config import LoopOptions
+from cobra.training.after_step import step_parts
+from cobra.training.config import Hyperparameters
 from cobra.training.loop import TrainingLoop
 from cobra.training.run_state import RunState, states
-from cobra.training.strategy import Hyperparameters, StepResult, TrainStrategy
+from cobra.training.strategy import StepResult, TrainStrategy
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World
 from cobra.util.errors import UserError
@@ -45,11 +46,10 @@ def trainer(world: World = CPU, steps: int = 8) -> TrainStrategy:
     return strategy
 
 
-def open_loop(strategy, rows, folder: Path, recorder=None, evaluator=None, **options) -> TrainingLoop:
+def open_loop(strategy, rows, folder: Path, recorder=None, evaluator=None, max_skipped=10, **options) -> TrainingLoop:
     lengths = [(True, len(row["input_ids"])) for row in rows]
-    return TrainingLoop(
-        strategy, rows, COLLATOR, lengths, folder, recorder, seed=5, evaluator=evaluator, options=LoopOptions(**options)
-    )
+    parts = step_parts(recorder, evaluator, **options)
+    return TrainingLoop(strategy, rows, COLLATOR, lengths, folder, parts, seed=5, max_skipped=max_skipped)
 
 
 def train(*arguments, **options):
@@ -113,7 +113,7 @@ def test_run_of_mostly_skipped_steps_fails_without_a_last_checkpoint(tmp_path):
 @pytest.mark.fault("B4")
 def test_state_of_weights_that_are_not_finite_is_refused(tmp_path):
     strategy = trainer()
-    saver = open_loop(strategy, rows_with_nan(), tmp_path).saver
+    saver = open_loop(strategy, rows_with_nan(), tmp_path).context.saver
     with torch.no_grad():
         next(strategy.vlm.projector.parameters()).fill_(float("nan"))
     saver.begin(RunState(3, 0, 0))
@@ -125,7 +125,7 @@ def test_state_of_weights_that_are_not_finite_is_refused(tmp_path):
 @pytest.mark.fault("A12")
 def test_state_beyond_the_last_step_is_refused(tmp_path):
     strategy = trainer()
-    saver = open_loop(strategy, rows_with_nan(), tmp_path).saver
+    saver = open_loop(strategy, rows_with_nan(), tmp_path).context.saver
     saver.begin(RunState(9, 0, 0))
     saver.finish()
     with pytest.raises(UserError, match="9 steps are done, and the run has 8: delete that folder"):
@@ -139,8 +139,8 @@ def test_state_beyond_the_last_step_is_refused(tmp_path):
 def test_state_of_an_impossible_last_step_is_refused(tmp_path, value):
     loop = open_loop(trainer(), rows_with_nan(), tmp_path)
     last = asdict(StepResult(1.0, 1.0, 5)) | value
-    loop.saver.begin(RunState(1, 5, 0, unreported=last))
-    assert loop.saver.finish() is None
+    loop.context.saver.begin(RunState(1, 5, 0, unreported=last))
+    assert loop.context.saver.finish() is None
     with pytest.raises(UserError, match=f"cannot be read: its {next(iter(value))} is .*Delete that folder"):
         loop.restore(states(tmp_path / "resume")[-1])
 

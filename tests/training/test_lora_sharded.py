@@ -8,9 +8,9 @@ from processes import together
 from scratch import scratch_vlm
 from test_matrix import make_rows
 
-from cobra.training.config import LoraConfig
+from cobra.training.config import Hyperparameters, LoraConfig
 from cobra.training.lora import adapter_state, apply_lora
-from cobra.training.strategy import Hyperparameters, TrainStrategy
+from cobra.training.strategy import TrainStrategy
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World
 

@@ -8,8 +8,10 @@ import torch
 from processes import together
 from scratch import scratch_vlm
 
+from cobra.training.after_step import step_parts
+from cobra.training.config import Hyperparameters
 from cobra.training.loop import TrainingLoop
-from cobra.training.strategy import Hyperparameters, TrainStrategy
+from cobra.training.strategy import TrainStrategy
 from cobra.util.data_utils import IGNORE_INDEX, PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World
 
@@ -69,7 +71,9 @@ def train(world: World, strategy: str, accumulation: int, group: int | None, fol
     lengths = [(row["pixel_values"] is not None, len(row["input_ids"])) for row in rows]
     collator = PaddedCollatorForLanguageModeling(512, 1, (3, 48, 48))
     recorder = Recorder()
-    TrainingLoop(trainer, rows, collator, lengths, folder / f"{strategy}-{accumulation}", recorder, seed=5).run()
+    TrainingLoop(
+        trainer, rows, collator, lengths, folder / f"{strategy}-{accumulation}", step_parts(recorder), seed=5
+    ).run()
     return recorder.steps
 
 

@@ -17,11 +17,10 @@ from test_pretrain import rows_dir, train_arguments  # noqa: F401 - a fixture
 
 from cobra.models.checkpoint import read_checkpoint
 from cobra.training.config import PretrainConfig
-from cobra.training.loop import TrainingLoop
 from cobra.training.preemption import Stopped, StopRequests, grace_seconds, job_end
 from cobra.training.pretrain import pretrain
 from cobra.training.run_directory import STOPPED, describe_stop
-from cobra.training.run_state import read_state, states
+from cobra.training.run_state import RunSaver, read_state, states
 from cobra.util.cli import parse
 from cobra.util.errors import UserError
 
@@ -168,9 +167,9 @@ def test_a_signal_that_is_ignored_stays_ignored():
 @pytest.mark.fault("A2")
 def test_a_save_that_takes_longer_than_there_is_time_is_not_begun(tmp_path, capsys):
     with StopRequests(grace_seconds=30) as stop:
-        loop = open_loop(trainer(), rows_with_nan(), tmp_path, save_interval_steps=4)
-        steps = Recorder()
-        loop.metrics = _At(2, steps, lambda: (loop.saver.finish(), _slow(loop), signal.raise_signal(signal.SIGTERM)))
+        steps = _At(2, Recorder(), lambda: (saver.finish(), _slow(saver), signal.raise_signal(signal.SIGTERM)))
+        loop = open_loop(trainer(), rows_with_nan(), tmp_path, steps, save_interval_steps=4)
+        saver = loop.context.saver
         with pytest.raises(Stopped) as stopped:
             loop.run(stop)
     assert (stopped.value.step, stopped.value.saved) == (2, False)
@@ -180,8 +179,8 @@ def test_a_save_that_takes_longer_than_there_is_time_is_not_begun(tmp_path, caps
     assert not (tmp_path / STOPPED).exists()
 
 
-def _slow(loop: TrainingLoop) -> None:
-    loop.saver.seconds = 45.0
+def _slow(saver: RunSaver) -> None:
+    saver.seconds = 45.0
 
 
 class _At:

@@ -164,18 +164,13 @@ class TwoProcesses:
 
 def test_a_process_with_good_rows_saves_too_and_says_what_the_other_has_met():
     done = []
-    saver = SimpleNamespace(finish=lambda: done.append("finish"), folder="resume")
-    loop = SimpleNamespace(
-        world=TwoProcesses(),
-        strategy=SimpleNamespace(global_step=3),
-        saver=saver,
-        _save=lambda progress: done.append("save"),
-    )
+    context = SimpleNamespace(saver=SimpleNamespace(folder="resume"), save_now=lambda: done.append("save"))
+    loop = SimpleNamespace(world=TwoProcesses(), strategy=SimpleNamespace(global_step=3), context=context)
     with pytest.raises(UserError, match="row 5 is bad. The state after step 3 is saved in resume"):
-        TrainingLoop._readable(loop, [{}], 0, None)
-    assert done == ["save", "finish"]
+        TrainingLoop._readable(loop, [{}], 0)
+    assert done == ["save"]
     with pytest.raises(UserError, match="row 5 is bad. No step was done since the start"):
-        TrainingLoop._readable(loop, [{}], 3, None)
+        TrainingLoop._readable(loop, [{}], 3)
 
 
 @pytest.mark.slow

@@ -8,8 +8,9 @@ from scratch import scratch_vlm
 
 from cobra.models.load import cast
 from cobra.training.batches import CollateOrPass, ErrorsAsValues, count_targets, grouped
+from cobra.training.config import Hyperparameters
 from cobra.training.optimizer import decayed_names
-from cobra.training.strategy import Hyperparameters, TrainStrategy
+from cobra.training.strategy import TrainStrategy
 from cobra.util.data_utils import IGNORE_INDEX, PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World
 from cobra.util.errors import UserError

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scratch import scratch_vlm
 
-from cobra.training.validation import Validation
+from cobra.training.validation import Validation, evaluation_mode
 from cobra.util.data_utils import IGNORE_INDEX, PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World
 
@@ -36,6 +36,11 @@ def validation(rows, size):
     return Validation(rows, collator, lengths, size)
 
 
+def loss(vlm, rows, size):
+    with evaluation_mode(vlm):
+        return validation(rows, size).loss(vlm, CPU, False)
+
+
 @pytest.fixture(scope="module")
 def by_hand(vlm, rows):
     """The sum of the losses and the count of the labels, row by row."""
@@ -52,7 +57,7 @@ def by_hand(vlm, rows):
 @pytest.mark.parametrize("size", [1, 2, 16])
 def test_loss_is_the_mean_over_all_labelled_tokens(vlm, rows, by_hand, size):
     total, tokens = by_hand
-    assert validation(rows, size).loss(vlm, CPU, False) == pytest.approx(total / tokens, rel=1e-6)
+    assert loss(vlm, rows, size) == pytest.approx(total / tokens, rel=1e-6)
 
 
 @pytest.mark.parametrize("processes", [2, 3, 8])
@@ -76,10 +81,10 @@ def test_rows_that_fill_up_do_not_count(rows):
 def test_model_is_left_as_it_was(vlm, rows):
     before = {name: value.clone() for name, value in vlm.state_dict().items()}
     vlm.train()
-    validation(rows, 2).loss(vlm, CPU, False)
+    loss(vlm, rows, 2)
     assert vlm.training and all(parameter.grad is None for parameter in vlm.parameters())
     assert all(torch.equal(before[name], value) for name, value in vlm.state_dict().items())
 
 
 def test_no_label_at_all_is_no_loss(vlm, rows):
-    assert validation([rows[5]], 1).loss(vlm, CPU, False) == 0.0
+    assert loss(vlm, [rows[5]], 1) == 0.0

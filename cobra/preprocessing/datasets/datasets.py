@@ -1,5 +1,6 @@
 """Datasets of rows in LLaVA's format, `{"id", "image", "conversations": [{"from", "value"}, ...]}`, for training."""
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -38,7 +39,13 @@ _SHOWN_PATH = 300
 
 
 class _RowDataset(Dataset[dict[str, Any]]):
-    """Rows of an annotation file, checked when it is first opened, and their images, opened when they are asked for."""
+    """Rows of an annotation file, checked when it is first opened, and their images, opened when they are asked for.
+
+    Attributes:
+        row_fields: Names of numbers that a row of the file holds beside its conversation, and that its example has too.
+    """
+
+    row_fields: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -72,6 +79,14 @@ class _RowDataset(Dataset[dict[str, Any]]):
             "input_ids": torch.tensor(input_ids[:limit], dtype=torch.long),
             "labels": torch.tensor(labels[:limit], dtype=torch.long),
         }
+        for name in self.row_fields:
+            value = self.examples[index].get(name)
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise UserError(
+                    f"{self.examples.where(index)} has {printable(repr(value), 100)} under `{name}`, where --objective "
+                    "needs a finite number"
+                )
+            example[name] = value
         try:
             example["pixel_values"] = self._pixels(index)
         except UserError as error:

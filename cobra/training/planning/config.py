@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cobra.util.errors import UserError
+from cobra.util.errors import check_values
 
 
 @dataclass
@@ -31,6 +31,4 @@ def check_plan(options: PlanConfig) -> None:
         "peak_tflops": (options.peak_tflops, options.peak_tflops is None or options.peak_tflops > 0, "above 0"),
         "utilisation": (options.utilisation, 0 < options.utilisation <= 1, "above 0 and at most 1"),
     }
-    for name, (value, good, expected) in checks.items():
-        if not good:
-            raise UserError(f"--plan.{name} is {value} and must be {expected}")
+    check_values(checks, "plan.")

@@ -15,12 +15,10 @@ from cobra.models.backbones.vision.specs import vision_spec
 from cobra.models.checkpoint import read_checkpoint
 from cobra.models.registry import find_model
 from cobra.models.run_folder import find_checkpoint
-from cobra.models.vlms import CobraVLM, check_stage
-from cobra.preprocessing.datasets.datasets import check_row_options
-from cobra.training.config import LoraConfig, PretrainConfig, loop_options
+from cobra.models.vlms import CobraVLM
+from cobra.training.check_run import check_run
+from cobra.training.config import LoraConfig, PretrainConfig, stage_hyperparameters, stage_prefix
 from cobra.training.flops import count_flops, flops_per_step, peak_tflops
-from cobra.training.lora import check_lora
-from cobra.training.materialize import stage_hyperparameters, stage_prefix
 from cobra.training.planning.activations import Pass
 from cobra.training.planning.config import PlanConfig, check_plan
 from cobra.training.planning.estimates import Disk, PartSize, Plan, Variant, Work
@@ -37,10 +35,8 @@ from cobra.training.planning.meta_model import build_blueprint
 from cobra.training.planning.render import as_json, print_plan
 from cobra.training.planning.row_lengths import Epoch, plan_epoch, read_facts
 from cobra.training.planning.warnings import find_cautions
-from cobra.training.schedule import StepPlan, check_batches, plan_steps
-from cobra.training.sharding import RESHARD, check_strategy, group_size
-from cobra.training.strategy import check_hyperparameters
-from cobra.util.errors import UserError
+from cobra.training.schedule import StepPlan, plan_steps
+from cobra.training.sharding import RESHARD, group_size
 from cobra.util.files import write_json
 
 _A100_TFLOPS = 312.0
@@ -83,7 +79,8 @@ def make_plan(
 ) -> Plan:
     """Plan a run; see :func:`show_plan`."""
     world_size = options.world_size or int(os.environ.get("WORLD_SIZE", "1"))
-    _check(config, options, lora, world_size)
+    check_plan(options)
+    check_run(config, world_size)
     model, prefix = config.model, stage_prefix(config.stage)
     values, device = stage_hyperparameters(model, config.stage), _device(config)
     mixed = model.enable_mixed_precision_training and device == "cuda"
@@ -135,24 +132,6 @@ def make_plan(
         warnings=[],
     )
     return replace(plan, warnings=find_cautions(plan, config, values, run_dir))
-
-
-def _check(config: PretrainConfig, options: PlanConfig, lora: LoraConfig, world_size: int) -> None:
-    """Make the run's own checks, for the planned number of processes."""
-    check_plan(options)
-    check_stage(config.stage)
-    check_lora(lora, config.stage)
-    loop_options(config)
-    if config.model.llm_max_length < 1:
-        raise UserError(f"--model.llm_max_length is {config.model.llm_max_length} and must be at least 1")
-    prefix = stage_prefix(config.stage)
-    values = stage_hyperparameters(config.model, config.stage)
-    check_hyperparameters(values, prefix)
-    strategy = getattr(config.model, f"{prefix}_train_strategy")
-    check_strategy(strategy)
-    group_size(strategy, world_size, config.sharding_group_size)
-    check_batches(values.global_batch_size, values.per_device_batch_size, world_size, prefix)
-    check_row_options(config.dataset.on_bad_image, config.dataset.truncation)
 
 
 def _device(config: PretrainConfig) -> str:

@@ -6,11 +6,9 @@ import torch
 
 from cobra.models.mamba.ops import cuda_ops
 from cobra.models.run_folder import LATEST
-from cobra.training.config import PretrainConfig
-from cobra.training.materialize import stage_prefix
+from cobra.training.config import Hyperparameters, PretrainConfig, stage_prefix
 from cobra.training.planning.estimates import Plan
 from cobra.training.planning.memory import GIB
-from cobra.training.strategy import Hyperparameters
 
 
 def find_cautions(plan: Plan, config: PretrainConfig, values: Hyperparameters, run_dir: Path) -> list[str]:
