@@ -25,7 +25,7 @@ from cobra.models.backbones.llm.specs import TINY_FOLDER
 from cobra.models.mamba import MambaConfig
 from cobra.models.mamba.ops import use_op
 from cobra.models.vlms import GenerationOptions, as_turn
-from cobra.models.vlms.generation_mixin import Answering
+from cobra.models.vlms.generation_mixin import GenerationMixin
 from cobra.util import cli
 
 VOCABULARY = 50_277
@@ -55,7 +55,7 @@ class GenerationBenchmark:
     """Of torch; null leaves the machine's."""
 
 
-class TextModel(Answering):
+class TextModel(GenerationMixin):
     """A language model that answers without images."""
 
     def __init__(self, backbone: MambaLLMBackbone) -> None:

@@ -37,23 +37,23 @@ class StageReader:
 
     def feed(self, text: str) -> Iterator[Part]:
         """Read the next piece of text; yield what is certain."""
-        held = self._held + text
+        pending = self._held + text
         start = 0
-        for tag in STAGE_TAG.finditer(held):
-            yield from self._add_text(held[start : tag.start()])
+        for tag in STAGE_TAG.finditer(pending):
+            yield from self._add_text(pending[start : tag.start()])
             self._stage, self._open = None if tag["slash"] else tag["name"], False
             if self._stage is not None:
                 yield from self._open_block()
             start = tag.end()
-        unfinished = find_unfinished_tag(held[start:])
-        certain = start + unfinished.start() if unfinished else len(held)
-        self._held = held[certain:]
-        yield from self._add_text(held[start:certain])
+        unfinished = find_unfinished_tag(pending[start:])
+        certain = start + unfinished.start() if unfinished else len(pending)
+        self._held = pending[certain:]
+        yield from self._add_text(pending[start:certain])
 
     def finish(self) -> Iterator[Part]:
         """Yield the text that was held back, at the end of the answer."""
-        held, self._held = self._held, ""
-        yield from self._add_text(held)
+        pending, self._held = self._held, ""
+        yield from self._add_text(pending)
 
     def _open_block(self) -> Iterator[Part]:
         self._block += 1

@@ -19,7 +19,7 @@ STAGE_BREAK = "\n\n"
 MAX_TAG_LENGTH = 64
 """Characters at the end of a growing text in which a tag is looked for."""
 
-# What may be wrong with the form of an answer; the values of `ReasoningTrace.problems`.
+# Faults of an answer's form; the values of `ReasoningTrace.problems`.
 UNCLOSED = "unclosed stage"
 DUPLICATED = "duplicated stage"
 OUT_OF_ORDER = "stage out of order"
@@ -42,7 +42,7 @@ class ReasoningTrace:
     reasoning: str | None = None
     conclusion: str | None = None
     problems: tuple[str, ...] = ()
-    """What is wrong with the form, apart from absent stages: a sorted subset of this module's constants."""
+    """Faults of the form, apart from absent stages: a sorted subset of this module's constants."""
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -52,17 +52,17 @@ class ReasoningTrace:
     @property
     def texts(self) -> list[tuple[str, str]]:
         """(stage, text) of those that are there, in the order of `STAGES`."""
-        found = [(stage, getattr(self, stage)) for stage in STAGES]
-        return [(stage, text) for stage, text in found if text is not None]
+        bodies = [(stage, getattr(self, stage)) for stage in STAGES]
+        return [(stage, text) for stage, text in bodies if text is not None]
 
     @property
     def faults(self) -> list[str]:
-        """All that is wrong with the form, in words; empty for a valid answer, and for one without any stage."""
+        """All faults of the form, in words; empty for a valid answer, and for one without any stage."""
         return [*(f"without {stage.upper()}" for stage in self.missing), *self.problems] if self.texts else []
 
     @property
     def is_valid(self) -> bool:
-        """Whether all four stages are there once, filled, closed, in order, and only white space is around them."""
+        """True if all four stages are there once, filled, closed and in order, with only white space around them."""
         return not self.missing and not self.problems
 
 

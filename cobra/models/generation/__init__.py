@@ -1,1 +1,1 @@
-"""Generation on a constant-size state: decoding, sampling, search, and answers in stages."""
+"""Generation on a constant-size state: decoding, sampling, search and constrained stages."""

@@ -1,4 +1,4 @@
-"""Branches of answers, written together from copies of constant-size states."""
+"""Branches of answers: written together, from copies of constant-size states."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -18,20 +18,20 @@ from cobra.reasoning.trace import MAX_TAG_LENGTH, STAGE_TAGS, last_closed_stage
 
 @dataclass
 class Branch:
-    """One way in which an answer goes on.
+    """One possible continuation of an answer.
 
-    prompt: Index of the prompt that it answers.
-    ids: All its tokens.
-    unread: The last of them, which its state has not read yet.
+    prompt: Index of the answered prompt.
+    ids: All tokens of the answer.
+    unread: The last of them, which the branch's state has not read yet.
     log_likelihood: Sum of the log-probabilities, by the model itself (temperature 1, nothing filtered), of the tokens
-        that were chosen; those that the guard forced are left out.
+        that were chosen; tokens that the guard forced are left out.
     chosen: Number of those tokens.
-    guard: Keeps its stages in order; None where nothing does.
-    stream: Of the numbers by which its tokens are drawn; None takes the best token.
-    tail: The last characters of what has been written since it branched, where there is no guard.
-    ended: Whether it is a whole answer, or has used up its tokens.
-    score: By the search's scorer; higher is better.
-    row: Of its state, among those at hand.
+    guard: Constraint to the four stages; None for free text.
+    stream: Source of the random numbers that draw tokens; None takes the best token.
+    tail: The last characters written since it branched, where there is no guard.
+    ended: True where the answer is whole or has used up its tokens.
+    score: Value by the search's scorer; higher is better.
+    row: Row of the branch's state, among those at hand.
     """
 
     prompt: int
@@ -59,12 +59,12 @@ class Branch:
 
 @dataclass(frozen=True)
 class Limits:
-    """When a branch ends.
+    """Where a branch ends, and how its tokens are chosen.
 
-    sampling: How tokens are chosen.
-    max_new_tokens: Of an answer.
-    end_token_id: Ends an answer that has no guard.
-    by_stage: Stop after every closing tag, to go on later.
+    sampling: Options of the choice.
+    max_new_tokens: Tokens of an answer at most.
+    end_token_id: Token that ends an answer without a guard.
+    by_stage: True to pause after every closing tag.
     """
 
     sampling: GenerationOptions
@@ -90,10 +90,10 @@ def write_branches(
         llm: The language model.
         branches: Changed in place; the last token of each is left unread.
         state: A row for each; used up.
-        scores: Of the next token (branches, vocabulary), fp32.
-        limits: When to stop.
-        texts: Of the tokens.
-        final: A row for each branch, overwritten with what it has read; None where nobody wants to know.
+        scores: Scores of the next token (branches, vocabulary), fp32.
+        limits: Where to stop.
+        texts: The tokens' texts.
+        final: A row for each branch, overwritten with its last state; None where the states are not needed.
         between_steps: Called before every token.
     """
     decoder = open_decoder(llm, state)
@@ -101,64 +101,64 @@ def write_branches(
     try:
         while True:
             between_steps()
-            values, gains = _choose([branches[index] for index in going], scores, limits.sampling)
+            values, gains = _choose_tokens([branches[index] for index in going], scores, limits.sampling)
             stops = [
-                _push(branches[index], value, gain, limits, texts)
+                _add_token(branches[index], value, gain, limits, texts)
                 for index, value, gain in zip(going, values, gains, strict=True)
             ]
-            staying = [place for place, stop in enumerate(stops) if not stop]
+            staying = [index for index, stop in enumerate(stops) if not stop]
             if final is not None and len(staying) < len(going):
-                _keep_states(decoder.state, [place for place, stop in enumerate(stops) if stop], going, final)
+                _keep_states(decoder.state, [index for index, stop in enumerate(stops) if stop], going, final)
             if not staying:
                 return
             if len(staying) < len(going):
                 decoder.keep(torch.tensor(staying, device=scores.device))
-                going = [going[place] for place in staying]
-            scores = decoder.read(torch.tensor([values[place] for place in staying], device=scores.device))
+                going = [going[index] for index in staying]
+            scores = decoder.read(torch.tensor([values[index] for index in staying], device=scores.device))
     finally:
         decoder.close()
 
 
-def _keep_states(state: MambaState, places: list[int], going: list[int], final: MambaState) -> None:
-    """Copy the rows at some places of a state into the rows of `final` that the branches there have."""
-    left = state.select(torch.tensor(places, device=state.device))
-    rows = torch.tensor([going[place] for place in places], device=state.device)
+def _keep_states(state: MambaState, positions: list[int], going: list[int], final: MambaState) -> None:
+    """Copy the rows of a state at some positions into the rows of `final` that belong to their branches."""
+    left = state.select(torch.tensor(positions, device=state.device))
+    rows = torch.tensor([going[index] for index in positions], device=state.device)
     final.write(rows, left)
 
 
-def _choose(
+def _choose_tokens(
     branches: Sequence[Branch], scores: Tensor, sampling: GenerationOptions
 ) -> tuple[list[int], list[float | None]]:
     """Return a token for every branch, and its log-probability; None where it was forced."""
     total = scores.logsumexp(-1)
-    tokens = _draw(branches, scores, sampling)
+    tokens = _draw_tokens(branches, scores, sampling)
     values = tokens.tolist()
     allowed = scores
     while refused := [
-        place
-        for place, (branch, value) in enumerate(zip(branches, values, strict=True))
+        index
+        for index, (branch, value) in enumerate(zip(branches, values, strict=True))
         if branch.guard is not None and not branch.guard.forced and not branch.guard.admits(value)
     ]:
         # Drawing again without what was refused is drawing from what the guard admits.
         allowed = scores.clone() if allowed is scores else allowed
         rows = torch.tensor(refused, device=scores.device)
         allowed[rows, tokens[rows]] = -torch.inf
-        tokens[rows] = _draw([branches[place] for place in refused], allowed[rows], sampling)
+        tokens[rows] = _draw_tokens([branches[index] for index in refused], allowed[rows], sampling)
         values = tokens.tolist()
     gains: list[float | None] = (scores.gather(1, tokens.unsqueeze(1)).squeeze(1) - total).tolist()
-    for place, branch in enumerate(branches):
+    for index, branch in enumerate(branches):
         if branch.guard is not None and branch.guard.forced:
-            values[place], gains[place] = branch.guard.forced[0], None
+            values[index], gains[index] = branch.guard.forced[0], None
     return values, gains
 
 
-def _draw(branches: Sequence[Branch], scores: Tensor, sampling: GenerationOptions) -> Tensor:
+def _draw_tokens(branches: Sequence[Branch], scores: Tensor, sampling: GenerationOptions) -> Tensor:
     streams = [branch.stream for branch in branches if branch.stream is not None]
     return choose(scores, sampling, None, next_numbers(streams, scores.device) if sampling.do_sample else None)
 
 
-def _push(branch: Branch, token: int, gain: float | None, limits: Limits, texts: TokenTexts) -> bool:
-    """Add a token to a branch; return whether it stops after it."""
+def _add_token(branch: Branch, token: int, gain: float | None, limits: Limits, texts: TokenTexts) -> bool:
+    """Add a token to a branch; return True if the branch stops after it."""
     branch.ids.append(token)
     branch.unread = [token]
     if gain is not None:
@@ -166,7 +166,7 @@ def _push(branch: Branch, token: int, gain: float | None, limits: Limits, texts:
         branch.chosen += 1
     if branch.guard is not None:
         stage = branch.guard.stage
-        branch.guard.push(token)
+        branch.guard.advance(token)
         branch.ended = branch.guard.ended
         return branch.ended or (limits.by_stage and branch.guard.stage > stage)
     branch.tail = (branch.tail + texts[token])[-MAX_TAG_LENGTH:]

@@ -80,19 +80,19 @@ _steps: WeakKeyDictionary[MambaLM, _Steps] = WeakKeyDictionary()
 
 
 def can_capture(llm: MambaLM) -> bool:
-    """Return whether a model's step may be captured: its weights are whole and lie still, and nobody said no."""
-    held = _steps.setdefault(llm, _Steps())
-    if held.failed or os.environ.get(VARIABLE) == "0" or llm.training or torch.is_autocast_enabled("cuda"):
+    """Return True if a model's step may be captured: whole weights that stay in place, and no veto."""
+    graphs = _steps.setdefault(llm, _Steps())
+    if graphs.failed or os.environ.get(VARIABLE) == "0" or llm.training or torch.is_autocast_enabled("cuda"):
         return False
     parameters = list(llm.parameters())
     if any(isinstance(parameter, DTensor) for parameter in parameters):
         return False
     # A graph reads the addresses that it was captured with: after `to` or a load by assignment they are others.
     holds_for = (ops_for(parameters[0].device), *(parameter.data_ptr() for parameter in parameters))
-    if holds_for != held.holds_for:
-        held.holds_for = holds_for
-        # Another dict: those that are lent are given back to the old one, and forgotten with it.
-        held.free = defaultdict(list)
+    if holds_for != graphs.holds_for:
+        graphs.holds_for = holds_for
+        # A new dict: graphs in use are returned to the old one, and forgotten with it.
+        graphs.free = defaultdict(list)
     return True
 
 
@@ -104,7 +104,7 @@ class GraphDecoder(Decoder):
         self._free = _steps[llm].free
         self._step: CapturedStep | None = None
         self._bucket: int | None = None
-        self._place(state)
+        self._load_state(state)
 
     @property
     def state(self) -> MambaState:
@@ -121,39 +121,39 @@ class GraphDecoder(Decoder):
         self._step.replay()
         return self._step.scores[: self._rows]
 
-    def keep(self, places: Tensor) -> None:
+    def keep(self, rows: Tensor) -> None:
         """See :meth:`Decoder.keep`."""
-        self._place(self.state.select(places))
+        self._load_state(self.state.select(rows))
 
     def close(self) -> None:
-        """Give the graph back for the next decoder of the model."""
+        """Return the graph for the next decoder of the model."""
         if self._step is not None and self._bucket is not None:
             self._free[self._bucket].append(self._step)
         self._step = self._bucket = None
 
-    def _place(self, state: MambaState) -> None:
-        """Put the state into the buffers of its bucket, in place of what was there."""
+    def _load_state(self, state: MambaState) -> None:
+        """Write the state into the buffers of its bucket."""
         self._rows = state.batch_size
         bucket = bucket_of(self._rows)
         if bucket != self._bucket:
             self.close()
-            self._bucket, self._step = bucket, self._take(bucket, state.device)
+            self._bucket, self._step = bucket, self._borrow_graph(bucket, state.device)
         if self._step is None:
             self._state = state
         else:
             self._step.state.write(slice(self._rows), state)
 
-    def _take(self, bucket: int | None, device: torch.device) -> CapturedStep | None:
-        """Return a graph that nobody uses, captured if there is none; None where it cannot be captured."""
-        held = _steps[self._llm]
-        if bucket is None or held.failed:
+    def _borrow_graph(self, bucket: int | None, device: torch.device) -> CapturedStep | None:
+        """Return a free graph, captured if there is none; None where it cannot be captured."""
+        graphs = _steps[self._llm]
+        if bucket is None or graphs.failed:
             return None
         if self._free[bucket]:
             return self._free[bucket].pop()
         try:
             return CapturedStep(self._llm, bucket, device)
         except RuntimeError as error:
-            held.failed = True
+            graphs.failed = True
             logger.warning("The decode step cannot be captured as a CUDA graph, so it runs without: %s", error)
             return None
 

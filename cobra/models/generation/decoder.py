@@ -1,4 +1,4 @@
-"""Reading one token of every row at a time, on the constant-size state; rows that are done leave."""
+"""Readers of tokens on the constant-size state: whole prompts, and one token of every row at a time."""
 
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
@@ -16,7 +16,7 @@ def read_tokens(llm: MambaLM, tokens: Tensor, state: MambaState) -> Tensor:
     Args:
         llm: The language model.
         tokens: (batch,) int64.
-        state: What was read before, a row for each token; updated in place.
+        state: The rows' past; updated in place.
 
     Returns:
         Scores of the next token (batch, vocabulary), fp32.
@@ -48,14 +48,14 @@ def read_rows(llm: MambaLM, rows: Sequence[Sequence[int]], state: MambaState, be
     return llm.logits(hidden[torch.arange(len(rows), device=lengths.device), lengths - 1])
 
 
-# Bytes of a head that is turned for decoding: smaller ones stay in the cache and gain nothing, larger ones would take
-# much memory and belong to models whose blocks take nearly all of the time.
-_TURNED = range(4 * 2**20, 256 * 2**20)
+# Bytes of a head that is transposed for decoding: smaller ones stay in the cache and gain nothing, larger ones would
+# take much memory and belong to models whose blocks take nearly all of the time.
+_HEAD_BYTES = range(4 * 2**20, 256 * 2**20)
 
-_turned: WeakKeyDictionary[MambaLM, tuple[tuple[int, int], Tensor]] = WeakKeyDictionary()
+_heads: WeakKeyDictionary[MambaLM, tuple[tuple[int, int], Tensor]] = WeakKeyDictionary()
 
 
-def turned_head(llm: MambaLM) -> Tensor | None:
+def transposed_head(llm: MambaLM) -> Tensor | None:
     """Return a copy of the head as (d_model, vocabulary), kept with its model, or None where it is of no use.
 
     A CPU's matrix product of few rows by 50,280 columns goes through the head in the order in which it lies there: as
@@ -63,40 +63,40 @@ def turned_head(llm: MambaLM) -> Tensor | None:
     are not copied.
     """
     weight = llm.lm_head.weight
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.nbytes not in _TURNED:
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.nbytes not in _HEAD_BYTES:
         return None
     if weight.requires_grad or weight.is_inference():
         return None
     version = (weight.data_ptr(), weight._version)
-    known = _turned.get(llm)
+    known = _heads.get(llm)
     if known is None or known[0] != version:
-        known = _turned[llm] = (version, weight.t().contiguous())
+        known = _heads[llm] = (version, weight.t().contiguous())
     return known[1]
 
 
 class Decoder:
-    """The rows that are being written, and what they have read; :class:`GraphDecoder` does the same on CUDA."""
+    """The rows that are being written, and their states; :class:`GraphDecoder` does the same on CUDA."""
 
     def __init__(self, llm: MambaLM, state: MambaState) -> None:
         self._llm = llm
         self._state = state
-        self._head = turned_head(llm)
+        self._head = transposed_head(llm)
 
     @property
     def state(self) -> MambaState:
-        """What the rows have read; good until the next call of a method, so copy what is to last."""
+        """State of the rows; valid until the next call of a method, so copy what is to last."""
         return self._state
 
     def read(self, tokens: Tensor) -> Tensor:
-        """Read a token of every row, (batch,) int64; return the next scores, good until the next call of a method."""
+        """Read a token of every row, (batch,) int64; return the next scores, valid until the next call of a method."""
         with threads_for(self._llm):
             if self._head is None:
                 return read_tokens(self._llm, tokens, self._state)
             return torch.mm(self._llm(self._llm.embed(tokens.unsqueeze(1)), self._state)[:, -1], self._head)
 
-    def keep(self, places: Tensor) -> None:
-        """Go on with some rows only, by their places (n,) int64 among those that are there."""
-        self._state = self._state.select(places)
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows only, by their indices (n,) int64 among the current ones."""
+        self._state = self._state.select(rows)
 
     def close(self) -> None:
-        """Give back what was lent; the decoder is of no use afterwards."""
+        """Release what the decoder holds; it cannot be used afterwards."""

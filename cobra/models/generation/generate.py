@@ -48,12 +48,12 @@ def choose(scores: Tensor, options: GenerationOptions, seen: Tensor | None, numb
 def stops_after(
     texts: Sequence[str], decode: Callable[[Sequence[int]], str], rows: int
 ) -> Callable[[int, int], bool] | None:
-    """Return a function that takes the (row, token) of every new token and tells whether the row has said a text.
+    """Return a function that takes the (row, token) of every new token and returns True if it completes a text.
 
     Args:
-        texts: What ends an answer; None is returned where there is none.
+        texts: Texts that end an answer; None is returned where there are none.
         decode: From ids to text.
-        rows: Answers written together.
+        rows: Number of answers written together.
     """
     if not texts:
         return None
@@ -63,8 +63,8 @@ def stops_after(
 
     def stop(row: int, token: int) -> bool:
         last[row] = [*last[row], token][-window:]
-        said = decode(last[row])
-        return any(text in said for text in texts)
+        written = decode(last[row])
+        return any(text in written for text in texts)
 
     return stop
 
@@ -82,8 +82,8 @@ def text_pieces(tokens: Iterable[int], decode: Callable[[Sequence[int]], str]) -
     yield decode(held)
 
 
-def tokens_of(prompts: Sequence[Sequence[int]], scores: Tensor) -> Tensor:
-    """Return which tokens each prompt has: bool, of the shape (batch, vocabulary) of scores and on their device."""
+def token_mask(prompts: Sequence[Sequence[int]], scores: Tensor) -> Tensor:
+    """Return a mask of the tokens in each prompt: bool (batch, vocabulary), of the shape and device of scores."""
     seen = torch.zeros_like(scores, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
         seen[row, list(prompt)] = True
@@ -102,14 +102,14 @@ def generate_ids(
 ) -> Iterator[list[tuple[int, int]]]:
     """Write answers token by token after the prompts have been read.
 
-    Rows that are done leave the batch, so the rest goes on faster.
+    Finished rows leave the batch, so the rest goes on faster.
 
     Args:
         llm: The language model.
         state: After the prompts, a row for each; used up.
-        scores: Of the first new token (batch, vocabulary).
+        scores: Scores of the first new token (batch, vocabulary).
         prompts: Text ids of each prompt, for the limits and the repetition penalty.
-        options: How to choose.
+        options: How tokens are chosen.
         end_token_id: Token after which a row is done; it is yielded too.
         stop: Called with the (row, token) of every token that may be followed; True where the row is done with it.
 
@@ -121,7 +121,7 @@ def generate_ids(
         streams = [random.Random(seed) for seed in row_seeds(options.seeds, len(prompts), options.generator)]
     rows = list(range(len(prompts)))
     left = [options.budget(len(prompt)) for prompt in prompts]
-    seen = None if options.repetition_penalty == 1.0 else tokens_of(prompts, scores)
+    seen = None if options.repetition_penalty == 1.0 else token_mask(prompts, scores)
     decoder = open_decoder(llm, state)
     try:
         while True:
@@ -134,17 +134,17 @@ def generate_ids(
             for row, _ in step:
                 left[row] -= 1
             going = [
-                place
-                for place, (row, value) in enumerate(zip(rows, values, strict=True))
+                index
+                for index, (row, value) in enumerate(zip(rows, values, strict=True))
                 if left[row] > 0 and value != end_token_id and not (stop is not None and stop(row, value))
             ]
             if not going:
                 return
             if len(going) < len(rows):
-                index = torch.tensor(going, device=tokens.device)
-                decoder.keep(index)
-                tokens, rows = tokens[index], [rows[place] for place in going]
-                seen = None if seen is None else seen[index]
+                kept = torch.tensor(going, device=tokens.device)
+                decoder.keep(kept)
+                tokens, rows = tokens[kept], [rows[index] for index in going]
+                seen = None if seen is None else seen[kept]
             if seen is not None:
                 seen.scatter_(1, tokens.unsqueeze(1), True)
             scores = decoder.read(tokens)

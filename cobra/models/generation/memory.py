@@ -1,4 +1,4 @@
-"""How many branches fit into the memory that is free."""
+"""Free memory, and the number of branches that fit into it."""
 
 import os
 from pathlib import Path
@@ -14,8 +14,8 @@ _STATES = 3
 # probabilities and the sums of these in fp64.
 _BYTES_PER_SCORE = 40
 _MEMINFO, _CGROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup")
-# By its controllers in that file: where groups are, and the files of a limit, of what is used, and of what of that is
-# a cache of files.
+# Folder of control groups by their controllers in that file, and the names of their limit, their use, and the part of
+# it that is a cache of files.
 _GROUP_FILES = {
     "": (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
     "memory": (
@@ -25,17 +25,17 @@ _GROUP_FILES = {
         "total_inactive_file",
     ),
 }
-# Of what is free so much is left to others.
+# Share of the free memory that is left to others.
 _SPARE = 0.2
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes that can still be had on a device, what torch holds without using it included."""
+    """Return the free bytes on a device, including torch's unused cache."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     if _MEMINFO.is_file():
-        # Unlike the free pages this counts what the system would give up: its cache of files.
+        # Unlike the free pages this includes what the system would give up: its cache of files.
         available = 1024 * int(_MEMINFO.read_text().partition("MemAvailable:")[2].split()[0])
         return min([available, *_left_to_groups()])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
@@ -49,13 +49,13 @@ def _left_to_groups() -> list[int]:
     """
     left = []
     for line in _CGROUPS.read_text().splitlines() if _CGROUPS.is_file() else []:
-        _, controllers, place = line.split(":", 2)
+        _, controllers, path = line.split(":", 2)
         kind = "memory" if "memory" in controllers.split(",") else controllers
         if kind not in _GROUP_FILES:
             continue
         root, limit, used, cached = _GROUP_FILES[kind]
         # Within a container the path may be one of outside: its own group is then the root.
-        inner = root / place.lstrip("/")
+        inner = root / path.lstrip("/")
         for folder in {root, inner, *(parent for parent in inner.parents if root in parent.parents)}:
             try:
                 most = (folder / limit).read_text().strip()
@@ -69,18 +69,18 @@ def _left_to_groups() -> list[int]:
 
 
 def state_bytes(config: MambaConfig) -> int:
-    """Return the bytes of one row's state, whatever it has read."""
+    """Return the bytes of one row's state; they do not grow with the text."""
     return MambaState.zeros(config, 1, "meta").nbytes
 
 
-def branches_at_once(config: MambaConfig, device: torch.device, held: int, wanted: int, memory: float | None) -> int:
+def branches_at_once(config: MambaConfig, device: torch.device, kept: int, wanted: int, memory: float | None) -> int:
     """Return how many branches can be written together; the others wait, which changes no answer.
 
     Args:
-        config: Of the language model.
-        device: Where the states are.
-        held: States that are kept meanwhile: those that are branched and the best ones so far.
-        wanted: Branches that there are to write.
+        config: Sizes of the language model.
+        device: Device of the states.
+        kept: States that are kept meanwhile: those that are branched and the best ones so far.
+        wanted: Branches to write.
         memory: GiB to use at most; None is four fifths of what is free.
 
     Raises:
@@ -90,11 +90,11 @@ def branches_at_once(config: MambaConfig, device: torch.device, held: int, wante
     # What is kept is copied when others join it.
     usable = int(free_memory(device) * (1 - _SPARE) if memory is None else memory * 2**30)
     branch = _STATES * state + _BYTES_PER_SCORE * config.padded_vocab_size
-    fitting = (usable - 2 * held * state) // branch
+    fitting = (usable - 2 * kept * state) // branch
     if fitting < 1:
-        least = (2 * held * state + branch) / 2**30
+        least = (2 * kept * state + branch) / 2**30
         raise UserError(
-            f"the search keeps {held:,} states of {state / 2**20:,.1f} MiB, and a branch takes {branch / 2**20:,.1f} "
+            f"the search keeps {kept:,} states of {state / 2**20:,.1f} MiB, and a branch takes {branch / 2**20:,.1f} "
             f"MiB while it is written, {least:,.2f} GiB at least; {usable / 2**30:,.2f} GiB of {device.type} memory "
             "may be used: ask fewer prompts at once, keep fewer branches (keep), or allow more (memory)"
         )

@@ -1,4 +1,4 @@
-"""Choosing tokens from scores: filters, the repetition penalty, and draws that belong to a row whatever its batch.
+"""Filters of scores, the repetition penalty, and draws of tokens that depend on a row alone, not on its batch.
 
 A token is drawn with one number from [0, 1) by inverting the cumulated probabilities. Every row takes its numbers from
 a stream of its own, seeded by its seed alone, so that a sampled answer depends on its prompt, the options and that seed

@@ -1,4 +1,4 @@
-"""Which of several branches is the best: by likelihood, by the model's own judgement, by a function, or by vote."""
+"""Scorers of branches: likelihood, the model's own judgement, a user's function; and the vote."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -22,22 +22,22 @@ class Candidate:
     """An answer, or its beginning."""
 
     text: str
-    """Tags included, without special tokens."""
+    """Text with its tags, without special tokens."""
     score: float
-    """By the scorer; higher is better."""
+    """Value by the scorer; higher is better."""
     mean_log_likelihood: float
-    """Of the tokens that the model chose."""
+    """Mean log-likelihood of the tokens that the model chose."""
     tokens: int
-    """Its length, forced tags included."""
+    """Length of the answer, forced tags included."""
     votes: int = 0
-    """In a vote: candidates with its conclusion, itself included."""
+    """Candidates with the same conclusion, itself included, in a vote."""
 
 
 class Scorer(Protocol):
-    """Gives branches their scores."""
+    """Sets the scores of branches."""
 
     reads_state: bool
-    """Whether it looks at the states."""
+    """True if it looks at the states."""
 
     def score(self, branches: Sequence[Branch], state: MambaState | None) -> list[int]:
         """Set the branches' scores, and return how many tokens were read for each.
@@ -155,12 +155,12 @@ def judgement_scorer(
     return JudgementScorer(llm, encode(question_after_answer(builder, question)), answers["Yes"], answers["No"])
 
 
-def by_vote(candidates: Sequence[Candidate], question: str) -> list[Candidate]:
+def sort_by_vote(candidates: Sequence[Candidate], question: str) -> list[Candidate]:
     """Order whole answers by how many have the same CONCLUSION, by the rule that answers are scored by.
 
     Args:
         candidates: Best first.
-        question: What was asked: where it lists options, their words and letters are the same.
+        question: The question: where it lists options, their words and letters are the same.
 
     Returns:
         The candidates with their votes, those of the commonest conclusion first, among them the best first. Of
@@ -176,4 +176,4 @@ def by_vote(candidates: Sequence[Candidate], question: str) -> list[Candidate]:
             without.append(candidate)
     # Stable: groups with as many votes stay in the order of their best members.
     ordered = sorted(groups.values(), key=lambda members: -len(members))
-    return [replace(one, votes=len(members)) for members in ordered for one in members] + without
+    return [replace(member, votes=len(members)) for members in ordered for member in members] + without

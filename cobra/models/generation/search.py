@@ -1,4 +1,4 @@
-"""Search over answers: several are begun from copies of one state, and the best one is taken.
+"""Search over answers: writes several from copies of one state, and takes the best one.
 
 Stage-level beam search (LLaVA-CoT, arXiv 2411.10440): at every stage the kept answers are branched, each branch is
 sampled to the stage's closing tag, the best ones are kept, and so on. Best-of-N samples whole answers and takes the
@@ -18,29 +18,29 @@ from cobra.models.generation.beams import Branch, Limits, write_branches
 from cobra.models.generation.decoder import read_rows
 from cobra.models.generation.memory import branches_at_once, state_bytes
 from cobra.models.generation.options import SearchOptions
-from cobra.models.generation.scorers import Candidate, Scorer, by_vote
+from cobra.models.generation.scorers import Candidate, Scorer, sort_by_vote
 from cobra.models.generation.stage_guard import StageGuard, TokenTexts
 from cobra.models.mamba import MambaLM, MambaState
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What was found for one prompt."""
+    """The result for one prompt."""
 
     text: str
     """The answer."""
     score: float
-    """Of the answer, by the scorer."""
+    """Value of the answer by the scorer."""
     tokens_spent: int
     """Tokens written in all branches, and those read to judge them."""
     candidates: list[Candidate]
-    """What the answer was chosen from at last, the best first."""
+    """Answers of the last round, the best first."""
     rounds: list[list[Candidate]] = field(repr=False)
-    """What was written at every stage, the best first. One round but for `stage-beam`."""
+    """Candidates of every round, the best first; only `stage-beam` has several rounds."""
     state_bytes: int = 0
-    """Of one branch's state, whatever it has read."""
+    """Bytes of one branch's state; they do not grow with the text."""
     copied_bytes: int = 0
-    """That branching cost: a copy of the state for each branch."""
+    """Bytes copied for branching: a state for each branch."""
 
 
 class Search:
@@ -56,15 +56,15 @@ class Search:
         options: SearchOptions,
         between_steps: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take what a search needs of a model.
+        """Set up a search.
 
         Args:
             llm: In evaluation mode.
-            texts: Of its tokens.
+            texts: The tokens' texts.
             decode: From ids to text, without special tokens.
-            end_token_id: Ends an answer that has no guard.
-            scorer: As `options` ask for.
-            options: How to search.
+            end_token_id: Token that ends an answer without a guard.
+            scorer: The scorer that `options` ask for.
+            options: The options of the search.
             between_steps: Called before every token of the branches; what it raises ends the search.
 
         Raises:
@@ -92,25 +92,25 @@ class Search:
             state: As :meth:`rounds`.
             scores: Likewise.
             seeds: Likewise.
-            questions: What each prompt asks, for a vote: an option that it lists is the same by its letter and words.
+            questions: The question of each prompt, for a vote: a listed option is the same by its letter and words.
         """
         rounds = list(self.rounds(state, scores, seeds))
         return [
-            self._result([found[prompt] for found in rounds], prompt, question)
+            self._result([candidates[prompt] for candidates in rounds], prompt, question)
             for prompt, question in enumerate(questions)
         ]
 
     def decided(self, state: MambaState, scores: Tensor, seed: str, question: str) -> Iterator[str]:
-        """Search the answer to one prompt; yield its text piece by piece, as far as the kept answers agree."""
-        told, rounds = "", []
-        for found in self.rounds(state, scores, [seed]):
-            rounds.append(found[0])
-            kept = list(dict.fromkeys(candidate.text for candidate in found[0]))[: self._options.kept]
-            piece = os.path.commonprefix(kept)[len(told) :]
+        """Search for the answer to one prompt; yield its text piece by piece, as far as the kept answers agree."""
+        yielded, rounds = "", []
+        for [candidates] in self.rounds(state, scores, [seed]):
+            rounds.append(candidates)
+            kept = list(dict.fromkeys(candidate.text for candidate in candidates))[: self._options.kept]
+            piece = os.path.commonprefix(kept)[len(yielded) :]
             if piece and self._limits.by_stage:
                 yield piece
-                told += piece
-        yield self._result(rounds, 0, question).text[len(told) :]
+                yielded += piece
+        yield self._result(rounds, 0, question).text[len(yielded) :]
 
     @property
     def tokens_spent(self) -> list[int]:
@@ -118,7 +118,7 @@ class Search:
         return list(self._spent)
 
     def _result(self, rounds: list[list[Candidate]], prompt: int, question: str) -> SearchResult:
-        last = by_vote(rounds[-1], question) if self._options.kind == "vote" else rounds[-1]
+        last = sort_by_vote(rounds[-1], question) if self._options.kind == "vote" else rounds[-1]
         size = state_bytes(self._llm.config)
         copied = size * self._branched[prompt]
         return SearchResult(last[0].text, last[0].score, self._spent[prompt], last, rounds, size, copied)
@@ -128,11 +128,11 @@ class Search:
 
         Args:
             state: After the prompts, a row for each; used up.
-            scores: Of the first new token (prompts, vocabulary), fp32.
-            seeds: One for each prompt: what is drawn for it depends on this alone.
+            scores: Scores of the first new token (prompts, vocabulary), fp32.
+            seeds: A seed for each prompt: its draws depend on it alone.
 
         Yields:
-            After each round what there is for every prompt, best first; of those that differ the first
+            The candidates of every prompt after each round, best first; of those that differ the first
             :attr:`SearchOptions.kept` go on.
 
         Raises:
@@ -144,9 +144,9 @@ class Search:
         number = 0
         while not all(branch.ended for branch in beams):
             state, scores = self._read(beams, state, scores)
-            found, state = self._round(beams, state, scores, [f"{seed}/{number}" for seed in seeds])
-            yield [[self._candidate(branch) for branch in branches] for branches in found]
-            beams = [branch for branches in found for branch in self._kept(branches)]
+            written, state = self._round(beams, state, scores, [f"{seed}/{number}" for seed in seeds])
+            yield [[self._candidate(branch) for branch in branches] for branches in written]
+            beams = [branch for branches in written for branch in self._kept(branches)]
             number += 1
 
     def _candidate(self, branch: Branch) -> Candidate:
@@ -154,7 +154,7 @@ class Search:
         return Candidate(text, branch.score, branch.mean_log_likelihood, len(branch.ids))
 
     def _read(self, beams: list[Branch], state: MambaState, scores: Tensor) -> tuple[MambaState, Tensor]:
-        """Let the states read what was written since, and the opening tags that come next, all at once."""
+        """Read the tokens written since, and the opening tags that come next, all at once."""
         for branch in beams:
             if branch.guard is not None:
                 forced = branch.guard.take_forced()
@@ -169,30 +169,30 @@ class Search:
     ) -> tuple[list[list[Branch]], MambaState]:
         """Branch, write, score and sort; return what there is by prompt, and the states of those that go on."""
         by_stage = self._limits.by_stage
-        found: list[list[Branch]] = [[] for _ in seeds]
+        by_prompt: list[list[Branch]] = [[] for _ in seeds]
         for row, branch in enumerate(beams):
             branch.row = row
             if branch.ended:
-                found[branch.prompt].append(branch)
+                by_prompt[branch.prompt].append(branch)
         plan = self._plan(beams, len(seeds))
-        held = len(beams) + (self._options.kept * len(seeds) if by_stage else 0)
-        at_once = branches_at_once(self._llm.config, state.device, held, len(plan), self._options.memory)
+        kept = len(beams) + (self._options.kept * len(seeds) if by_stage else 0)
+        at_once = branches_at_once(self._llm.config, state.device, kept, len(plan), self._options.memory)
         # Rows are counted through the states that are branched, then the best of those written so far, then new ones.
         best: list[MambaState] = []
         for start in range(0, len(plan), at_once):
             written, final = self._write(beams, plan[start : start + at_once], state, scores, seeds)
             for branch in written:
                 branch.row += sum(part.batch_size for part in (state, *best))
-                found[branch.prompt].append(branch)
-            for branches in found:
+                by_prompt[branch.prompt].append(branch)
+            for branches in by_prompt:
                 branches.sort(key=lambda branch: -branch.score)
             if by_stage and final is not None:
-                going = [branch for branches in found for branch in self._kept(branches)]
+                going = [branch for branches in by_prompt for branch in self._kept(branches)]
                 rows = torch.tensor([branch.row for branch in going], device=scores.device)
                 best = [MambaState.join([state, *best, final]).select(rows)]
                 for row, branch in enumerate(going):
                     branch.row = state.batch_size + row
-        return found, best[0] if best else state
+        return by_prompt, best[0] if best else state
 
     def _kept(self, branches: list[Branch]) -> list[Branch]:
         """Return the branches of one prompt, best first, that go on; of those with the same tokens the first."""
@@ -216,7 +216,7 @@ class Search:
         scores: Tensor,
         seeds: Sequence[str],
     ) -> tuple[list[Branch], MambaState | None]:
-        """Write some of the branches, and score them; return them and, where somebody looks at them, their states."""
+        """Write and score some of the branches; return them and, where they are needed, their states."""
         index = torch.tensor([row for row, _ in plan], device=scores.device)
         branches = []
         for row, number in plan:
@@ -230,8 +230,8 @@ class Search:
             self._llm, branches, states, scores[index], self._limits, self._texts, final, self._between_steps
         )
         read = self._scorer.score(branches, final)
-        for place, ((row, _), branch, judged) in enumerate(zip(plan, branches, read, strict=True)):
-            branch.row = place
+        for position, ((row, _), branch, judged) in enumerate(zip(plan, branches, read, strict=True)):
+            branch.row = position
             self._branched[branch.prompt] += 1
             self._spent[branch.prompt] += len(branch.ids) - len(beams[row].ids) + judged
         return branches, final

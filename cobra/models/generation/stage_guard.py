@@ -40,28 +40,28 @@ class TokenTexts:
 
 
 class StageGuard:
-    """What may come next in one answer, from its first token on; a copy is a branch.
+    """The constraint on one answer, from its first token on; a copy is a branch.
 
     Attributes:
         stage: Index of the stage that is being written; the number of stages when all are closed.
-        forced: Tokens that come next whatever the model says.
-        refused: Tokens that were refused at this place.
+        forced: Tokens that come next, whatever the model scores highest.
+        refused: Tokens refused at this position.
     """
 
     def __init__(self, texts: TokenTexts, max_tokens: int, stage_tokens: int) -> None:
         """Start before the first opening tag.
 
         Args:
-            texts: Of the tokens.
-            max_tokens: Of the whole answer, tags included; every stage leaves to each of the later ones an eighth of
-                what there is for text.
-            stage_tokens: Of the text of one stage.
+            texts: The tokens' texts.
+            max_tokens: Tokens of the whole answer, tags included; every stage leaves an eighth of those for text to
+                each later one.
+            stage_tokens: Tokens of the text of one stage.
 
         Raises:
             UserError: There is no room for four stages of a token each.
         """
         self._texts = texts
-        self._opening = [texts.encode(f"{STAGE_BREAK if place else ''}<{tag}>") for place, tag in enumerate(STAGE_TAGS)]
+        self._opening = [texts.encode(f"{STAGE_BREAK if index else ''}<{tag}>") for index, tag in enumerate(STAGE_TAGS)]
         self._closing = [texts.encode(f" </{tag}>") for tag in STAGE_TAGS]
         # Tokens of a stage's tags; the rest of a closing tag that was begun may take more of them than all of it.
         rests = [[f" </{tag}>"[begun:] for begun in range(len(tag) + 4)] for tag in STAGE_TAGS]
@@ -79,31 +79,31 @@ class StageGuard:
         self.stage = 0
         self.forced: list[int] = []
         self.refused = 0
-        # Of the stage: its text, the tokens of that and how many there may be, and those left of its opening tag.
+        # The stage's text, its tokens, their limit, and the tokens left of its opening tag.
         self._body = ""
         self._spent = self._limit = self._unopened = 0
         self._open(0)
 
     @property
     def ended(self) -> bool:
-        """Whether all stages are closed."""
+        """True if all stages are closed."""
         return self.stage == len(STAGE_TAGS)
 
     def copy(self) -> "StageGuard":
-        """Return a guard at the same place that goes on by itself."""
-        other = copy.copy(self)
-        other.forced = list(self.forced)
-        return other
+        """Return an independent guard at the same position."""
+        branch = copy.copy(self)
+        branch.forced = list(self.forced)
+        return branch
 
     def take_forced(self) -> list[int]:
-        """Go past the tokens that come next whatever the model says, and return them."""
+        """Advance past the forced tokens, and return them."""
         taken = list(self.forced)
         for token in taken:
-            self.push(token)
+            self.advance(token)
         return taken
 
     def admits(self, token: int) -> bool:
-        """Return whether a token may come next; where it may not, it counts as refused.
+        """Return True if a token may come next; otherwise it counts as refused.
 
         After many refusals the closing tag is forced, and nothing else is admitted any more.
         """
@@ -116,8 +116,8 @@ class StageGuard:
             self.forced = self._rest_of_closing()
         return False
 
-    def push(self, token: int) -> None:
-        """Go past a token."""
+    def advance(self, token: int) -> None:
+        """Advance past a token."""
         self.refused = 0
         self._left -= 1
         if self.forced:
@@ -142,6 +142,7 @@ class StageGuard:
         self._limit = min(self._stage_tokens, self._left - needed)
 
     def _fits(self, piece: str) -> bool:
+        """Return True if a piece of text may follow."""
         if not piece:
             return False
         body = self._body + piece
@@ -152,18 +153,18 @@ class StageGuard:
         return all(self._tag_fits(body, tag) for tag in PARTIAL_TAG.finditer(body, start))
 
     def _tag_fits(self, body: str, tag: re.Match[str]) -> bool:
-        """Return whether a tag, whole or begun, may stand in this stage."""
-        own, filled = STAGE_TAGS[self.stage], bool(body[: tag.start()].strip())
-        if tag["slash"] and not filled and (not tag["name"] or own.startswith(tag["name"])):
+        """Return True if a tag, whole or begun, may stand in this stage."""
+        due, filled = STAGE_TAGS[self.stage], bool(body[: tag.start()].strip())
+        if tag["slash"] and not filled and (not tag["name"] or due.startswith(tag["name"])):
             return False
         unfinished = not tag["end"] and tag.end() == len(body)
         if not tag["end"] and not unfinished:
-            # Something that no tag has came after the letters.
+            # No tag: something else follows the letters.
             return True
         alike = [name for name in STAGE_TAGS if name == tag["name"] or (unfinished and name.startswith(tag["name"]))]
         if len(tag["name"]) < _LETTERS or not alike:
             return True
-        return alike == [own] and bool(tag["slash"]) and (unfinished or not body[tag.end() :].strip())
+        return alike == [due] and bool(tag["slash"]) and (unfinished or not body[tag.end() :].strip())
 
     def _rest_of_closing(self) -> list[int]:
         """Return the tokens that close the stage, going on from a closing tag that has been begun."""

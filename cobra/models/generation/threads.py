@@ -1,4 +1,4 @@
-"""Threads of a CPU for answering: small models answer on one."""
+"""The number of CPU threads for answering: small models use one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

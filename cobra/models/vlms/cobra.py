@@ -31,7 +31,7 @@ from cobra.models.checkpoint import MODULE_KEYS, Checkpoint, read_checkpoint, re
 from cobra.models.mamba import MambaState
 from cobra.models.run_folder import LATEST
 from cobra.models.tensors import load_strictly
-from cobra.models.vlms.generation_mixin import Answering, single_token_answers
+from cobra.models.vlms.generation_mixin import GenerationMixin, single_token_answers
 from cobra.util.data_utils import IGNORE_INDEX
 from cobra.util.errors import UserError, check_known
 from cobra.util.files import sha256_file
@@ -93,7 +93,7 @@ def build_projector(arch_specifier: str, vision_dim: int, llm_dim: int) -> nn.Mo
 _PROJECTORS = {"fused-gelu-mlp": FusedMLPProjector, "gelu-mlp": MLPProjector, "fused-ldpnet": FusedLDPProjector}
 
 
-class CobraVLM(Answering, nn.Module):
+class CobraVLM(GenerationMixin, nn.Module):
     """A vision-language model whose inference state has constant size.
 
     Attributes:
@@ -218,14 +218,14 @@ class CobraVLM(Answering, nn.Module):
         # Runs end in their seed; one with a name of the user's own may start from any.
         seed = re.search(r"x\d+$", run_dir.name)
         pattern = f"*{glob.escape(self.model_id)}+stage-align+{seed.group() if seed else 'x*'}"
-        found = sorted(run_dir.parent.glob(f"{pattern}/{LATEST.as_posix()}"))
-        if len(found) == 1:
-            return found[0]
-        many = f"there are {len(found)}: {', '.join(str(path) for path in found)}. Choose one with"
+        checkpoints = sorted(run_dir.parent.glob(f"{pattern}/{LATEST.as_posix()}"))
+        if len(checkpoints) == 1:
+            return checkpoints[0]
+        many = f"there are {len(checkpoints)}: {', '.join(str(path) for path in checkpoints)}. Choose one with"
         none = "there is none with a checkpoint: run scripts/pretrain.py with --stage align first, or give"
         raise UserError(
             f"the architecture {self.arch_specifier!r} needs a projector from its align stage, a run {pattern} in "
-            f"{run_dir.parent}, and {many if found else none} --pretrained_checkpoint"
+            f"{run_dir.parent}, and {many if checkpoints else none} --pretrained_checkpoint"
         )
 
     def get_prompt_builder(self, system_prompt: str | None = None) -> PromptBuilder:

@@ -1,4 +1,4 @@
-"""Answering prompts about images: the public face of generation, shared by all vision-language models."""
+"""Generation for vision-language models: answers prompts about images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -43,7 +43,7 @@ def single_token_answers(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return {answer: ids[0] for answer, ids in encoded.items() if len(ids) == 1}
 
 
-class Answering:
+class GenerationMixin:
     """Generation for a model with the attributes named here; :class:`CobraVLM` is one."""
 
     vision_backbone: VisionBackbone

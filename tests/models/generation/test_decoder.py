@@ -9,7 +9,7 @@ from scratch import picture
 
 import cobra
 from cobra.models.generation.cuda_graph import open_decoder
-from cobra.models.generation.decoder import Decoder, read_tokens, turned_head
+from cobra.models.generation.decoder import Decoder, read_tokens, transposed_head
 from cobra.models.mamba import MambaConfig, MambaLM, MambaState
 from cobra.models.vlms import GenerationOptions
 
@@ -25,10 +25,10 @@ def wide_llm(vocabulary=20_000):
 
 
 @torch.no_grad()
-def test_the_turned_head_gives_the_same_scores():
+def test_the_transposed_head_gives_the_same_scores():
     llm = wide_llm()
     decoder, state = open_decoder(llm, MambaState.zeros(llm.config, 3, "cpu")), MambaState.zeros(llm.config, 3, "cpu")
-    assert turned_head(llm).shape == (64, 20_000) and turned_head(llm).is_contiguous()
+    assert transposed_head(llm).shape == (64, 20_000) and transposed_head(llm).is_contiguous()
     for step in range(4):
         tokens = torch.tensor([step, 7, 19_999])
         torch.testing.assert_close(decoder.read(tokens), read_tokens(llm, tokens, state))
@@ -38,12 +38,12 @@ def test_the_turned_head_gives_the_same_scores():
 @torch.no_grad()
 def test_it_follows_the_weights_and_goes_with_the_model():
     llm = wide_llm()
-    first = turned_head(llm)
-    assert turned_head(llm) is first
+    first = transposed_head(llm)
+    assert transposed_head(llm) is first
     llm.lm_head.weight.mul_(2)
-    assert torch.equal(turned_head(llm), llm.lm_head.weight.t())
+    assert torch.equal(transposed_head(llm), llm.lm_head.weight.t())
     llm.lm_head.weight.data = torch.randn(20_000, 64)
-    assert torch.equal(turned_head(llm), llm.lm_head.weight.t())
+    assert torch.equal(transposed_head(llm), llm.lm_head.weight.t())
     gone = weakref.ref(llm)
     del llm
     gc.collect()
@@ -51,11 +51,11 @@ def test_it_follows_the_weights_and_goes_with_the_model():
 
 
 def test_where_it_would_be_of_no_use():
-    assert turned_head(wide_llm(1_000)) is None
-    assert turned_head(wide_llm().requires_grad_()) is None
-    assert turned_head(wide_llm().to(torch.bfloat16)) is None
+    assert transposed_head(wide_llm(1_000)) is None
+    assert transposed_head(wide_llm().requires_grad_()) is None
+    assert transposed_head(wide_llm().to(torch.bfloat16)) is None
     with torch.inference_mode():
-        assert turned_head(wide_llm()) is None
+        assert transposed_head(wide_llm()) is None
 
 
 @torch.no_grad()

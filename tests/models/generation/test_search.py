@@ -12,7 +12,7 @@ from scripted_lm import END, TEXTS, ScriptedLM, decode, encode, four_stages, let
 import cobra
 from cobra.demo.questions import CAPTION_PROMPTS
 from cobra.models.generation import memory
-from cobra.models.generation.scorers import Candidate, FunctionScorer, JudgementScorer, LikelihoodScorer, by_vote
+from cobra.models.generation.scorers import Candidate, FunctionScorer, JudgementScorer, LikelihoodScorer, sort_by_vote
 from cobra.models.generation.search import Search
 from cobra.models.mamba import MambaState
 from cobra.models.vlms import SearchOptions
@@ -134,8 +134,8 @@ def test_a_vote_counts_conclusions_that_say_the_same(guard):
 @pytest.mark.fault("D2")
 def test_votes_are_counted_by_the_rule_of_the_score():
     given = candidates("7", "1,000", "1000", "The answer is B", "B", "(b) blue", "blue")
-    assert [one.votes for one in by_vote(given, "")] == [2, 2, 2, 2, 1, 1, 1]
-    ordered = by_vote(given, "Which? A. red B. blue")
+    assert [one.votes for one in sort_by_vote(given, "")] == [2, 2, 2, 2, 1, 1, 1]
+    ordered = sort_by_vote(given, "Which? A. red B. blue")
     assert [one.votes for one in ordered] == [4, 4, 4, 4, 2, 2, 1]
     assert extract_reasoning_trace(ordered[0].text).conclusion == "The answer is B"
 
@@ -175,7 +175,7 @@ def candidates(*conclusions):
 )
 def test_ties_of_a_vote_go_to_the_best_answer(conclusions, winner, votes):
     given = candidates(*conclusions)
-    ordered = by_vote(given, "")
+    ordered = sort_by_vote(given, "")
     assert (ordered[0].text, ordered[0].score, ordered[0].votes) == (given[winner].text, given[winner].score, votes)
     assert Counter(one.text for one in ordered) == Counter(one.text for one in given)
 

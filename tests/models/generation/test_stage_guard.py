@@ -49,7 +49,7 @@ def write(guard, wishes):
     while not guard.ended:
         token = guard.forced[0] if guard.forced else next(wishes)
         if guard.forced or guard.admits(token):
-            guard.push(token)
+            guard.advance(token)
             ids.append(token)
     return ids
 
@@ -108,7 +108,7 @@ def test_a_well_formed_answer_passes_unchanged(tiny_texts):
     for token in tiny_texts.encode(answer):
         forced += bool(guard.forced)
         assert guard.admits(token)
-        guard.push(token)
+        guard.advance(token)
     assert guard.ended
     assert forced == sum(
         len(tiny_texts.encode(("\n\n" if place else "") + f"<{tag}>")) for place, tag in enumerate(STAGE_TAGS)
@@ -121,12 +121,12 @@ def at_body(text, stage=0, texts=None):
     for tag in STAGE_TAGS[:stage]:
         guard.take_forced()
         for token in spell("a") + spell(f"</{tag}>"):
-            guard.push(token)
+            guard.advance(token)
     assert guard.stage == stage
     guard.take_forced()
     for token in spell(text):
         assert guard.admits(token), text
-        guard.push(token)
+        guard.advance(token)
     return guard
 
 
@@ -198,7 +198,7 @@ def test_a_closing_tag_that_was_begun_is_finished(body, rest):
         if not guard.admits(token):
             assert rest is None
             return
-        guard.push(token)
+        guard.advance(token)
     assert "".join(VOCABULARY[token] for token in guard.forced) == rest
 
 
@@ -215,7 +215,7 @@ def test_a_model_that_wants_nothing_but_tags_is_cut_short():
 def test_a_copy_goes_on_by_itself():
     guard = at_body("a")
     other = guard.copy()
-    other.push(VOCABULARY.index("</SUMMARY>"))
+    other.advance(VOCABULARY.index("</SUMMARY>"))
     assert (guard.stage, other.stage) == (0, 1)
     taken = other.copy().take_forced()
     assert "".join(VOCABULARY[token] for token in taken) == "\n\n<CAPTION>"
