@@ -18,6 +18,7 @@ from draccus import ChoiceRegistry
 from draccus.utils import CONFIG_ARG, DraccusException
 
 from cobra.util.errors import SharedError, UserError, check_known, file_problem
+from cobra.util.extensions import import_extensions
 from cobra.util.home_paths import expand_home, is_path
 from cobra.util.redaction import print_redacted_traceback, reason, redacted
 
@@ -58,7 +59,8 @@ class _TextFlag:
 def run(main: Callable[[Config], int | None], config_class: type[Config], args: Sequence[str] | None = None) -> None:
     """Parse `config_class` from the command line, call `main` with it and exit with its code.
 
-    Every flag is `--name value`; nested fields are `--group.name value`; unknown flags are errors.
+    Every flag is `--name value`; nested fields are `--group.name value`; unknown flags are errors. Modules named by
+    `COBRA_EXTENSIONS` are imported first.
 
     Args:
         main: The program. Its return value is the exit code; None is 0.
@@ -67,6 +69,7 @@ def run(main: Callable[[Config], int | None], config_class: type[Config], args: 
     """
     sys.excepthook = print_redacted_traceback
     try:
+        import_extensions()
         config = parse(config_class, args)
         code = main(config)
     except UserError as error:

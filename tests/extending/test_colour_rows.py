@@ -1,5 +1,6 @@
 """A data set from outside the package trains by its name, and says how its files are made."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,9 +32,18 @@ def test_missing_rows_name_the_command_that_makes_them(tmp_path):
         train(tmp_path, "--dataset.type", "colours")
 
 
-def test_the_scripts_know_it_when_they_are_run_with_it():
-    command = [sys.executable, FOLDER / "extended.py", "colour_rows", "scripts/pretrain.py"]
-    known = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "colours" in known
-    unknown = subprocess.run([*command, "--dataset.type", "shapes"], cwd=ROOT, capture_output=True, text=True)
+def test_the_scripts_know_it_by_the_variable():
+    known = start("colour_rows", "--help")
+    assert known.returncode == 0 and "colours" in known.stdout
+    unknown = start("colour_rows", "--dataset.type", "shapes")
     assert unknown.returncode == 2 and "colours" in unknown.stderr
+    missing = start("colour_rows,no_such", "--help")
+    assert missing.returncode == 2 and "COBRA_EXTENSIONS names 'no_such'" in missing.stderr
+
+
+def start(extensions: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run scripts/pretrain.py with extensions out of this folder."""
+    path = os.pathsep.join([str(FOLDER), str(ROOT)])
+    environment = os.environ | {"COBRA_EXTENSIONS": extensions, "PYTHONPATH": path}
+    command = [sys.executable, "scripts/pretrain.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
