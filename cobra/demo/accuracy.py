@@ -1,4 +1,4 @@
-"""How often a model's answers about held-out scenes are well formed and right, against the best constant answer."""
+"""Structure and accuracy of a model's answers about held-out scenes, beside those of the best constant answer."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ class AnswerScore:
     valid: int = 0
     """Answers with all four stages, closed and in order."""
     kinds: dict[str, KindScore] = field(default_factory=dict)
-    """By kind of question, in the order of their first row."""
+    """Scores by kind of question, in the order of their first row."""
 
     @property
     def overall(self) -> KindScore:
-        """The sums over the kinds: the constant answer may differ from kind to kind."""
+        """Sums over the kinds; the constant answer may differ from kind to kind."""
         scores = self.kinds.values()
         return KindScore(
             n=sum(score.n for score in scores),

@@ -50,7 +50,7 @@ _ROWS_PER_DEFECT = 3
 
 @dataclass(frozen=True)
 class LlavaCotSummary:
-    """What :func:`write_llava_cot` wrote."""
+    """Files and counts that :func:`write_llava_cot` wrote."""
 
     rows: int
     """Lines of `train.jsonl`."""

@@ -71,7 +71,7 @@ def ask(rng: random.Random, scene: Scene, kind: str) -> Exchange | None:
 
 
 class _Parts(NamedTuple):
-    """What the kinds of questions differ in."""
+    """Parts that differ by kind of question."""
 
     question: str
     summary: str

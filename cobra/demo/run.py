@@ -53,7 +53,7 @@ class DemoConfig:
     questions: int = 350
     """Held-out questions, seven kinds in equal shares."""
     seed: int = 7
-    """Of the data and the training."""
+    """Seed for the data and the training."""
 
 
 @dataclass

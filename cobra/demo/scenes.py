@@ -69,7 +69,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """What one image shows."""
+    """Objects and background of one image."""
 
     objects: tuple[SceneObject, ...]
     """One to three objects in distinct cells, sorted."""

@@ -1,4 +1,4 @@
-"""How the baseline weights of `cobra-tiny` are made: a chain of full-finetune runs on captions of rendered scenes.
+"""Make the baseline weights of `cobra-tiny` by a chain of full-finetune runs on captions of rendered scenes.
 
 Every run is the project's own `scripts/pretrain.py`. A tiny model given long answers first learns the text and never
 looks at the image, so the chain starts from one-object scenes, whose short captions leave little but the image to

@@ -1,1 +1,1 @@
-"""Scoring models on COCO captions: tokens and BLEU as coco-caption has them, embeddings, the four variants."""
+"""Benchmark of models and results files: data, responses, metrics, report and tasks."""

@@ -10,7 +10,7 @@ from PIL import Image
 from cobra.demo.captions import canonical_caption
 from cobra.demo.datasets import write_caption_rows, write_coco_captions, write_llava_cot, write_question_rows
 from cobra.demo.questions import CAPTION_PROMPTS, KINDS
-from cobra.evaluation.data.coco import read_captions
+from cobra.evaluation.data.caption_set import read_caption_set
 from cobra.preprocessing.llava_cot import PrepareConfig, prepare
 from cobra.reasoning.trace import extract_reasoning_trace
 
@@ -104,7 +104,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
 
 def test_coco_captions_are_read_by_the_benchmark_and_apart_from_training_ids(tmp_path, cot):
     annotations, images = write_coco_captions(tmp_path, 12, seed=2)
-    read = read_captions(annotations)
+    read = read_caption_set(annotations).images
     assert len(read) == 12
     content = json.loads(annotations.read_text())
     assert all((images / entry["file_name"]).is_file() for entry in content["images"])

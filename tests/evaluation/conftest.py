@@ -8,7 +8,7 @@ import pytest
 from fake_vlm import COLOURS
 from PIL import Image
 
-from cobra.evaluation.data.coco import read_captions
+from cobra.evaluation.data.caption_set import read_caption_set
 from cobra.evaluation.metrics import java_metrics
 
 
@@ -20,7 +20,7 @@ class CaptionSet:
 
     @property
     def images(self):
-        return read_captions(self.annotations)
+        return read_caption_set(self.annotations).images
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,4 +1,4 @@
-"""Caption sets of all forms: which one a file, a folder or a data set has is told by its content."""
+"""Reader of caption sets: recognises the form of a file, folder or data set by its content."""
 
 import hashlib
 import json
@@ -43,11 +43,11 @@ class CaptionSet:
     source: str
     """The file, folder or data set, as it was given."""
     form: str
-    """What it was found to be, e.g. `COCO captions`."""
+    """Form of the source, e.g. `COCO captions`."""
     sha256: str
-    """Of the file; of a data set, of the ids, file names and captions that were read, as JSON."""
+    """Digest of the file; for a data set, of the ids, file names and captions that were read, as JSON."""
     remarks: tuple[str, ...] = ()
-    """What was left out or chosen, a sentence each."""
+    """Sentences on images that were left out or chosen."""
 
 
 def read_caption_set(

@@ -1,4 +1,4 @@
-"""Images with the captions of people, and what the readers of their files have in common: checks, and errors."""
+"""Images with human captions, and the checks and errors that all readers of their files share."""
 
 import re
 import reprlib
@@ -15,7 +15,7 @@ from cobra.util.printable import printable
 ImageId = int | str
 
 FETCH_COMMAND = "python scripts/preprocess.py --dataset_id coco-captions --root_dir data"
-"""What fetches COCO's own captions and images."""
+"""Command that downloads COCO's own captions and images."""
 
 # A photo of COCO has the same number under its names of 2014 and of 2017.
 _PHOTO = re.compile(
@@ -43,7 +43,7 @@ class CaptionedImage:
     """Path below the image folder, `/` between folders; it leads nowhere else."""
     references: tuple[str, ...]
     question: str | None = None
-    """What is asked about this image alone; None where all are asked the protocol's prompt."""
+    """Question about this image alone; None where the protocol's prompt is asked about all images."""
 
 
 def id_and_text(entry: Any, id_key: str, text_key: str, where: str) -> tuple[ImageId, str]:

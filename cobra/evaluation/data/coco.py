@@ -1,4 +1,4 @@
-"""Images with the captions of people, and COCO's own form of them: an annotation file beside a folder of images."""
+"""Reader of COCO's caption annotations: a JSON file beside a folder of images."""
 
 import random
 from collections.abc import Sequence
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from cobra.evaluation.data.captioned_image import (
-    FETCH_COMMAND,
     CaptionedImage,
     ImageId,
     check_file_name,
@@ -21,7 +20,6 @@ from cobra.evaluation.data.captioned_image import (
 from cobra.evaluation.data.image_index import ImageIndex, ImageNames, KnownImages
 from cobra.preprocessing.archives import unsafe_name
 from cobra.util.errors import UserError
-from cobra.util.files import read_json
 
 # What download_extract("coco-captions") leaves.
 DEFAULT_ANNOTATIONS = Path("data/download/coco-captions/annotations/captions_val2017.json")
@@ -30,27 +28,14 @@ DEFAULT_IMAGE_DIR = Path("data/download/coco-captions/val2017")
 
 @dataclass(frozen=True)
 class CocoCaptions:
-    """What an annotation file holds."""
+    """Content of an annotation file."""
 
     images: list[CaptionedImage]
     """Those with captions, in the file's order, each with its captions in the file's order."""
     known: KnownImages
     """All images that it lists."""
     remarks: tuple[str, ...]
-    """What was left out, a sentence each."""
-
-
-def read_captions(annotations: Path) -> list[CaptionedImage]:
-    """Read a caption annotation file in COCO's form: `images` (id, file_name) and `annotations` (image_id, caption).
-
-    Returns:
-        The images in the file's order, each with its captions in the file's order.
-
-    Raises:
-        UserError: The file is missing, is not JSON (with the line), or as of :func:`parse_captions`.
-    """
-    content = read_json(annotations, "the annotation file", f"COCO's own comes with: {FETCH_COMMAND}")
-    return parse_captions(content, annotations).images
+    """Sentences on what was left out."""
 
 
 def parse_captions(content: Any, annotations: Path) -> CocoCaptions:

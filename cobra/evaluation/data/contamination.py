@@ -1,4 +1,4 @@
-"""Which of the evaluated images the model may have been trained on: photos of COCO, told by their numbers."""
+"""Contamination check: finds evaluated images that the model may have been trained on, by COCO's photo numbers."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from cobra.util.errors import UserError
 from cobra.util.files import read_json
 
 FILE_NAME = "coco_ids.json"
-"""What `fine_tune/prepare_llava_cot.py` writes beside the images: `{"train2017": [9, ...], "val2017": [...]}`."""
+"""File that `fine_tune/prepare_llava_cot.py` writes beside the images: `{"train2017": [9, ...], "val2017": [...]}`."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Overlap:
     source: str | None
     """The file with the training images; None where there is none, so that nothing is known."""
     excluded: bool = False
-    """Whether they were left out."""
+    """True if they were left out."""
 
     @property
     def words(self) -> str:

@@ -52,7 +52,7 @@ def is_dataset(source: Path | str) -> bool:
 
 @dataclass(frozen=True)
 class HubCaptions:
-    """What was read of a data set."""
+    """Images and captions read from a data set."""
 
     images: list[CaptionedImage]
     """In the order of their first rows."""

@@ -27,7 +27,7 @@ _DEPTH = 16
 
 @dataclass(frozen=True)
 class ImageNames:
-    """What an image is called beside its id."""
+    """Names of an image beside its id."""
 
     file_name: str | None = None
     """None where the data have none."""
@@ -144,7 +144,7 @@ class _Name:
     stem: str
     number: int | None
     is_photo: bool
-    """Whether it is of COCO's form: 12 digits."""
+    """True if it has COCO's form: 12 digits."""
 
     @classmethod
     def of(cls, name: str) -> "_Name":

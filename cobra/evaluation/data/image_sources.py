@@ -1,4 +1,4 @@
-"""The pictures of captioned images: in a folder, or in the rows of a data set."""
+"""Sources of the pictures of captioned images: a folder, or the rows of a data set."""
 
 import io
 import os
@@ -24,7 +24,7 @@ from cobra.util.images import BadImageError, check_decodes, read_rgb
 from cobra.util.printable import printable
 
 PictureFile = Path | io.BytesIO
-"""What Pillow opens."""
+"""File that Pillow opens."""
 
 # The folders of COCO's downloads that hold the photos with captions.
 _FOLDERS_2017 = ("", "val2017/", "train2017/")
@@ -37,7 +37,7 @@ class Pictures(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What messages call the place, e.g. `the folder val2017`."""
+        """Name of the place in messages, e.g. `the folder val2017`."""
 
     @abstractmethod
     def file(self, image: CaptionedImage) -> PictureFile | None:

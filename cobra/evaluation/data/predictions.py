@@ -15,11 +15,11 @@ class Predictions:
     """The captions of a results file."""
 
     captions: dict[ImageId, str]
-    """Of the images asked for, in their order and by the ids of the annotation file."""
+    """Captions of the images asked for, in their order and by the ids of the annotation file."""
     missing: list[ImageId]
     """Images asked for that the file has no caption for."""
     remark: str | None = None
-    """What was done to match the ids, and what was counted once; None where there is nothing to say."""
+    """Sentence on how ids were matched and on duplicates that count once; None where there is nothing to say."""
 
 
 def read_predictions(

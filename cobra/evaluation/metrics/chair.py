@@ -26,12 +26,12 @@ from cobra.util.files import read_json
 
 @dataclass(frozen=True)
 class Objects:
-    """What instance annotations say of images."""
+    """Objects that instance annotations list for images."""
 
     categories: Mapping[ImageId, frozenset[str]]
     """Those in each image."""
     known: KnownImages
-    """What the images are called."""
+    """Names of the images."""
 
 
 _TABLE = Path(__file__).with_name("coco_synonyms.json")

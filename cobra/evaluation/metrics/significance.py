@@ -1,4 +1,4 @@
-"""What the scores of several variants on the same images prove: intervals, and p-values of their differences.
+"""Confidence intervals of the variants' scores on the same images, and p-values of their differences.
 
 **Intervals** come from the paired bootstrap over images (Efron and Tibshirani, 1993; for BLEU: Koehn, 2004): images are
 drawn with replacement, every variant is scored on the same draws, and the 2.5th and 97.5th percentiles are the ends.
@@ -58,17 +58,17 @@ class Comparison:
     first: str
     second: str
     difference: Estimate
-    """Of the second less the first."""
+    """Score of the second less that of the first."""
     p_value: float
     """Two-sided."""
     p_holm: float
     """After Holm's correction for all pairs of variants in this metric."""
     label: str = ""
-    """What sentences call the metric; empty is its name."""
+    """Name of the metric in sentences; empty is its key."""
 
     @property
     def is_claimed(self) -> bool:
-        """Whether p after Holm is below 5 %, the interval leaves 0 out, and the difference can be seen as printed.
+        """True if p after Holm is below 5 %, the interval excludes 0, and the difference is visible as printed.
 
         BLEU's constants make scores of 1e-6 where no n-gram is right; even those can differ significantly.
         """

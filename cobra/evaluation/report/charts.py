@@ -1,4 +1,4 @@
-"""What the charts of the page are made of: axes with round ticks, and places on them in percent of their width."""
+"""Geometry of the page's charts: axes with round ticks, and positions on them in percent of their width."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

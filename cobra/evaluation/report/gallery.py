@@ -25,7 +25,7 @@ _SEED = 7
 
 
 class GalleryAnswer(NamedTuple):
-    """What one variant said about an image."""
+    """Caption of one variant about an image, with its score."""
 
     variant: str
     caption: str
@@ -39,7 +39,7 @@ class GalleryAnswer(NamedTuple):
     trace: ReasoningTrace
     """The same, read apart."""
     analysis: str
-    """What a scratchpad's first pass wrote; empty without one."""
+    """Text of a scratchpad's first pass; empty without one."""
     analysis_trace: ReasoningTrace
     problem: str
     """Why the image could not be read; empty where it could."""
@@ -54,7 +54,7 @@ class Card(NamedTuple):
     picture: Thumbnail | str | None
     answers: list[GalleryAnswer]
     ranked: float
-    """What cases are called best or worst by: the difference of the main pair, or the only variant's value."""
+    """Number that ranks cases: the difference of the main pair, or the only variant's value."""
 
 
 @dataclass(frozen=True)

@@ -45,25 +45,25 @@ SCALE_NOTE = (
 
 @dataclass(frozen=True)
 class VariantResult:
-    """What one variant wrote about N images, and its scores."""
+    """Captions of one variant about N images, and their scores."""
 
     captions: Sequence[str]
-    """What was scored, one for each image."""
+    """Texts that were scored, one for each image."""
     metrics: Metrics
     answers: Sequence[Answer] | None = None
-    """What a model answered; None for captions out of a file."""
+    """Answers of a model; None for captions from a file."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """All that a benchmark found out about N images."""
+    """Results of a benchmark on N images."""
 
     images: Sequence[CaptionedImage]
     variants: Mapping[str, VariantResult]
     estimates: Mapping[str, Mapping[str, Estimate]]
     """By variant, then metric."""
     comparisons: Sequence[Comparison]
-    """Of every pair of variants in every metric."""
+    """Comparisons of every pair of variants in every metric."""
     floors: Mapping[str, Metrics]
     """Scores of captions of known quality on the same images, by their key in :data:`FLOOR_LABELS`."""
     signature: str
@@ -73,7 +73,7 @@ class Results:
     throughput: "Mapping[str, Throughput]" = field(default_factory=dict)
     """By variant; empty where nothing was measured."""
     overlap: str | None = None
-    """What is known of images that were trained on, in a sentence."""
+    """Sentence on images that were trained on."""
 
     @classmethod
     def of(
@@ -116,7 +116,7 @@ class Results:
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader of the scores must know, a sentence each."""
+        """Sentences that a reader of the scores must know."""
         small = small_sample_warning(len(self.images))
         told = [
             f"{variant}: {metric.warning}"

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Written:
-    """What was written about one image."""
+    """Text written about one image."""
 
     prompt: str
     """The human turn that was answered."""
     raw: str
     analysis: str | None
-    """What a scratchpad's first pass wrote."""
+    """Text of a scratchpad's first pass; None without one."""
     tokens: int
-    """Of both passes."""
+    """Tokens of both passes."""
 
 
 class Passes:

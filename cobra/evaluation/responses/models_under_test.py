@@ -1,4 +1,4 @@
-"""The models under test: which variant is whose, one of them in memory at a time, and what is told of them."""
+"""Checkpoints under evaluation: assigns the roles baseline and finetuned; keeps one model in memory."""
 
 import gc
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class ModelEntry:
 
     checkpoint: str
     about: dict[str, Any]
-    """What it is, for `metrics.json`."""
+    """Description of the checkpoint for `metrics.json`."""
 
 
 class ModelsUnderTest:

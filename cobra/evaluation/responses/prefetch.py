@@ -1,4 +1,4 @@
-"""Images decoded by threads while the model works."""
+"""Prefetch of images: decodes and transforms them in threads while the model works."""
 
 import hashlib
 import warnings
@@ -27,7 +27,7 @@ class LoadedImage:
 
     image: CaptionedImage
     sha256: str
-    """Of its file; see :func:`hash_image`."""
+    """Digest of its file; see :func:`hash_image`."""
     pixels: PixelValues | None
     """As the model's transform gives them, for one image; None where it cannot be read."""
     problem: str | None = None

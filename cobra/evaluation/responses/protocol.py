@@ -1,4 +1,4 @@
-"""How the variants answer: the same images, final wording and limits; greedily, unless a search is asked for.
+"""Protocol of the variants: the same images, final wording and limits; greedy, unless a search is asked for.
 
 A variant is a model answering at once, or after a scratchpad: a first pass writes an analysis of the image, the second
 sees the image and the analysis and answers the common final prompt. A model that was fine-tuned on four-stage answers
@@ -71,16 +71,16 @@ def resolve_prompt(prompt: str) -> str:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What all variants have in common."""
+    """Settings that all variants have in common."""
 
     prompt: str = DEFAULT_PROMPT
     """The final prompt."""
     max_new_tokens: int = MAX_NEW_TOKENS
-    """Of an answer."""
+    """Limit of an answer, in tokens."""
     batch_size: int = 8
     """Images answered at once; it does not change the answers beyond rounding."""
     questions_sha256: str | None = None
-    """Of the file whose questions are asked about images that have one of their own; None where there is no file."""
+    """Digest of the file that gives images their own questions; None where there is no file."""
     search: str = "none"
     """How the final answer is searched for; see :class:`cobra.models.vlms.SearchOptions`."""
     beams: int = 4
@@ -143,13 +143,13 @@ class Answer:
     raw: str
     """The answer as generated, tags included."""
     scored: str
-    """What the metrics see; see :func:`scored_text`."""
+    """Text that the metrics see; see :func:`scored_text`."""
     source: str
     """Where it was found: `conclusion`, `caption` or `text`."""
     valid_structure: bool
     """All four stages are there, closed, in order, and nothing else."""
     analysis: str | None = None
-    """What the first pass of a scratchpad wrote, as generated."""
+    """Text of a scratchpad's first pass, as generated."""
     problem: str | None = None
     """Why the image could not be read; the answer is empty then."""
 

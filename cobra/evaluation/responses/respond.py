@@ -1,4 +1,4 @@
-"""Letting a model answer about all images: batches, images read once for all passes, work dealt over processes.
+"""Responses of a model about all images: in batches, each image read once for all passes, over all processes.
 
 Images are taken in windows of a few batches. A window's images go through the vision towers and the language model
 once; the state after them, of constant size (26 MB an image for the 3B model), is kept while both variants and both
@@ -48,8 +48,8 @@ class Throughput:
     tokens: int
     """Tokens written for them, those of a scratchpad's first pass too."""
     seconds: float
-    """What they took the slowest process. Reading the images is counted in full for each variant, though it is done
-    once for both: so much the variant would take alone."""
+    """Time that they took the slowest process. Each variant counts the reading of the images in full, though it is done
+    once for both, so this is the time that the variant would take alone."""
 
     @property
     def captions_per_second(self) -> float:

@@ -1,4 +1,4 @@
-"""Answers on disk as they come, so that a run that is killed goes on where it was.
+"""Response cache on disk, written as answers come, so that a killed run resumes where it was.
 
 Each way of answering has a key: a hash of all that its answers depend on beside the image. Its answers are the lines of
 `<key>.jsonl`, and of `<key>.rank<k>.jsonl` where there are several processes; `<key>.json` says what the key stands
@@ -32,7 +32,7 @@ class StoredAnswer:
 
     answer: Answer
     image_sha256: str
-    """Of the image's file as it was; empty where there was none."""
+    """Digest of the image's file as it was; empty where there was none."""
 
 
 class AnswerStore:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cobra.evaluation.data.coco import read_captions, sample
+from cobra.evaluation.data.caption_set import read_caption_set
+from cobra.evaluation.data.coco import parse_captions, sample
 from cobra.util.errors import UserError
 
 
@@ -28,7 +29,7 @@ def small(tmp_path):
 
 
 def test_captions_are_grouped_in_the_files_order(small):
-    images = read_captions(small)
+    images = read_caption_set(small).images
     assert [(image.image_id, image.file_name, image.references) for image in images] == [
         (9, "val/b.png", ("a cat",)),
         (4, "a.png", ("a dog", "one dog")),
@@ -37,14 +38,14 @@ def test_captions_are_grouped_in_the_files_order(small):
 
 def test_missing_file_names_the_command_that_fetches_it(tmp_path):
     with pytest.raises(UserError, match=r"does not exist: .*none\.json.*preprocess\.py --dataset_id coco-captions"):
-        read_captions(tmp_path / "none.json")
+        read_caption_set(tmp_path / "none.json")
 
 
 def test_malformed_json_names_the_line(tmp_path):
     path = tmp_path / "captions.json"
     path.write_text('{"images": [],\n "annotations": [}\n')
     with pytest.raises(UserError, match="line 2, column 18"):
-        read_captions(path)
+        read_caption_set(path)
 
 
 IMAGE = {"id": 1, "file_name": "a.png"}
@@ -67,22 +68,20 @@ BROKEN = {
 @pytest.mark.parametrize(("images", "annotations", "message"), BROKEN.values(), ids=BROKEN)
 def test_broken_annotations(tmp_path, images, annotations, message):
     with pytest.raises(UserError, match=message):
-        read_captions(captions_file(tmp_path, images, annotations))
+        read_caption_set(captions_file(tmp_path, images, annotations))
 
 
 @pytest.mark.parametrize("content", [[], 5, {"images": []}, {"images": {}, "annotations": []}])
 def test_other_json_is_not_a_caption_file(tmp_path, content):
-    path = tmp_path / "x.json"
-    path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="no lists `images` and `annotations`"):
-        read_captions(path)
+        parse_captions(content, tmp_path / "x.json")
 
 
 def test_many_ids_are_counted_and_only_a_few_shown(tmp_path):
     images = [{"id": number, "file_name": f"{number}.png"} for number in range(100)]
     path = captions_file(tmp_path, images, [])
     with pytest.raises(UserError, match=r"100 images: 0, 1, 2, 3, 4, \.\.\."):
-        read_captions(path)
+        read_caption_set(path)
 
 
 JSON = st.recursive(
@@ -101,15 +100,14 @@ JSON = st.recursive(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 def test_any_json_is_read_or_refused_in_words(tmp_path, content):
     path = tmp_path / "any.json"
-    path.write_text(json.dumps(content))
     try:
-        read_captions(path)
+        parse_captions(content, path)
     except UserError as error:
         assert str(path) in str(error)
 
 
 def test_a_sample_is_seeded_in_order_and_without_repeats(small):
-    images = [read_captions(small)[0]] * 50
+    images = [read_caption_set(small).images[0]] * 50
     numbered = [type(image)(number, image.file_name, image.references) for number, image in enumerate(images)]
     ids = [image.image_id for image in sample(numbered, 10, seed=7)]
     assert ids == sorted(set(ids)) and len(ids) == 10 and ids != list(range(10))
