@@ -13,6 +13,7 @@ from cobra.training.flops import count_flops
 from cobra.training.optimizer import decayed_names
 from cobra.training.planning.activations import Pass, count_activations
 from cobra.training.planning.memory import learned_bytes
+from cobra.util.errors import UserError
 
 SIDE, PATCH, WIDTH = 32, 8, 24
 
@@ -105,6 +106,16 @@ def test_it_says_what_weight_decay_spares():
     names = decayed_names(small_vlm("two-mixers-32px").vision_backbone)
     layers = {"embed.weight", "mix.weight", "unused.weight"}
     assert names == {f"{tower}_featurizer.{layer}" for tower in ("one", "two") for layer in layers}
+
+
+def test_towers_side_by_side_must_have_as_many_patches():
+    class FewPatches(PatchMixer):
+        num_patches = 4
+
+    towers = {"one": lambda pretrained: PatchMixer(), "two": lambda pretrained: FewPatches()}
+    register_vision_backbone("two-mixers-32px", VisionSpec(towers))
+    with pytest.raises(UserError, match="'two-mixers-32px' cut an image into {'one': 16, 'two': 4} patches"):
+        get_vision_backbone_and_transform("two-mixers-32px", "resize-naive")
 
 
 def test_its_weights_are_read_from_a_file(tmp_path):

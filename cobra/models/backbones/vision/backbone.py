@@ -10,6 +10,7 @@ from cobra.models.backbones.vision.timm_tower import build_timm_tower
 from cobra.models.backbones.vision.tower import Tower
 from cobra.models.backbones.vision.transforms import FusedTransform, ImageTransform, PixelValues, build_transform
 from cobra.models.tensors import load_strictly, read_module
+from cobra.util.errors import UserError
 
 
 class VisionBackbone(nn.Module):
@@ -37,8 +38,8 @@ class VisionBackbone(nn.Module):
             load_weights: False leaves random values, for a checkpoint that brings the towers with it.
 
         Raises:
-            UserError: The strategy is unknown, or weights are absent, damaged, of another architecture or not to be
-                fetched.
+            UserError: The strategy is unknown, towers differ in their patches, or weights are absent, damaged, of
+                another architecture or not to be fetched.
         """
         super().__init__()
         self.identifier = identifier
@@ -56,6 +57,9 @@ class VisionBackbone(nn.Module):
             )
         self.image_transform: ImageTransform = transforms[""] if "" in transforms else FusedTransform(transforms)
         self.embed_dim = sum(tower.embed_dim for tower in self.towers)
+        patches = {name: self.tower(name).num_patches for name in self.tower_names}
+        if len(set(patches.values())) > 1:
+            raise UserError(f"the towers of {identifier!r} cut an image into {patches} patches: all must make as many")
         self.num_patches = self.towers[0].num_patches
         side = self.towers[0].image_size
         self.default_image_resolution = (3, side, side)
