@@ -15,6 +15,8 @@ from cobra.training.config import LoraConfig
 from cobra.training.flops import count_flops
 from cobra.training.lora import apply_lora, is_adapter
 from cobra.training.optimizer import decayed_names
+from cobra.training.planning.activations import Pass, measure_pass
+from cobra.training.planning.measure import saved_bytes
 from cobra.util.errors import UserError
 
 LLM = {"llm_backbone_id": "gated-zephyr"}
@@ -77,3 +79,13 @@ def test_a_state_of_the_other_kind_is_refused():
     ours, other = scratch_vlm(**LLM).llm_backbone.llm, scratch_vlm().llm_backbone.llm
     with pytest.raises(UserError, match=r"it holds conv .*, but this model has memory \(4, 1, 256\)"):
         ours(torch.zeros(1, 1, 128), MambaState.zeros(other.config, 1, "cpu"))
+
+
+def test_its_passes_are_planned_for():
+    vlm = scratch_vlm(**LLM)
+    vlm.freeze_backbones("finetune")
+    llm, embeds = vlm.llm_backbone.llm, torch.randn(2, 20, 128, requires_grad=True)
+    size = Pass(rows=2, image_tokens=0, text_tokens=20, element=4, kernels=False, checkpointing=False)
+    footprint = measure_pass(vlm, size)
+    held = saved_bytes(lambda: llm(embeds), list(llm.parameters()))
+    assert 2 * footprint.kept + footprint.copies == pytest.approx(held, rel=1e-3)

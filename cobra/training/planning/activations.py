@@ -1,39 +1,37 @@
 """Bytes that a forward pass keeps for the backward pass, and that both need for a moment.
 
-Counted from the model's sizes, operation by operation: what autograd saves of each, in the dtype that autocast gives
-it. `mamba_inner_fn` of mamba-ssm saves its input, the outputs of `x_proj` and of the scan, and one state every 2,048
-positions, and recomputes the rest; PyTorch's operations keep all of that in fp32.
+Measured by :mod:`cobra.training.planning.measure` on a model without weights; the loss is one opaque operation and is
+computed.
 """
 
-from dataclasses import dataclass
-from typing import Any
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
+import torch
 from torch import nn
 
-from cobra.models.mamba import MambaConfig
-from cobra.models.mamba.mamba1 import Mamba1Mixer
-from cobra.models.mamba.ops.torch_ops import chunk_steps
 from cobra.models.vlms import CobraVLM
 from cobra.models.vlms.cobra import LOSS_CHUNK
+from cobra.training.planning.measure import as_trained, backward_bytes, saved_bytes
 
 _FP32 = 4
-# Layers of the mixer whose weight is read, instead of their forward pass called.
-_READ_BY_TORCH = ("dt_proj",)
-_READ_BY_KERNELS = ("x_proj", "dt_proj", "out_proj")
-# Positions between two states that the kernel of mamba-ssm keeps.
-_KERNEL_CHUNK = 2048
+# Positions beyond which PyTorch's scan, step by step, would take seconds to measure; and those of a short pass, a
+# multiple of the chunks in which the scan of a large model works.
+_LONG, _SHORT = 768, 128
 
 
 @dataclass(frozen=True)
 class Pass:
     """One forward and backward pass of one process, at the longest rows.
 
-    rows: Rows, all of one length.
+    rows: Number of rows, all of one length.
     image_tokens: Positions that an image takes; 0 for rows of text only.
     text_tokens: Tokens of a row.
     element: Bytes of a number in the dtype of matrix products: 2 under mixed precision, else 4.
-    kernels: Computed by the kernels of mamba-ssm, else by PyTorch's operations.
-    checkpointing: Each Mamba block is recomputed in the backward pass.
+    kernels: True where CUDA's kernels compute, False for PyTorch's operations.
+    checkpointing: True where each Mamba block is recomputed in the backward pass.
     """
 
     rows: int
@@ -53,10 +51,10 @@ class Pass:
 class Activations:
     """Bytes on one device.
 
-    kept: From the forward to the backward pass, in proportion to rows and their length.
-    copies: Of weights in the dtype of matrix products, from the forward to the backward pass, whatever the rows.
-    loss: For the loss over the vocabulary.
-    block: For the backward pass of one Mamba block, recomputed activations included; not at the time of the loss.
+    kept: Activations from the forward to the backward pass, in proportion to rows.
+    copies: Copies of weights in the dtype of matrix products between these passes, whatever the rows.
+    loss: The loss over the vocabulary.
+    block: The backward pass of one Mamba block, recomputed activations included; not at the time of the loss.
     """
 
     kept: int
@@ -70,142 +68,124 @@ class Activations:
         return self.kept + self.copies + max(self.loss, self.block)
 
 
-def count_activations(vlm: CobraVLM, size: Pass) -> Activations:
-    """Count the activations of a model in its stage's dtypes, on any device; `requires_grad` says what is trained."""
-    llm = vlm.llm_backbone.llm
-    blocks = list(llm.backbone.layers)
-    one = _block_kept(blocks[0], llm.config, size) * size.rows
-    copies = sum(_copies(block, size) for block in blocks)
-    kept = _stream(llm, size) * size.rows
-    if not size.checkpointing:
-        kept += one * len(blocks)
-    images = size.rows if size.image_tokens else 0
-    fixed = 0
-    if images:
-        trained = [tower for tower in vlm.vision_backbone.towers if _is_trained(tower)]
-        kept += images * (_projector_kept(vlm, size) + sum(tower.kept_bytes(size.element) for tower in trained))
-        used = {id(parameter) for tower in trained for parameter in tower.used_parameters()}
-        layers = [layer for tower in trained for layer in _matrices(tower) if id(layer.weight) in used]
-        # Where nothing before the projector is trained, no gradient of its first layer's input is computed, for which
-        # that weight would be kept.
-        layers += _matrices(vlm.projector)[0 if trained else 1 :]
-        fixed = sum(_copies(layer, size) for layer in layers)
-    recomputed = one + _copies(blocks[0], size) if size.checkpointing else 0
-    return Activations(
-        kept=kept,
-        copies=fixed + (0 if size.checkpointing else copies),
-        loss=_loss(llm, size),
-        block=recomputed + _block_work(llm.config, size),
+@dataclass(frozen=True)
+class Footprint:
+    """Measured bytes of a pass: of each row, and whatever the rows.
+
+    size: The pass that was measured.
+    kept: Bytes of a row between the passes.
+    copies: Bytes of copies of weights between the passes.
+    block: Bytes of a row in the backward pass of one block.
+    block_copies: Bytes of weights' copies and gradients in it.
+    """
+
+    size: Pass
+    kept: float
+    copies: int
+    block: float
+    block_copies: int
+
+    def activations(self, head: nn.Linear, rows: int) -> Activations:
+        """Return the activations of a pass of so many rows, with the loss over a head's vocabulary."""
+        loss = _loss(head, replace(self.size, rows=rows))
+        return Activations(int(self.kept * rows), self.copies, loss, int(self.block * rows) + self.block_copies)
+
+
+def measure_pass(vlm: CobraVLM, size: Pass, image: tuple[int, int] | None = None) -> Footprint:
+    """Measure a pass of a model in its stage's dtypes, on any device; `requires_grad` says what is trained.
+
+    Args:
+        vlm: The model.
+        size: The pass.
+        image: The result of :func:`measure_image`, where it is there.
+    """
+    vlm = _on_meta(vlm)
+    per_image, copies = (0, 0) if not size.image_tokens else image or measure_image(vlm, size)
+    with as_trained(size.element < _FP32, size.kernels):
+        kept, block = _measured(_llm_saved, vlm, size), _measured(_block_needs, vlm, size)
+        # A pass of a single position keeps hardly more than what is made of the weights.
+        llm_copies, block_copies = (function(vlm, 1, 1, size.checkpointing) for function in (_llm_saved, _block_needs))
+    return Footprint(
+        size=size,
+        kept=(kept - llm_copies) / size.rows + per_image,
+        copies=llm_copies + copies,
+        block=(block - block_copies) / size.rows,
+        block_copies=block_copies,
     )
 
 
-def _matrices(module: nn.Module) -> list[nn.Linear | nn.Conv2d]:
-    """Return the layers of a module whose weight is kept with its product."""
-    return [layer for layer in module.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+def measure_image(vlm: CobraVLM, size: Pass) -> tuple[int, int]:
+    """Return the bytes that towers and projector keep of an image, and those of copies of their weights."""
+    vlm = _on_meta(vlm)
+    with as_trained(size.element < _FP32, size.kernels):
+        one, two = _images_saved(vlm, 1), _images_saved(vlm, 2)
+    return two - one, 2 * one - two
 
 
-def _is_trained(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
+def _on_meta(vlm: CobraVLM) -> CobraVLM:
+    return vlm if next(vlm.parameters()).device.type == "meta" else copy.deepcopy(vlm).to("meta")
 
 
-def _copies(module: nn.Module, size: Pass) -> int:
-    """Return the bytes of a module's matrices in another dtype than their own; each is saved with its product.
-
-    The sum of a frozen matrix and its adapter is a new one as well, where the mixer reads it.
-    """
-    read = _READ_BY_KERNELS if size.kernels else _READ_BY_TORCH
-    total = 0
-    for name, layer in module.named_modules():
-        if isinstance(layer, (nn.Linear, nn.Conv2d)):
-            path, _, leaf = name.rpartition(".")
-            summed = leaf == "base_layer" and path.rpartition(".")[2] in read
-            if summed or layer.weight.element_size() != size.element:
-                total += layer.weight.numel() * size.element
-        # exp(A_log), once as computed and, by PyTorch's operations, once as the scan takes it.
-        if isinstance(layer, Mamba1Mixer):
-            total += layer.A_log.numel() * _FP32 * (1 if size.kernels else 2)
-    return total
+def _measured(function: Callable[[CobraVLM, int, int, bool], int], vlm: CobraVLM, size: Pass) -> int:
+    """Return a function's bytes of a pass; those of a long one, which loops over time, follow from two short ones."""
+    if size.kernels or size.positions <= _LONG:
+        return function(vlm, size.rows, size.positions, size.checkpointing)
+    one, two = (function(vlm, size.rows, length, size.checkpointing) for length in (_SHORT, 2 * _SHORT))
+    return one + (two - one) * (size.positions - _SHORT) // _SHORT
 
 
-def _stream(llm: Any, size: Pass) -> int:
-    """Return the bytes of a row's residual stream between blocks, its end and the final norm.
-
-    Without checkpointing what a block reads is counted with the block: its norm keeps it.
-    """
-    config, final = llm.config, 2 if llm.backbone.norm_f.weight.requires_grad and not size.kernels else 1
-    between = 0
-    if size.checkpointing:
-        embedding = llm.backbone.embedding.weight.element_size()
-        # The stream begins as the embeddings: in fp32 one tensor, which the first two blocks read.
-        streams = config.n_layer - (2 if embedding == _FP32 else 1)
-        between = embedding + (config.n_layer - 1) * size.element + max(streams, 0) * _FP32
-    return size.positions * (config.d_model * (between + final * _FP32) + _FP32)
-
-
-def _block_kept(block: Any, config: MambaConfig, size: Pass) -> int:
-    """Return the bytes that one block keeps of a row: the norm's input, that of `in_proj`, and the mixer's."""
-    width, states, element = config.d_inner, config.d_state, size.element
-    # Of linear layers, or of adapters on them; and of the convolution, D and the norm.
-    matrices = _is_trained(block)
-    others = block.mixer.D.requires_grad
-    norm = config.d_model * (_FP32 + element * matrices) + _FP32
-    projected = element * (config.rank + 2 * states)
-    if size.kernels:
-        chunks = -(-size.positions // _KERNEL_CHUNK)
-        mixer = 3 * width * element + projected + 2 * states * element
-        return size.positions * (norm + mixer) + chunks * width * 2 * states * _FP32
-    half = element < _FP32
-    # PyTorch's operations keep in fp32 the steps before and after their softplus, the scan's input, y, and the gate's
-    # SiLU; the gate, which in fp32 is half of in_proj's output, kept whole; the convolution's SiLU, for D or x_proj;
-    # and what that is of, in the dtype of the convolution's weight.
-    wide = 5 + (1 if half else 2) + (others or (matrices and not half))
-    convolved = _FP32 if others or not half else element
-    # In the dtype of products: inputs of the convolution, of out_proj, and of x_proj.
-    narrow = others + matrices * (2 if half else 1)
-    mixer = width * (wide * _FP32 + convolved + narrow * element) + 2 * states * _FP32 + projected * matrices
-    chunks = -(-size.positions // chunk_steps(size.rows, width, states, size.positions))
-    normalised = config.d_model * _FP32 * others
-    return size.positions * (norm + normalised + mixer) + chunks * width * states * _FP32
+def _llm_saved(vlm: CobraVLM, rows: int, positions: int, checkpointing: bool) -> int:
+    """Return the bytes that the language model keeps, from its embeddings to the final norm."""
+    llm = vlm.llm_backbone.llm
+    layers, before = llm.backbone.layers, llm.gradient_checkpointing
+    llm.gradient_checkpointing = checkpointing
+    saved = []
+    try:
+        # From the second on all blocks are alike.
+        for count in (2, 3):
+            llm.backbone.layers = layers[:count]
+            embeds = torch.empty(
+                rows, positions, llm.config.d_model, dtype=llm.lm_head.weight.dtype, device="meta", requires_grad=True
+            )
+            saved.append(saved_bytes(partial(llm, embeds), list(llm.parameters())))
+    finally:
+        llm.backbone.layers, llm.gradient_checkpointing = layers, before
+    return saved[0] + (len(layers) - 2) * (saved[1] - saved[0])
 
 
-def _block_work(config: MambaConfig, size: Pass) -> int:
-    """Return the bytes of the rows that the backward pass of a block holds beside what was kept.
-
-    By the kernels: convolution, steps and gated output again, and the gradients of these, of y and of `in_proj`'s
-    output (twice the width). By PyTorch's operations: gradients of the scan's input, steps, output and gate, and three
-    states of each step of a chunk. By both: gradients of the stream and of the norm's two sides.
-    """
-    positions, width = size.rows * size.positions, config.d_inner
-    stream = config.d_model * (2 * size.element + 3 * _FP32)
-    if size.kernels:
-        return positions * (stream + 8 * width * size.element)
-    steps = chunk_steps(size.rows, width, config.d_state, size.positions)
-    return positions * (stream + 4 * width * _FP32) + 3 * steps * size.rows * width * config.d_state * _FP32
+def _block_needs(vlm: CobraVLM, rows: int, positions: int, checkpointing: bool) -> int:
+    """Return the bytes that one block's backward pass needs, with those that are recomputed for it."""
+    llm = vlm.llm_backbone.llm
+    block = copy.deepcopy(llm.backbone.layers[0])
+    shape, dtype = (rows, positions, llm.config.d_model), torch.get_autocast_dtype("cpu")
+    hidden = torch.empty(shape, device="meta", dtype=dtype if torch.is_autocast_enabled("cpu") else None)
+    inputs = hidden.requires_grad_(), torch.empty(shape, device="meta", requires_grad=True)
+    recomputed = saved_bytes(partial(block, *inputs), list(block.parameters())) if checkpointing else 0
+    return recomputed + backward_bytes(block, inputs)
 
 
-def _loss(llm: Any, size: Pass) -> int:
+def _images_saved(vlm: CobraVLM, images: int) -> int:
+    """Return the bytes that vision towers and projector keep of some images."""
+    vision, projector = vlm.vision_backbone, vlm.projector
+    if any(parameter.requires_grad for parameter in vision.parameters()):
+        shape = (images, *vision.default_image_resolution)
+        pixels = {name: torch.empty(shape, device="meta") for name in vision.tower_names}
+        given = pixels if len(pixels) > 1 else pixels[vision.tower_names[0]]
+        return saved_bytes(partial(vlm.encode_images, given), list(vlm.parameters()))
+    # Towers that are not trained keep nothing.
+    width, dtype = vision.embed_dim, next(projector.parameters()).dtype
+    patches = torch.empty(images, vision.num_patches, width, device="meta", dtype=dtype)
+    return saved_bytes(partial(projector, patches), list(projector.parameters()))
+
+
+def _loss(head: nn.Linear, size: Pass) -> int:
     """Return the bytes of the loss over the vocabulary, as if every token of text were labelled.
 
     The chunked operation computes the gradients with the loss and keeps them to the backward pass.
     """
-    weight, labels = llm.lm_head.weight, size.rows * size.text_tokens
+    weight, labels = head.weight, size.rows * size.text_tokens
     vocabulary, width = weight.shape
     chunk = min(labels, LOSS_CHUNK)
     matrices = (weight.element_size() != size.element) + weight.requires_grad
     scores = chunk * vocabulary * (_FP32 if size.element == _FP32 else _FP32 + size.element)
     return matrices * vocabulary * width * size.element + scores + 2 * labels * width * size.element
-
-
-def _projector_kept(vlm: CobraVLM, size: Pass) -> int:
-    """Return the bytes of an image: the input of every layer, linear or not."""
-    patches, total, width = vlm.vision_backbone.num_patches, 0, 0
-    for layer in vlm.projector.modules():
-        if isinstance(layer, nn.Linear):
-            total += layer.in_features * patches
-            width = layer.out_features
-        elif isinstance(layer, nn.GELU):
-            total += width * patches
-        elif isinstance(layer, nn.Conv2d):
-            # Before and after pooling.
-            total += layer.in_channels * (patches + size.image_tokens)
-    return total * size.element

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cobra.models.vlms import CobraVLM
 from cobra.training.lora import is_adapter
-from cobra.training.planning.activations import Activations, Pass, count_activations
+from cobra.training.planning.activations import Activations, Footprint
 
 GIB = 2**30
 _FP32 = 4
@@ -67,19 +67,27 @@ class Memory:
         return self.states + self.gathered + self.activations.peak + self.allowance
 
 
-def count_memory(vlm: CobraVLM, sharding: Sharding, size: Pass, on_cuda: bool, offloaded: bool = False) -> Memory:
+def count_memory(
+    vlm: CobraVLM,
+    sharding: Sharding,
+    footprint: Footprint,
+    on_cuda: bool,
+    offloaded: bool = False,
+    rows: int | None = None,
+) -> Memory:
     """Count the memory of one device.
 
     Args:
-        vlm: In its stage's dtypes, on any device.
-        sharding: Over devices.
-        size: One forward and backward pass.
-        on_cuda: Whether to allow for CUDA.
-        offloaded: The optimiser's states lie in main memory.
+        vlm: The model in its stage's dtypes, on any device.
+        sharding: Its spread over devices.
+        footprint: One forward and backward pass of it.
+        on_cuda: Allow for CUDA.
+        offloaded: Keep the optimiser's states in main memory.
+        rows: Rows of a pass; None is as many as were measured.
     """
     learned = learned_bytes(vlm)
     whole = sharding.shards == 1 or sharding.accumulation > 1
-    activations = count_activations(vlm, size)
+    activations = footprint.activations(vlm.llm_backbone.llm.lm_head, rows or footprint.size.rows)
     gathered = _gathered(vlm, sharding) if sharding.world_size > 1 else 0
     return Memory(
         parameters=_divided(_bytes(vlm), sharding.shards),
@@ -92,23 +100,28 @@ def count_memory(vlm: CobraVLM, sharding: Sharding, size: Pass, on_cuda: bool, o
 
 
 def largest_rows(
-    vlm: CobraVLM, sharding: Sharding, size: Pass, global_batch_size: int, limit: float, offloaded: bool = False
+    vlm: CobraVLM,
+    sharding: Sharding,
+    footprint: Footprint,
+    global_batch_size: int,
+    limit: float,
+    offloaded: bool = False,
 ) -> int | None:
     """Return the most rows of one forward pass that fit a GPU and divide the global batch, or None where none do.
 
     Args:
-        vlm: In its stage's dtypes.
-        sharding: Over devices; the number of passes follows from the rows.
-        size: One pass, at the longest rows; its number of rows is replaced.
+        vlm: The model in its stage's dtypes.
+        sharding: Its spread over devices; the number of passes follows from the rows.
+        footprint: One pass, at the longest rows.
         global_batch_size: Rows of one step.
         limit: Memory of a GPU in bytes.
-        offloaded: The optimiser's states lie in main memory.
+        offloaded: Keep the optimiser's states in main memory.
     """
     share = global_batch_size // sharding.world_size
     for rows in range(share, 0, -1):
         if share % rows == 0:
             passes = replace(sharding, accumulation=share // rows)
-            if count_memory(vlm, passes, replace(size, rows=rows), True, offloaded).total <= limit:
+            if count_memory(vlm, passes, footprint, True, offloaded, rows).total <= limit:
                 return rows
     return None
 

@@ -19,7 +19,7 @@ from cobra.models.vlms import CobraVLM
 from cobra.training.check_run import check_run
 from cobra.training.config import LoraConfig, PretrainConfig, stage_hyperparameters, stage_prefix
 from cobra.training.flops import count_flops, flops_per_step, peak_tflops
-from cobra.training.planning.activations import Pass
+from cobra.training.planning.activations import Pass, measure_image, measure_pass
 from cobra.training.planning.config import PlanConfig, check_plan
 from cobra.training.planning.estimates import Disk, PartSize, Plan, Variant, Work
 from cobra.training.planning.memory import (
@@ -189,12 +189,14 @@ def _part(name: str, module: nn.Module) -> PartSize:
 def _variants(
     vlm: CobraVLM, sharding: Sharding, size: Pass, options: PlanConfig, device: str, offloaded: bool
 ) -> list[Variant]:
-    found, batch, limit = [], size.rows * sharding.accumulation * sharding.world_size, options.gpu_memory * GIB
+    variants, batch, limit = [], size.rows * sharding.accumulation * sharding.world_size, options.gpu_memory * GIB
+    image = measure_image(vlm, size) if size.image_tokens else None
     for checkpointing in (size.checkpointing, not size.checkpointing):
-        other = replace(size, checkpointing=checkpointing)
-        memory = count_memory(vlm, sharding, other, device == "cuda", offloaded)
-        found.append(Variant(checkpointing, memory, largest_rows(vlm, sharding, other, batch, limit, offloaded)))
-    return found
+        footprint = measure_pass(vlm, replace(size, checkpointing=checkpointing), image)
+        memory = count_memory(vlm, sharding, footprint, device == "cuda", offloaded)
+        largest = largest_rows(vlm, sharding, footprint, batch, limit, offloaded)
+        variants.append(Variant(checkpointing, memory, largest))
+    return variants
 
 
 def _disk(vlm: CobraVLM, config: PretrainConfig, steps: StepPlan, run_dir: Path) -> Disk:

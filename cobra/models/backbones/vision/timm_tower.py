@@ -15,7 +15,6 @@ from cobra.util.redaction import reason
 
 # Towers trained from scratch start with positions as strong as their patches; timm's 0.02 is 30 times weaker.
 _SCRATCH_POSITION_STD = 0.5
-_FP32 = 4
 
 
 def build_timm_tower(spec: TowerSpec, pretrained: bool, from_scratch: bool) -> Tower:
@@ -98,15 +97,3 @@ class _TimmTower(Tower):
         yield from self.parameters(recurse=False)
         for part in (self.patch_embed, self.norm_pre, *self.blocks[:-1]):
             yield from part.parameters()
-
-    def kept_bytes(self, element: int) -> int:
-        """Return the bytes of an image that the forward pass keeps, with norms and their inputs in fp32."""
-        total = self.num_patches * self.patch_embed.proj.weight[0].numel() * element
-        for block in self.blocks[:-1]:
-            scaled = 0 if isinstance(block.ls1, nn.Identity) else 2
-            # Inputs of both norms and what these keep of them; inputs of qkv and fc1; q, k, v and what attention makes
-            # of them, with its normaliser; inputs of the layer scales; GELU's and fc2's.
-            wide = _FP32 * (2 * self.embed_dim + 4 + block.attn.num_heads)
-            narrow = element * ((6 + scaled) * self.embed_dim + 2 * block.mlp.fc1.out_features)
-            total += self._tokens * (wide + narrow)
-        return total

@@ -4,9 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 
 
 class Tower(nn.Module, ABC):
@@ -49,29 +47,3 @@ class Tower(nn.Module, ABC):
     def used_parameters(self) -> Iterable[nn.Parameter]:
         """Return the parameters that the features depend on, and that so get gradients; by default all."""
         return self.parameters()
-
-    def kept_bytes(self, element: int) -> int:
-        """Return the bytes of an image that the forward pass keeps for the backward pass, weights not counted.
-
-        By default a pass on the meta device is looked at, with everything in one dtype.
-
-        Args:
-            element: Bytes of a number of the dtype that products are computed in.
-        """
-        dtype = torch.float32 if element == torch.float32.itemsize else torch.bfloat16
-        weights = {
-            name: torch.empty(value.shape, dtype=dtype, device="meta", requires_grad=True)
-            for name, value in self.named_parameters()
-        }
-        buffers = {name: value.to("meta") for name, value in self.named_buffers()}
-        shared = {StorageWeakRef(value.untyped_storage()) for value in weights.values()}
-        kept: dict[StorageWeakRef, Tensor] = {}
-
-        def keep(value: Tensor) -> Tensor:
-            kept[StorageWeakRef(value.untyped_storage())] = value
-            return value
-
-        pixels = torch.empty(1, 3, self.image_size, self.image_size, dtype=dtype, device="meta")
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-            torch.func.functional_call(self, weights | buffers, (pixels,))
-        return sum(value.untyped_storage().nbytes() for storage, value in kept.items() if storage not in shared)

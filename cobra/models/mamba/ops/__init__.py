@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 OPS = ("torch", "numba", "cuda")
 VARIABLE = "COBRA_MAMBA_OP"
 
-_chosen: list[str] = []
+_chosen: list[str | Any] = []
 
 
 def ops_for(device: torch.device) -> ModuleType:
@@ -37,24 +38,28 @@ def ops_for(device: torch.device) -> ModuleType:
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     if _chosen:
-        return _named(_chosen[-1], "use_op", device)
+        return _named(_chosen[-1], "use_op", device) if isinstance(_chosen[-1], str) else _chosen[-1]
     name = os.environ.get(VARIABLE)
     return _named(name, VARIABLE, device) if name else _fastest(device)
 
 
 @contextmanager
-def use_op(name: str) -> Iterator[None]:
+def use_op(op: str | Any) -> Iterator[None]:
     """Use the operations of that name, one of `OPS`, for all tensors of the process, backward passes included.
+
+    Args:
+        op: A name; or an object with the functions of `torch_ops`, which is then used on every device.
 
     Raises:
         UserError: There are none of that name, or they are not installed.
     """
-    _check(name, "use_op")
-    _chosen.append(name)
+    if isinstance(op, str):
+        _check(op, "use_op")
+    _chosen.append(op)
     try:
         yield
     finally:
-        _chosen.remove(name)
+        _chosen.remove(op)
 
 
 def _check(name: str, source: str) -> None:

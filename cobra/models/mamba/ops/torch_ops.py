@@ -102,8 +102,7 @@ def selective_scan(
     if valid is not None:
         delta = delta * valid.unsqueeze(-1)
     inputs = wide(u)
-    # Autocast would round the products inside to bf16.
-    with torch.autocast(u.device.type, enabled=False):
+    with exact(u.device):
         y, last = _ChunkedScan.apply(inputs, delta, wide(A), wide(B), wide(C), state)
     y = torch.addcmul(y, inputs, wide(D))
     return (y * F.silu(wide(z))).to(u.dtype), last
@@ -144,6 +143,11 @@ def chunk_steps(batch: int, width: int, states: int, steps: int) -> int:
 def wide(tensor: Tensor) -> Tensor:
     """Return the tensor in fp32, or as it is where it is fp64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def exact(device: torch.device) -> torch.autocast:
+    """Return a context in which autocast rounds no product to bf16; on the meta device its switch is the CPU's."""
+    return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
 
 
 class _ChunkedScan(torch.autograd.Function):
@@ -190,7 +194,7 @@ class _ChunkedScan(torch.autograd.Function):
         for index in reversed(range(starts.shape[0])):
             part = slice(index * size, min((index + 1) * size, steps))
             chunk, pieces = ([tensor[part] for tensor in tensors] for tensors in ((u, dt, B, C), grads))
-            with torch.autocast(u.device.type, enabled=False):
+            with exact(u.device):
                 carry, rates = _backward_chunk(chunk, decay_rates, starts[index], grad_y[part], carry, buffers, pieces)
             grad_rates += rates
         du, ddt, dB, dC = (gradient.transpose(0, 1) for gradient in grads)
