@@ -1,4 +1,4 @@
-"""Model configurations: backbones, projector and the optimisation of each training stage.
+"""Model configurations: backbones, projector and the optimisation of each stage of training.
 
 Field names and values are Cobra's; `--model.type cobra+3b` picks a model and `--model.<field>` overrides a field.
 """
@@ -11,7 +11,7 @@ from draccus import ChoiceRegistry
 
 @dataclass
 class ModelConfig(ChoiceRegistry):
-    """One vision-language model and how each stage trains it."""
+    """Vision-language model, and the optimisation of each stage of training."""
 
     model_id: str
     """Unique name; the value of `--model.type`."""
@@ -23,58 +23,58 @@ class ModelConfig(ChoiceRegistry):
     llm_backbone_id: str
     """Id of a registered language model."""
     image_resize_strategy: str
-    """`resize-naive`, `resize-crop` or `letterbox`."""
+    """Way in which images become squares: `resize-naive`, `resize-crop` or `letterbox`."""
     llm_max_length: int
     """Longest text in tokens; longer rows are cut on the right. Image patches come on top."""
 
     align_epochs: int
-    """Passes over the align data."""
+    """Passes over the data."""
     align_max_steps: int | None
-    """Optimiser steps, in place of epochs."""
+    """Optimiser steps in place of epochs; null trains for the epochs."""
     align_global_batch_size: int
-    """Rows in one optimiser step, over all processes and accumulation."""
+    """Rows of one optimiser step, over all processes and forward passes."""
     align_per_device_batch_size: int
-    """Rows in one forward pass on one process."""
+    """Rows of one forward pass on one process."""
     align_learning_rate: float
     """Peak learning rate."""
     align_weight_decay: float
-    """AdamW's decay of matrices; norms, biases, A_log and D are never decayed."""
+    """Weight decay of AdamW, for matrices; norms, biases, A_log and D are not decayed."""
     align_max_grad_norm: float
-    """The gradient's global norm is clipped to this."""
+    """Global norm that gradients are clipped to."""
     align_lr_scheduler_type: str
-    """`linear-warmup+cosine-decay`."""
+    """Learning rate schedule: `linear-warmup+cosine-decay`."""
     align_warmup_ratio: float
     """Share of the steps spent warming up."""
     align_train_strategy: str
-    """`fsdp-shard-grad-op` or `fsdp-full-shard`."""
+    """Sharding: `fsdp-shard-grad-op`, `fsdp-full-shard` or `ddp`."""
 
     finetune_epochs: int
-    """As `align_epochs`, for finetune and full-finetune; so are all fields below."""
+    """Passes over the data; all `finetune_` fields are for finetune and full-finetune."""
     finetune_max_steps: int | None
-    """Optimiser steps, in place of epochs."""
+    """Optimiser steps in place of epochs; null trains for the epochs."""
     finetune_global_batch_size: int
-    """Rows in one optimiser step, over all processes and accumulation."""
+    """Rows of one optimiser step, over all processes and forward passes."""
     finetune_per_device_batch_size: int
-    """Rows in one forward pass on one process."""
+    """Rows of one forward pass on one process."""
     finetune_learning_rate: float
     """Peak learning rate."""
     finetune_weight_decay: float
-    """AdamW's decay of matrices; norms, biases, A_log and D are never decayed."""
+    """Weight decay of AdamW, for matrices; norms, biases, A_log and D are not decayed."""
     finetune_max_grad_norm: float
-    """The gradient's global norm is clipped to this."""
+    """Global norm that gradients are clipped to."""
     finetune_lr_scheduler_type: str
-    """`linear-warmup+cosine-decay`."""
+    """Learning rate schedule: `linear-warmup+cosine-decay`."""
     finetune_warmup_ratio: float
     """Share of the steps spent warming up."""
     finetune_train_strategy: str
-    """`fsdp-shard-grad-op` or `fsdp-full-shard`."""
+    """Sharding: `fsdp-shard-grad-op`, `fsdp-full-shard` or `ddp`."""
 
     enable_gradient_checkpointing: bool = True
     """Recompute each Mamba block in the backward pass instead of keeping its activations."""
     enable_mixed_precision_training: bool = True
     """Compute in bf16 with fp32 master weights (on CUDA; a CPU computes in fp32)."""
     reduce_in_full_precision: bool = False
-    """Reduce gradients over processes in fp32 instead of bf16."""
+    """Average gradients over processes in fp32 instead of bf16."""
 
 
 @dataclass
@@ -166,7 +166,7 @@ class Cobra_Tiny(Cobra_3B):
 
 @unique
 class ModelRegistry(Enum):
-    """Every registered model; members know their `model_id`."""
+    """Registered models; members know their `model_id`."""
 
     COBRA_3B = Cobra_3B
     COBRA_ONE_EPOCH_3B = Cobra_One_Epoch_3B
@@ -177,7 +177,7 @@ class ModelRegistry(Enum):
 
     @property
     def model_id(self) -> str:
-        """The name that `--model.type` takes."""
+        """Value of `--model.type`."""
         return str(self.value.model_id)
 
 
