@@ -14,11 +14,13 @@ from cobra.evaluation.metrics.base import EXTRA_METRICS
 from cobra.models.backbones.llm.specs import LLM_BACKBONES
 from cobra.models.backbones.vision.specs import VISION_BACKBONES
 from cobra.models.mamba.config import MIXERS
+from cobra.training.objective import OBJECTIVES
 
 
 def registries() -> list[dict]:
     choices: list[type[ChoiceRegistry]] = [DatasetConfig, ModelConfig]
-    return [TASKS, EXTRA_METRICS, LLM_BACKBONES, VISION_BACKBONES, MIXERS, *(kind._choice_registry for kind in choices)]
+    of_models = [LLM_BACKBONES, VISION_BACKBONES, MIXERS]
+    return [*of_models, OBJECTIVES, EXTRA_METRICS, TASKS, *(kind._choice_registry for kind in choices)]
 
 
 @pytest.fixture

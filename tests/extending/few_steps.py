@@ -1,12 +1,14 @@
 """A few steps of training on a handful of pictures, for the examples of how to extend the package."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from cobra.training.config import PretrainConfig
 from cobra.training.pretrain import pretrain
+from cobra.training.run_context import StepPart
 from cobra.util.cli import parse
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200), "yellow": (220, 200, 40)}
@@ -24,7 +26,7 @@ def write_colours(folder: Path) -> Path:
     return folder
 
 
-def train(root: Path, *flags: str) -> Path:
+def train(root: Path, *flags: str, parts: Sequence[StepPart] = ()) -> Path:
     """Run a stage of scripts/pretrain.py on one process for three steps; return the run directory."""
     given = {
         "--model.type": "cobra-tiny",
@@ -40,7 +42,7 @@ def train(root: Path, *flags: str) -> Path:
     } | dict(zip(flags[::2], flags[1::2], strict=True))
     if given["--dataset.type"] == "custom":
         given["--dataset.finetune_stage_components"] = "[rows.json, images]"
-    return pretrain(parse(PretrainConfig, [part for flag in given.items() for part in flag]))
+    return pretrain(parse(PretrainConfig, [word for flag in given.items() for word in flag]), parts)
 
 
 def losses(run_dir: Path) -> list[float]:

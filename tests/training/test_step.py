@@ -269,21 +269,23 @@ def test_the_loss_sums_over_exactly_the_counted_targets(model, data):
     with torch.no_grad():
         total = model(**batch, loss_reduction="sum").loss.item()
         mean = model(**batch, loss_reduction="mean").loss.item()
+        of_rows = model(**batch, loss_reduction="rows").loss.tolist()
         logits = model(**{**batch, "labels": None}).logits
     assert total == pytest.approx(mean * count, rel=1e-4, abs=1e-6)
     # By hand, row by row: rows with an image come first, and their text follows the patches.
     images = batch["multimodal_indices"].tolist()
     order = images + [index for index in range(len(rows)) if index not in images]
     patches = logits.shape[1] - batch["input_ids"].shape[1]
-    expected, counted = 0.0, 0
+    expected, counted = [0.0] * len(rows), 0
     for place, index in enumerate(order):
         start = patches if index in images else 0
         for position, label in enumerate(rows[index]["labels"].tolist()):
             if label != IGNORE_INDEX and start + position > 0:
-                expected -= logits[place, start + position - 1].log_softmax(-1)[label].item()
+                expected[index] -= logits[place, start + position - 1].log_softmax(-1)[label].item()
                 counted += 1
     assert counted == count
-    assert total == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert of_rows == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert total == pytest.approx(sum(expected), rel=1e-4, abs=1e-6)
 
 
 class _BadRow(torch.utils.data.Dataset):

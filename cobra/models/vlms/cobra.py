@@ -52,7 +52,8 @@ _TRAINED = {
 class VLMOutput:
     """Result of a forward pass.
 
-    loss: Mean (or sum) of the cross-entropy over labelled tokens, a scalar in fp32; None without labels.
+    loss: Cross-entropy over labelled tokens in fp32: mean or sum, a scalar, or the sum of each row (batch,), in the
+        batch's order; None without labels.
     logits: (batch, patches + text, vocabulary), rows with an image first; None when they were not asked for.
     past_key_values: The inference state after the last token, when `use_cache`.
     hidden_states: Final hidden states (batch, patches + text, d_model), when `output_hidden_states`.
@@ -287,7 +288,7 @@ class CobraVLM(GenerationMixin, nn.Module):
             output_hidden_states: Return the final hidden states.
             return_dict: Accepted for compatibility: a dataclass is returned.
             multimodal_indices: Rows that have an image (n,) int64; None is every row when there are pixels.
-            loss_reduction: `mean` over the labelled tokens of the batch, or their `sum`.
+            loss_reduction: `mean` over the labelled tokens of the batch, their `sum`, or `rows`, the sum of each row.
             return_logits: False leaves the logits out; the loss then costs memory for labelled positions only.
         """
         if inputs_embeds is None:
@@ -299,6 +300,10 @@ class CobraVLM(GenerationMixin, nn.Module):
             state = MambaState.zeros(self.llm_backbone.llm.config, len(inputs_embeds), inputs_embeds.device)
         hidden = self.llm_backbone.llm(inputs_embeds, state)
         loss = None if labels is None else self._loss(hidden, labels, loss_reduction)
+        images = None if pixel_values is None else multimodal_indices
+        if loss is not None and loss_reduction == "rows" and images is not None:
+            # Rows with an image come first in the model.
+            loss = loss[torch.cat([images, _rows_without_image(len(loss), images)]).argsort()]
         return VLMOutput(
             loss=loss,
             logits=self.llm_backbone.llm.logits(hidden) if return_logits else None,
@@ -315,9 +320,7 @@ class CobraVLM(GenerationMixin, nn.Module):
             return text, labels
         if images is None:
             images = torch.arange(len(input_ids), device=input_ids.device)
-        is_text = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        is_text[images] = False
-        others = is_text.nonzero().squeeze(1)
+        others = _rows_without_image(len(input_ids), images)
         patches = self.encode_images(map_pixels(pixel_values, lambda value: value[images])).to(text.dtype)
         blank = text.new_zeros(len(others), *patches.shape[1:])
         fused = torch.cat([torch.cat([patches, text[images]], 1), torch.cat([text[others], blank], 1)])
@@ -333,22 +336,34 @@ class CobraVLM(GenerationMixin, nn.Module):
         labelled = targets != IGNORE_INDEX
         chosen = hidden[:, :-1][labelled]
         if len(chosen) == 0:
-            # Nothing to learn: a zero that is still connected to the parameters, so that every rank synchronises.
-            return hidden.float().sum() * 0.0
+            # Nothing to learn: zeros that are still connected to the parameters, so that every rank synchronises.
+            nothing = hidden.float().sum() * 0.0
+            return nothing.expand(len(labels)) if reduction == "rows" else nothing
         # The function is not on autocast's list; with options it works in chunks and never holds all logits at once.
         kind = chosen.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else chosen.dtype
         weight = self.llm_backbone.llm.lm_head.weight.to(dtype)
         loss = F.linear_cross_entropy(
-            chosen.to(dtype), weight, targets[labelled], reduction=reduction, options=_LOSS_OPTIONS
-        )
-        return loss.float()
+            chosen.to(dtype),
+            weight,
+            targets[labelled],
+            reduction="none" if reduction == "rows" else reduction,
+            options=_LOSS_OPTIONS,
+        ).float()
+        return loss if reduction != "rows" else loss.new_zeros(len(labels)).index_add(0, labelled.nonzero()[:, 0], loss)
 
 
 # Labels whose logits are held at once. torch's own choice shrinks with the width, to 4 at width 256, which takes nine
 # times as long there; 256 rows of logits over 50,280 tokens take 51 MB in fp32.
 LOSS_CHUNK = 256
 _LOSS_OPTIONS = nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK)
+
+
+def _rows_without_image(rows: int, images: Tensor) -> Tensor:
+    """Return the rows of a batch that are not among those with an image (n,), in order; int64."""
+    is_text = torch.ones(rows, dtype=torch.bool, device=images.device)
+    is_text[images] = False
+    return is_text.nonzero().squeeze(1)
 
 
 def check_stage(stage: str) -> None:
