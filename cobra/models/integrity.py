@@ -67,16 +67,13 @@ def kind_of(path: Path) -> str:
     """Return what a file is that is taken for a checkpoint and is none; empty where its kind is not known."""
     if path.name.endswith(".index.json"):
         return "the index of weights that lie in several files: join those into one"
-    if zipfile.is_zipfile(path):
-        with contextlib.suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(path) as archive:
-            names = {name.rpartition("/")[2] for name in archive.namelist()}
-            if "constants.pkl" in names:
-                return "a program of TorchScript: save only the weights, as its state_dict()"
-            if any(name.endswith(".npy") for name in names):
-                return "an archive of NumPy arrays"
-            if "data.pkl" not in names:
-                return "a zip archive of other files: unpack it"
-        return ""
+    with contextlib.suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(path) as archive:
+        names = {name.rpartition("/")[2] for name in archive.namelist()}
+        if "constants.pkl" in names:
+            return "a program of TorchScript: save only the weights, as its state_dict()"
+        if any(name.endswith(".npy") for name in names):
+            return "an archive of NumPy arrays"
+        return "" if "data.pkl" in names else "a zip archive of other files: unpack it"
     with path.open("rb") as file:
         beginning = file.read(512)
     # A checkpoint that breaks off begins like the archive that it was.

@@ -134,6 +134,16 @@ def small_files(tmp_path_factory):
     return module, folder
 
 
+@pytest.mark.fault("C3")
+def test_an_archive_that_claims_several_disks_is_refused(small_files, tmp_path):
+    content = bytearray((small_files[1] / "whole.pt").read_bytes())
+    # The number of disks in the locator of the archive's 64-bit end; zipfile raises where it is looked for.
+    content[content.rindex(b"PK\x06\x07") + 16] = 2
+    (tmp_path / "disks.pt").write_bytes(content)
+    with pytest.raises(UserError, match="disks.pt cannot be read as a checkpoint: it is damaged"):
+        read_checkpoint(tmp_path / "disks.pt")
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @settings(max_examples=250)
 @given(data=st.data())
