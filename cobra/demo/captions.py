@@ -27,7 +27,7 @@ def plural(shape: str) -> str:
     return f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
-def place(item: SceneObject) -> str:
+def cell_name(item: SceneObject) -> str:
     """Return the name of an object's cell, e.g. `top left`."""
     return _PLACES[item.row][item.column]
 
@@ -59,7 +59,7 @@ def canonical_caption(scene: Scene) -> str:
     """
     objects = scene.objects
     if len(objects) == 1:
-        return sentence(f"a {objects[0].kind} at the {place(objects[0])}")
+        return sentence(f"a {objects[0].kind} at the {cell_name(objects[0])}")
     if len(objects) == 2 and len(groups(objects)) == 2:
         first, second = objects
         relation = "above" if first.column == second.column else "left of"
@@ -83,8 +83,8 @@ def reference_captions(rng: random.Random, scene: Scene) -> list[str]:
     ]
     if len(objects) == 1:
         pool += [
-            sentence(f"a single {objects[0].kind} at the {place(objects[0])} of the image"),
-            sentence(f"the {objects[0].kind} is at the {place(objects[0])}"),
+            sentence(f"a single {objects[0].kind} at the {cell_name(objects[0])} of the image"),
+            sentence(f"the {objects[0].kind} is at the {cell_name(objects[0])}"),
         ]
     if len(objects) == 2 and len(groups(objects)) == 2:
         pool += _relations(*objects)

@@ -71,7 +71,7 @@ def results(n=12, seed=5, replicates=200, **others):
     }
     floors = {"shuffled": {"cider": MeanMetric([0.05] * n)}, "human": {"cider": MeanMetric([0.9] * n)}}
     about = {"prompt": "Caption?", "sample": {"seed": 7}}
-    return Results.of(images, variants, floors, SIGNATURE, about, replicates, **others)
+    return Results.from_variants(images, variants, floors, SIGNATURE, about, replicates, **others)
 
 
 def cider(found, name):

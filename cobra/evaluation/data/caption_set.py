@@ -12,7 +12,7 @@ from cobra.evaluation.data.captioned_image import (
     CaptionedImage,
     ImageId,
     check_file_name,
-    refuse,
+    refuse_images,
     shortened,
     whole_text,
 )
@@ -150,7 +150,7 @@ def _parse_named(content: Any, path: Path) -> list[CaptionedImage]:
             raise UserError(f"{where}: the file name {shortened(name)} was there before")
         images[name] = CaptionedImage(name, name, tuple(map(whole_text, texts)))
     bare = [name for name, image in images.items() if not image.references]
-    refuse(bare, f"{path} has no caption for", "Take them out, or add captions.")
+    refuse_images(bare, f"{path} has no caption for", "Take them out, or add captions.")
     return list(images.values())
 
 

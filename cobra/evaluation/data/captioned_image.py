@@ -135,13 +135,13 @@ def count_images(number: int) -> str:
     return f"{number:,} image{'' if number == 1 else 's'}"
 
 
-def named(found: Sequence[ImageId]) -> str:
+def first_names(found: Sequence[ImageId]) -> str:
     """Return the first few ids or names as a person may be shown them, `1, 2, ...`."""
     names = ", ".join(printable(str(name), _CHARACTERS) for name in found[:_SHOWN])
     return names + ", ..." * (len(found) > _SHOWN)
 
 
-def refuse(found: Sequence[ImageId], problem: str, remedy: str, list_file: Path | None = None) -> None:
+def refuse_images(found: Sequence[ImageId], problem: str, remedy: str, list_file: Path | None = None) -> None:
     """Raise a UserError that counts what was found and names the first few, if anything was.
 
     Args:
@@ -156,4 +156,4 @@ def refuse(found: Sequence[ImageId], problem: str, remedy: str, list_file: Path 
     if len(found) > _SHOWN and list_file is not None:
         write_text(list_file, "".join(f"{printable(str(name))}\n" for name in found))
         listed = f" {list_file} lists them all."
-    raise UserError(f"{problem} {count_images(len(found))}: {named(found)}.{listed} {remedy}")
+    raise UserError(f"{problem} {count_images(len(found))}: {first_names(found)}.{listed} {remedy}")

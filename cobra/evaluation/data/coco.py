@@ -13,7 +13,7 @@ from cobra.evaluation.data.captioned_image import (
     count_images,
     id_and_text,
     id_of,
-    refuse,
+    refuse_images,
     shortened,
     text_of,
 )
@@ -75,7 +75,7 @@ def parse_captions(content: Any, annotations: Path) -> CocoCaptions:
     bare = [image_id for image_id in names if not captions[image_id]]
     if len(bare) == len(names):
         other = f"; the first caption is of the image {shortened(orphans[0])}" if orphans else ""
-        refuse(bare, f"{annotations} has no caption for", f"That is every image that it lists{other}.")
+        refuse_images(bare, f"{annotations} has no caption for", f"That is every image that it lists{other}.")
     images = [
         CaptionedImage(image_id, named.file_name or f"image {image_id}, without a file name", tuple(captions[image_id]))
         for image_id, named in names.items()

@@ -40,7 +40,7 @@ class Overlap:
     """True if they were left out."""
 
     @property
-    def words(self) -> str:
+    def sentence(self) -> str:
         """One sentence for a reader."""
         if self.source is None:
             return (

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cobra.evaluation.data.captioned_image import CaptionedImage, ImageId, photo_number, refuse, shortened, whole_text
+from cobra.evaluation.data.captioned_image import (
+    CaptionedImage,
+    ImageId,
+    photo_number,
+    refuse_images,
+    shortened,
+    whole_text,
+)
 from cobra.evaluation.data.image_index import ImageNames, KnownImages
 from cobra.evaluation.data.image_sources import Pictures
 from cobra.evaluation.data.row_images import RowPictures, image_column
@@ -110,7 +117,7 @@ def read_hub_captions(source: Path | str, split: str | None) -> HubCaptions:
             texts = _captions(row[captions], f"row {number} of {name}, {captions}")
             references.setdefault(image_id, []).extend(texts)
     bare = [image_id for image_id, texts in references.items() if not texts]
-    refuse(bare, f"{name} has no caption for", "Choose another split, with --split, or leave them out.")
+    refuse_images(bare, f"{name} has no caption for", "Choose another split, with --split, or leave them out.")
     if not rows:
         raise UserError(f"{name} has no rows")
     images = [

@@ -78,7 +78,7 @@ class ImageIndex:
             # An image without a file name has its id alone to go by.
             given = [str(image_id) if names.file_name is None else names.file_name]
             for name in dict.fromkeys([*given, image_id] if isinstance(image_id, str) else given):
-                self._add(image_id, _Name.of(name))
+                self._add(image_id, _Name.parse(name))
         return bool(self._known)
 
     def _add(self, image_id: ImageId, name: "_Name") -> None:
@@ -100,7 +100,7 @@ class ImageIndex:
         Letters' case, backslashes for `/`, percent codes and what is in front of a path do not count, unless several
         images differ in them; two folders of which neither ends in the other do.
         """
-        name = _Name.of(str(found))
+        name = _Name.parse(str(found))
         if not name.stem or not self._has_names:
             return None
         for paths, path in ((self._paths, name.path), (self._folded, name.folded)):
@@ -120,7 +120,7 @@ class ImageIndex:
 
     def contradicts(self, image_id: ImageId, name: str) -> bool:
         """Return whether an image's file name and another one are of different photos of COCO."""
-        own, other = _Name.of(self._known[image_id].file_name or ""), _Name.of(name)
+        own, other = _Name.parse(self._known[image_id].file_name or ""), _Name.parse(name)
         return own.is_photo and other.is_photo and own.number != other.number
 
     def by_other_id(self, found: ImageId, column: int) -> ImageId | None:
@@ -147,7 +147,7 @@ class _Name:
     """True if it has COCO's form: 12 digits."""
 
     @classmethod
-    def of(cls, name: str) -> "_Name":
+    def parse(cls, name: str) -> "_Name":
         text = name.replace("\\", "/")
         if "://" in text:
             text = text.partition("://")[2].partition("/")[2].partition("?")[0]

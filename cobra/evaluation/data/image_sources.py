@@ -17,7 +17,7 @@ from cobra.evaluation.data.captioned_image import (
     ImageId,
     count_images,
     photo_number,
-    refuse,
+    refuse_images,
 )
 from cobra.util.errors import UserError
 from cobra.util.images import BadImageError, check_decodes, read_rgb
@@ -144,7 +144,7 @@ def check_present(images: Sequence[CaptionedImage], pictures: Pictures, list_fil
             "folder of the images that the annotation file names (--image_dir)."
         )
     remedy = "Fetch them, or give the folder of the images that the annotation file names (--image_dir)."
-    refuse(missing, f"{pictures.name} lacks", remedy, list_file)
+    refuse_images(missing, f"{pictures.name} lacks", remedy, list_file)
 
 
 def unreadable_images(images: Sequence[CaptionedImage], pictures: Pictures) -> dict[ImageId, str]:

@@ -16,7 +16,7 @@ from cobra.evaluation.data.captioned_image import (
     check_file_name,
     id_and_text,
     id_of,
-    refuse,
+    refuse_images,
     shortened,
     whole_text,
 )
@@ -77,7 +77,7 @@ def parse_karpathy(content: Any, path: Path, split: str | None) -> tuple[list[Ca
         there = ", ".join(f"{shortened(name)} ({count:,} images)" for name, count in splits.most_common(10))
         raise UserError(f"{path} has no images of the split {split!r}; it has: {there}. Choose one with --split.")
     bare = [image.image_id for image in images.values() if not image.references]
-    refuse(bare, f"{path} has no caption for", "Take them out of `images`, or add sentences.")
+    refuse_images(bare, f"{path} has no caption for", "Take them out of `images`, or add sentences.")
     return list(images.values()), known
 
 
@@ -150,7 +150,7 @@ def keep_ids(
     matched = match_ids(ids, {image.image_id: known[image.image_id] for image in images})
     missing = [image_id for image_id in ids if image_id not in matched.ids]
     remedy = "Give the captions that the ids are of: for Karpathy's test images, COCO's captions_val2014.json."
-    refuse(missing, f"{source} does not hold", remedy, list_file)
+    refuse_images(missing, f"{source} does not hold", remedy, list_file)
     if matched.unclear is not None:
         found, one, other = matched.unclear
         raise UserError(

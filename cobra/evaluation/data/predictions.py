@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cobra.evaluation.data.captioned_image import ImageId, count_images, id_and_text, refuse, shortened
+from cobra.evaluation.data.captioned_image import ImageId, count_images, id_and_text, refuse_images, shortened
 from cobra.evaluation.data.image_index import KnownImages, Matched, match_ids
 from cobra.util.errors import UserError
 from cobra.util.files import read_json
@@ -58,19 +58,19 @@ def read_predictions(
     remedy = (
         "They are neither ids nor file names of one image each in the annotation file: give the one they belong to."
     )
-    refuse(unknown, f"{path} has captions for", remedy, list_file)
+    refuse_images(unknown, f"{path} has captions for", remedy, list_file)
     captions: dict[ImageId, str] = {}
     repeated: list[ImageId] = []
     for found, caption in rows:
         if captions.setdefault(ids[found], caption) != caption:
             repeated.append(ids[found])
     remedy = "Leave one for each image."
-    refuse(list(dict.fromkeys(repeated)), f"{path} has more than one caption for", remedy, list_file)
+    refuse_images(list(dict.fromkeys(repeated)), f"{path} has more than one caption for", remedy, list_file)
     wanted = list(wanted)
     missing = [image_id for image_id in wanted if image_id not in captions]
     if not allow_missing or len(missing) == len(wanted):
         remedy = "Add them, or score the others alone with --allow_missing."
-        refuse(missing, f"{path} has no caption for", remedy, list_file)
+        refuse_images(missing, f"{path} has no caption for", remedy, list_file)
     kept = {image_id: captions[image_id] for image_id in wanted if image_id in captions}
     remarks = _remarks(path, matched, len(rows) - len(captions), known)
     return Predictions(kept, missing, " ".join(remarks) or None)

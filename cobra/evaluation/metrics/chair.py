@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cobra.evaluation.data.captioned_image import CaptionedImage, ImageId, id_of, refuse, shortened, text_of
+from cobra.evaluation.data.captioned_image import CaptionedImage, ImageId, id_of, refuse_images, shortened, text_of
 from cobra.evaluation.data.coco import read_names
 from cobra.evaluation.data.image_index import ImageIndex, KnownImages, match_images
 from cobra.evaluation.metrics.base import MeanMetric, MetricMaker, Metrics, RatioMetric, References, Scorer
@@ -120,7 +120,7 @@ class Chair:
         ids = match_images([(image.image_id, image.file_name) for image in images], objects.known)
         missing = [image.image_id for image in images if image.image_id not in ids]
         remedy = "CHAIR needs the one of the same images: COCO's of train or val, 2014 or 2017."
-        refuse(missing, "the instances file lacks", remedy)
+        refuse_images(missing, "the instances file lacks", remedy)
         self._present = [
             objects.categories[ids[image.image_id]].union(*map(mentions, image.references)) for image in images
         ]

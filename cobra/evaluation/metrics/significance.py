@@ -75,7 +75,7 @@ class Comparison:
         seen = abs(self.difference.value) >= _SEEN
         return bool(seen and self.p_holm < ALPHA and not self.difference.low <= 0 <= self.difference.high)
 
-    def words(self, n: int) -> str:
+    def sentence(self, n: int) -> str:
         """Say in a sentence what may be claimed; scores x100.
 
         Args:

@@ -30,7 +30,7 @@ class Axis(NamedTuple):
     high: float
     ticks: tuple[Tick, ...]
 
-    def place(self, value: float) -> float:
+    def position(self, value: float) -> float:
         """Return where a value lies, in percent, held inside the axis."""
         return round(100 * min(max((value - self.low) / (self.high - self.low), 0), 1), 2)
 
@@ -74,7 +74,7 @@ def axis(values: Iterable[float]) -> Axis:
     digits = max(-math.floor(math.log10(step) + 1e-9), 0)
     bare = Axis(low, high, ())
     numbers = [step * number for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
-    return bare._replace(ticks=tuple(Tick(bare.place(number), f"{number + 0.0:.{digits}f}") for number in numbers))
+    return bare._replace(ticks=tuple(Tick(bare.position(number), f"{number + 0.0:.{digits}f}") for number in numbers))
 
 
 def _round_step(least: float) -> float:
@@ -87,7 +87,7 @@ def strip(on: Axis, low: float, value: float, high: float) -> Strip | None:
     """Return an interval's places on an axis; None where it is not known."""
     if not all(math.isfinite(number) for number in (low, value, high)):
         return None
-    return Strip(on.place(low), on.place(value), on.place(high))
+    return Strip(on.position(low), on.position(value), on.position(high))
 
 
 def length_histograms(lengths: Mapping[str, Sequence[int]], references: Sequence[int]) -> list[Histogram]:

@@ -134,7 +134,7 @@ def _scores(results: Results, metric: str) -> Plot:
     known = {FLOOR_LABELS[name]: value(own[metric]) for name, own in results.floors.items() if metric in own}
     on = axis([SHOWN_SCALE * number for number in (*known.values(), *_ends(list(found.values())))])
     rows = [PlotRow(name, "", _strip(on, estimate), estimate, None, True) for name, estimate in found.items()]
-    return Plot(metric, on, [Mark(on.place(SHOWN_SCALE * number), name) for name, number in known.items()], rows)
+    return Plot(metric, on, [Mark(on.position(SHOWN_SCALE * number), name) for name, number in known.items()], rows)
 
 
 def _differences(results: Results, metric: str) -> Plot:
@@ -152,7 +152,7 @@ def _differences(results: Results, metric: str) -> Plot:
         )
         for comparison in own
     ]
-    return Plot(metric, on, [Mark(on.place(0), "")], rows)
+    return Plot(metric, on, [Mark(on.position(0), "")], rows)
 
 
 def _ends(estimates: Sequence[Estimate]) -> list[float]:

@@ -76,7 +76,7 @@ class Results:
     """Sentence on images that were trained on."""
 
     @classmethod
-    def of(
+    def from_variants(
         cls,
         images: Sequence[CaptionedImage],
         variants: Mapping[str, VariantResult],
@@ -151,7 +151,7 @@ def findings(results: Results, every_pair: bool = False) -> list[str]:
     headlines = results.headlines
     pair = main_pair(list(results.variants))
     return [
-        comparison.words(len(results.images))
+        comparison.sentence(len(results.images))
         for metric in headlines
         for comparison in results.comparisons
         if comparison.metric == metric

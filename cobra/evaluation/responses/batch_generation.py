@@ -39,7 +39,7 @@ class Written:
     """Tokens of both passes."""
 
 
-class Passes:
+class BatchGenerator:
     """A model answering by a protocol."""
 
     def __init__(self, vlm: "CobraVLM", protocol: Protocol, own_stages: bool) -> None:

@@ -46,7 +46,7 @@ def hash_image(image: CaptionedImage, pictures: Pictures) -> str:
     return "" if file is None else hashlib.sha256(file.getvalue()).hexdigest()
 
 
-def read_ahead(
+def prefetch_images(
     images: Iterable[CaptionedImage], pictures: Pictures, transform: ImageTransform, ahead: int
 ) -> Generator[LoadedImage, None, None]:
     """Decode and transform images by threads; an image that cannot be read says so in its place.

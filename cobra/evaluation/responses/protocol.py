@@ -154,7 +154,7 @@ class Answer:
     """Why the image could not be read; the answer is empty then."""
 
     @classmethod
-    def of(
+    def from_text(
         cls, image_id: ImageId, prompt: str, raw: str, analysis: str | None = None, problem: str | None = None
     ) -> "Answer":
         """Build an answer from what was written."""

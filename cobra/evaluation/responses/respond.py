@@ -22,8 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cobra.evaluation.data.captioned_image import CaptionedImage, ImageId, count_images
 from cobra.evaluation.data.image_sources import Pictures
-from cobra.evaluation.responses.batch_generation import Passes, Written
-from cobra.evaluation.responses.prefetch import LoadedImage, hash_image, read_ahead
+from cobra.evaluation.responses.batch_generation import BatchGenerator, Written
+from cobra.evaluation.responses.prefetch import LoadedImage, hash_image, prefetch_images
 from cobra.evaluation.responses.protocol import Answer, Protocol
 from cobra.evaluation.responses.response_cache import AnswerFile, AnswerStore, StoredAnswer
 from cobra.util.distributed import World
@@ -112,8 +112,8 @@ class _Variant:
 
 def _answer(one: LoadedImage, written: Written | None) -> Answer:
     if written is None:
-        return Answer.of(one.image.image_id, "", "", problem=one.problem)
-    return Answer.of(one.image.image_id, written.prompt, written.raw, written.analysis)
+        return Answer.from_text(one.image.image_id, "", "", problem=one.problem)
+    return Answer.from_text(one.image.image_id, written.prompt, written.raw, written.analysis)
 
 
 def answer_variants(
@@ -150,15 +150,15 @@ def answer_variants(
         UserError: The final prompt is too long for the model, a batch is too large for the device's memory, or
             answers cannot be written.
     """
-    passes = Passes(vlm, protocol, own_stages)
-    passes.check(images)
+    generator = BatchGenerator(vlm, protocol, own_stages)
+    generator.check(images)
     variants = []
     for scratchpad in (False, True):
         settings = _settings(vlm, protocol.settings(scratchpad, own_stages))
         variants.append(_Variant(role + "+scratchpad" * scratchpad, scratchpad, store.open(settings, world.rank)))
     _read_known(variants, images, pictures, world)
     if world.is_main:
-        _tell_known(console, variants, images)
+        _print_known(console, variants, images)
     size = protocol.batch_size * WINDOW_BATCHES
     windows = [images[start : start + size] for start in range(0, len(images), size)]
     windows = [window for window in windows if any(variant.open_among(window) for variant in variants)]
@@ -166,11 +166,11 @@ def answer_variants(
     with _progress(console if world.is_main and own else Console(quiet=True)) as progress:
         wanted = {variant.name: sum(map(variant.open_among, own)) for variant in variants}
         tasks = {name: progress.add_task(name, total=total, visible=total > 0) for name, total in wanted.items()}
-        for name, count in _answer_windows(vlm, passes, variants, own, pictures, protocol.batch_size):
+        for name, count in _answer_windows(vlm, generator, variants, own, pictures, protocol.batch_size):
             progress.advance(tasks[name], count)
     answered = _collect(variants, images, world)
     if world.is_main:
-        _tell_unreadable(console, answered.unreadable)
+        _print_unreadable(console, answered.unreadable)
     return answered
 
 
@@ -203,7 +203,7 @@ def _read_known(
 @torch.inference_mode()
 def _answer_windows(
     vlm: "CobraVLM",
-    passes: Passes,
+    generator: BatchGenerator,
     variants: Sequence[_Variant],
     windows: Sequence[Sequence[CaptionedImage]],
     pictures: Pictures,
@@ -215,12 +215,12 @@ def _answer_windows(
         UserError: As :func:`answer_variants`.
     """
     images = (image for window in windows for image in window)
-    loading = read_ahead(images, pictures, vlm.vision_backbone.image_transform, ahead=2 * batch_size)
+    loading = prefetch_images(images, pictures, vlm.vision_backbone.image_transform, ahead=2 * batch_size)
     try:
         for window in windows:
             begin = _now(vlm)
             loaded = list(islice(loading, len(window)))
-            yield from _answer_window(vlm, passes, variants, loaded, _now(vlm) - begin)
+            yield from _answer_window(vlm, generator, variants, loaded, _now(vlm) - begin)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"--batch_size {batch_size} is too large for the memory of {vlm.device}: give a smaller one; the answers "
@@ -231,13 +231,17 @@ def _answer_windows(
 
 
 def _answer_window(
-    vlm: "CobraVLM", passes: Passes, variants: Sequence[_Variant], window: Sequence[LoadedImage], waited: float
+    vlm: "CobraVLM",
+    generator: BatchGenerator,
+    variants: Sequence[_Variant],
+    window: Sequence[LoadedImage],
+    waited: float,
 ) -> Iterator[tuple[str, int]]:
     """Answer one window; its states are gone before the next one is read.
 
     Args:
         vlm: For the time on its device.
-        passes: Its passes.
+        generator: Its generator of answers.
         variants: Those that lack answers about the window get them.
         window: The images.
         waited: Seconds that the model has waited for them.
@@ -248,14 +252,14 @@ def _answer_window(
         if one.pixels is not None:
             readable.append(one)
             pixels.append(one.pixels)
-    states = passes.read_images(pixels)
+    states = generator.read_images(pixels)
     reading = waited + _now(vlm) - begin
     for variant in variants:
         if not variant.open_among([one.image for one in window]):
             continue
         begin = _now(vlm)
         yield variant.name, variant.keep([(one, None) for one in window if one.pixels is None])
-        for batch in passes.answer(states, [one.image for one in readable], variant.scratchpad):
+        for batch in generator.answer(states, [one.image for one in readable], variant.scratchpad):
             yield variant.name, variant.keep([(readable[row], written) for row, written in batch.items()])
         variant.seconds += reading + _now(vlm) - begin
 
@@ -285,7 +289,7 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
 
 
-def _tell_known(console: Console, variants: Sequence[_Variant], images: Sequence[CaptionedImage]) -> None:
+def _print_known(console: Console, variants: Sequence[_Variant], images: Sequence[CaptionedImage]) -> None:
     for variant in variants:
         known = len(images) - variant.open_among(images)
         if known:
@@ -294,7 +298,7 @@ def _tell_known(console: Console, variants: Sequence[_Variant], images: Sequence
             console.print(text, highlight=False, soft_wrap=True)
 
 
-def _tell_unreadable(console: Console, unreadable: Mapping[ImageId, str]) -> None:
+def _print_unreadable(console: Console, unreadable: Mapping[ImageId, str]) -> None:
     if unreadable:
         console.print(f"{count_images(len(unreadable))} cannot be read and count as empty answers:", highlight=False)
         for problem in list(unreadable.values())[:_SHOWN]:

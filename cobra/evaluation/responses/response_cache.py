@@ -115,7 +115,9 @@ def _parse(values: Any) -> StoredAnswer | None:
     """Return the answer in a line's value; None where it is not one, whatever it is."""
     if not isinstance(values, dict) or not _is_answer(values):
         return None
-    answer = Answer.of(values["image_id"], values["prompt"], values["raw"], values["analysis"], values["problem"])
+    answer = Answer.from_text(
+        values["image_id"], values["prompt"], values["raw"], values["analysis"], values["problem"]
+    )
     return StoredAnswer(answer, values["image_sha256"])
 
 

@@ -147,7 +147,7 @@ def run_task(task: Task, config: BenchmarkConfig, world: World, console: Console
     scores = task.score({name: responses.answers[name] for name in names if name in responses.answers}, console)
     about = {**questions.about, **scores.about, "unreadable": responses.unreadable}
     about |= _describe(models, protocol, config.max_images)
-    results = Results.of(
+    results = Results.from_variants(
         questions.images,
         {name: scores.variants[name] for name in names},
         scores.floors,

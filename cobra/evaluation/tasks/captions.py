@@ -9,7 +9,7 @@ from rich.console import Console
 
 from cobra.evaluation.config import BenchmarkConfig
 from cobra.evaluation.data.caption_set import CaptionSet, read_caption_set
-from cobra.evaluation.data.captioned_image import FETCH_COMMAND, CaptionedImage, count_images, named
+from cobra.evaluation.data.captioned_image import FETCH_COMMAND, CaptionedImage, count_images, first_names
 from cobra.evaluation.data.coco import DEFAULT_ANNOTATIONS, DEFAULT_IMAGE_DIR, sample
 from cobra.evaluation.data.contamination import Overlap, find_overlap, find_training_ids, leave_out, read_training_ids
 from cobra.evaluation.data.predictions import Predictions, read_predictions
@@ -60,7 +60,7 @@ class CaptionTask(Task):
             prompt=resolve_prompt(config.prompt),
             remarks=self._remarks(),
             extra_variants=[_PREDICTIONS] * (chosen.predictions is not None),
-            overlap=chosen.overlap.words,
+            overlap=chosen.overlap.sentence,
         )
 
     def score(self, answers: Mapping[str, Sequence[Answer]], console: Console) -> Scores:
@@ -83,12 +83,12 @@ class CaptionTask(Task):
     def _remarks(self) -> list[str]:
         found, chosen = self._found, self._chosen
         lines = [f"{len(chosen.images):,} of {len(found.images):,} images of {found.source} ({found.form})"]
-        lines += [*found.remarks, chosen.overlap.words]
+        lines += [*found.remarks, chosen.overlap.sentence]
         if chosen.predictions is not None:
             if chosen.predictions.remark is not None:
                 lines.append(chosen.predictions.remark)
             if missing := chosen.predictions.missing:
-                lines.append(f"{count_images(len(missing))} without a caption left out: {named(missing)}")
+                lines.append(f"{count_images(len(missing))} without a caption left out: {first_names(missing)}")
         return lines
 
     def _about(self) -> dict[str, Any]:

@@ -89,16 +89,16 @@ def test_photos_are_compared_by_their_file_names_and_left_out(tmp_path):
     overlap = find_overlap(IMAGES, training)
     # 9 is a number of its own, not that of a photo of COCO.
     assert overlap.image_ids == (285, "x") and overlap.images == 4
-    assert "2 of 4 images (50.0%) (--exclude_ids leaves them out)" in overlap.words
+    assert "2 of 4 images (50.0%) (--exclude_ids leaves them out)" in overlap.sentence
     assert overlap.to_json() == {"source": training.source, "n": 2, "image_ids": [285, "x"], "excluded": False}
     kept, excluded = leave_out(IMAGES, overlap)
     assert [image.image_id for image in kept] == [139, 9]
-    assert "2 of 4 images (50.0%), which were left out." in excluded.words and excluded.to_json()["excluded"]
+    assert "2 of 4 images (50.0%), which were left out." in excluded.sentence and excluded.to_json()["excluded"]
 
 
 def test_all_or_none_in_training(tmp_path):
     none = find_overlap(IMAGES, read_training_ids(write(tmp_path / "x.json", [1])))
-    assert ": 0 of 4 images (0.0%). What" in none.words and leave_out(IMAGES, none)[0] == IMAGES
+    assert ": 0 of 4 images (0.0%). What" in none.sentence and leave_out(IMAGES, none)[0] == IMAGES
     every = find_overlap(IMAGES[:1], read_training_ids(write(tmp_path / "x.json", [139])))
     with pytest.raises(UserError, match=r"Nothing is left to evaluate: of 1 image all are among .*--exclude_ids"):
         leave_out(IMAGES[:1], every)
@@ -106,6 +106,6 @@ def test_all_or_none_in_training(tmp_path):
 
 def test_where_nothing_is_known_that_is_said():
     overlap = find_overlap(IMAGES, None)
-    assert "not known" in overlap.words and "--exclude_ids" in overlap.words
+    assert "not known" in overlap.sentence and "--exclude_ids" in overlap.sentence
     assert overlap.to_json() == {"source": None, "n": None, "image_ids": None, "excluded": False}
     assert leave_out(IMAGES, overlap)[0] == IMAGES

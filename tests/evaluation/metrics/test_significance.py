@@ -199,13 +199,13 @@ def test_holm_keeps_the_order_and_never_lowers(p_values):
 
 def test_sentences():
     better = Comparison("bleu_4", "baseline", "finetuned", Estimate(0.012, 0.003, 0.021), 0.002, 0.004, "BLEU-4")
-    assert better.words(5000) == (
+    assert better.sentence(5000) == (
         "finetuned is above baseline in BLEU-4 by 1.2 (95 % interval 0.3 to 2.1, p = 0.004 after Holm)"
     )
     worse = Comparison("cider", "a", "b", Estimate(-0.003, -0.005, -0.001), 0.0005, 0.003, "CIDEr")
-    assert worse.words(5000) == ("b is below a in CIDEr by 0.30 (95 % interval 0.10 to 0.50, p = 0.003 after Holm)")
+    assert worse.sentence(5000) == ("b is below a in CIDEr by 0.30 (95 % interval 0.10 to 0.50, p = 0.003 after Holm)")
     unproved = Comparison("chair_i", "a", "b", Estimate(0.5, 0.1, 0.9), 0.04, 0.06, "CHAIR-i")
-    assert unproved.words(40) == "no difference in CHAIR-i between a and b can be claimed at n = 40"
+    assert unproved.sentence(40) == "no difference in CHAIR-i between a and b can be claimed at n = 40"
     # Nor where the interval says otherwise.
     assert not Comparison("cider", "a", "b", Estimate(0.5, 0, 0.9), 0.04, 0.04).is_claimed
     assert Comparison("cider", "a", "b", Estimate(0.5, 0.1, 0.9), 0.04, 0.04).is_claimed is True

@@ -49,7 +49,7 @@ def test_everything_is_on_the_page(found, page):
     estimate = found.estimates["finetuned"]["cider"]
     assert f"{100 * estimate.value:.1f} {100 * estimate.low:.1f} to {100 * estimate.high:.1f}" in words
     for comparison in found.comparisons:
-        assert comparison.words(12) in words
+        assert comparison.sentence(12) in words
     for image in found.images:
         assert all(reference in words for reference in image.references)
     assert words.count("CONCLUSION scored") == 24 and words.count("analysis, the first pass") == 12
@@ -91,7 +91,7 @@ def test_images_that_no_model_could_read_are_told_from_silent_ones():
     images = make_images(2)
     one = variant(images, ["", ""], [0.0, 0.0])
     answers = [replace(one.answers[0], problem="01.png is not a readable image"), one.answers[1]]
-    found = Results.of(images, {"baseline": replace(one, answers=answers)}, {}, "", {}, replicates=20)
+    found = Results.from_variants(images, {"baseline": replace(one, answers=answers)}, {}, "", {}, replicates=20)
     page = HtmlPage(render_page(found))
     assert [text for text in page.text if text.startswith("nothing")] == ["nothing: ", "nothing"]
     assert "01.png is not a readable image" in page.words()
@@ -108,7 +108,7 @@ def test_equal_results_give_equal_bytes(found):
 
 def test_one_variant_has_nothing_to_be_compared_with():
     images = make_images(4)
-    one = Results.of(images, {"predictions": variant(images, ["a"] * 4, [0.1, 0.4, 0.3, 0.2])}, {}, "", {})
+    one = Results.from_variants(images, {"predictions": variant(images, ["a"] * 4, [0.1, 0.4, 0.3, 0.2])}, {}, "", {})
     html = render_page(one)
     assert "Differences between variants" not in html and 'name="first"' not in html and "+40.0" not in html
     shown_best = HtmlPage(html).words().split("Best cases: CIDEr ")[1]
@@ -132,7 +132,7 @@ def test_no_text_becomes_markup(text):
 
 def _two_variants(images, text):
     texts = [text] * len(images)
-    return Results.of(
+    return Results.from_variants(
         images,
         {"baseline": variant(images, texts, [0.0, 1.0]), "finetuned": variant(images, texts, [1.0, 1.0], texts)},
         {},
@@ -153,7 +153,9 @@ def test_the_scripts_numbers_are_those_of_the_images(found):
 def test_an_unknown_score_is_null_for_the_script_and_a_dash_for_the_reader():
     images = make_images(3)
     metrics = {"similarity_max": MeanMetric([math.nan, 0.5, 0.25])}
-    html = render_page(Results.of(images, {"predictions": VariantResult("abc", metrics)}, {}, "", {}, replicates=20))
+    html = render_page(
+        Results.from_variants(images, {"predictions": VariantResult("abc", metrics)}, {}, "", {}, replicates=20)
+    )
     assert data_of(html)["values"]["similarity_max"]["predictions"] == [None, 50.0, 25.0]
     assert "nan" not in HtmlPage(html).words().lower()
 
@@ -200,18 +202,18 @@ def test_choosing_among_equals_and_unknowns():
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9))
 def test_axes_hold_their_values_and_have_round_ticks(values):
     found = axis([*values, math.nan])
-    places = [found.place(value) for value in values]
+    places = [found.position(value) for value in values]
     assert all(0 <= place <= 100 for place in places)
     assert [place for _, place in sorted(zip(values, places, strict=True))] == sorted(places)
     assert 1 <= len(found.ticks) <= 6
     for tick in found.ticks:
-        assert tick.place == pytest.approx(found.place(float(tick.label)), abs=0.02)
+        assert tick.place == pytest.approx(found.position(float(tick.label)), abs=0.02)
     assert strip(found, values[0], math.nan, values[0]) is None
 
 
 def test_differences_of_rounding_are_not_stretched_over_an_axis():
     found = axis([0.0, 1e-4])
-    assert found.place(1e-4) - found.place(0) < 0.02 and all(len(tick.label) <= 4 for tick in found.ticks)
+    assert found.position(1e-4) - found.position(0) < 0.02 and all(len(tick.label) <= 4 for tick in found.ticks)
 
 
 def test_zero_is_never_negative_on_an_axis():

@@ -88,7 +88,7 @@ def test_what_is_printed_says_n_the_scale_the_precision_and_the_signature():
 
 def test_findings_are_of_the_main_pair_and_of_all_in_the_first_metric():
     found = results()
-    words = {(row.metric, row.first, row.second): row.words(12) for row in found.comparisons}
+    words = {(row.metric, row.first, row.second): row.sentence(12) for row in found.comparisons}
     pair = ("baseline", "finetuned")
     assert findings(found) == [words["cider", *pair], words["bleu_4", *pair]]
     every = [text for (metric, *_), text in words.items() if metric == "cider"]
@@ -101,7 +101,7 @@ def test_four_variants_fit_the_screen(width):
     one = variant(images, ["a"] * 3, [1.0, 1.2, 1.1], length_ratio=[1.0, 1.5, 1.3])
     names = ["baseline", "baseline+scratchpad", "finetuned", "finetuned+scratchpad"]
     floors = {"shuffled": one.metrics, "human": one.metrics}
-    found = Results.of(images, dict.fromkeys(names, one), floors, "n:3", {}, replicates=50)
+    found = Results.from_variants(images, dict.fromkeys(names, one), floors, "n:3", {}, replicates=50)
     text = screen(print_results, found, width=width)
     assert "\u2026" not in text and text.split().count("110.0") == 6
     assert all(len(line) <= width for line in text.splitlines())
@@ -111,7 +111,7 @@ def test_samples_are_taken_literally():
     images = make_images(2)
     captions = ["[bold]not markup[/bold] \x1b[2J\x07\u202e", "x" * 1000]
     result = VariantResult(captions, {"cider": MeanMetric([1.0, 2.0])})
-    text = screen(print_samples, Results.of(images, {"predictions": result}, {}, "", {}, replicates=20))
+    text = screen(print_samples, Results.from_variants(images, {"predictions": result}, {}, "", {}, replicates=20))
     assert "[bold]not markup[/bold]" in text and not {"\x1b", "\x07", "\u202e"} & set(text)
     assert len(text) < 900 and images[0].references[0] in text
 
@@ -145,7 +145,7 @@ def test_hostile_captions_come_back_as_they_were(tmp_path):
 def test_what_is_not_known_is_null(tmp_path):
     images = make_images(2)
     result = VariantResult(["a", "b"], {"similarity_max": MeanMetric([math.nan, 0.5])})
-    write_results(tmp_path, Results.of(images, {"predictions": result}, {}, "", {}, replicates=20))
+    write_results(tmp_path, Results.from_variants(images, {"predictions": result}, {}, "", {}, replicates=20))
     text = (tmp_path / "metrics.json").read_text()
     assert "NaN" not in text
     assert json.loads(text)["variants"]["predictions"]["similarity_max"]["value"] is None
@@ -156,7 +156,7 @@ def test_files_change_together_or_not_at_all(tmp_path):
     write_results(tmp_path, found, "page")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     broken = VariantResult(["\ud83d", "y"], {"cider": MeanMetric(np.ones(2))})
-    again = Results.of(found.images, {**found.variants, "finetuned": broken}, {}, "other", {}, replicates=20)
+    again = Results.from_variants(found.images, {**found.variants, "finetuned": broken}, {}, "other", {}, replicates=20)
     with pytest.raises(UnicodeEncodeError):
         write_results(tmp_path, again, "other page")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
@@ -185,7 +185,7 @@ def test_a_new_metric_is_on_the_screen_on_the_page_and_in_the_comparisons():
         own.metrics["politeness"] = MeanMetric(rng.random(12), "Politeness", "thanks & greetings")
         own.metrics["no_label"] = MeanMetric(rng.random(12))
     variants = {name: VariantResult(own.captions, own.metrics, own.answers) for name, own in made.variants.items()}
-    found = Results.of(made.images, variants, {}, "n:12", {}, 200)
+    found = Results.from_variants(made.images, variants, {}, "n:12", {}, 200)
     assert found.metrics[-2:] == ["politeness", "no_label"]
     screen = Console(width=200, file=io.StringIO())
     print_results(screen, found)
@@ -199,7 +199,7 @@ def test_a_new_metric_is_on_the_screen_on_the_page_and_in_the_comparisons():
         '<option value="politeness">Politeness</option>',
     ):
         assert text in page
-    [sentence] = {one.words(12).split(" between ")[0] for one in found.comparisons if one.metric == "politeness"}
+    [sentence] = {one.sentence(12).split(" between ")[0] for one in found.comparisons if one.metric == "politeness"}
     assert sentence == "no difference in Politeness"
 
 
@@ -210,7 +210,7 @@ def test_without_a_headline_metric_the_first_one_is_looked_at():
         name: VariantResult(own.captions, {"right": MeanMetric(own.metrics["cider"].per_image, "right answers")})
         for name, own in made.variants.items()
     }
-    found = Results.of(made.images, variants, {}, "n:12", {}, 200)
+    found = Results.from_variants(made.images, variants, {}, "n:12", {}, 200)
     assert found.headlines == ["right"] and "right answers" in findings(found)[0]
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cobra.evaluation.data.captioned_image import CaptionedImage
 from cobra.evaluation.data.image_sources import PictureFolder, Pictures
-from cobra.evaluation.responses.prefetch import hash_image, read_ahead
+from cobra.evaluation.responses.prefetch import hash_image, prefetch_images
 from cobra.util.errors import UserError
 
 COUNT = 40
@@ -35,7 +35,7 @@ def transform(image):
 
 
 def test_images_come_in_order_with_their_hashes(folder, images):
-    found = list(read_ahead(images, PictureFolder(folder), transform, 8))
+    found = list(prefetch_images(images, PictureFolder(folder), transform, 8))
     assert [one.image for one in found] == images
     assert [one.pixels[0].item() for one in found] == list(range(COUNT))
     assert found[3].sha256 == hashlib.sha256((folder / "3.png").read_bytes()).hexdigest()
@@ -50,7 +50,7 @@ def test_only_a_few_are_taken_before_they_are_wanted(folder, images):
             taken.append(image)
             yield image
 
-    ahead = read_ahead(watched(), PictureFolder(folder), transform, 5)
+    ahead = prefetch_images(watched(), PictureFolder(folder), transform, 5)
     assert taken == []
     for wanted in range(1, 20):
         next(ahead)
@@ -68,7 +68,7 @@ def test_bad_images_say_why_in_their_place(folder, images):
             raise UserError("a picture too thin")
         return transform(image)
 
-    found = list(read_ahead(images, PictureFolder(folder), picky, 8))
+    found = list(prefetch_images(images, PictureFolder(folder), picky, 8))
     problems = {place: one.problem for place, one in enumerate(found) if one.problem is not None}
     assert list(problems) == [2, 5, 7]
     assert "2.png is not a readable image" in problems[2] and "5.png" in problems[5]
@@ -83,12 +83,12 @@ def test_a_programmers_error_is_raised(folder, images):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(read_ahead(images, PictureFolder(folder), broken, 8))
+        list(prefetch_images(images, PictureFolder(folder), broken, 8))
 
 
 def test_threads_and_warnings_are_as_before(folder, images):
     before, filters = threading.active_count(), list(warnings.filters)
-    ahead = read_ahead(images, PictureFolder(folder), transform, 8)
+    ahead = prefetch_images(images, PictureFolder(folder), transform, 8)
     for _ in range(10):
         next(ahead)
     assert threading.active_count() > before
@@ -114,7 +114,7 @@ class Rows(Pictures):
 
 
 def test_images_that_are_no_files(folder, images):
-    found = list(read_ahead(images[:10], Rows(), transform, 2))
+    found = list(prefetch_images(images[:10], Rows(), transform, 2))
     assert torch.equal(found[4].pixels, torch.tensor([4.0, 0.0, 0.0]))
     assert found[9].pixels is None and "does not exist" in found[9].problem
     assert hash_image(images[4], Rows()) == found[4].sha256 == hash_image(images[4], PictureFolder(folder))

@@ -97,10 +97,10 @@ def test_bad_prompts(tmp_path):
 
 
 def test_an_answer_is_read_for_what_is_scored():
-    assert Answer.of(7, "Caption?", f"{STAGED} </CONCLUSION>", "before") == Answer(
+    assert Answer.from_text(7, "Caption?", f"{STAGED} </CONCLUSION>", "before") == Answer(
         7, "Caption?", f"{STAGED} </CONCLUSION>", "a dog", "conclusion", True, "before"
     )
-    assert Answer.of("x", "", "", problem="broken") == Answer("x", "", "", "", "text", False, None, "broken")
+    assert Answer.from_text("x", "", "", problem="broken") == Answer("x", "", "", "", "text", False, None, "broken")
 
 
 def test_settings_hold_what_a_variant_depends_on():

@@ -13,9 +13,9 @@ from cobra.util.errors import UserError
 
 SETTINGS = {"checkpoint_sha256": "abc", "prompt": "Caption?"}
 STORED = [
-    StoredAnswer(Answer.of(1, "Caption?", "a dog\n\u2028<CONCLUSION> \u20ac </CONCLUSION>"), "11"),
-    StoredAnswer(Answer.of("1", "Caption?", "a cat", "an analysis"), "22"),
-    StoredAnswer(Answer.of("x/y.jpg", "", "", problem="not an image"), "33"),
+    StoredAnswer(Answer.from_text(1, "Caption?", "a dog\n\u2028<CONCLUSION> \u20ac </CONCLUSION>"), "11"),
+    StoredAnswer(Answer.from_text("1", "Caption?", "a cat", "an analysis"), "22"),
+    StoredAnswer(Answer.from_text("x/y.jpg", "", "", problem="not an image"), "33"),
 ]
 BY_ID = {stored.answer.image_id: stored for stored in STORED}
 
@@ -69,7 +69,7 @@ def test_all_processes_answers_are_read_and_each_writes_its_own(tmp_path):
 
 
 def test_the_last_answer_about_an_image_counts(tmp_path):
-    again = StoredAnswer(Answer.of(1, "Caption?", "a horse"), "44")
+    again = StoredAnswer(Answer.from_text(1, "Caption?", "a horse"), "44")
     file = open_file(tmp_path)
     file.append([*STORED, again])
     assert file.read() == BY_ID | {1: again}
