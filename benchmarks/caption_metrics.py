@@ -1,4 +1,4 @@
-"""Scoring captions without Java, against pycocoevalcap in the same run.
+"""Time of scoring captions without Java, against pycocoevalcap in the same run.
 
 5,000 images with five references each are made up from the golden set's 600. Scored are BLEU, ROUGE-L and CIDEr-D:
 from the raw text (pycocoevalcap's tokeniser needs Java) and from tokens (its scorers do not). Intervals and p-values of

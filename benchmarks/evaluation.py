@@ -1,4 +1,4 @@
-"""Answering images: batches against one by one, and images read once for two passes against once for each.
+"""Time of answering images: batches against one by one, and images read once for two passes against once for each.
 
 The peers are this project's own generation used plainly: an image at a time, and pixels with every prompt. Both sides
 write the same tokens, but for rounding; how many answers differ is stated. Weights are random, so that no answer ends
@@ -39,11 +39,11 @@ class EvaluationBenchmark:
     alone: int = 2
     """Images that are answered one by one."""
     new_tokens: int = 256
-    """Of an answer, for batches against one by one: as many as a scratchpad's first pass may write."""
+    """Tokens of an answer, for batches against one by one: as many as a scratchpad's first pass may write."""
     short_tokens: int = 16
-    """Of each of the two passes."""
+    """Tokens of each of the two passes."""
     width: int = 256
-    """Of the language model."""
+    """Width of the language model."""
     layers: int = 8
     """Blocks of the language model."""
     repeats: int = 3

@@ -1,4 +1,4 @@
-"""Writing text: tokens a second at batch 1 and 16, against transformers' MambaForCausalLM.generate on the same weights.
+"""Tokens written a second at batch 1 and 16, against transformers' MambaForCausalLM.generate on the same weights.
 
 Both sides read the same prompts, of one length because the peer wants that, and write the same number of tokens
 greedily on the CPU; the peer with its own defaults: its cached one-token step, and none of the kernels that there are
@@ -42,7 +42,7 @@ class GenerationBenchmark:
     """Measure tokens a second against transformers."""
 
     width: int = 256
-    """Of the language model."""
+    """Width of the language model."""
     layers: int = 8
     """Blocks of the language model."""
     prompt: int = 16
@@ -52,7 +52,7 @@ class GenerationBenchmark:
     repeats: int = 7
     """Timed rounds."""
     threads: int | None = None
-    """Of torch; null leaves the machine's."""
+    """Threads of torch; null leaves the machine's number."""
 
 
 class TextModel(GenerationMixin):

@@ -1,4 +1,4 @@
-"""What every benchmark needs: interleaved timing, and rows that say what was asked and whether it is met."""
+"""Parts of every benchmark: interleaved timing, and rows that say what was asked and whether it is met."""
 
 import json
 import statistics
@@ -23,7 +23,7 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether the requirement is met; None where there is none."""
+        """True where the requirement is met; None where there is none."""
         if self.required is None:
             return None
         relation, bound = self.required.split()

@@ -56,7 +56,7 @@ class MambaBenchmark:
     few: int = 3
     """Timed rounds of the rest."""
     threads: int | None = None
-    """Of torch; null leaves the machine's."""
+    """Threads of torch; null leaves the machine's number."""
     part: str | None = None
     """Only measure this and print it, as the benchmark asks of a process of its own."""
 

@@ -47,13 +47,13 @@ class StageSearchBenchmark:
     keep: int = 1
     """Branches kept after each stage, where there are as many."""
     scorer: str = "likelihood"
-    """What chooses among branches: likelihood or judgement."""
+    """Rule that chooses among branches: likelihood or judgement."""
     temperature: float = 0.6
-    """Of sampling."""
+    """Temperature of sampling."""
     top_p: float = 0.9
-    """Of sampling."""
+    """Probability of the smallest set of best tokens that is sampled from."""
     max_new_tokens: int = 160
-    """Of an answer."""
+    """Tokens of an answer at most."""
     seeds: int = 3
     """Times that every search is run, with other random numbers."""
     batch_size: int = 32
@@ -64,14 +64,14 @@ class StageSearchBenchmark:
 
 @dataclass
 class Way:
-    """What one way of answering came to."""
+    """One way of answering, and its figures over all runs."""
 
     name: str
     options: SearchOptions
     correct: list[np.ndarray] = field(default_factory=list)
-    """Of every run (N,), 1 for a right conclusion."""
+    """Questions (N,) of every run, 1 for a right conclusion."""
     reachable: list[float] = field(default_factory=list)
-    """Of every run, the share of questions with a right candidate."""
+    """Share of questions with a right candidate, by run."""
     valid: int = 0
     """Answers with four stages in order, over all runs."""
     tokens: int = 0

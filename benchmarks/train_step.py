@@ -50,7 +50,7 @@ class TrainStepBenchmark:
     passes: int = 2
     """Forward passes of a step."""
     width: int = 256
-    """Of the language model."""
+    """Width of the language model."""
     layers: int = 2
     """Blocks of the language model."""
     repeats: int = 3

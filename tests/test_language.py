@@ -24,32 +24,14 @@ LEANS_ON_ITS_NAME = re.compile(r"(Of|Whether|What)\b")
 ASKS = re.compile(r"(How|Of|What|When|Where|Whether|Which|Who|Whose|Why)\b")
 GERUND = re.compile(r"[A-Z][a-z]*ing\b")
 # Words in -ing that are nouns where a module begins with them.
-NOUNS = {"Rendering", "String", "Thing", "Training"}
+NOUNS = {"Floating", "String", "Training"}
 # Lines of a function with its docstring, and of a file as it is; the longest, and what 95 of 100 stay within.
 FUNCTION_LINES, FUNCTION_LINES_P95 = 59, 32
 FILE_LINES, FILE_LINES_P95 = 399, 303
 # Descriptions that are still being mended: file -> how many. The list only gets shorter.
 KNOWN: dict[str, int] = {
-    "benchmarks/caption_metrics.py": 1,
-    "benchmarks/evaluation.py": 4,
-    "benchmarks/generation.py": 3,
-    "benchmarks/harness.py": 2,
-    "benchmarks/mamba_ops.py": 1,
-    "benchmarks/stage_search.py": 7,
-    "benchmarks/train_step.py": 1,
-    "cobra/models/mamba/ops/numba_runtime.py": 1,
-    "cobra/talk/__init__.py": 1,
-    "cobra/talk/access.py": 3,
-    "cobra/talk/conversation.py": 1,
-    "cobra/talk/fetch_image.py": 2,
-    "cobra/talk/options.py": 2,
-    "cobra/talk/page.py": 1,
-    "cobra/talk/uploads.py": 1,
-    "cobra/talk/web.py": 1,
     "cobra/training/checkpointing.py": 1,
-    "cobra/training/config.py": 1,
     "cobra/training/evaluator.py": 1,
-    "cobra/training/flops.py": 1,
     "cobra/training/metrics.py": 2,
     "cobra/training/planning/estimates.py": 1,
     "cobra/training/planning/row_lengths.py": 1,
@@ -61,7 +43,7 @@ KNOWN: dict[str, int] = {
     "cobra/training/samples.py": 1,
     "cobra/training/sharding.py": 1,
     "cobra/training/state_metadata.py": 1,
-    "cobra/training/strategy.py": 2,
+    "cobra/training/strategy.py": 1,
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -1,1 +1,1 @@
-"""Talking to a model about images, in a terminal and on a page."""
+"""Conversations with a model about images, in a terminal and on a page."""

@@ -1,4 +1,4 @@
-"""Who may use the page: the names under which it answers, pages of other origins, and a token for other machines."""
+"""Access to the page: the names under which it answers, pages of other origins, and a token for other machines."""
 
 import hashlib
 import ipaddress
@@ -22,7 +22,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-"""Of every answer that the page gives."""
+"""Headers of every response of the page."""
 
 _AUTHORITY = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?", re.IGNORECASE)
 _PORTS = {"http": "80", "https": "443"}
@@ -30,12 +30,13 @@ _PORTS = {"http": "80", "https": "443"}
 
 @dataclass(frozen=True)
 class Access:
-    """What a request must bring."""
+    """Conditions on a request."""
 
     hosts: tuple[str, ...] | None = LOOPBACK
-    """Names in its address; None is any. They keep out pages of other people's names that are made to lead here."""
+    """Host names that its address may have; None is any. They keep out pages whose names belong to others and are made
+    to lead here."""
     token: str | None = None
-    """A secret that its address brought once; None is none."""
+    """Secret that its address brought once; None asks for none."""
 
     @classmethod
     def for_address(cls, address: str, allowed_hosts: tuple[str, ...] = ()) -> "Access":

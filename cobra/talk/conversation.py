@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class Figures:
-    """What an answer took; of an answer that is being written, so far."""
+    """Cost of an answer; of one that is being written, so far."""
 
     state_bytes: int
-    """That the model remembers image and conversation in, whatever their length."""
+    """Bytes in which the model remembers image and conversation, whatever their length."""
     read: int = 0
     """Tokens of text read for this question; those read before are not read again."""
     written: int = 0
     """Tokens written: of the answer, and in a search of all that it was chosen from."""
     branches: int = 1
-    """That were written at a time: those of a search."""
+    """Branches written at a time, in a search."""
     seconds: float = 0.0
-    """Spent on writing, after the question had been read."""
+    """Time of writing, after the question had been read."""
 
     def __str__(self) -> str:
         rate = self.written / self.seconds if self.seconds else 0.0
@@ -52,7 +52,7 @@ class Conversation:
     reads only what has been said since. Answers are those of reading everything again, up to rounding.
 
     Attributes:
-        figures: Of the last answer.
+        figures: Cost of the last answer.
     """
 
     def __init__(self, vlm: CobraVLM, image: "Image.Image | None" = None) -> None:

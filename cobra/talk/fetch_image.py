@@ -1,4 +1,4 @@
-"""Opening a picture that a person names: a file, or something on the web."""
+"""Open a picture that a person names: a file, or something on the web."""
 
 import io
 import re
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_BYTES = 64 * 2**20
-"""Of a picture's file; larger ones are refused."""
+"""Largest file of a picture that is read."""
 
 # Two letters at least: `C:` is a drive. `data:` and `file:` need no slashes.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?=//)|(data|file):", re.IGNORECASE)

@@ -1,4 +1,4 @@
-"""Flags on how answers are written, shared by the programs that talk to a model."""
+"""Flags of decoding, shared by the programs that talk to a model."""
 
 from dataclasses import dataclass, replace
 
@@ -9,12 +9,12 @@ _SAMPLING = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "mi
 
 @dataclass
 class AnswerFlags:
-    """How answers are written."""
+    """Options of decoding."""
 
     do_sample: bool = False
     """Sample instead of taking the best token at every step; a search always samples."""
     temperature: float | None = None
-    """Of sampling; by default 1.0, in a search 0.6."""
+    """Temperature of sampling; by default 1.0, in a search 0.6."""
     top_k: int = 0
     """Sample among the k best tokens; 0 is all."""
     top_p: float | None = None
@@ -22,11 +22,11 @@ class AnswerFlags:
     min_p: float = 0.0
     """Sample among tokens at least this times as probable as the best; 0.0 is all."""
     repetition_penalty: float = 1.0
-    """Makes tokens of prompt and answer less likely to come again; 1.0 changes nothing. Not in a search."""
+    """Make tokens of prompt and answer less likely to come again; 1.0 changes nothing. Not in a search."""
     max_new_tokens: int = 512
     """Tokens of an answer at most."""
     seed: int = 7
-    """Of sampling; every answer starts from it."""
+    """Seed of sampling; every answer starts from it."""
     search: str = "none"
     """none, best-of-n, vote (the CONCLUSION that most share) or stage-beam (the best of several at every stage)."""
     beams: int = 4

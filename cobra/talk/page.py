@@ -54,7 +54,7 @@ class _ReaderGoneError(Exception):
 
 @dataclass(frozen=True)
 class Question:
-    """What the page asks: text, the conversation's id or none for a new one without an image, and the search."""
+    """Question of the page: text, the conversation's id or none for a new one without an image, and the search."""
 
     text: str
     conversation: str | None

@@ -14,7 +14,7 @@ from cobra.talk.fetch_image import MAX_BYTES, decode_image
 from cobra.util.errors import UserError
 
 MAX_PIXELS = 64_000_000
-"""Of a picture: those of phones have 12 to 50 million. Pillow takes 4 bytes for each, and as many again to turn it."""
+"""Pixels of a picture at most: phones' have 12 to 50 million. Pillow takes 4 bytes for each, and as many to turn it."""
 
 # Pictures that come, or wait for their turn to be decoded, at a time: of a file at most MAX_BYTES is held of each.
 _AT_ONCE = 4

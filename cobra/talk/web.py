@@ -1,4 +1,4 @@
-"""Fetching a small file from a server that nobody vouches for: bounded in bytes and in seconds, whatever it does."""
+"""Fetch a small file from a server that nobody vouches for: bounded in bytes and in seconds, whatever it does."""
 
 import http.client
 import socket

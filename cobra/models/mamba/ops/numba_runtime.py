@@ -1,4 +1,4 @@
-"""Compiling kernels once for a machine, and running them on PyTorch's threads."""
+"""Compile kernels once for a machine, and run them on PyTorch's threads."""
 
 import ctypes
 import hashlib
