@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from cobra.talk.options import AnswerFlags
+from cobra.talk.options import TalkFlags
 from cobra.util.cli import run
 from cobra.util.errors import UserError
 from cobra.util.home_paths import PathText
@@ -21,21 +21,13 @@ _MENU = "[i]mage, [p]rompt, [q]uit, or a question: "
 
 
 @dataclass
-class GenerateConfig(AnswerFlags):
+class GenerateConfig(TalkFlags):
     """Load a model and answer prompts about images, in a conversation or once."""
 
-    model_path: PathText = "cobra+3b"
-    """A run directory, a checkpoint file in one, or a model id; `cobra-tiny` needs no network."""
-    hf_token: PathText = ".hf_token"
-    """Name of an environment variable or path of a file that holds the hub's token; only for closed repositories."""
     image: PathText | None = None
-    """A picture, by its path or its address (http, https); with --prompt it is asked about once."""
+    """Image to ask about, by its path or its address (http, https)."""
     prompt: str | None = None
-    """A question; the answer is printed and the program ends."""
-    device: str | None = None
-    """cuda, mps or cpu; by default the best at hand."""
-    dtype: str | None = None
-    """fp32, bf16 or fp16; by default fp32 on a CPU."""
+    """Question to answer once; the program then ends."""
 
 
 def answer(conversation: "Conversation", question: str, config: GenerateConfig) -> None:
@@ -89,18 +81,15 @@ def converse(vlm: Any, conversation: "Conversation", config: GenerateConfig) -> 
 
 def main(config: GenerateConfig) -> None:
     """Load the model and answer."""
-    # Wrong options and images are told before a model is loaded.
+    # Wrong options and images are reported before a model is loaded.
     config.options()
     from cobra.talk.fetch_image import open_image
 
     image = None if config.image is None else open_image(config.image)
 
-    import cobra
     from cobra.talk.conversation import Conversation
-    from cobra.util.tokens import read_hf_token
 
-    token = read_hf_token(config.hf_token)
-    vlm = cobra.load(config.model_path, hf_token=token, device=config.device, dtype=config.dtype)
+    vlm = config.load_model()
     conversation = Conversation(vlm, image)
     if config.prompt is not None:
         answer(conversation, config.prompt, config)

@@ -4,20 +4,15 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cobra.talk.options import AnswerFlags
+from cobra.talk.options import TalkFlags
 from cobra.util.cli import run
 from cobra.util.errors import UserError, missing_extra
-from cobra.util.home_paths import PathText
 
 
 @dataclass
-class ServeConfig(AnswerFlags):
+class ServeConfig(TalkFlags):
     """Load a model and serve a page to talk to it; nothing is asked of any other server, and nothing is stored."""
 
-    model_path: PathText = "cobra+3b"
-    """A run directory, a checkpoint file in one, or a model id; `cobra-tiny` needs no network."""
-    hf_token: PathText = ".hf_token"
-    """Name of an environment variable or path of a file that holds the hub's token; only for closed repositories."""
     host: str = "127.0.0.1"
     """Address to listen on: by default this machine alone can reach it, with 0.0.0.0 whoever reaches the machine and
     knows the token in the address that is printed."""
@@ -25,11 +20,7 @@ class ServeConfig(AnswerFlags):
     """Further names under which it is opened, `[models.example.org]`; needed where one leads to this machine's
     loopback, as a proxy's does."""
     port: int = 7860
-    """To listen on; 0 is any that is free."""
-    device: str | None = None
-    """cuda, mps or cpu; by default the best at hand."""
-    dtype: str | None = None
-    """fp32, bf16 or fp16; by default fp32 on a CPU."""
+    """Port to listen on; 0 is any that is free."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -55,7 +46,7 @@ def main(config: ServeConfig) -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise missing_extra(f"{error.name}", "serve", "The page") from error
-    # Wrong options and a port that is taken are told before a model is loaded.
+    # Wrong options and a port in use are reported before a model is loaded.
     config.options()
     from cobra.talk.access import Access, page_address
     from cobra.talk.page import MAX_BEAMS, TalkServer, web_server
@@ -63,15 +54,9 @@ def main(config: ServeConfig) -> None:
     if config.beams > MAX_BEAMS:
         raise UserError(f"--beams is {config.beams}: on the page a search has {MAX_BEAMS} branches at most")
     with listen(config.host, config.port) as listener:
-        import cobra
-        from cobra.util.tokens import read_hf_token
-
         address, port = listener.getsockname()[:2]
         access = Access.for_address(address, tuple(config.allowed_hosts))
-
-        token = read_hf_token(config.hf_token)
-        vlm = cobra.load(config.model_path, hf_token=token, device=config.device, dtype=config.dtype)
-        app = TalkServer(vlm, config, Path(config.model_path).name, access).app()
+        app = TalkServer(config.load_model(), config, Path(config.model_path).name, access).app()
         print(f"open {page_address(access, config.host, port)} in a browser; Ctrl-C ends it", flush=True)
         if access.token is not None:
             print("whoever knows that address can use the model; who reads the network's traffic learns it", flush=True)

@@ -1,4 +1,4 @@
-"""Access to the page: the names under which it answers, pages of other origins, and a token for other machines."""
+"""Access to the page: its host names, the origins of requests, and a token for other machines."""
 
 import hashlib
 import ipaddress
@@ -30,30 +30,29 @@ _PORTS = {"http": "80", "https": "443"}
 
 @dataclass(frozen=True)
 class Access:
-    """Conditions on a request."""
+    """The requirements on a request."""
 
     hosts: tuple[str, ...] | None = LOOPBACK
-    """Host names that its address may have; None is any. They keep out pages whose names belong to others and are made
-    to lead here."""
+    """Accepted names in its address; None is any. They keep out pages under other names that are made to lead here."""
     token: str | None = None
-    """Secret that its address brought once; None asks for none."""
+    """Secret that its address must bring once; None is none."""
 
     @classmethod
     def for_address(cls, address: str, allowed_hosts: tuple[str, ...] = ()) -> "Access":
         """Return the access to a page that is served on an address.
 
         Args:
-            address: An IP address. One of loopback is reached by this machine's users alone and needs no token, but
-                has only its own names. Any other needs a new token, which makes up for names that are not known.
+            address: An IP address. A loopback address is reached by this machine's users alone: it needs no token, but
+                has only its own names. Any other gets a new token, which makes up for unknown names.
             allowed_hosts: Further names.
         """
-        own = (*LOOPBACK, address, *allowed_hosts)
+        hosts = (*LOOPBACK, address, *allowed_hosts)
         if ipaddress.ip_address(address).is_loopback:
-            return cls(own)
-        return cls(own if allowed_hosts else None, secrets.token_urlsafe(24))
+            return cls(hosts)
+        return cls(hosts if allowed_hosts else None, secrets.token_urlsafe(24))
 
     def refusal(self, request: Request) -> Response | None:
-        """Return what a request gets in place of the page, or None where it may have it."""
+        """Return the response to a request that is refused, or None where it is allowed."""
         names, origins = request.headers.getlist("host"), request.headers.getlist("origin")
         host = _authority(names[0]) if len(names) == 1 else None
         if host is None or len(origins) > 1:
@@ -64,22 +63,22 @@ class Access:
                 "it with --allowed_hosts",
                 403,
             )
-        return (self._other_page(origins[0], host) if origins else None) or self._without_token(request)
+        return (self._refuse_other_page(origins[0], host) if origins else None) or self._refuse_without_token(request)
 
-    def _other_page(self, origin: str, host: tuple[str, str]) -> Response | None:
+    def _refuse_other_page(self, origin: str, host: tuple[str, str]) -> Response | None:
         # A page of somebody else's may send requests here, but not without saying so.
         if origin == "null":
             return _refused("the request comes from another page", 403)
         scheme, _, rest = origin.partition("://")
-        found = _authority(rest) if scheme in _PORTS else None
-        if found is None:
+        source = _authority(rest) if scheme in _PORTS else None
+        if source is None:
             return _refused("the request names no page that it comes from", 400)
         default = _PORTS[scheme]
-        if (found[0], found[1] or default) != (host[0], host[1] or default):
+        if (source[0], source[1] or default) != (host[0], host[1] or default):
             return _refused("the request comes from another page", 403)
         return None
 
-    def _without_token(self, request: Request) -> Response | None:
+    def _refuse_without_token(self, request: Request) -> Response | None:
         if self.token is None:
             return None
         # Ports of a machine share their cookies.
@@ -98,7 +97,7 @@ class Access:
 
 
 class Guard:
-    """ASGI application that lets through what an :class:`Access` allows."""
+    """ASGI application that passes on the requests that an :class:`Access` allows."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
@@ -116,11 +115,11 @@ def _refused(reason: str, status: int) -> Response:
 
 def _authority(text: str) -> tuple[str, str] | None:
     """Return (name, port or nothing) of `name:port`, or None where it is not of that form."""
-    found = _AUTHORITY.fullmatch(text)
-    if found is None or int(found["port"] or 0) > 65535:
+    parts = _AUTHORITY.fullmatch(text)
+    if parts is None or int(parts["port"] or 0) > 65535:
         return None
     try:
-        return _plain(found["name"]), found["port"] or ""
+        return _plain(parts["name"]), parts["port"] or ""
     except ValueError:
         return None
 
@@ -141,9 +140,9 @@ def page_address(access: Access, host: str, port: int) -> str:
     """Return the address to open in a browser.
 
     Args:
-        access: To the page.
+        access: The requirements of the page.
         host: The name or address that it listens on; of every address of the machine (0.0.0.0, ::) its name is shown.
-        port: That it listens on.
+        port: Port that it listens on.
     """
     shown_host = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     return f"http://{shown_host}:{port}" + ("" if access.token is None else f"/?token={access.token}")

@@ -1,4 +1,4 @@
-"""A conversation with a model about an image, which goes on from what the model has read already."""
+"""A conversation with a model about an image, which resumes from the state after its last answer."""
 
 import copy
 import time
@@ -25,15 +25,15 @@ class Figures:
     """Cost of an answer; of one that is being written, so far."""
 
     state_bytes: int
-    """Bytes in which the model remembers image and conversation, whatever their length."""
+    """Bytes of the state that holds image and conversation, whatever their length."""
     read: int = 0
     """Tokens of text read for this question; those read before are not read again."""
     written: int = 0
-    """Tokens written: of the answer, and in a search of all that it was chosen from."""
+    """Tokens written: those of the answer, or in a search of all candidates."""
     branches: int = 1
     """Branches written at a time, in a search."""
     seconds: float = 0.0
-    """Time of writing, after the question had been read."""
+    """Seconds of writing, after the question has been read."""
 
     def __str__(self) -> str:
         rate = self.written / self.seconds if self.seconds else 0.0
@@ -56,7 +56,7 @@ class Conversation:
     """
 
     def __init__(self, vlm: CobraVLM, image: "Image.Image | None" = None) -> None:
-        """Begin.
+        """Start a conversation.
 
         Args:
             vlm: In evaluation mode.
@@ -94,7 +94,7 @@ class Conversation:
         Args:
             question: Any text; special tokens of the tokenizer are taken out of it.
             options: How to write the answer, or to search for it.
-            seed: Of what is sampled.
+            seed: Seed of sampling.
             between_steps: Called before every token that the model writes, also where no piece of the answer comes of
                 it; what it raises ends the answer.
 
@@ -118,25 +118,25 @@ class Conversation:
         question: str,
         between_steps: Callable[[], None],
     ) -> Generator[str, None, None]:
-        said, done, past = "", False, self._past
+        answer, done, past = "", False, self._past
         try:
             past, state, scores = self._read(ids)
             if isinstance(options, SearchOptions):
                 pieces = self._search(state, scores, options, seed, question, between_steps)
             else:
-                own = replace(options, generator=None, seeds=[seed])
-                pieces = self._write(state, scores, ids, own, between_steps)
+                seeded = replace(options, generator=None, seeds=[seed])
+                pieces = self._write(state, scores, ids, seeded, between_steps)
             began = time.perf_counter()
             for piece in pieces:
                 self.figures.seconds = time.perf_counter() - began
-                said += piece
+                answer += piece
                 if piece:
                     yield piece
             self.figures.seconds = time.perf_counter() - began
             done = True
         finally:
-            if done or said.strip():
-                builder.add_turn("gpt", said)
+            if done or answer.strip():
+                builder.add_turn("gpt", answer)
                 # Together: of a question that is forgotten the state must not remember anything.
                 self._builder, self._past = builder, past
 
@@ -162,7 +162,7 @@ class Conversation:
             self._past = [], self._vlm.read_images(self._pixels)
             self._pixels = None
         known, state = past = self._past
-        last_end = max((place for place, token in enumerate(ids[:-1]) if token == self._end), default=-1)
+        last_end = max((index for index, token in enumerate(ids[:-1]) if token == self._end), default=-1)
         if len(known) <= last_end:
             state, _ = self._vlm.prefill(None, [ids[len(known) : last_end + 1]], state)
             past = ids[: last_end + 1], state

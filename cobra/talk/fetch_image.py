@@ -1,4 +1,4 @@
-"""Open a picture that a person names: a file, or something on the web."""
+"""Reader of images that a user names: by a path, or by an address on the web."""
 
 import io
 import re
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_BYTES = 64 * 2**20
-"""Largest file of a picture that is read."""
+"""Size of an image file at most; larger ones are refused."""
 
 # Two letters at least: `C:` is a drive. `data:` and `file:` need no slashes.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?=//)|(data|file):", re.IGNORECASE)
@@ -37,8 +37,8 @@ def open_image(where: str) -> "Image.Image":
     kind = (scheme[1] or scheme[2]).lower()
     if kind not in ("http", "https"):
         raise UserError(
-            f"{_name(where)} is an address of the kind {kind}: give the path of a file, or an address that begins with "
-            "http:// or https://"
+            f"{_quote(where)} is an address of the kind {kind}: give the path of a file, or an address that begins "
+            "with http:// or https://"
         )
     return decode_image(fetch_bytes(where, MAX_BYTES), where)
 
@@ -60,13 +60,13 @@ def decode_image(data: bytes, name: str, max_pixels: int | None = None) -> "Imag
         header = read_header(io.BytesIO(data))
         if max_pixels is not None and header.width * header.height > max_pixels:
             raise UserError(
-                f"{_name(name)} is a picture of {header.width:,} x {header.height:,} pixels, and {max_pixels:,} are "
+                f"{_quote(name)} is a picture of {header.width:,} x {header.height:,} pixels, and {max_pixels:,} are "
                 "taken in all: make it smaller"
             )
         return read_upright(io.BytesIO(data))[0]
     except BadImageError as error:
         raise UserError(
-            f"{_name(name)} cannot be opened as a picture ({error}): give a whole file in one of the formats "
+            f"{_quote(name)} cannot be opened as a picture ({error}): give a whole file in one of the formats "
             f"{', '.join(FORMATS)}"
         ) from error
 
@@ -76,19 +76,19 @@ def _read_file(where: str) -> bytes:
         path = Path(where).expanduser()
         # Anything else may never end, or wait for somebody to write.
         if path.exists() and not path.is_file():
-            raise UserError(f"{_name(where)} is not a file: give the path of a picture")
+            raise UserError(f"{_quote(where)} is not a file: give the path of a picture")
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise UserError(f"{_name(where)} has {size:,} bytes; pictures may have {MAX_BYTES:,}")
+            raise UserError(f"{_quote(where)} has {size:,} bytes; pictures may have {MAX_BYTES:,}")
         return path.read_bytes()
     except UserError:
         raise
     # Of names with a NUL or a half of a surrogate pair a ValueError, of a home that nobody has a RuntimeError.
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{_name(where)} cannot be opened as a picture ({error}): give the path of an image file"
+            f"{_quote(where)} cannot be opened as a picture ({error}): give the path of an image file"
         ) from error
 
 
-def _name(where: str) -> str:
+def _quote(where: str) -> str:
     return repr(printable(redacted_address(where), 200))

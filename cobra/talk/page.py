@@ -27,7 +27,7 @@ from cobra.models.vlms import CobraVLM
 from cobra.reasoning.streaming import Part, StageReader
 from cobra.talk.access import HEADERS, Access, Guard
 from cobra.talk.conversation import Conversation
-from cobra.talk.options import AnswerFlags
+from cobra.talk.options import TalkFlags
 from cobra.talk.uploads import Uploads, read_body
 from cobra.util.errors import UserError
 from cobra.util.html_pages import page_templates
@@ -54,7 +54,7 @@ class _ReaderGoneError(Exception):
 
 @dataclass(frozen=True)
 class Question:
-    """Question of the page: text, the conversation's id or none for a new one without an image, and the search."""
+    """A question from the page: text, the conversation's id or None for a new one without an image, and the search."""
 
     text: str
     conversation: str | None
@@ -69,8 +69,8 @@ class Question:
             UserError: It is not of the form.
         """
         try:
-            found = json.loads(body)
-            question = cls(found["question"], found["conversation"], found["search"], found["beams"])
+            fields = json.loads(body)
+            question = cls(fields["question"], fields["conversation"], fields["search"], fields["beams"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"the question is not of the page's form ({error!r}): load the page again") from error
         texts = (question.text, question.search, question.conversation or "")
@@ -84,14 +84,14 @@ class Question:
 class TalkServer:
     """Conversations with one model, which writes one answer at a time; who asks meanwhile waits in line."""
 
-    def __init__(self, vlm: CobraVLM, flags: AnswerFlags, name: str, access: Access | None = None) -> None:
-        """Take a model.
+    def __init__(self, vlm: CobraVLM, flags: TalkFlags, name: str, access: Access | None = None) -> None:
+        """Serve a model.
 
         Args:
             vlm: In evaluation mode.
             flags: How answers are written; a question chooses its own search.
-            name: Of the model, for the page.
-            access: What requests must bring; None is what those of this machine bring.
+            name: Name of the model, for the page.
+            access: The requirements on requests; None allows those of this machine.
         """
         self._access = access or Access()
         self._vlm = vlm
@@ -131,7 +131,7 @@ class TalkServer:
     async def _take_image(self, request: Request) -> Response:
         """Begin a conversation about the picture that is the request's body."""
         # Not by the model's worker: who uploads need not wait for an answer.
-        talk = await self._uploads.take(request, lambda image: Conversation(self._vlm, image))
+        talk = await self._uploads.receive(request, lambda image: Conversation(self._vlm, image))
         return JSONResponse({"conversation": self._begin(talk)}, headers=HEADERS)
 
     def _begin(self, conversation: Conversation) -> str:
@@ -162,7 +162,7 @@ class TalkServer:
         """
         gone, waiting = threading.Event(), self._asking
 
-        def look() -> None:
+        def stop_if_gone() -> None:
             if gone.is_set():
                 raise _ReaderGoneError
 
@@ -170,7 +170,7 @@ class TalkServer:
         try:
             yield _line(conversation=key, waiting=waiting)
             async with self._turn:
-                parts = self._parts(talk, question, look)
+                parts = self._parts(talk, question, stop_if_gone)
                 try:
                     while (part := await self._work(next, parts, None)) is not None:
                         yield part

@@ -14,7 +14,7 @@ from cobra.talk.fetch_image import MAX_BYTES, decode_image
 from cobra.util.errors import UserError
 
 MAX_PIXELS = 64_000_000
-"""Pixels of a picture at most: phones' have 12 to 50 million. Pillow takes 4 bytes for each, and as many to turn it."""
+"""Pixels of an image at most: phones take 12 to 50 million. Pillow needs 4 bytes each, and as many again to turn it."""
 
 # Pictures that come, or wait for their turn to be decoded, at a time: of a file at most MAX_BYTES is held of each.
 _AT_ONCE = 4
@@ -43,21 +43,21 @@ async def read_body(request: Request, limit: int, what: str) -> bytes:
 
 
 class Uploads:
-    """Takes pictures, and hands each on to be reduced to what is to be kept of it, one after the other."""
+    """Decodes uploaded images, one after the other, and reduces each to what is kept of it."""
 
     def __init__(self) -> None:
-        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._slots = asyncio.Semaphore(_AT_ONCE)
         # One thread: as many pictures are decoded at a time, and their memory is used again.
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
 
-    async def take(self, request: Request, reduce: Callable[[Image.Image], Result]) -> Result:
-        """Return what is to be kept of the picture that is a request's body.
+    async def receive(self, request: Request, reduce: Callable[[Image.Image], Result]) -> Result:
+        """Return what `reduce` keeps of the image that is a request's body.
 
         Raises:
             UserError: It is not a picture, or exceeds :data:`MAX_BYTES` or :data:`MAX_PIXELS`; or as `reduce`.
             starlette.requests.ClientDisconnect: It breaks off.
         """
-        async with self._places:
+        async with self._slots:
             data = await read_body(request, MAX_BYTES, "the picture")
             return await asyncio.get_running_loop().run_in_executor(self._decoder, _reduce, data, reduce)
 

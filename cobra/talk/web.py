@@ -1,4 +1,4 @@
-"""Fetch a small file from a server that nobody vouches for: bounded in bytes and in seconds, whatever it does."""
+"""Download of a small file from an untrusted server: bounded in bytes and in seconds, whatever the server does."""
 
 import http.client
 import socket
@@ -81,7 +81,7 @@ class _Fetch:
             with suppress(OSError):
                 connected.shutdown(socket.SHUT_RDWR)
 
-    def _note(self, connected: socket.socket) -> None:
+    def _register(self, connected: socket.socket) -> None:
         self._sockets.append(connected)
         if self._ended:
             self.hang_up()
@@ -96,8 +96,8 @@ class _Fetch:
         with requests.Session() as session:
             # Otherwise requests reads a redirect's whole body into memory, also where it is not to follow it.
             session.get_redirect_target = lambda response: None
-            session.mount("http://", _adapter(self._note))
-            session.mount("https://", _adapter(self._note))
+            session.mount("http://", _adapter(self._register))
+            session.mount("https://", _adapter(self._register))
             for _ in range(_MAX_REDIRECTS + 1):
                 if self._ended:
                     return
@@ -105,7 +105,7 @@ class _Fetch:
                     url, stream=True, timeout=_SILENCE_SECONDS, headers=headers, allow_redirects=False
                 ) as response:
                     if response.status_code not in _REDIRECTS or "Location" not in response.headers:
-                        self._take(response)
+                        self._read_body(response)
                         return
                     # As a browser reads it, whatever the header's own encoding.
                     url = urljoin(url, response.headers["Location"].encode("latin-1").decode("utf-8", "replace"))
@@ -114,7 +114,7 @@ class _Fetch:
                     raise UserError(f"{self.name} cannot be fetched: it leads to an address of the kind {kind}")
         raise UserError(f"{self.name} cannot be fetched: it leads on more than {_MAX_REDIRECTS} times")
 
-    def _take(self, response: "requests.Response") -> None:
+    def _read_body(self, response: "requests.Response") -> None:
         if not response.ok:
             raise UserError(
                 f"{self.name} cannot be fetched: the server answers {response.status_code} "
@@ -123,8 +123,8 @@ class _Fetch:
         coding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if coding not in ("identity", ""):
             raise UserError(f"{self.name} cannot be fetched: the server sends it compressed ({printable(coding, 20)})")
-        told = response.headers.get("Content-Length", "")
-        size = int(told) if told.isdecimal() and len(told) < 20 else None
+        length = response.headers.get("Content-Length", "")
+        size = int(length) if length.isdecimal() and len(length) < 20 else None
         too_large = UserError(f"{self.name} is larger than the {self._max_bytes:,} bytes that pictures may have")
         if size is not None and size > self._max_bytes:
             raise too_large
@@ -137,8 +137,8 @@ class _Fetch:
             raise UserError(f"{self.name} broke off after {len(self.data):,} of {size:,} bytes: try again")
 
 
-def _adapter(note: Callable[[socket.socket], None]) -> Any:
-    """Return what connects for requests, and shows its sockets to `note`."""
+def _adapter(register: Callable[[socket.socket], None]) -> Any:
+    """Return what connects for requests, and passes its sockets to `register`."""
     from requests.adapters import HTTPAdapter
 
     class Adapter(HTTPAdapter):
@@ -149,7 +149,7 @@ def _adapter(note: Callable[[socket.socket], None]) -> Any:
             class Noted(plain):
                 def connect(self) -> None:
                     super().connect()
-                    note(self.sock)
+                    register(self.sock)
 
             pool.ConnectionCls = Noted
             return pool
@@ -167,11 +167,11 @@ def _reason(error: BaseException) -> str:
         if below in chain:
             break
         chain.append(below)
-    for found in reversed(chain):
-        if isinstance(found, TimeoutError | requests.Timeout):
+    for cause in reversed(chain):
+        if isinstance(cause, TimeoutError | requests.Timeout):
             return f"no answer within {_SILENCE_SECONDS:.0f} seconds"
-        if isinstance(found, OSError) and found.strerror:
-            return printable(found.strerror, 200)
+        if isinstance(cause, OSError) and cause.strerror:
+            return printable(cause.strerror, 200)
     if isinstance(error, http.client.HTTPException | requests.ConnectionError):
         return "the server breaks off, or answers something else than HTTP"
     invalid = isinstance(error, LocationParseError | ValueError)
@@ -179,5 +179,5 @@ def _reason(error: BaseException) -> str:
 
 
 def _argument(error: BaseException) -> BaseException | None:
-    found = getattr(error, "reason", None) or next(iter(error.args), None)
-    return found if isinstance(found, BaseException) else None
+    cause = getattr(error, "reason", None) or next(iter(error.args), None)
+    return cause if isinstance(cause, BaseException) else None

@@ -5,7 +5,7 @@ import threading
 from queue import Queue
 
 from cobra.talk.conversation import Figures
-from cobra.talk.options import AnswerFlags
+from cobra.talk.options import TalkFlags
 from cobra.talk.page import TalkServer, web_server
 
 
@@ -13,7 +13,7 @@ class Served:
     """A TalkServer while the block lasts; :attr:`url` is its page's."""
 
     def __init__(self, vlm, flags=None, name="a model", access=None):
-        app = TalkServer(vlm, flags or AnswerFlags(max_new_tokens=8), name, access).app()
+        app = TalkServer(vlm, flags or TalkFlags(max_new_tokens=8), name, access).app()
         self._server = web_server(app)
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"

@@ -16,7 +16,7 @@ from rich.console import Console
 from scratch import enliven, picture, scratch_vlm
 
 import cobra
-from cobra.talk.options import AnswerFlags
+from cobra.talk.options import TalkFlags
 from cobra.talk.terminal import print_answer
 from cobra.util.cli import parse, run
 from cobra.util.errors import UserError
@@ -103,15 +103,15 @@ def test_flags_are_checked_before_the_model_is_loaded(script, monkeypatch, capsy
 
 
 def test_options_follow_the_flags():
-    flags = AnswerFlags(do_sample=True, top_k=3, min_p=0.1, repetition_penalty=1.3, max_new_tokens=9)
+    flags = TalkFlags(do_sample=True, top_k=3, min_p=0.1, repetition_penalty=1.3, max_new_tokens=9)
     options = flags.options()
     assert (options.do_sample, options.temperature, options.top_p) == (True, 1.0, 1.0)
     assert (options.top_k, options.min_p, options.repetition_penalty, options.max_new_tokens) == (3, 0.1, 1.3, 9)
-    search = AnswerFlags(top_k=3, min_p=0.1, max_new_tokens=99, beams=6).options("stage-beam")
+    search = TalkFlags(top_k=3, min_p=0.1, max_new_tokens=99, beams=6).options("stage-beam")
     assert (search.kind, search.beams) == ("stage-beam", 6)
     assert (search.sampling.do_sample, search.sampling.temperature, search.sampling.top_p) == (True, 0.6, 0.9)
     assert (search.sampling.top_k, search.sampling.min_p, search.sampling.max_new_tokens) == (3, 0.1, 99)
-    assert AnswerFlags(search="vote", temperature=0.9, top_p=0.5).options().sampling.temperature == 0.9
+    assert TalkFlags(search="vote", temperature=0.9, top_p=0.5).options().sampling.temperature == 0.9
 
 
 def test_a_conversation_survives_everything(script, vlm, image, monkeypatch, capsys, tmp_path):
@@ -218,4 +218,4 @@ def test_a_terminal_gets_text_without_stages_plain():
 
 def test_a_search_of_nothing_known_is_told():
     with pytest.raises(UserError, match="the known ones are: none, best-of-n, vote, stage-beam"):
-        AnswerFlags().options("depth-first")
+        TalkFlags().options("depth-first")

@@ -20,7 +20,7 @@ pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 from talk_page import Script, Served
 
 from cobra.talk import page, uploads
-from cobra.talk.options import AnswerFlags
+from cobra.talk.options import TalkFlags
 from cobra.util.cli import parse
 from cobra.util.errors import UserError
 
@@ -321,6 +321,6 @@ def test_a_missing_package_names_the_extra(program, monkeypatch):
 
 
 def test_flags_are_the_first_choice_on_the_page(vlm):
-    with Served(vlm, AnswerFlags(search="vote", beams=7)) as served:
+    with Served(vlm, TalkFlags(search="vote", beams=7)) as served:
         text = requests.get(served.url, timeout=100).text
     assert '<option value="vote" selected>' in text and 'value="7"' in text
