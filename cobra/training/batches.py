@@ -1,4 +1,4 @@
-"""Batches on their way from the rows to the model."""
+"""Batches of rows, from the data workers to the model's device."""
 
 import os
 import signal

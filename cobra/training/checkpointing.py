@@ -1,4 +1,4 @@
-"""Saving a model in Cobra's layout: `{"model": {module: state dict}}`, every file whole or absent."""
+"""Checkpoints of a model in Cobra's layout, `{"model": {module: state dict}}`; every file is whole or absent."""
 
 import io
 import os
@@ -68,9 +68,9 @@ def save_checkpoint(
         world: The processes.
         step: Optimiser steps done.
         epoch: Passes over the data begun.
-        loss: Of the last step.
-        milestone: Whether the file with the step in its name is wanted.
-        best: Whether to make `best-checkpoint.pt` the same file.
+        loss: Loss of the last step.
+        milestone: Keep the file with the step in its name.
+        best: Make `best-checkpoint.pt` the same file.
         keep: Files with a step in their name that stay, the newest; None leaves all.
         is_asked: Tells the main process, between pieces of the file, that it is asked to leave it unwritten.
 

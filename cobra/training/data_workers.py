@@ -1,4 +1,4 @@
-"""Processes that read rows for a training process: how many, and whether the machine has the shared memory for them."""
+"""Number of data workers for a training process, within the machine's cores and shared memory."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def count_workers(
     """Return how many worker processes read rows for this training process.
 
     Args:
-        asked: What `--num_workers` says; None takes up to 4 where there are cores to spare, on CUDA.
+        asked: Value of `--num_workers`; None takes up to 4 where there are cores to spare, on CUDA.
         dataset: Rows; the longest one with an image is read to learn its size.
         collator: From rows to a batch.
         modality_lengths: (has an image, length) of every row.

@@ -1,4 +1,4 @@
-"""Looking at a model while it trains: the loss on held-out rows, and answers about a few of them."""
+"""Evaluation of a model while it trains: the loss on held-out rows, and answers about a few of them."""
 
 import sys
 from collections import defaultdict
@@ -69,10 +69,10 @@ class Evaluator:
         for row in spread([source_of(dataset.examples[index]) for index in range(len(dataset))]):
             if len(self.rows) == samples:
                 break
-            self._take(dataset, row)
+            self._add_row(dataset, row)
         self._log = SampleLog(self.rows, dataset.image_dir)
 
-    def _take(self, dataset: FinetuneDataset, row: int) -> None:
+    def _add_row(self, dataset: FinetuneDataset, row: int) -> None:
         """Take a row to ask about, unless it has no answer within the longest text, or is skipped for its image."""
         values = dataset.examples[row]
         turns = values["conversations"]
@@ -137,16 +137,16 @@ class Evaluator:
         """Answer the rows greedily, in batches of rows with an image and of rows without one."""
         answers = [""] * len(self.rows)
         for wanted in (True, False):
-            alike = [place for place, pixels in enumerate(self._pixels) if (pixels is not None) == wanted]
+            alike = [index for index, pixels in enumerate(self._pixels) if (pixels is not None) == wanted]
             for begin in range(0, len(alike), self._size):
                 between()
                 batch = alike[begin : begin + self._size]
-                pixels = [row_pixels for place in batch if (row_pixels := self._pixels[place]) is not None]
+                pixels = [row_pixels for index in batch if (row_pixels := self._pixels[index]) is not None]
                 stacked = map_pixels(stack_pixels(pixels), lambda value: value.to(vlm.device)) if pixels else None
-                prompts = [as_turn(vlm, self.rows[place].question) for place in batch]
+                prompts = [as_turn(vlm, self.rows[index].question) for index in batch]
                 written = vlm.generate_batch(stacked, prompts, max_new_tokens=self._max_new_tokens, do_sample=False)
-                for place, answer in zip(batch, written, strict=True):
-                    answers[place] = answer
+                for index, answer in zip(batch, written, strict=True):
+                    answers[index] = answer
         return answers
 
     def _write(self, run_dir: Path, step: int, answers: list[str]) -> None:
@@ -161,9 +161,11 @@ class Evaluator:
 
     def _shares(self, answers: list[str], world: World) -> dict[str, float]:
         """Return the shares of what the main process has been answered: rounding may differ between devices."""
-        found = structure((answer, row.reference, row.question) for answer, row in zip(answers, self.rows, strict=True))
-        counts = torch.tensor(found if world.is_main else [0] * len(found), device=world.device)
-        total, valid, compared, matched = world.sum(counts).tolist()
+        counts = structure(
+            (answer, row.reference, row.question) for answer, row in zip(answers, self.rows, strict=True)
+        )
+        shared = torch.tensor(counts if world.is_main else [0] * len(counts), device=world.device)
+        total, valid, compared, matched = world.sum(shared).tolist()
         shares = {"Valid Stages": valid / total}
         return shares | {"Conclusion Match": matched / compared} if compared else shares
 
@@ -172,7 +174,7 @@ def spread(sources: Sequence[str]) -> list[int]:
     """Return the numbers of all rows: the first row of every source, the biggest source first, then the second, ...
 
     Args:
-        sources: Of each row.
+        sources: Source of each row.
     """
     rows = defaultdict[str, list[int]](list)
     for row, name in enumerate(sources):

@@ -24,7 +24,7 @@ class TrainingLoop:
 
     Attributes:
         context: The run, as the parts that follow a step see it.
-        parts: What follows a step, in order; see :func:`cobra.training.after_step.step_parts`.
+        parts: Parts that follow a step, in order; see :func:`cobra.training.after_step.step_parts`.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TrainingLoop:
             collator: From rows to a batch.
             modality_lengths: (has an image, length) of every row.
             run_dir: Directory of checkpoints and states.
-            parts: What follows a step, in order.
+            parts: Parts that follow a step, in order.
             seed: Seed for data order and dropout.
             num_workers: Processes that read rows, for each training process.
             setting: Values that have to stay the same when the run goes on later.

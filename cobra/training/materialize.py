@@ -1,4 +1,4 @@
-"""The factory of train strategies."""
+"""Factory of train strategies."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def get_train_strategy(
         train_strategy: A key of :data:`cobra.training.sharding.RESHARD`.
         vlm: The model, with `freeze_backbones` called for its stage.
         world: The processes.
-        hyperparameters: Of the stage.
+        hyperparameters: Settings of the stage's optimisation.
         **options: Further arguments of :class:`TrainStrategy`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Metrics of a run: a line per step to every tracker that was asked for."""
+"""Metrics of a run: one line per step, written to every tracker."""
 
 import importlib.util
 import json
@@ -27,17 +27,17 @@ _WANDB_ID = "wandb-id.json"
 
 
 class Tracker(Protocol):
-    """A place where metrics go."""
+    """Writer of a step's metrics."""
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Take the metrics of one step."""
+        """Write the metrics of one step."""
 
     def finalize(self) -> None:
         """Flush and close."""
 
 
 class TrackerOptions(NamedTuple):
-    """What trackers are opened with."""
+    """Options that trackers are opened with."""
 
     run_id: str
     run_dir: Path
@@ -151,7 +151,7 @@ def check_trackers(names: tuple[str, ...]) -> None:
 
 
 class _Step(NamedTuple):
-    """What speeds are taken of."""
+    """Time and size of a step, for the speeds."""
 
     seconds: float
     tokens: int
@@ -182,8 +182,8 @@ class Metrics:
             run_dir: Its directory, which exists.
             hparams: The configuration.
             stage: Stage of training; it is the prefix of the metrics' names.
-            wandb_project: For wandb.
-            wandb_entity: For wandb.
+            wandb_project: Project on Weights & Biases.
+            wandb_entity: User or team on Weights & Biases.
             resumed_step: The step that the run goes on from: what trackers have beyond it is taken out, and new steps
                 are appended. None is a new run, and files of an earlier one are replaced.
             peak_flops: Floating-point operations a second that all devices together could do at best; None where that
@@ -243,7 +243,7 @@ class Metrics:
         self._steps.append(_Step(seconds, tokens, rows, flops))
         if math.isfinite(loss):
             self._losses.append(loss)
-        total = sum(one.seconds for one in self._steps)
+        total = sum(step.seconds for step in self._steps)
         values: dict[str, float] = {
             "Step": step,
             "Loss": sum(self._losses) / len(self._losses) if self._losses else math.nan,
@@ -252,12 +252,12 @@ class Metrics:
             "Step Time": total / len(self._steps),
             "Gradient Norm": grad_norm,
             "Tokens": tokens,
-            "Tokens/s": sum(one.tokens for one in self._steps) / total,
-            "Samples/s": sum(one.rows for one in self._steps) / total,
+            "Tokens/s": sum(step.tokens for step in self._steps) / total,
+            "Samples/s": sum(step.rows for step in self._steps) / total,
             "Memory (GB)": _peak_memory() / _GB,
         }
         if self._peak_flops is not None:
-            values["MFU"] = sum(one.flops for one in self._steps) / (total * self._peak_flops)
+            values["MFU"] = sum(step.flops for step in self._steps) / (total * self._peak_flops)
         named = {f"{self._prefix}/{name}": value for name, value in (values | dict(extra or {})).items()}
         for tracker in self._trackers:
             tracker.write(step, named)

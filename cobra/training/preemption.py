@@ -1,4 +1,4 @@
-"""Ending a run in order: signals of a scheduler, the keyboard, and limits of time, agreed on by all processes."""
+"""Orderly end of a run: signals of a scheduler, the keyboard, and limits of time, agreed on by all processes."""
 
 import os
 import signal
@@ -95,7 +95,7 @@ class StopRequests:
 
     def __enter__(self) -> Self:
         self._before = {
-            number: signal.signal(number, self._take)
+            number: signal.signal(number, self._handle_signal)
             for number in _NUMBERS
             if signal.getsignal(number) is not signal.SIG_IGN
         }
@@ -107,7 +107,7 @@ class StopRequests:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
         asked = _NUMBERS[signal.Signals(number)]
         if number == signal.SIGINT and self._number == asked:
             raise KeyboardInterrupt
@@ -129,11 +129,11 @@ class StopRequests:
 
     @property
     def is_asked(self) -> bool:
-        """Whether this process has been sent a signal; it may be the only one."""
+        """True if this process has been sent a signal; it may be the only one."""
         return bool(self._number)
 
     def agreed(self, world: World, save: bool = False, reserve: float = 0.0) -> tuple[str | None, bool]:
-        """Return why to stop, or None, and whether any process finds it time to save.
+        """Return why to stop, or None, and True if any process finds it time to save.
 
         The same on every process; all have to call it.
 

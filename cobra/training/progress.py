@@ -1,4 +1,4 @@
-"""One line that shows how training goes: a live bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of training: a live bar on a terminal, a plain line now and then elsewhere."""
 
 import time
 from collections.abc import Mapping
@@ -33,8 +33,8 @@ class StepProgress:
         """Prepare to show steps; nothing is shown unless `enabled`.
 
         Args:
-            total_steps: Of the whole run.
-            enabled: Whether this is the process that shows.
+            total_steps: Steps of the whole run.
+            enabled: True on the process that shows them.
             done: Steps that an earlier start has done; the time left is told from those after them.
         """
         self._total = total_steps
@@ -74,8 +74,8 @@ class StepProgress:
 
         Args:
             step: Its number in the whole run, from 1.
-            values: What :meth:`Metrics.commit` has returned, or some of the same with or without the stage in front
-                of the names; only those that the line has a place for are looked at.
+            values: Numbers as :meth:`Metrics.commit` returns them, with or without the stage in front of their names;
+                only those that the line has a place for are shown.
         """
         if not self._enabled:
             return

@@ -1,4 +1,4 @@
-"""What has to be the same for a run to go on: everything that changes its numbers, compared with a saved state."""
+"""Settings that a run must keep when it resumes: all that change its numbers, compared with a saved state."""
 
 import hashlib
 import json
@@ -71,7 +71,7 @@ def setting_of(
     """Return what must not change when a run goes on, as JSON values.
 
     Args:
-        config: Of the run.
+        config: Configuration of the run.
         vlm: As it starts, without adapters.
         dataset: Its rows.
         held_out: The rows that decide which checkpoint is the best.
@@ -117,10 +117,10 @@ def weights_hash(module: nn.Module) -> str:
     # Hashing lets go of the interpreter: 11 GB take a second or two on a few cores.
     with ThreadPoolExecutor(min(8, available_cores())) as pool:
         hashes = list(pool.map(lambda item: _tensor_hash(item[1]), tensors))
-    found = hashlib.sha256()
+    total = hashlib.sha256()
     for (name, tensor), digest in zip(tensors, hashes, strict=True):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode() + digest)
-    return found.hexdigest()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode() + digest)
+    return total.hexdigest()
 
 
 def _tensor_hash(tensor: Tensor) -> bytes:

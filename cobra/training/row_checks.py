@@ -1,4 +1,4 @@
-"""What is said of the rows before the first step, so that nothing of it is met hours later."""
+"""Checks and warnings about the rows, made before the first step and not met hours later."""
 
 import os
 from collections.abc import Callable
@@ -21,23 +21,23 @@ def check_images(
     Args:
         dataset: The rows.
         config: Says what is done about missing images, and where the images come from.
-        has_state: Whether the run has begun: its rows are those that it has, then.
+        has_state: True if the run has begun: its rows stay as they are then.
         world: The processes.
         say: Tells the user.
 
     Raises:
         SharedError: Images are missing.
     """
-    rows, told = dataset.examples, ""
+    rows, names = dataset.examples, ""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        found = look_for_images(rows, dataset.image_dir)
-        if found.late:
+        search = look_for_images(rows, dataset.image_dir)
+        if search.late:
             say(
-                f"{found.looked_for:,} images were looked for in {dataset.image_dir}, which is slow; those of other "
+                f"{search.looked_for:,} images were looked for in {dataset.image_dir}, which is slow; those of other "
                 "rows are looked for as these come"
             )
-        told = found.name_missing(rows) if found.missing else ""
-    named = next(filter(None, world.gather(told)), None)
+        names = search.name_missing(rows) if search.missing else ""
+    named = next(filter(None, world.gather(names)), None)
     if named is None:
         return
     named = f"{named} name an image that is not in {dataset.image_dir}"

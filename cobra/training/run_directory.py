@@ -1,4 +1,4 @@
-"""The directory of a run: its name, what is in it before the first step, and what a later start goes on from."""
+"""Directory of a run: its name, its files before the first step, and the state that a later start resumes from."""
 
 import json
 import time
@@ -50,14 +50,14 @@ def find_run(config: PretrainConfig) -> tuple[str, Path, Path | None]:
             raise UserError(f"--run_id {config.run_id!r} must be the name of a folder, without slashes")
     if (run_dir / FINISHED).is_file():
         raise UserError(f"the run {run_dir} is finished: choose another --run_id or --run_root_dir, or move it away")
-    found = states(run_dir / RESUME)
-    if config.resume != "none" and found:
-        return run_id, run_dir, found[-1]
+    saved = states(run_dir / RESUME)
+    if config.resume != "none" and saved:
+        return run_id, run_dir, saved[-1]
     if config.resume not in ("auto", "none"):
         raise UserError(f"the run {run_dir} has saved no state to go on with: start it anew under another --run_id")
     # A run of ours that was killed before its first state may begin anew; one of Cobra's has no such folder.
     killed_early = config.resume == "auto" and (run_dir / RESUME).is_dir()
-    if found or ((run_dir / LATEST).exists() and not killed_early):
+    if saved or ((run_dir / LATEST).exists() and not killed_early):
         raise UserError(
             f"the run {run_dir} has a checkpoint already and would be overwritten: choose another --run_id or "
             "--run_root_dir, or move that folder away"
@@ -74,8 +74,7 @@ def describe_stop(run_dir: Path, began_from: Path | None, stopped: Stopped) -> s
     Args:
         run_dir: Directory of the run; made where it is not there yet.
         began_from: The state that this start went on from.
-        stopped: How it was stopped.
-
+        stopped: The stop.
     """
     newest = states(run_dir / RESUME)[-1:]
     if stopped.saved or newest != ([] if began_from is None else [began_from]):

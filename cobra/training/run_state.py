@@ -1,4 +1,4 @@
-"""Everything that a run needs to go on, saved while it trains and read back on any number of processes.
+"""State that a run needs to resume, saved while it trains and read back on any number of processes.
 
 `{run_dir}/resume/step-000123/` holds the trained parameters and the optimiser's state as torch.distributed.checkpoint
 writes them, and `state.json`. The sequence of rows, the learning rate and all random numbers follow from the step, so
@@ -51,7 +51,7 @@ _OPTIONS = StateDictOptions(ignore_frozen_params=True)
 
 @dataclass(frozen=True)
 class RunState:
-    """What is kept beside the tensors."""
+    """Values of a state that are kept beside the tensors."""
 
     step: int
     """Steps done, skipped ones too: global batches that have been seen."""
@@ -61,7 +61,7 @@ class RunState:
     """Steps that changed nothing, because the loss or the gradient was not finite."""
     best_validation_loss: float | None = None
     setting: dict[str, Any] = field(default_factory=dict)
-    """What has to be the same for the run to go on."""
+    """Settings that have to be the same for the run to resume."""
     skipped_in_a_row: int = 0
     """The last steps that changed nothing, one after the other."""
     unreported: dict[str, Any] | None = None
@@ -100,7 +100,7 @@ class RunSaver:
             run_dir: Directory of the run.
             world: The processes; each takes part in every call.
             model: Sharded or not.
-            optimizer: Of its trained parameters.
+            optimizer: Optimiser of its trained parameters.
             keep: Whole states that stay.
         """
         self.folder = run_dir / RESUME
@@ -210,8 +210,8 @@ def states(folder: Path) -> list[Path]:
     """Return the whole states in a run's folder `resume`, oldest first."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if re.fullmatch(r"step-[0-9]{6,12}", path.name)]
-    return sorted((path for path in found if (path / _STATE).is_file()), key=state_step)
+    named = [path for path in folder.iterdir() if re.fullmatch(r"step-[0-9]{6,12}", path.name)]
+    return sorted((path for path in named if (path / _STATE).is_file()), key=state_step)
 
 
 def read_state(path: Path) -> RunState:
@@ -245,10 +245,10 @@ def _unsealed(values: Any) -> dict[str, Any]:
     """Return the values without their checksum, which those of older versions lack; a ValueError if it differs."""
     if not isinstance(values, dict):
         raise ValueError(f"{_STATE} holds a {type(values).__name__} where an object was expected")
-    own = {name: value for name, value in values.items() if name != _CHECKSUM}
-    if _CHECKSUM in values and _sealed(own) != values:
+    rest = {name: value for name, value in values.items() if name != _CHECKSUM}
+    if _CHECKSUM in values and _sealed(rest) != values:
         raise ValueError(f"{_STATE} is not what was written: its checksum differs")
-    return own
+    return rest
 
 
 def logged_step(path: Path) -> int:

@@ -46,7 +46,7 @@ class SampledRow:
 
 
 class Structure(NamedTuple):
-    """What answers are like in form and in their conclusions."""
+    """Counts of answers by their form and their conclusions."""
 
     answers: int
     valid: int
@@ -79,7 +79,7 @@ class _ShownRow(NamedTuple):
 
 
 def structure(answered: Iterable[tuple[str, str, str]]) -> Structure:
-    """Return what answers are like, each given with its reference and its question."""
+    """Count answers by form and conclusion, each given with its reference and its question."""
     answers = valid = compared = matched = 0
     for answer, reference, question in answered:
         trace, expected = extract_reasoning_trace(answer), extract_reasoning_trace(reference).conclusion

@@ -1,4 +1,4 @@
-"""The arithmetic of a run: batches, steps and the learning rate of every step, checked before anything starts."""
+"""Arithmetic of a run: batches, steps and the learning rate of every step, checked before anything starts."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ SCHEDULES = ("linear-warmup+cosine-decay",)
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How many rows and steps a run takes.
+    """Numbers of rows and steps of a run.
 
     Attributes:
         global_batch_size: Rows of one optimiser step.
@@ -49,7 +49,7 @@ class StepPlan:
         return math.ceil(self.epochs / MOST_MILESTONES)
 
     def is_milestone(self, step: int) -> bool:
-        """Return whether a step ends the run, or an epoch whose end has a checkpoint: all, where epochs are few."""
+        """Return True if a step ends the run, or an epoch whose end has a checkpoint: all, where epochs are few."""
         return step == self.total_steps or step % (self.batches_per_epoch * self._milestone_epochs) == 0
 
 

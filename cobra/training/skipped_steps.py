@@ -1,4 +1,4 @@
-"""Steps that change nothing because their loss or gradient is not finite: their rows, and how many are too many."""
+"""Steps that change nothing because their loss or gradient is not finite: their rows, and the limit."""
 
 from collections.abc import Callable
 from typing import Any

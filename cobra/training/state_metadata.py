@@ -37,7 +37,7 @@ _DTYPES = {
 
 @dataclass(eq=False)
 class _Record:
-    """What a pickle would have made by a call."""
+    """Record of a call that a pickle asks for."""
 
     name: str
     """Module and name of what would be called."""

@@ -46,11 +46,11 @@ class StatePlanner(DefaultLoadPlanner):
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         """Put a value that is no tensor into place, of the kind that is there."""
         name = read_item.dest_index.fqn
-        place = self.mappings[name]
-        found, own = torch.load(value, weights_only=True), get_element(self.original_state_dict, place)
-        if _kind(found) != _kind(own):
-            raise ValueError(f"its {name} is a {type(found).__name__} where a {type(own).__name__} was expected")
-        set_element(self.original_state_dict, place, found)
+        path = self.mappings[name]
+        loaded, expected = torch.load(value, weights_only=True), get_element(self.original_state_dict, path)
+        if _kind(loaded) != _kind(expected):
+            raise ValueError(f"its {name} is a {type(loaded).__name__} where a {type(expected).__name__} was expected")
+        set_element(self.original_state_dict, path, loaded)
 
 
 def _kind(value: Any) -> Any:

@@ -24,7 +24,7 @@ from cobra.util.torch_utils import bf16_autocast
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimiser step saw, the same on every process.
+    """Numbers of one optimiser step, the same on every process.
 
     loss: Mean over the global batch, by the weights of the objective.
     grad_norm: Global norm of the gradient before clipping.
@@ -90,7 +90,7 @@ class TrainStrategy:
         Args:
             vlm: The model, with `freeze_backbones` called for its stage.
             world: The processes.
-            hyperparameters: Of the stage.
+            hyperparameters: Settings of the stage's optimisation.
             train_strategy: See :func:`cobra.training.sharding.shard`.
             enable_gradient_checkpointing: Recompute each Mamba block in the backward pass.
             enable_mixed_precision_training: Compute in bf16 on CUDA; other devices compute in fp32.
@@ -188,7 +188,7 @@ class TrainStrategy:
         return StepResult(mean.item(), grad_norm.item(), int(tokens), not finite, int(images), positions)
 
     def is_finite(self) -> bool:
-        """Return whether every trained parameter is finite, on every process."""
+        """Return True if every trained parameter is finite, on every process."""
         broken = torch.zeros((), device=self.world.device)
         for parameter in self.vlm.parameters():
             if parameter.requires_grad:

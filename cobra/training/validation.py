@@ -99,8 +99,8 @@ class Validation:
         for order in self._orders:
             for begin in range(0, len(order), self._size * world.size):
                 together = order[begin : begin + self._size * world.size]
-                own = together[world.rank :: world.size]
-                passes.append((own or together[:1], bool(own)))
+                mine = together[world.rank :: world.size]
+                passes.append((mine or together[:1], bool(mine)))
         return passes
 
     def _batch(self, item: tuple[list[int], bool]) -> Batch:
