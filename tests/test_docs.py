@@ -153,6 +153,19 @@ def test_paths_of_the_repository_are_there(document):
     assert not missing
 
 
+@cache
+def modules() -> tuple[str, ...]:
+    folders = ("cobra", "scripts", "fine_tune", "tests", "benchmarks", "findings")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    return tuple(f"/{path.relative_to(ROOT).as_posix()}" for path in [*files, *ROOT.glob("*.py")])
+
+
+@pytest.mark.parametrize("document", sorted({*DOCUMENTS} - {"FINETUNING_SUMMARY.md"}))
+def test_modules_are_there_under_the_end_of_their_path(document):
+    named = [code for code in inline_code(document) if re.fullmatch(r"[\w/]+\.py", code)]
+    assert not [name for name in named if not any(path.endswith(f"/{name}") for path in modules())]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_flags_in_the_text_are_known(document):
     known = {"--help", "--no-build-isolation", "--editable"}
