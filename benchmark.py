@@ -9,7 +9,7 @@ from cobra.util.cli import run
 
 
 def main(config: BenchmarkConfig) -> None:
-    """Answer, score, print, write."""
+    """Run the benchmark."""
     from cobra.evaluation.benchmark import benchmark
 
     benchmark(config)

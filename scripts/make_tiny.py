@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cobra.demo.tiny import make_tiny
 from cobra.util.cli import run
 from cobra.util.lock import hold
 
@@ -13,13 +12,15 @@ class MakeTinyConfig:
     """Flags of `scripts/make_tiny.py`."""
 
     step: str = "all"
-    """all, tokenizer (written into the package), train (into work_dir) or package (weights into the package)."""
+    """Step to run: all, tokenizer (into the package), train (into work_dir) or package (weights into the package)."""
     work_dir: Path = Path("runs/tiny")
-    """Folder of the data and runs of the chain; complete runs found there are not repeated."""
+    """Folder of the chain's data and runs; complete runs in it are not repeated."""
 
 
 def main(config: MakeTinyConfig) -> None:
-    """Make what the flags ask for."""
+    """Make the files that the flags ask for."""
+    from cobra.demo.tiny import make_tiny
+
     with hold(config.work_dir, "another start makes the files of cobra-tiny"):
         make_tiny(config.work_dir.resolve(), config.step)
 

@@ -49,6 +49,7 @@ LATE_IMPORTS = 31
 
 
 FLAGS = {
+    "cobra.demo.config",
     "cobra.evaluation.config",
     "cobra.preprocessing.llava_cot.config",
     "cobra.talk.options",

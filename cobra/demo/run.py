@@ -17,6 +17,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from cobra.demo.accuracy import AnswerScore, KindScore, answer_rows, score_answers
+from cobra.demo.config import DemoConfig
 from cobra.demo.datasets import LlavaCotSummary, write_coco_captions, write_llava_cot, write_question_rows
 from cobra.models.load import load
 from cobra.util.errors import UserError
@@ -32,28 +33,6 @@ _MARKER = "made-by-the-demo.json"
 _SAMPLES = 3
 # Kinds of questions above this p-value are named as not learned.
 _SIGNIFICANT = 0.05
-
-
-@dataclass
-class DemoConfig:
-    """Sizes of the demonstration; the defaults take about six minutes on two cores."""
-
-    output_dir: Path = Path("runs/demo")
-    """Everything is written here; what an earlier demonstration left there is removed first."""
-    rows: int = 12_000
-    """Training rows in the form of LLaVA-CoT-100k."""
-    steps: int = 600
-    """Optimiser steps of the fine-tuning."""
-    learning_rate: float = 2e-3
-    """Its peak learning rate."""
-    batch_size: int = 32
-    """Rows of one step, over both processes."""
-    caption_images: int = 60
-    """Held-out images whose captions are scored."""
-    questions: int = 350
-    """Held-out questions, seven kinds in equal shares."""
-    seed: int = 7
-    """Seed for the data and the training."""
 
 
 @dataclass

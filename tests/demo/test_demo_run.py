@@ -5,7 +5,8 @@ import pytest
 
 from cobra.demo import run as demo_run
 from cobra.demo.accuracy import AnswerScore, KindScore
-from cobra.demo.run import DemoConfig, run_demo
+from cobra.demo.config import DemoConfig
+from cobra.demo.run import run_demo
 from cobra.evaluation.config import BenchmarkConfig
 from cobra.training.pretrain import PretrainConfig
 from cobra.util.cli import parse

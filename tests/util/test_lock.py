@@ -12,7 +12,8 @@ from dataclasses import asdict, replace
 import pytest
 from lock_holder import start_holder
 
-from cobra.demo.run import DemoConfig, run_demo
+from cobra.demo.config import DemoConfig
+from cobra.demo.run import run_demo
 from cobra.evaluation.benchmark import benchmark
 from cobra.evaluation.config import BenchmarkConfig
 from cobra.util import lock

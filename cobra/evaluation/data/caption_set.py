@@ -35,7 +35,7 @@ class CaptionSet:
     """Images with their captions, and where the pictures are."""
 
     images: list[CaptionedImage]
-    """Those to be evaluated."""
+    """Images to evaluate."""
     known: KnownImages
     """All images of the file, those of other splits too: a results file may have captions for them."""
     pictures: Pictures | None

@@ -31,7 +31,7 @@ class CocoCaptions:
     """Content of an annotation file."""
 
     images: list[CaptionedImage]
-    """Those with captions, in the file's order, each with its captions in the file's order."""
+    """Images with captions; images and captions are in the file's order."""
     known: KnownImages
     """All images that it lists."""
     remarks: tuple[str, ...]
@@ -45,8 +45,8 @@ def parse_captions(content: Any, annotations: Path) -> CocoCaptions:
     the lists, are left out; the remarks say so.
 
     Args:
-        content: Of the file.
-        annotations: Names the file in errors.
+        content: Content of the file.
+        annotations: Path of the file, for errors.
 
     Raises:
         UserError: It is not of COCO's form, an image is there twice, a file name leads out of the image folder, or no

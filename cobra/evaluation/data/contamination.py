@@ -31,9 +31,9 @@ class Overlap:
     """The images of an evaluation that training has seen."""
 
     image_ids: tuple[ImageId, ...]
-    """In the order of the evaluation."""
+    """Ids of the images, in the order of the evaluation."""
     images: int
-    """How many were compared: all of the evaluation."""
+    """Number of images in the evaluation; all were compared."""
     source: str | None
     """The file with the training images; None where there is none, so that nothing is known."""
     excluded: bool = False

@@ -16,9 +16,9 @@ class ConclusionRow:
     """First question of a held-out row, and its right answer."""
 
     number: int
-    """Its place in the file, which no other row has: from 0 in a JSON list, the line from 1 in JSON lines."""
+    """Unique number of the row in the file: its index from 0 in a JSON list, its line from 1 in JSON lines."""
     row_id: Any
-    """As it stands in the row: text or number, not necessarily unique."""
+    """Id as the row has it: text or number, not necessarily unique."""
     image: str
     """Path below the image folder."""
     question: str

@@ -1,4 +1,4 @@
-"""Captions and images out of a data set of the hub, such as lmms-lab/COCO-Caption2017, or of its files on the disk."""
+"""Reader of captions and images in data sets of the hub, such as lmms-lab/COCO-Caption2017, or in files of one."""
 
 import re
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 CAPTION_COLUMNS = ("answer", "captions", "caption", "sentences", "sentences_raw", "references", "text")
-"""Where captions are looked for, the first that is there: a text, a list of texts, or a list of objects with `raw`."""
+"""Columns searched for captions, in this order: a text, a list of texts, or a list of objects with `raw`."""
 ID_COLUMNS = ("image_id", "cocoid", "file_name", "filename", "question_id", "img_id", "id")
-"""Where an image's id is looked for; the file name of a photo of COCO stands for its number."""
+"""Columns searched for an image's id; the file name of a photo of COCO stands for its number."""
 NAME_COLUMNS = ("file_name", "filename")
 SPLITS = ("val", "validation", "test")
 """The split is the first of these that is there, unless one is asked for or there is only one. In lmms-lab's sets
@@ -62,7 +62,7 @@ class HubCaptions:
     """Images and captions read from a data set."""
 
     images: list[CaptionedImage]
-    """In the order of their first rows."""
+    """Images in the order of their first rows."""
     known: KnownImages
     """All images of the rows, those of other splits too where a column names them."""
     pictures: Pictures | None

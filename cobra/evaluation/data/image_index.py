@@ -140,7 +140,7 @@ class _Name:
     path: str
     """With `/` between folders, none in front."""
     folded: str
-    """The same without its ending, case and percent codes."""
+    """Name without its ending, case and percent codes."""
     stem: str
     number: int | None
     is_photo: bool

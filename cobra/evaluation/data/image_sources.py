@@ -32,7 +32,7 @@ _SPLITS_2014 = ("val2014", "train2014")
 
 
 class Pictures(ABC):
-    """Where the pictures of a caption set are."""
+    """Source of the pictures of a caption set."""
 
     @property
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The pictures in the rows of a data set."""
+"""Pictures in the rows of a data set."""
 
 import io
 from pathlib import Path

@@ -78,7 +78,7 @@ class Metric(ABC):
 
 
 Metrics = dict[str, Metric]
-"""By name, in the order in which they are shown."""
+"""Metrics by name, in the order in which they are shown."""
 
 
 class RatioMetric(Metric):

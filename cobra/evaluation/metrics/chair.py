@@ -1,4 +1,4 @@
-"""CHAIR: how many objects that a caption mentions are not in the image (Rohrbach et al., 2018, arXiv 1809.02156).
+"""CHAIR: share of the objects that captions mention and images lack (Rohrbach et al., 2018, arXiv 1809.02156).
 
 The objects are COCO's 80 categories. An image has those of its instance annotations and those that its reference
 captions mention. CHAIR-i is the share of hallucinated mentions among all mentions, CHAIR-s the share of captions with
@@ -29,7 +29,7 @@ class Objects:
     """Objects that instance annotations list for images."""
 
     categories: Mapping[ImageId, frozenset[str]]
-    """Those in each image."""
+    """Categories of the objects in each image."""
     known: KnownImages
     """Names of the images."""
 
@@ -112,7 +112,7 @@ class Chair:
 
         Args:
             images: The images.
-            objects: Of :func:`read_objects`, for these images and any others.
+            objects: Objects of these images, and of any others, from :func:`read_objects`.
 
         Raises:
             UserError: It lacks images.

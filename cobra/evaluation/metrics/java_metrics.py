@@ -1,4 +1,4 @@
-"""METEOR and SPICE, which exist as Java programs only: through pycocoevalcap, where that and Java are there."""
+"""METEOR and SPICE, run as Java programs through pycocoevalcap where both are installed."""
 
 import importlib.util
 import shutil

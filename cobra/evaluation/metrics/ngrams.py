@@ -1,4 +1,4 @@
-"""The n-grams of a caption, n = 1 to 4, that BLEU and CIDEr count."""
+"""N-grams of a caption, n = 1 to 4, that BLEU and CIDEr count."""
 
 from collections import Counter
 from collections.abc import Sequence

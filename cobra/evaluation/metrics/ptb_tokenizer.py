@@ -1,4 +1,4 @@
-"""The tokens of the COCO caption evaluation, without Java.
+"""Tokenizer of the COCO caption evaluation, without Java.
 
 coco-caption scores what Stanford's PTBTokenizer 3.4.1 (`-preserveLines -lowerCase`) makes of a caption, less seventeen
 punctuation tokens. A scanner of the same kind is built here: at each position every rule is tried, the longest match

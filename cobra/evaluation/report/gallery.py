@@ -1,4 +1,4 @@
-"""The page's gallery: which images are in it, and what the page's script sorts and filters them by."""
+"""Gallery of the page: chooses its images, and the values by which the page's script sorts and filters them."""
 
 import itertools
 import math
@@ -29,27 +29,27 @@ class GalleryAnswer(NamedTuple):
 
     variant: str
     caption: str
-    """As scored."""
+    """Text that was scored."""
     source: str
-    """Where in the answer it was found; empty where no model answered."""
+    """Part of the answer that holds it; empty where no model answered."""
     value: float
-    """In the metric that the page begins with."""
+    """Score in the metric that the page begins with."""
     raw: str
     """The answer as generated; empty where the caption is all of it."""
     trace: ReasoningTrace
-    """The same, read apart."""
+    """Stages of the answer."""
     analysis: str
     """Text of a scratchpad's first pass; empty without one."""
     analysis_trace: ReasoningTrace
     problem: str
-    """Why the image could not be read; empty where it could."""
+    """Reason why the image could not be read; empty where it could."""
 
 
 class Card(NamedTuple):
     """An image with its references and all variants' answers."""
 
     number: int
-    """Its place in the data, from 1."""
+    """Number of the image in the data, from 1."""
     image: CaptionedImage
     picture: Thumbnail | str | None
     answers: list[GalleryAnswer]

@@ -1,4 +1,4 @@
-"""The benchmark as one page, `report.html`: no network, the pictures inside, readable without its script too."""
+"""Page of the benchmark, `report.html`: no network, the pictures inside, readable without its script too."""
 
 import base64
 import hashlib

@@ -61,7 +61,7 @@ class Results:
     images: Sequence[CaptionedImage]
     variants: Mapping[str, VariantResult]
     estimates: Mapping[str, Mapping[str, Estimate]]
-    """By variant, then metric."""
+    """Estimates by variant, then metric."""
     comparisons: Sequence[Comparison]
     """Comparisons of every pair of variants in every metric."""
     floors: Mapping[str, Metrics]
@@ -71,7 +71,7 @@ class Results:
     about: Mapping[str, Any]
     """Further entries of `metrics.json`."""
     throughput: "Mapping[str, Throughput]" = field(default_factory=dict)
-    """By variant; empty where nothing was measured."""
+    """Throughput by variant; empty where none was measured."""
     overlap: str | None = None
     """Sentence on images that were trained on."""
 

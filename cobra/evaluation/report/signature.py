@@ -1,4 +1,4 @@
-"""One line that says what scores depend on, to stand beside them in a paper: equal lines, comparable scores."""
+"""Signature line: names all that scores depend on, so that scores with equal lines can be compared."""
 
 from collections.abc import Mapping
 

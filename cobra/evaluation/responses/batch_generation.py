@@ -1,4 +1,4 @@
-"""One model's passes over a few batches of images: images read once, prompts sorted by length, tokens written."""
+"""Batched generation for a window of images: images are read once, prompts are sorted by length."""
 
 import zlib
 from collections import Counter
@@ -47,8 +47,8 @@ class BatchGenerator:
 
         Args:
             vlm: In evaluation mode.
-            protocol: What is asked.
-            own_stages: Whether the model was fine-tuned to write stages by itself; see
+            protocol: Prompts, limits and search.
+            own_stages: True where the model was fine-tuned to write stages by itself; see
                 :mod:`cobra.evaluation.responses.protocol`.
         """
         self._vlm = vlm
@@ -69,7 +69,7 @@ class BatchGenerator:
         """Return the states after images, in batches.
 
         Args:
-            pixels: Of each image, as the model's transform gives them.
+            pixels: Output of the model's transform for each image.
         """
         size, device = self._protocol.batch_size, self._vlm.device
         batches = [stack_pixels(list(pixels[start : start + size])) for start in range(0, len(pixels), size)]
@@ -82,8 +82,8 @@ class BatchGenerator:
 
         Args:
             states: From :meth:`read_images`; they stay as they are.
-            images: Those that the states are of.
-            scratchpad: Whether a first pass writes an analysis.
+            images: Images of the states.
+            scratchpad: True where a first pass writes an analysis.
 
         Yields:
             After each batch what was written, by the image's place; batches are in the order of prompts' lengths.

@@ -33,7 +33,7 @@ class ModelsUnderTest:
     """One or two checkpoints by role, `baseline` and `finetuned`; of their models one is in memory.
 
     Attributes:
-        entries: By role, in that order; empty where only a results file is scored.
+        entries: Checkpoints by role, in that order; empty where only a results file is scored.
     """
 
     def __init__(self, config: BenchmarkConfig, device: torch.device) -> None:
@@ -41,7 +41,7 @@ class ModelsUnderTest:
 
         Args:
             config: The flags.
-            device: Of this process.
+            device: Device of this process.
 
         Raises:
             UserError: A checkpoint cannot be found or read.

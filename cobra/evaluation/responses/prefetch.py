@@ -29,9 +29,9 @@ class LoadedImage:
     sha256: str
     """Digest of its file; see :func:`hash_image`."""
     pixels: PixelValues | None
-    """As the model's transform gives them, for one image; None where it cannot be read."""
+    """Output of the model's transform for one image; None where it cannot be read."""
     problem: str | None = None
-    """Why it cannot be read."""
+    """Reason why it cannot be read."""
 
 
 def hash_image(image: CaptionedImage, pictures: Pictures) -> str:
@@ -53,8 +53,8 @@ def prefetch_images(
 
     Args:
         images: In the order in which they are wanted; taken as results are.
-        pictures: Where they are.
-        transform: Of the model's vision backbone.
+        pictures: Source of their files.
+        transform: Transform of the model's vision backbone.
         ahead: Images that may be ready before they are asked for, 3.5 MB each with two towers of 384 pixels.
     """
     pool = ThreadPoolExecutor(min(_MOST_THREADS, available_cores()), "images")

@@ -145,13 +145,13 @@ class Answer:
     scored: str
     """Text that the metrics see; see :func:`scored_text`."""
     source: str
-    """Where it was found: `conclusion`, `caption` or `text`."""
+    """Part of the answer that is scored: `conclusion`, `caption` or `text`."""
     valid_structure: bool
     """All four stages are there, closed, in order, and nothing else."""
     analysis: str | None = None
     """Text of a scratchpad's first pass, as generated."""
     problem: str | None = None
-    """Why the image could not be read; the answer is empty then."""
+    """Reason why the image could not be read; the answer is empty then."""
 
     @classmethod
     def from_text(

@@ -67,11 +67,11 @@ class Answered:
     """A model's answers."""
 
     answers: dict[str, list[Answer]]
-    """By variant, one for each image, in order."""
+    """Answers by variant, one for each image, in order."""
     throughput: dict[str, Throughput]
-    """By variant."""
+    """Throughput by variant."""
     unreadable: dict[ImageId, str]
-    """Why images could not be read; their answers are empty."""
+    """Reasons why images could not be read; their answers are empty."""
 
 
 @dataclass
@@ -82,9 +82,9 @@ class _Variant:
     scratchpad: bool
     file: AnswerFile
     known: dict[ImageId, Answer] = field(default_factory=dict)
-    """Those of earlier runs."""
+    """Answers of earlier runs."""
     fresh: dict[ImageId, Answer] = field(default_factory=dict)
-    """Those of this process."""
+    """Answers of this process."""
     tokens: int = 0
     seconds: float = 0.0
 
@@ -135,13 +135,14 @@ def answer_variants(
         vlm: In evaluation mode.
         role: `baseline` or `finetuned`: the variants are called so, and `<role>+scratchpad`.
         images: The images, the same on every process.
-        pictures: Where they are. One that cannot be read is answered by an empty text; see :attr:`Answer.problem`.
-        protocol: What all variants have in common.
-        store: Where answers are kept, on a disk that all processes see.
+        pictures: Source of their files. An image that cannot be read is answered by an empty text; see
+            :attr:`Answer.problem`.
+        protocol: Settings that all variants have in common.
+        store: Cache of answers, on a disk that all processes see.
         own_stages: True where the model was fine-tuned to write stages by itself; see
             :mod:`cobra.evaluation.responses.protocol`.
         world: The processes; windows of images are dealt over them.
-        console: Where the main process tells what it does.
+        console: Console of the main process.
 
     Returns:
         The same on every process.

@@ -48,7 +48,7 @@ class AnswerStore:
         Args:
             settings: All that the answers depend on beside the image, as JSON values: the checkpoint's hash, the
                 dtype, wordings, decoding.
-            rank: Of the process: no two may write to one file.
+            rank: Rank of the process; no two may write to one file.
         """
         return AnswerFile(self._folder, {"format": _FORMAT, **settings}, rank)
 
