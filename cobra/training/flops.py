@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, counted from the modules' sizes, and peaks of common GPUs."""
+"""Operations (FLOPs) of a training step, counted from the modules' sizes, and peaks of common GPUs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +41,7 @@ def peak_tflops(device_name: str) -> float | None:
     """Return a GPU's peak in bf16, 10^12 operations a second, or None where it is not known.
 
     Args:
-        device_name: As `torch.cuda.get_device_name` gives it.
+        device_name: The name that `torch.cuda.get_device_name` gives.
     """
     words = f" {device_name.replace('-', ' ')} ".lower()
     known = [name for name in _PEAKS if f" {name.lower()} " in words]
@@ -52,9 +52,9 @@ def peak_tflops(device_name: str) -> float | None:
 class Part:
     """Operations of one part of a model for one unit of its input: an image, a position, a label.
 
-    forward: Of the forward pass.
-    backward: Of the backward pass: as much again for the gradient of the input where one is asked for, and for that of
-        the weights where they are trained.
+    forward: Operations of the forward pass.
+    backward: Operations of the backward pass: as much again for the gradient of the input where one is asked for, and
+        for that of the weights where they are trained.
     """
 
     forward: float
@@ -69,7 +69,7 @@ class Part:
 
     @property
     def total(self) -> float:
-        """Forward and backward."""
+        """Operations of both passes."""
         return self.forward + self.backward
 
 
@@ -77,8 +77,8 @@ class Part:
 class ModelFlops:
     """Operations of a model in training, for one unit each.
 
-    towers: Of the vision towers, an image.
-    projector: An image.
+    towers: Vision towers, an image.
+    projector: The projector, an image.
     matrices: Linear layers of all blocks, a position (a patch or a token).
     scan: Convolution, selective scan and gate of all blocks, a position.
     head: Scores over the vocabulary, a labelled token.
@@ -112,10 +112,10 @@ def flops_per_step(
     """Return the operations of forward and backward passes over some rows.
 
     Args:
-        model: See :func:`count_flops`.
-        images: Rows with an image.
-        positions: Patches and tokens of all rows, as long as the language model reads them.
-        labels: Tokens that the loss is taken on.
+        model: The result of :func:`count_flops`.
+        images: Number of rows with an image.
+        positions: Number of patches and tokens of all rows, as long as the language model reads them.
+        labels: Number of tokens that the loss is taken on.
         recomputed: Count the second forward pass of the blocks that gradient checkpointing makes. It is no part of the
             model's own operations, which MFU is made of.
     """

@@ -54,7 +54,7 @@ def check_base(vlm: CobraVLM, loaded_modules: list[str]) -> None:
 
     Args:
         vlm: The model.
-        loaded_modules: What was loaded from the checkpoint that the run starts from.
+        loaded_modules: Modules that were loaded from the checkpoint that the run starts from.
 
     Raises:
         UserError: The language model is at random values.
@@ -76,8 +76,8 @@ def apply_lora(vlm: CobraVLM, config: LoraConfig) -> None:
     The language model is then no more among `checkpoint_modules`: :func:`adapter_state` is what is saved of it.
 
     Args:
-        vlm: Changed in place.
-        config: With a rank above 0; see :func:`check_lora`.
+        vlm: The model; changed in place.
+        config: Adapters with a rank above 0; see :func:`check_lora`.
 
     Raises:
         UserError: The mixer has no layer of a target's name, or peft is not installed.

@@ -1,4 +1,4 @@
-"""AdamW whose state lies in main memory: a card then holds weights and gradients, and not twice as much again."""
+"""AdamW with its state in main memory: a card then holds weights and gradients, and not twice as much again."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, overload
@@ -32,7 +32,7 @@ class OffloadedAdamW(torch.optim.AdamW):
         Args:
             params: Parameters or groups of them, as every optimizer takes.
             lr: Learning rate.
-            betas: Decay of the moments.
+            betas: Decay rates of the moments.
             eps: Added to the root of the second moment.
             weight_decay: Decoupled decay.
 
@@ -40,14 +40,14 @@ class OffloadedAdamW(torch.optim.AdamW):
             UserError: Parameters are sharded over processes.
         """
         super().__init__(params, lr, betas, eps, weight_decay, fused=True)
-        held = [parameter for group in self.param_groups for parameter in group["params"]]
-        if any(isinstance(parameter, DTensor) for parameter in held):
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        if any(isinstance(parameter, DTensor) for parameter in parameters):
             raise UserError(
                 "--offload_optimizer is for a single process, and this model is sharded over several, which divide the "
                 "optimiser's state among them: leave it out"
             )
-        self._largest = max(parameter.numel() for parameter in held)
-        self._pinned = any(parameter.device.type == "cuda" for parameter in held)
+        self._largest = max(parameter.numel() for parameter in parameters)
+        self._pinned = any(parameter.device.type == "cuda" for parameter in parameters)
         self._buffers: tuple[Tensor, Tensor] | None = None
 
     @overload
@@ -114,9 +114,9 @@ class OffloadedAdamW(torch.optim.AdamW):
         torch's own would move them to the parameters' device.
         """
         super().load_state_dict({**state_dict, "state": {}})
-        held = [parameter for group in self.param_groups for parameter in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        for index, parameter in zip(saved, held, strict=True):
+        for index, parameter in zip(saved, parameters, strict=True):
             values = state_dict["state"].get(index)
             if values is None:
                 continue

@@ -1,4 +1,4 @@
-"""Sharding a model over processes with FSDP2 (torch.distributed.fsdp.fully_shard)."""
+"""Shards of a model over processes, by FSDP2 (torch.distributed.fsdp.fully_shard)."""
 
 import warnings
 from typing import Any
@@ -11,7 +11,7 @@ from cobra.models.vlms import CobraVLM
 from cobra.util.distributed import World
 from cobra.util.errors import UserError, check_known
 
-# Strategy -> whether parameters are freed again after the forward pass of their unit.
+# Strategy -> True where parameters are freed again after the forward pass of their unit.
 RESHARD = {"fsdp-shard-grad-op": False, "fsdp-full-shard": True, "ddp": False}
 
 
@@ -21,12 +21,12 @@ def check_strategy(strategy: str) -> None:
 
 
 def group_size(strategy: str, world_size: int, requested: int | None) -> int:
-    """Return over how many processes one copy of the model is sharded.
+    """Return the number of processes that share one copy of the model.
 
     Args:
         strategy: A key of :data:`RESHARD`.
-        world_size: All processes.
-        requested: `--sharding_group_size`; None is all of them, or one with `ddp`.
+        world_size: Number of all processes.
+        requested: The value of `--sharding_group_size`; None is all of them, or one with `ddp`.
 
     Raises:
         UserError: The processes do not divide into groups of that size.
@@ -57,12 +57,12 @@ def shard(
     biases of the same block stay in fp32.
 
     Args:
-        vlm: On the device of this process, with the frozen modules already frozen.
+        vlm: The model on the device of this process, with the frozen modules already frozen.
         strategy: `fsdp-shard-grad-op` (ZeRO-2), `fsdp-full-shard` (ZeRO-3), or `ddp`: a whole copy on each process.
         world: The processes.
         reduce_dtype: Dtype in which gradients are averaged; None is the parameters' own.
-        sharding_group_size: See :func:`group_size`. Groups hold copies of each other, so that the many messages of
-            sharding stay within a group, a machine say, and only gradients cross the slower links (HSDP).
+        sharding_group_size: Size of a group, see :func:`group_size`. Groups hold copies of each other, so that the
+            many messages of sharding stay within a group, a machine say, and only gradients cross the slower links (HSDP).
     """
     check_strategy(strategy)
     size = group_size(strategy, world.size, sharding_group_size)

@@ -79,9 +79,9 @@ def test_operations_of_the_released_model_are_six_for_each_trained_weight():
     """The rule of thumb of language models, arXiv 2001.08361."""
     from cobra.conf import ModelConfig
     from cobra.training.config import LoraConfig
-    from cobra.training.planning.meta_model import build_blueprint
+    from cobra.training.planning.meta_model import build_meta_model
 
-    vlm = build_blueprint(ModelConfig.get_choice_class("cobra+3b")(), "finetune", LoraConfig())
+    vlm = build_meta_model(ModelConfig.get_choice_class("cobra+3b")(), "finetune", LoraConfig())
     model = count_flops(vlm)
     weights = sum(value.numel() for value in vlm.llm_backbone.llm.backbone.layers.parameters())
     assert model.matrices.total == pytest.approx(6 * weights, rel=0.01)

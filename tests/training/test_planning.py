@@ -17,7 +17,7 @@ from rich.console import Console
 from cobra.training.config import LoraConfig, PretrainConfig
 from cobra.training.flops import count_flops, flops_per_step
 from cobra.training.planning import make_plan, show_plan
-from cobra.training.planning.meta_model import build_blueprint
+from cobra.training.planning.meta_model import build_meta_model
 from cobra.util.batching_utils import SplitModalitySampler
 from cobra.util.cli import parse
 from cobra.util.errors import UserError
@@ -220,7 +220,7 @@ def test_a_checkpoint_that_lies_in_the_run_directory_is_told(data, tmp_path):
 def test_hours_follow_from_operations_peak_and_utilisation(data):
     flags = ["--plan.world_size", "2", "--plan.peak_tflops", "100", "--plan.utilisation", "0.5"]
     plan = plan_of(data, *flags, "--model.enable_gradient_checkpointing", "true")
-    vlm = build_blueprint(configure(data).model, "finetune", LoraConfig())
+    vlm = build_meta_model(configure(data).model, "finetune", LoraConfig())
     step = flops_per_step(count_flops(vlm), plan.epoch.images / 4, plan.epoch.positions / 4, plan.epoch.tokens / 4)
     assert plan.work.step == pytest.approx(step)
     expected = (plan.work.step + plan.work.recomputed) * plan.steps.total_steps / (2 * 100e12 * 0.5) / 3600

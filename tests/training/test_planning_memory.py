@@ -26,7 +26,7 @@ from cobra.training.optimizer import build_optimizer
 from cobra.training.planning.activations import Pass, measure_pass
 from cobra.training.planning.memory import Sharding, largest_rows, resume_state_bytes
 from cobra.training.planning.memory import count_memory as count_measured
-from cobra.training.planning.meta_model import build_blueprint
+from cobra.training.planning.meta_model import build_meta_model
 from cobra.training.sharding import RESHARD, group_size, shard
 from cobra.util.distributed import World
 
@@ -258,21 +258,21 @@ def test_states_of_a_sharded_model_are_those_of_its_processes(four_processes, st
 
 
 @pytest.mark.parametrize("stage", ["finetune", "full-finetune"])
-def test_a_blueprint_has_the_sizes_and_dtypes_of_the_model(stage):
+def test_a_meta_model_has_the_sizes_and_dtypes_of_the_model(stage):
     config = ModelConfig.get_choice_class("cobra-tiny")()
-    blueprint = build_blueprint(config, stage, LoraConfig(), mixed_precision=True)
+    meta_model = build_meta_model(config, stage, LoraConfig(), mixed_precision=True)
     real = make_model(stage, half=True)
 
     def described(vlm):
         return {name: (value.shape, value.dtype, value.requires_grad) for name, value in vlm.named_parameters()}
 
-    assert described(blueprint) == described(real)
-    assert {value.device.type for value in blueprint.parameters()} == {"meta"}
+    assert described(meta_model) == described(real)
+    assert {value.device.type for value in meta_model.parameters()} == {"meta"}
 
 
 @cache
 def released(rank=0):
-    return build_blueprint(ModelConfig.get_choice_class("cobra+3b")(), "finetune", LoraConfig(rank=rank))
+    return build_meta_model(ModelConfig.get_choice_class("cobra+3b")(), "finetune", LoraConfig(rank=rank))
 
 
 def test_the_released_model_has_its_published_number_of_parameters():

@@ -1,4 +1,4 @@
-"""A run planned before it is paid for: batches, memory, disk and time, from the configuration and the data at hand."""
+"""Plans of runs: batches, memory, disk and time, from the configuration and the data at hand."""
 
 from typing import TYPE_CHECKING
 

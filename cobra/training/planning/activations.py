@@ -118,8 +118,8 @@ def measure_image(vlm: CobraVLM, size: Pass) -> tuple[int, int]:
     """Return the bytes that towers and projector keep of an image, and those of copies of their weights."""
     vlm = _on_meta(vlm)
     with as_trained(size.element < _FP32, size.kernels):
-        one, two = _images_saved(vlm, 1), _images_saved(vlm, 2)
-    return two - one, 2 * one - two
+        single, double = _images_saved(vlm, 1), _images_saved(vlm, 2)
+    return double - single, 2 * single - double
 
 
 def _on_meta(vlm: CobraVLM) -> CobraVLM:
@@ -130,8 +130,8 @@ def _measured(function: Callable[[CobraVLM, int, int, bool], int], vlm: CobraVLM
     """Return a function's bytes of a pass; those of a long one, which loops over time, follow from two short ones."""
     if size.kernels or size.positions <= _LONG:
         return function(vlm, size.rows, size.positions, size.checkpointing)
-    one, two = (function(vlm, size.rows, length, size.checkpointing) for length in (_SHORT, 2 * _SHORT))
-    return one + (two - one) * (size.positions - _SHORT) // _SHORT
+    short, double = (function(vlm, size.rows, length, size.checkpointing) for length in (_SHORT, 2 * _SHORT))
+    return short + (double - short) * (size.positions - _SHORT) // _SHORT
 
 
 def _llm_saved(vlm: CobraVLM, rows: int, positions: int, checkpointing: bool) -> int:

@@ -8,7 +8,7 @@ from cobra.util.errors import check_values
 
 @dataclass
 class PlanConfig:
-    """The machine that a run is planned for."""
+    """Machine that a run is planned for."""
 
     world_size: int | None = None
     """GPUs, over all machines; by default the processes that torchrun has started, or one."""
@@ -18,9 +18,9 @@ class PlanConfig:
     """Peak of one GPU in bf16 without sparsity, in 10^12 operations a second; by default that of the GPU at hand where
     it is known, else 312, an A100's. An H100 SXM has 989."""
     utilisation: float = 0.35
-    """Share of that peak which the run is assumed to reach; no measurement, and the hours are as good as it is."""
+    """Share of that peak that the run is assumed to reach; the hours are as good as this guess."""
     json_file: Path | None = None
-    """Where to write the plan as JSON, too."""
+    """Also write the plan as JSON to this file."""
 
 
 def check_plan(options: PlanConfig) -> None:

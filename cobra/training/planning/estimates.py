@@ -1,4 +1,4 @@
-"""The figures of a plan."""
+"""Estimates that make up a plan."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,8 @@ class PartSize:
 class Variant:
     """Memory of one GPU, with or without gradient checkpointing.
 
-    memory: At the configured rows of a forward pass.
+    checkpointing: True where blocks are recomputed.
+    memory: Memory at the configured rows of a forward pass.
     largest_rows: Most rows of one pass that fit a GPU and divide the global batch; None where not even one fits.
     """
 
@@ -36,10 +37,11 @@ class Variant:
 class Disk:
     """Bytes that a run writes.
 
-    weights: Of each checkpoint, one at the end of an epoch and one best or latest beside them.
-    state: Of each state to resume from.
-    total: At most, at one time: all checkpoints, and the states that are kept and the one that is being written.
-    free: Where the run will lie.
+    weights: Size of a checkpoint: one at the end of an epoch, and one best or latest beside them.
+    state: Size of a state to resume from.
+    total: Most that lies there at one time: all checkpoints, the states that are kept, and the one that is being
+        written.
+    free: Free space on the disk of the run.
     """
 
     weights: int
@@ -53,10 +55,10 @@ class Work:
     """Operations and time.
 
     step: Floating-point operations of an average step, without recomputation.
-    recomputed: Of the second forward pass that gradient checkpointing makes in it.
-    peak_tflops: Of one GPU, 10^12 a second; None where it is not known.
-    peak_source: Where that is from.
-    hours: Of the whole run at the assumed utilisation; None without a peak.
+    recomputed: Operations of the second forward pass that gradient checkpointing makes in it.
+    peak_tflops: Peak of one GPU, 10^12 operations a second; None where it is not known.
+    peak_source: Source of the peak, in words.
+    hours: Hours of the whole run at the assumed utilisation; None without a peak.
     """
 
     step: float
@@ -68,25 +70,25 @@ class Work:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will be like; every figure is computed, none measured.
+    """Forecast of a run, without running it.
 
     Attributes:
         model_id: The model.
-        stage: Of training.
+        stage: Stage of training.
         device: `cuda`, `mps` or `cpu`.
-        strategy: How the model is spread over processes.
-        parts: Of the model.
-        rows: What is trained on.
+        strategy: Train strategy, which spreads the model over processes.
+        parts: Parts of the model.
+        rows: Rows that are trained on.
         image_tokens: Positions that an image takes.
         longest: Positions of the longest row.
         epoch: The first pass over the rows.
-        steps: Of the run.
-        options: What was asked for.
-        variants: As configured, then with gradient checkpointing the other way.
-        start: Bytes of main memory of each process that builds the model.
-        disk: What is written.
-        work: What is computed.
-        warnings: What would go wrong or surprise.
+        steps: Steps of the run.
+        options: The machine that was asked for.
+        variants: Memory as configured, then with gradient checkpointing the other way.
+        start: Main memory in bytes of each process that builds the model.
+        disk: Files that are written.
+        work: Operations and time.
+        warnings: Sentences about whatever would fail or surprise.
     """
 
     model_id: str

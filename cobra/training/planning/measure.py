@@ -113,9 +113,9 @@ class _FusedInner(torch.autograd.Function):
         xz, A, *saved = ctx.saved_tensors
         # Convolution, steps and gated output once more, and the gradients of these and of y but for that of xz.
         again = torch.empty_like(xz), torch.empty_like(xz), torch.empty_like(xz)
-        found = [torch.empty_like(tensor) for tensor in (xz, A, *saved[: len(ctx.needs_input_grad) - 2])]
+        gradients = tuple(torch.empty_like(tensor) for tensor in (xz, A, *saved[: len(ctx.needs_input_grad) - 2]))
         del again
-        return tuple(found)
+        return gradients
 
 
 def _inner(xz: Tensor, mixer: Any, A: Tensor) -> Tensor:
@@ -131,17 +131,17 @@ _VENDOR = SimpleNamespace(inner=_inner, block_step=None)
 def saved_bytes(forward: Callable[[], Any], parameters: Sequence[Tensor]) -> int:
     """Return the bytes that autograd keeps of a forward pass, each storage once and parameters not at all."""
     known = {parameter.untyped_storage()._cdata for parameter in parameters}
-    held: dict[int, Tensor] = {}
+    kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         # Held, so that no other storage takes its address.
-        held[tensor.untyped_storage()._cdata] = tensor
+        kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         result = forward()
     del result
-    return sum(tensor.untyped_storage().nbytes() for key, tensor in held.items() if key not in known)
+    return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in known)
 
 
 def backward_bytes(module: nn.Module, inputs: Sequence[Tensor]) -> int:

@@ -1,4 +1,4 @@
-"""Memory of one device in training, part by part, and what a run needs of main memory and disk."""
+"""Memory of one device in training, part by part, and a run's needs of main memory and disk."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from cobra.training.planning.activations import Activations, Footprint
 
 GIB = 2**30
 _FP32 = 4
-# Of CUDA's context, its libraries' work areas and NCCL's buffers; and the share of what is allocated and freed within a
+# CUDA's context, its libraries' work areas and NCCL's buffers; and the share of what is allocated and freed within a
 # step that the allocator cannot use. Allowances, not counts.
 _CONTEXT = 1.5 * GIB
 _FRAGMENTED = 0.05
@@ -23,12 +23,12 @@ _GRADIENTS_SENT = 2
 
 @dataclass(frozen=True)
 class Sharding:
-    """How a model lies on several devices.
+    """Spread of a model over several devices.
 
-    world_size: Devices.
+    world_size: Number of devices.
     shards: Devices that share one copy of parameters, gradients and optimiser states.
-    freed: Gathered parameters are freed after each block's forward pass.
-    accumulation: Forward passes in one step; only after the last one are gradients sent and sharded.
+    freed: True where gathered parameters are freed after each block's forward pass.
+    accumulation: Number of forward passes in one step; only after the last one are gradients sent and sharded.
     """
 
     world_size: int
@@ -43,10 +43,10 @@ class Memory:
 
     parameters: This device's share, trained and frozen.
     gathered: Whole parameters and gradients while they are used, where the model is spread over devices.
-    gradients: Of what is trained; whole between the passes of a step.
+    gradients: Gradients of what is trained; whole between the passes of a step.
     optimizer: Adam's two moments.
     activations: See :class:`Activations`.
-    allowance: Of CUDA, its libraries and the allocator: a guess.
+    allowance: A guess at the needs of CUDA, its libraries and the allocator.
     """
 
     parameters: int

@@ -1,4 +1,4 @@
-"""The model of a run without its weights: every size is real, and no file is fetched."""
+"""Model of a run on the meta device: every size is real, and no weights are fetched."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ PUBLISHED_SIZES = {
 }
 
 
-def build_blueprint(
+def build_meta_model(
     model: ModelConfig, stage: str, lora: LoraConfig, brings_towers: bool = False, mixed_precision: bool = True
 ) -> CobraVLM:
     """Build a model on the meta device, frozen and in the dtypes in which its stage trains it.
@@ -38,8 +38,8 @@ def build_blueprint(
         model: The configuration.
         stage: `align`, `finetune` or `full-finetune`.
         lora: Adapters in place of the whole language model, where its rank is above 0.
-        brings_towers: Whether the run starts from a checkpoint with vision towers of its own, which every later one
-            must hold again.
+        brings_towers: True where the run starts from a checkpoint with vision towers of its own, which every later
+            one must hold again.
         mixed_precision: Compute in bf16; what is frozen and not saved is held in it then.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A run's plan: everything that can be known of it before a GPU is paid for."""
+"""Plan of a run: everything that can be known of it before a GPU is paid for."""
 
 import os
 import shutil
@@ -31,10 +31,10 @@ from cobra.training.planning.memory import (
     start_bytes,
     weights_file_bytes,
 )
-from cobra.training.planning.meta_model import build_blueprint
+from cobra.training.planning.meta_model import build_meta_model
 from cobra.training.planning.render import as_json, print_plan
 from cobra.training.planning.row_lengths import Epoch, plan_epoch, read_facts
-from cobra.training.planning.warnings import find_cautions
+from cobra.training.planning.warnings import find_warnings
 from cobra.training.schedule import StepPlan, plan_steps
 from cobra.training.sharding import RESHARD, group_size
 from cobra.util.files import write_json
@@ -56,12 +56,12 @@ def show_plan(
     run keeps beside the rows that it has read.
 
     Args:
-        config: Of the run.
-        options: The machine.
-        lora: Adapters.
-        run_dir: Where the run will lie.
-        console: To print to.
-        offloaded: The optimiser's states lie in main memory.
+        config: The configuration of the run.
+        options: The machine to plan for.
+        lora: Adapters in place of the whole language model.
+        run_dir: The run directory to be.
+        console: The console to print to.
+        offloaded: Keep the optimiser's states in main memory.
 
     Raises:
         UserError: What would stop the run itself, in the same words; or the options make no sense.
@@ -84,7 +84,7 @@ def make_plan(
     model, prefix = config.model, stage_prefix(config.stage)
     values, device = stage_hyperparameters(model, config.stage), _device(config)
     mixed = model.enable_mixed_precision_training and device == "cuda"
-    vlm = build_blueprint(model, config.stage, lora, _brings_towers(config), mixed)
+    vlm = build_meta_model(model, config.stage, lora, _brings_towers(config), mixed)
     if config.pretrained_checkpoint is None:
         vlm.find_align_checkpoint(config.stage, run_dir)
     tokens = vlm.image_tokens
@@ -131,7 +131,7 @@ def make_plan(
         work=_work(vlm, epoch, steps, options, device, model),
         warnings=[],
     )
-    return replace(plan, warnings=find_cautions(plan, config, values, run_dir))
+    return replace(plan, warnings=find_warnings(plan, config, values, run_dir))
 
 
 def _device(config: PretrainConfig) -> str:
@@ -140,7 +140,7 @@ def _device(config: PretrainConfig) -> str:
 
 
 def _brings_towers(config: PretrainConfig) -> bool:
-    """Return whether the start's checkpoint holds vision towers other than the backbone's own; nothing is fetched.
+    """Return True if the start's checkpoint holds vision towers other than the backbone's own; nothing is fetched.
 
     Raises:
         UserError: It does not exist, or is no checkpoint.
@@ -229,7 +229,7 @@ def _peak(options: PlanConfig, device: str) -> tuple[float | None, str]:
         return None, f"not known of {device}: give --plan.peak_tflops"
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
-        found = peak_tflops(name)
-        if found is not None:
-            return found, name
+        known = peak_tflops(name)
+        if known is not None:
+            return known, name
     return _A100_TFLOPS, "an A100; --plan.peak_tflops names another"

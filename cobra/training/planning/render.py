@@ -1,4 +1,4 @@
-"""A plan as tables for people and as JSON for programs."""
+"""Plans as tables for people and as JSON for programs."""
 
 from dataclasses import asdict
 from typing import Any
@@ -107,7 +107,7 @@ def _memory(plan: Plan) -> Table:
         table.add_row("of", *(f"{plan.options.gpu_memory:,.2f}" for _ in plan.variants))
         largest = ("none" if variant.largest_rows is None else f"{variant.largest_rows}" for variant in plan.variants)
         table.add_row("most rows of a pass that fit and divide the batch", *largest)
-    table.caption, table.caption_justify = "Computed, not measured. Of the loss and a block the larger counts.", "left"
+    table.caption, table.caption_justify = "Estimated without a GPU. The larger of the loss and a block counts.", "left"
     return table
 
 

@@ -1,4 +1,4 @@
-"""What the rows of a run are like: how many, how long, how many are cut."""
+"""Rows of a planned run: their number, their lengths, and how many are cut."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +30,15 @@ class RowFacts:
     """The rows that a run trains on.
 
     Attributes:
-        source: How their lengths are known, in words.
-        has_image: (rows,), bool.
-        lengths: By which batches are balanced, as training takes them (rows,), int64.
-        tokens: Of each row after it is cut (rows,), int64.
+        source: Origin of the lengths, in words.
+        has_image: True for rows with an image (rows,).
+        lengths: Lengths that batches are balanced by, as in training (rows,), int64.
+        tokens: Tokens of each row after it is cut (rows,), int64.
         longer: Rows that are cut; None where that is not known.
         conclusion_cut: Rows that lose a part of their last CONCLUSION thereby; None where that is not known.
         left_out: Rows that `--dataset.truncation drop` leaves out.
         held_out: Rows that are never trained on; None where there are none.
-        problem: Why the rows could not be read, or None.
+        problem: Reason why the rows could not be read, or None.
     """
 
     source: str
@@ -56,10 +56,10 @@ class RowFacts:
 class Epoch:
     """One pass over the rows, on all processes together.
 
-    batches: Global batches, and so steps.
+    batches: Number of global batches, and so of steps.
     images: Rows with an image, those that fill the last batch included.
-    tokens: Of text, without padding.
-    positions: That the language model reads: patches and text, padding included.
+    tokens: Tokens of text, without padding.
+    positions: Positions that the language model reads: patches and text, padding included.
     """
 
     batches: int
@@ -75,9 +75,9 @@ def read_facts(stage: str, dataset: DatasetConfig, model: ModelConfig, patches: 
 
     Args:
         stage: `align`, `finetune` or `full-finetune`.
-        dataset: Where the files lie.
-        model: Whose tokenizer and length count.
-        patches: Of an image; batches of the align stage are balanced by words and patches.
+        dataset: The data set, whose files may be absent.
+        model: The model, for its tokenizer and longest text.
+        patches: Patches of an image; batches of the align stage are balanced by words and patches.
 
     Raises:
         UserError: The rows are not there and nothing is published of them, or they are bad.
@@ -116,7 +116,7 @@ def plan_epoch(
         per_device_batch_size: Rows of one forward pass on one process; all are as long as the longest.
         world_size: Processes.
         image_positions: Positions that an image takes.
-        seed: Of the order.
+        seed: Seed of the order.
 
     Raises:
         UserError: The global batch does not divide among the processes.
@@ -148,9 +148,9 @@ def _counted(rows: Rows, file: Path, dataset: DatasetConfig, model: ModelConfig)
     tokenizer = _tokenizer(model)
     if tokenizer is None:
         return _estimated(rows, model)
-    found = token_lengths(file, tokenizer, prompt_builder_of(model.llm_backbone_id))
+    lengths = token_lengths(file, tokenizer, prompt_builder_of(model.llm_backbone_id))
     limit = model.llm_max_length
-    cut = found.cut(limit)
+    cut = lengths.cut(limit)
     kept = ~cut if dataset.truncation == "drop" else np.ones(len(rows), bool)
     if not kept.any():
         raise UserError(
@@ -161,8 +161,8 @@ def _counted(rows: Rows, file: Path, dataset: DatasetConfig, model: ModelConfig)
         source="counted by the model's tokenizer",
         has_image=rows.has_image[kept],
         lengths=rows.words[kept],
-        tokens=np.minimum(found.tokens[kept], limit).astype(np.int64),
-        longer=int((found.tokens[kept] > limit).sum()),
+        tokens=np.minimum(lengths.tokens[kept], limit).astype(np.int64),
+        longer=int((lengths.tokens[kept] > limit).sum()),
         conclusion_cut=int((cut & kept).sum()),
         left_out=int((~kept).sum()),
     )

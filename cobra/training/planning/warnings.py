@@ -1,4 +1,4 @@
-"""What would go wrong with a run, or surprise whoever pays for it."""
+"""Warnings about a planned run: whatever would fail, or surprise whoever pays for it."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from cobra.training.planning.estimates import Plan
 from cobra.training.planning.memory import GIB
 
 
-def find_cautions(plan: Plan, config: PretrainConfig, values: Hyperparameters, run_dir: Path) -> list[str]:
+def find_warnings(plan: Plan, config: PretrainConfig, values: Hyperparameters, run_dir: Path) -> list[str]:
     """Return a sentence for each thing that the user should know before the run starts.
 
     Args:
-        plan: Without its warnings.
-        config: Of the run.
-        values: Of the stage.
-        run_dir: Where the run will lie.
+        plan: The plan, without its warnings.
+        config: The configuration of the run.
+        values: Hyperparameters of the stage.
+        run_dir: The run directory to be.
     """
     return [
         *_rows(plan, config),
@@ -30,65 +30,67 @@ def find_cautions(plan: Plan, config: PretrainConfig, values: Hyperparameters, r
 
 
 def _rows(plan: Plan, config: PretrainConfig) -> list[str]:
-    found, rows, limit = [], plan.rows, config.model.llm_max_length
+    messages, rows, limit = [], plan.rows, config.model.llm_max_length
     count = len(rows.tokens)
     if rows.problem is not None:
-        found.append(f"the run would stop here: {rows.problem}")
+        messages.append(f"the run would stop here: {rows.problem}")
     if rows.conclusion_cut:
-        found.append(
+        messages.append(
             f"{rows.conclusion_cut:,} of {count:,} rows lose a part of their last CONCLUSION at {limit:,} tokens: "
             "--dataset.truncation drop leaves them out, a larger --model.llm_max_length keeps them whole"
         )
     elif rows.longer:
-        found.append(f"{rows.longer:,} of {count:,} rows are longer than {limit:,} tokens, and their end is cut")
+        messages.append(f"{rows.longer:,} of {count:,} rows are longer than {limit:,} tokens, and their end is cut")
     if rows.left_out:
-        found.append(f"{rows.left_out:,} rows are left out, because their last CONCLUSION ends beyond {limit:,} tokens")
+        messages.append(
+            f"{rows.left_out:,} rows are left out, because their last CONCLUSION ends beyond {limit:,} tokens"
+        )
     if count < plan.steps.global_batch_size:
-        found.append(
+        messages.append(
             f"a step takes {plan.steps.global_batch_size:,} rows and there are {count:,}: rows are repeated to fill it"
         )
     if config.stage != "align" and rows.problem is None and rows.held_out is None:
-        found.append("there are no held-out rows, so no loss is reported on rows that are not trained on")
-    return found
+        messages.append("there are no held-out rows, so no loss is reported on rows that are not trained on")
+    return messages
 
 
 def _memory(plan: Plan, config: PretrainConfig) -> list[str]:
-    chosen, other = plan.variants
+    chosen, alternative = plan.variants
     if plan.device != "cuda" or chosen.memory.total <= plan.options.gpu_memory * GIB:
         return []
     needed = f"{chosen.memory.total / GIB:.1f} GiB do not fit a GPU of {plan.options.gpu_memory:g} GiB"
     flag = f"--model.{stage_prefix(config.stage)}_per_device_batch_size"
     if chosen.largest_rows is not None:
         return [f"{needed}: use {flag} {chosen.largest_rows}; the result is the same"]
-    if other.checkpointing and other.largest_rows is not None:
-        return [f"{needed}: use --model.enable_gradient_checkpointing true and {flag} {other.largest_rows}"]
+    if alternative.checkpointing and alternative.largest_rows is not None:
+        return [f"{needed}: use --model.enable_gradient_checkpointing true and {flag} {alternative.largest_rows}"]
     return [f"{needed}, and neither does a single row: use more GPUs (--plan.world_size), or --lora.rank 16"]
 
 
 def _disk(plan: Plan, config: PretrainConfig) -> list[str]:
-    found = []
+    messages = []
     if plan.disk.total > plan.disk.free:
-        found.append(
+        messages.append(
             f"checkpoints may take {plan.disk.total / 1e9:,.1f} GB and the disk of {config.run_root_dir} has "
             f"{plan.disk.free / 1e9:,.1f} GB free: use another --run_root_dir, or a smaller --keep_checkpoints"
         )
     if config.save_interval_steps is None and config.save_interval_minutes is None:
-        found.append("the run's state is never saved: a run that is interrupted begins anew (--save_interval_steps)")
-    return found
+        messages.append("the run's state is never saved: a run that is interrupted begins anew (--save_interval_steps)")
+    return messages
 
 
 def _start(config: PretrainConfig, values: Hyperparameters, run_dir: Path) -> list[str]:
-    found = []
+    messages = []
     if config.pretrained_checkpoint is None and config.model.arch_specifier.startswith("no-align"):
-        found.append(
+        messages.append(
             "no --pretrained_checkpoint: training starts from the bare backbones and a new projector, not from a model "
             "that has seen images"
         )
     if values.max_steps is not None:
-        found.append(f"max_steps {values.max_steps:,} is given, so that the {values.epochs} epochs play no part")
+        messages.append(f"max_steps {values.max_steps:,} is given, so that the {values.epochs} epochs play no part")
     if (run_dir / LATEST).exists():
-        found.append(f"{run_dir} holds a checkpoint already: --resume and --run_id decide what becomes of it")
-    return found
+        messages.append(f"{run_dir} holds a checkpoint already: --resume and --run_id decide what becomes of it")
+    return messages
 
 
 def _kernels(plan: Plan) -> list[str]:
