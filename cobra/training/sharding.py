@@ -62,7 +62,8 @@ def shard(
         world: The processes.
         reduce_dtype: Dtype in which gradients are averaged; None is the parameters' own.
         sharding_group_size: Size of a group, see :func:`group_size`. Groups hold copies of each other, so that the
-            many messages of sharding stay within a group, a machine say, and only gradients cross the slower links (HSDP).
+            many messages of sharding stay within a group, a machine say, and only gradients cross the slower links
+            (HSDP).
     """
     check_strategy(strategy)
     size = group_size(strategy, world.size, sharding_group_size)
