@@ -14,7 +14,7 @@ import tarfile
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,6 +213,22 @@ def link_problem(destination: Path, folder: str) -> str | None:
     return f"lies below a link that leads out of {destination}, to {real}"
 
 
+def split_linked(
+    destination: Path, members: Mapping[str, zipfile.ZipInfo]
+) -> tuple[dict[str, zipfile.ZipInfo], list[Refusal]]:
+    """Divide members into those to unpack and those that a link would lead out of `destination`.
+
+    Args:
+        destination: The folder to unpack into.
+        members: The members by their paths below it.
+    """
+    folders = {path: path.rpartition("/")[0] for path in members}
+    problems = {folder: problem for folder in set(folders.values()) if (problem := link_problem(destination, folder))}
+    kept = {path: info for path, info in members.items() if folders[path] not in problems}
+    refused = [Refusal(members[path].filename, problems[folders[path]]) for path in members if path not in kept]
+    return kept, refused
+
+
 def write_member(
     source: IO[bytes] | io.BufferedIOBase, target: Path | str, size: int, advance: Callable[[int], None]
 ) -> None:
@@ -295,12 +311,9 @@ def _extract_zip(archive: Path, destination: Path) -> None:
     with MemberStream(archive.open("rb", buffering=0)) as stream:
         directory = zipfile.ZipFile(stream)
         members, refused = sort_out_members(directory.infolist(), directory.start_dir)
-        names = [member_path(info.filename) for info in members]
-        folders = {name.rpartition("/")[0] for name in names}
-        linked = {folder: problem for folder in folders if (problem := link_problem(destination, folder))}
-        refused += [Refusal(name, linked[folder]) for name in names if (folder := name.rpartition("/")[0]) in linked]
-        if refused:
-            raise _refusal(archive, refused)
+        _, linked = split_linked(destination, {member_path(info.filename): info for info in members})
+        if refused or linked:
+            raise _refusal(archive, refused + linked)
         total = sum(info.file_size for info in members)
         check_total(str(archive), archive.stat().st_size, total)
         absent = [info for info in members if not is_whole(destination / info.filename, info.file_size)]

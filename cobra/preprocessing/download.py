@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from cobra.preprocessing.archives import extract_archive
-from cobra.preprocessing.fetching import HubUnreachable, fetch
+from cobra.preprocessing.fetch import HubUnreachable, fetch
 from cobra.preprocessing.llava_cot.archive.hub_files import download_publication
 from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS, consumed_parts
 from cobra.preprocessing.progress import track_items

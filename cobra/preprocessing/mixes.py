@@ -15,7 +15,7 @@ from typing import Any
 
 from cobra.preprocessing.archives import unsafe_name
 from cobra.preprocessing.datasets.row_keys import image_of, with_image
-from cobra.preprocessing.fetching import HubUnreachable, fetch
+from cobra.preprocessing.fetch import HubUnreachable, fetch
 from cobra.preprocessing.progress import track_items
 from cobra.util.errors import UserError, disk_errors
 from cobra.util.files import atomic_path, read_json, write_text

@@ -9,7 +9,7 @@ from archive_files import tree
 from file_server import FileServer
 
 from cobra.preprocessing import archives, transfer
-from cobra.preprocessing.fetching import fetch
+from cobra.preprocessing.fetch import fetch
 from cobra.preprocessing.progress import ByteBars
 from cobra.preprocessing.transfer import Remote, fetch_file
 from cobra.util.errors import UserError

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from cobra.models.hub import fetch
-from cobra.preprocessing.fetching import _dataset_info
+from cobra.preprocessing.fetch import _dataset_info
 from cobra.util.errors import UserError
 from cobra.util.network import check_network_variables
 

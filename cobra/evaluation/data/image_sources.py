@@ -3,24 +3,21 @@
 import io
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
-from rich.progress import track
 
 from cobra.evaluation.data.captioned_image import (
     FETCH_COMMAND,
     CaptionedImage,
-    ImageId,
     count_images,
     photo_number,
     refuse_images,
 )
 from cobra.util.errors import UserError
-from cobra.util.images import BadImageError, check_decodes, read_rgb
+from cobra.util.images import BadImageError, read_rgb
 from cobra.util.printable import printable
 
 PictureFile = Path | io.BytesIO
@@ -57,24 +54,12 @@ class Pictures(ABC):
         Raises:
             UserError: It is not there, or cannot be decoded.
         """
-        picture: Image.Image = self._decode(image, read_rgb)
-        return picture
-
-    def check(self, image: CaptionedImage) -> None:
-        """Decode an image as far as it takes to know that :meth:`load` can.
-
-        Raises:
-            UserError: As :meth:`load`.
-        """
-        self._decode(image, check_decodes)
-
-    def _decode(self, image: CaptionedImage, decode: Callable[[Any], Any]) -> Any:
         file = self.file(image)
         name = str(file) if isinstance(file, Path) else f"{printable(image.file_name)} in {self.name}"
         if file is None:
             raise UserError(f"{name} does not exist")
         try:
-            return decode(file)
+            return read_rgb(file)
         except FileNotFoundError as error:
             raise UserError(f"{name} does not exist") from error
         except BadImageError as error:
@@ -145,18 +130,3 @@ def check_present(images: Sequence[CaptionedImage], pictures: Pictures, list_fil
         )
     remedy = "Fetch them, or give the folder of the images that the annotation file names (--image_dir)."
     refuse_images(missing, f"{pictures.name} lacks", remedy, list_file)
-
-
-def unreadable_images(images: Sequence[CaptionedImage], pictures: Pictures) -> dict[ImageId, str]:
-    """Decode every image, so that none turns out damaged after hours of generation.
-
-    Returns:
-        Of the images that cannot be decoded, the reason.
-    """
-    found = {}
-    for image in track(images, description="Checking images", transient=True):
-        try:
-            pictures.check(image)
-        except UserError as error:
-            found[image.image_id] = str(error)
-    return found

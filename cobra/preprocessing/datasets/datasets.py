@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -83,7 +82,7 @@ class _RowDataset(Dataset[dict[str, Any]]):
             value = self.examples[index].get(name)
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise UserError(
-                    f"{self.examples.where(index)} has {printable(repr(value), 100)} under `{name}`, where --objective "
+                    f"{self.examples.row_name(index)} has {printable(repr(value), 100)} under `{name}`, where --objective "
                     "needs a finite number"
                 )
             example[name] = value
@@ -112,16 +111,16 @@ class _RowDataset(Dataset[dict[str, Any]]):
             image = read_rgb(path)
         except FileNotFoundError as error:
             raise UserError(
-                f"{self.examples.where(index)} names an image that does not exist: {name}; {_REMEDY}"
+                f"{self.examples.row_name(index)} names an image that does not exist: {name}; {_REMEDY}"
             ) from error
         except (BadImageError, ValueError) as error:
             raise UserError(
-                f"{self.examples.where(index)} names an image that cannot be read: {name} ({error}); {_REMEDY}"
+                f"{self.examples.row_name(index)} names an image that cannot be read: {name} ({error}); {_REMEDY}"
             ) from error
         try:
             return self.image_transform(image)
         except UserError as error:
-            raise UserError(f"{self.examples.where(index)}: {name}: {error}") from error
+            raise UserError(f"{self.examples.row_name(index)}: {name}: {error}") from error
 
     def _blank_pixels(self) -> PixelValues:
         if self._blank is None:
@@ -226,20 +225,11 @@ class FinetuneDataset(_RowDataset):
         self.prompt_builder_fn = prompt_builder_fn
         self.left_out = 0
         if truncation == "drop":
-            self._leave_out(token_lengths(self.annotation_file, tokenizer, prompt_builder_fn).conclusion_end)
+            lengths = token_lengths(self.annotation_file, tokenizer, prompt_builder_fn)
+            kept = lengths.kept(tokenizer.model_max_length, self.annotation_file)
+            self.left_out = int((~kept).sum())
+            self.examples = self.examples.select(np.flatnonzero(kept))
         self.unlabelled = self._count_unlabelled()
-
-    def _leave_out(self, conclusion_end: NDArray[np.int32]) -> None:
-        limit = self.tokenizer.model_max_length
-        whole = np.flatnonzero(conclusion_end <= limit)
-        if not len(whole):
-            raise UserError(
-                f"every row of {self.annotation_file} is longer than {limit} tokens before its last CONCLUSION ends, "
-                "and truncation 'drop' leaves such rows out: raise --model.llm_max_length, or use "
-                "--dataset.truncation right"
-            )
-        self.left_out = len(self.examples) - len(whole)
-        self.examples = self.examples.select(whole)
 
     def _count_unlabelled(self) -> int:
         unlabelled = count_unlabelled(self.examples, self.tokenizer, self.prompt_builder_fn)

@@ -19,6 +19,7 @@ from cobra.preprocessing.datasets.row_keys import Row
 from cobra.preprocessing.progress import track_items
 from cobra.reasoning.trace import find_conclusion_end
 from cobra.util.conversation import ROLES
+from cobra.util.errors import UserError
 from cobra.util.files import atomic_path
 
 # Changes with what is counted.
@@ -43,6 +44,21 @@ class TokenLengths:
     def cut(self, limit: int) -> NDArray[np.bool_]:
         """Return which rows lose a part of that when they are cut after `limit` tokens (rows,), bool."""
         return self.conclusion_end > limit
+
+    def kept(self, limit: int, annotation_file: Path) -> NDArray[np.bool_]:
+        """Return which rows truncation `drop` keeps (rows,), bool: those that :meth:`cut` is False of.
+
+        Raises:
+            UserError: It keeps none.
+        """
+        kept = ~self.cut(limit)
+        if not kept.any():
+            raise UserError(
+                f"every row of {annotation_file} is longer than {limit} tokens before its last CONCLUSION ends, and "
+                "truncation 'drop' leaves such rows out: raise --model.llm_max_length, or use "
+                "--dataset.truncation right"
+            )
+        return kept
 
 
 def token_lengths(

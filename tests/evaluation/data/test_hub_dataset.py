@@ -11,10 +11,11 @@ import hub_server
 import pytest
 from huggingface_hub.errors import HTTPError
 from PIL import Image
+from unreadable import unreadable_images
 
 from cobra.evaluation.data.caption_set import read_caption_set
 from cobra.evaluation.data.captioned_image import CaptionedImage
-from cobra.evaluation.data.image_sources import check_present, unreadable_images
+from cobra.evaluation.data.image_sources import check_present
 from cobra.util.errors import UserError
 
 datasets = pytest.importorskip("datasets")

@@ -2,9 +2,10 @@
 
 import pytest
 from PIL import Image
+from unreadable import unreadable_images
 
 from cobra.evaluation.data.captioned_image import CaptionedImage
-from cobra.evaluation.data.image_sources import PictureFolder, check_present, unreadable_images
+from cobra.evaluation.data.image_sources import PictureFolder, check_present
 from cobra.util.errors import UserError
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cobra.preprocessing.archives import check_free_space
-from cobra.preprocessing.fetching import HubUnreachable, list_dataset
+from cobra.preprocessing.fetch import HubUnreachable, list_dataset
 from cobra.preprocessing.llava_cot.archive.joined_parts import PART, WHOLE
 from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS
 from cobra.preprocessing.progress import Bar, ByteBars

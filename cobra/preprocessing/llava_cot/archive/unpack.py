@@ -14,13 +14,13 @@ from cobra.preprocessing.archives import (
     check_free_space,
     check_total,
     disk_bytes,
-    link_problem,
     member_path,
     remove_temporaries,
     sort_out_members,
+    split_linked,
 )
 from cobra.preprocessing.datasets.rows import source_of
-from cobra.preprocessing.llava_cot.archive import extract_worker as extracting
+from cobra.preprocessing.llava_cot.archive import extract_worker
 from cobra.preprocessing.llava_cot.archive.extract_worker import Outcome, Task, chunks, find_whole
 from cobra.preprocessing.llava_cot.archive.integrity import ImageArchive, inspect_archive
 from cobra.preprocessing.llava_cot.archive.manifest import Manifest
@@ -156,9 +156,9 @@ def unpack_images(
         if prefix is None:
             return None
         archived = {name.removeprefix(prefix): info for name, info in names.items() if _is_image(name, prefix)}
-        safe = _without_links(destination, archived, refused)
+        safe, linked = split_linked(destination, archived)
         wanted = {path: info for path, info in safe.items() if not sources or source_of({"image": path}) in sources}
-        result = Unpacked(prefix, len(wanted), 0, len(members) - len(wanted), refused)
+        result = Unpacked(prefix, len(wanted), 0, len(members) - len(wanted), refused + linked)
         total = sum(info.file_size for info in wanted.values())
         check_total(f"the archive of images ({archive.paths[0]} ...)", archive.starts[-1], total)
         kept = [info for path, info in archived.items() if path not in wanted]
@@ -179,7 +179,7 @@ def _wait_for_workers(folder: Path) -> None:
     Raises:
         UserError: The folder cannot be written to.
     """
-    lock = folder / RECORDS / extracting.WORKERS_LOCK
+    lock = folder / RECORDS / extract_worker.WORKERS_LOCK
     try:
         lock.parent.mkdir(exist_ok=True)
         with lock.open("w") as file:
@@ -189,22 +189,6 @@ def _wait_for_workers(folder: Path) -> None:
             f"{folder} cannot be written to ({error}): nothing was unpacked. Make it writable, or give another folder "
             "with --dataset_root"
         ) from error
-
-
-def _without_links(
-    destination: Path, images: dict[str, zipfile.ZipInfo], refused: list[Refusal]
-) -> dict[str, zipfile.ZipInfo]:
-    """Return the images without those that a link would lead out of `destination`, which are added to `refused`."""
-    folders = {path.rpartition("/")[0] for path in images}
-    problems = {folder: problem for folder in folders if (problem := link_problem(destination, folder))}
-    kept = {}
-    for path, info in images.items():
-        problem = problems.get(path.rpartition("/")[0])
-        if problem is None:
-            kept[path] = info
-        else:
-            refused.append(Refusal(info.filename, problem))
-    return kept
 
 
 @dataclass
@@ -262,14 +246,14 @@ class _Unpacking:
     def _extract_chunks(self, tasks: Sequence[Task], workers: int) -> Iterable[tuple[Sequence[Task], list[Outcome]]]:
         """Yield every chunk of the tasks with its outcomes."""
         batches = chunks(tasks)
-        lock = self.folder / RECORDS / extracting.WORKERS_LOCK
+        lock = self.folder / RECORDS / extract_worker.WORKERS_LOCK
         initargs = (self.archive.paths, self.archive.sizes, self.destination, lock)
         try:
             workers = min(workers, 1 + len(batches) // _CHUNKS_WORTH_A_PROCESS)
-            results = parallel_map(extracting.extract, batches, workers, extracting.begin, initargs)
+            results = parallel_map(extract_worker.extract, batches, workers, extract_worker.begin, initargs)
             yield from zip(batches, results, strict=True)
         finally:
-            extracting.end()
+            extract_worker.end()
 
     def _record_outcomes(self, chunk: Sequence[Task], outcomes: Sequence[Outcome]) -> list[zipfile.ZipInfo]:
         """Record the outcomes of a chunk, delete parts that are done with, and return the damaged members."""

@@ -15,7 +15,8 @@ import pytest
 from archive_files import tree
 from hub_server import Fault, HubServer
 
-from cobra.preprocessing import archives, fetching, transfer
+from cobra.preprocessing import archives, transfer
+from cobra.preprocessing import fetch as fetching
 from cobra.preprocessing.llava_cot.archive import hub_files as publication
 from cobra.preprocessing.llava_cot.archive.hub_files import bytes_to_come, download_publication
 from cobra.util.errors import UserError

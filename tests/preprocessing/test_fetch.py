@@ -9,8 +9,9 @@ import pytest
 from archive_files import tree
 from hub_server import Fault, HubServer
 
-from cobra.preprocessing import fetching, transfer
-from cobra.preprocessing.fetching import HubUnreachable, fetch, list_dataset
+from cobra.preprocessing import fetch as fetching
+from cobra.preprocessing import transfer
+from cobra.preprocessing.fetch import HubUnreachable, fetch, list_dataset
 from cobra.util.errors import UserError
 
 URL = "https://huggingface.co/datasets/owner/name/resolve/main/deep/rows.json"
@@ -144,7 +145,7 @@ def test_endpoint_of_the_environment_and_its_offline_mode(hub, tmp_path):
     code = f"""if True:
         import sys
         from pathlib import Path
-        from cobra.preprocessing.fetching import fetch
+        from cobra.preprocessing.fetch import fetch
         from cobra.util.errors import UserError
         try:
             fetch({URL!r}, Path(sys.argv[1]))
