@@ -150,18 +150,8 @@ def _counted(rows: Rows, file: Path, dataset: DatasetConfig, model: ModelConfig)
         return _estimated(rows, model)
     lengths = token_lengths(file, tokenizer, prompt_builder_of(model.llm_backbone_id))
     limit = model.llm_max_length
-<<<<<<< HEAD
     cut = lengths.cut(limit)
-    kept = ~cut if dataset.truncation == "drop" else np.ones(len(rows), bool)
-    if not kept.any():
-        raise UserError(
-            f"every row of {file} is longer than {limit} tokens before its last CONCLUSION ends, and truncation 'drop' "
-            "leaves such rows out: raise --model.llm_max_length, or use --dataset.truncation right"
-        )
-=======
-    cut = found.cut(limit)
-    kept = found.kept(limit, file) if dataset.truncation == "drop" else np.ones(len(rows), bool)
->>>>>>> 18428ca (Truncation's refusal and members below links have one place each, and what only tests used of pictures is theirs)
+    kept = lengths.kept(limit, file) if dataset.truncation == "drop" else np.ones(len(rows), bool)
     return RowFacts(
         source="counted by the model's tokenizer",
         has_image=rows.has_image[kept],
