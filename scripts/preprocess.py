@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cobra import preprocessing
+from cobra.preprocessing.published_files import prepare_command
 from cobra.util import cli
 from cobra.util.home_paths import PathText
 from cobra.util.tokens import read_hf_token
@@ -32,7 +33,7 @@ def main(config: PreprocessConfig) -> None:
     if config.dataset_id == "llava-v1.5-instruct":
         preprocessing.convert_to_jpg(folder / "ocr_vqa" / "images")
     if config.dataset_id == "llava-cot-100k":
-        print(f"Make it ready for training: python fine_tune/prepare_llava_cot.py --dataset_root {config.root_dir}")
+        print(f"Prepare it for training: {prepare_command(config.root_dir)}")
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ _LITTER = {"__MACOSX", ".DS_Store"}
 def download_extract(dataset_id: str, root_dir: Path, revision: str = "main", token: str | None = None) -> None:
     """Fetch every component of a dataset that is not there yet into `{root_dir}/download/{dataset_id}/`.
 
-    Archives are unpacked and then removed. Each component appears under its name only when it is whole; what an
-    interrupted call has brought lies in the folder `.fetch` and the next call goes on with it. Files of the Hugging
-    Face hub are checked by their hashes; HF_ENDPOINT is respected.
+    Archives are unpacked and then removed. Each component appears under its name only when it is whole; the bytes of an
+    interrupted call lie in the folder `.fetch`, where the next call resumes. Files of the Hugging Face hub are checked
+    by their hashes; HF_ENDPOINT is respected.
 
     Args:
         dataset_id: A key of `DATASET_REGISTRY`.

@@ -50,7 +50,7 @@ class ByteBars:
     def __exit__(self, *exception: object) -> None:
         self.progress.stop()
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line above the bars; taken literally, no markup."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -77,13 +77,13 @@ class Bar:
     def __init__(self, bars: ByteBars, description: str, total: int | None, done: int) -> None:
         self._bars = bars
         self._task = bars.progress.add_task(description, total=total, completed=done)
-        self._said = time.monotonic()
+        self._printed_at = time.monotonic()
 
     def advance(self, count: int) -> None:
         """Count bytes that have come; a negative number takes some back."""
         self._bars.progress.advance(self._task, count)
-        if not self._bars.console.is_terminal and time.monotonic() - self._said > _LINE_SECONDS:
-            self._say()
+        if not self._bars.console.is_terminal and time.monotonic() - self._printed_at > _LINE_SECONDS:
+            self._print_state()
 
     def expect(self, total: int | None) -> None:
         """Set the bytes in all."""
@@ -93,14 +93,14 @@ class Bar:
         task = self._task_now()
         self._bars.progress.remove_task(self._task)
         if not quiet:
-            self._bars.say(f"{_amount(task)} in {task.elapsed or 0:.0f} s")
+            self._bars.print_line(f"{_amount(task)} in {task.elapsed or 0:.0f} s")
 
-    def _say(self) -> None:
-        self._said = time.monotonic()
+    def _print_state(self) -> None:
+        self._printed_at = time.monotonic()
         task = self._task_now()
         rate = f", {decimal(int(task.speed))}/s" if task.speed else ""
         left = f", {task.time_remaining / 60:.0f} min left" if task.time_remaining else ""
-        self._bars.say(_amount(task) + rate + left)
+        self._bars.print_line(_amount(task) + rate + left)
 
     def _task_now(self) -> Task:
         return next(task for task in self._bars.progress.tasks if task.id == self._task)

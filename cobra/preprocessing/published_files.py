@@ -1,6 +1,8 @@
 """Components of every published dataset, and the URLs that they are fetched from."""
 
+import shlex
 import string
+from pathlib import Path
 from typing import Literal, TypedDict
 
 COT_ID = "llava-cot-100k"
@@ -67,3 +69,8 @@ DATASET_REGISTRY: dict[str, list[Component]] = {
     ],
 }
 """Dataset id -> its components; datasets lie in `{root_dir}/download/{dataset_id}/`."""
+
+
+def prepare_command(root: Path) -> str:
+    """Return the command that fetches and prepares LLaVA-CoT-100k in a data folder."""
+    return f"python fine_tune/prepare_llava_cot.py --dataset_root {shlex.quote(str(root))}"

@@ -75,7 +75,7 @@ class Remote:
 
 
 def hash_file(hasher: Hasher, path: Path, advance: Callable[[int], None]) -> str:
-    """Feed a file to `hasher` and return the hash; `advance` is told of every block."""
+    """Feed a file to `hasher` and return the hash; `advance` is called with the bytes of every block."""
     with path.open("rb") as file:
         while block := file.read(_HASHED_BYTES):
             hasher.update(block)
@@ -86,15 +86,15 @@ def hash_file(hasher: Hasher, path: Path, advance: Callable[[int], None]) -> str
 def fetch_file(
     remote: Remote, target: Path, workspace: Path, bars: ByteBars, moved: Callable[[int], None] = lambda count: None
 ) -> None:
-    """Fetch a file to `target`, going on where an earlier call stopped, and rename it into place when it is whole.
+    """Fetch a file to `target`, resuming where an earlier call stopped, and rename it into place when it is whole.
 
-    What has come lies in `workspace`. It is only continued where the server still has the same file: by the digest,
-    or else by its validator (ETag or Last-Modified) and size. Size and digest are checked.
+    The bytes that have come lie in `workspace`. They are only continued where the server still has the same file: by
+    the digest, or else by its validator (ETag or Last-Modified) and size. Size and digest are checked.
 
     Args:
         remote: The file.
         target: Path of the file, on the file system of `workspace`.
-        workspace: A folder for what has come so far; made here.
+        workspace: Folder for the bytes that have come so far; made here.
         bars: Gets a bar for the file.
         moved: Called with the bytes as they come; negative where some are given up. An error of it ends the call.
 
@@ -113,16 +113,16 @@ def fetch_file(
 
         _receive_all(partial, bar, advance)
         if not partial.is_right():
-            partial.begin(None, remote.size, advance)
+            partial.restart(None, remote.size, advance)
             _receive_all(partial, bar, advance)
     if not partial.is_right():
-        partial.drop()
+        partial.delete()
         raise UserError(
             f"{remote.url} came twice with another content than its server states (hash {remote.digest}): a proxy, the "
             "disk or the memory of this machine changes bytes. Run the same command again, best over another network."
         )
     partial.data.replace(target)
-    partial.drop()
+    partial.delete()
 
 
 def bytes_there(remote: Remote, target: Path, workspace: Path) -> int:
@@ -140,7 +140,7 @@ def _paths(name: str, workspace: Path) -> tuple[Path, Path]:
 
 
 def _known(remote: Remote, data: Path, state_path: Path) -> dict[str, Any] | None:
-    """Return {file, validator, size} of what has come, or None where there is nothing to go on with."""
+    """Return {file, validator, size} of the bytes that have come, or None where none can be continued."""
     try:
         state = json.loads(state_path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -160,29 +160,29 @@ class _Partial:
         state = _known(remote, self.data, self._state)
         if state is None:
             self.have = 0
-            self.begin(None, remote.size, lambda count: None)
+            self.restart(None, remote.size, lambda count: None)
             return
         self.validator, self.size = state["validator"], state["size"]
         self.have = self.data.stat().st_size
         self._hasher = remote.hasher()
         if self._hasher and self.have:
-            with bars.bar(f"checking what is there of {name}", self.have, quiet=True) as bar:
+            with bars.bar(f"checking the part of {name}", self.have, quiet=True) as bar:
                 hash_file(self._hasher, self.data, bar.advance)
 
-    def begin(self, validator: str | None, size: int | None, advance: Callable[[int], None]) -> None:
-        """Give up what has come and begin a file of the server's."""
+    def restart(self, validator: str | None, size: int | None, advance: Callable[[int], None]) -> None:
+        """Discard the bytes that have come and begin a file of the server's."""
         advance(-self.have)
         self.data.unlink(missing_ok=True)
         self.validator, self.size, self.have = validator, size, 0
         self._hasher = self.remote.hasher()
-        self._remember()
+        self._write_state()
         self.data.touch()
 
-    def _remember(self) -> None:
+    def _write_state(self) -> None:
         state = {"file": self.remote.digest or self.remote.url, "validator": self.validator, "size": self.size}
         write_json(self._state, state)
 
-    def take(self, blocks: Iterator[bytes], advance: Callable[[int], None]) -> None:
+    def append_blocks(self, blocks: Iterator[bytes], advance: Callable[[int], None]) -> None:
         """Append blocks; a body without a stated size is whole at its end."""
         with self.data.open("r+b") as file:
             file.seek(self.have)
@@ -198,7 +198,7 @@ class _Partial:
             os.fsync(file.fileno())
         if self.size is None:
             self.size = self.have
-            self._remember()
+            self._write_state()
 
     @property
     def is_whole(self) -> bool:
@@ -209,8 +209,8 @@ class _Partial:
         """Return True if the content has the digest stated, or none is stated."""
         return self._hasher is None or self._hasher.hexdigest() == self.remote.digest
 
-    def drop(self) -> None:
-        """Delete what is left."""
+    def delete(self) -> None:
+        """Delete the bytes and the state."""
         self.data.unlink(missing_ok=True)
         self._state.unlink(missing_ok=True)
 
@@ -266,12 +266,12 @@ def _attempt(partial: _Partial, bar: Bar, advance: Callable[[int], None]) -> Non
         if response.status_code == 200:
             size = _content_length(response) if remote.size is None else remote.size
             # The digest says better than an ETag, which may differ between the CDN's servers, what belongs together.
-            partial.begin(None if remote.digest else _validator(response), size, advance)
+            partial.restart(None if remote.digest else _validator(response), size, advance)
             bar.expect(size)
         elif response.status_code == 206 and _range(response) == (partial.have, partial.size):
             pass
         elif response.status_code in (206, 416):
-            partial.begin(None, remote.size, advance)
+            partial.restart(None, remote.size, advance)
             raise _Retry("the server has another file now")
         elif response.status_code in RETRIED_STATUSES or response.history:
             raise _Retry(answer)
@@ -279,11 +279,11 @@ def _attempt(partial: _Partial, bar: Bar, advance: Callable[[int], None]) -> Non
             raise UserError(f"{remote.url} could not be fetched: {answer}. {remote.remedy}".rstrip())
         if partial.size is not None:
             check_free_space(partial.data.parent, partial.size - partial.have)
-        partial.take(response.iter_content(_BLOCK_BYTES), advance)
+        partial.append_blocks(response.iter_content(_BLOCK_BYTES), advance)
     if partial.is_whole:
         return
     if partial.have > (partial.size or 0):
-        partial.begin(None, remote.size, advance)
+        partial.restart(None, remote.size, advance)
         raise _Retry("more bytes have come than the server stated")
     raise _Retry(f"{partial.have} of {partial.size} bytes have come")
 

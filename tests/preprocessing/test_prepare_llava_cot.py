@@ -470,7 +470,7 @@ def test_only_formats_with_a_decoder_in_pillow_are_opened(tmp_path):
     for _ in range(2):
         checker.check(["x.png"])
         with pytest.raises(RowError, match="unreadable image: x.png: it is a PDF, PostScript"):
-            checker.require("x.png")
+            checker.require_usable("x.png")
     assert checker.counts() == {Defect.UNREADABLE_IMAGE: 1}
 
 

@@ -111,7 +111,7 @@ def test_selected_rows_keep_their_numbers(tmp_path):
     rows = read_rows(write_rows(tmp_path, [make_row(index) for index in range(9)]))
     some = rows.select(np.array([1, 4, 8])).select(np.array([0, 2]))
     assert [row["id"] for row in some] == [1, 8]
-    assert some.where(1) == f"row 8 (id 8) of {tmp_path / 'rows.json'}"
+    assert some.row_name(1) == f"row 8 (id 8) of {tmp_path / 'rows.json'}"
     assert copy.copy(some) == some
 
 
@@ -355,7 +355,7 @@ def test_blank_lines_and_windows_line_ends_are_fine(tmp_path):
     path.write_bytes(f"\n{json.dumps(make_row(1))}\r\n  \n{json.dumps(make_row(2))}".encode())
     rows = read_rows(path)
     assert [row["id"] for row in rows] == [1, 2]
-    assert rows.where(1) == f"line 4 (id 2) of {path}"
+    assert rows.row_name(1) == f"line 4 (id 2) of {path}"
 
 
 GOOD_LINE = json.dumps(make_row(1)).encode()
@@ -405,7 +405,7 @@ def test_marks_and_wrong_endings_do_not_matter(tmp_path, name):
     turns = [{"from": "human", "value": "What shapes are there?"}, {"from": "gpt", "value": "A red square."}]
     rows = read_rows(path)
     assert list(rows) == [{"id": f"r{number}", "conversations": turns, "image": "a.png"} for number in range(4)]
-    assert rows.where(0).startswith("row 0" if (FAULTS / name).read_text("utf-8-sig").startswith("[") else "line 1")
+    assert rows.row_name(0).startswith("row 0" if (FAULTS / name).read_text("utf-8-sig").startswith("[") else "line 1")
 
 
 @pytest.mark.fault("F13")

@@ -152,7 +152,7 @@ class Rows(Sequence[Row]):
         """SHA-256 of the annotation file, 64 hex digits."""
         return self.key.rpartition(":")[2]
 
-    def where(self, index: int) -> str:
+    def row_name(self, index: int) -> str:
         """Return the name of a row in errors: its number or line in the annotation file, and its id."""
         return name_row(self.annotation_file, int(self._numbers[index]), self[index])
 

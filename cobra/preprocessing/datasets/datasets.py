@@ -165,7 +165,7 @@ class AlignDataset(_RowDataset):
         super().__init__(chat_json, image_dir, image_transform, tokenizer, on_bad_image)
         rows = self.examples
         for index in np.flatnonzero((rows.turns != 2) | ~rows.has_image)[:1].tolist():
-            where, turns = rows.where(index), rows.turns[index]
+            where, turns = rows.row_name(index), rows.turns[index]
             if turns != 2:
                 raise UserError(
                     f"{where} has {turns} turns; the align stage takes rows of one question and one caption"
@@ -277,7 +277,7 @@ def check_learnable(rows: Rows) -> None:
     """
     for index in np.flatnonzero(rows.turns < 2)[:1].tolist():
         raise UserError(
-            f"{rows.where(index)} has a question and no answer, so nothing can be learned from it; add a turn from "
+            f"{rows.row_name(index)} has a question and no answer, so nothing can be learned from it; add a turn from "
             "'gpt', or take the row out"
         )
     if not rows.answers.any():
@@ -285,8 +285,8 @@ def check_learnable(rows: Rows) -> None:
     asking = np.flatnonzero(rows.remarks & ASKS_ABOUT_IMAGE)
     if len(asking) and not rows.has_image.any():
         raise UserError(
-            f"{rows.where(int(asking[0]))} has {PLACEHOLDER} in a question, and no row of the file has an image under "
-            f"`image`; name the images' paths there, or take {PLACEHOLDER} out"
+            f"{rows.row_name(int(asking[0]))} has {PLACEHOLDER} in a question, and no row of the file has an image "
+            f"under `image`; name the images' paths there, or take {PLACEHOLDER} out"
         )
 
 

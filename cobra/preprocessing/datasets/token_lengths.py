@@ -189,7 +189,7 @@ def _begins_before(encoding: Encoding, token: int, position: int) -> bool:
 
 
 def _fingerprint(tokenizer: PreTrainedTokenizerBase, prompt_builder_fn: Callable[..., PromptBuilder]) -> str:
-    """Return what tells tokenizers and prompt formats apart: 16 hex digits."""
+    """Return a fingerprint of tokenizer and prompt format: 16 hex digits."""
     if tokenizer.is_fast:
         core = json.loads(tokenizer.backend_tokenizer.to_str())
         # Set by the last call, whatever it was.

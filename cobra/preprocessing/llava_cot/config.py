@@ -35,7 +35,7 @@ class PrepareConfig:
     llm_backbone_id: str = "mamba-2.8b-zephyr"
     """Language model whose tokenizer counts the tokens of every row for the report."""
     llm_max_length: int = 2048
-    """Tokens at which training cuts a row: the report counts the rows that would lose their CONCLUSION."""
+    """Number of tokens at which training cuts a row; the report counts the rows that would lose their CONCLUSION."""
     seed: int = 7
     """Seed for drawing `max_samples` and `holdout`."""
     num_workers: int | None = None

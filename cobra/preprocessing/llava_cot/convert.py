@@ -188,7 +188,7 @@ class _Conversion:
         fate = Fate(int(self.fates[index]))
         image = None if row.image is None else self.root + row.image
         if fate in (Fate.REPEATS, Fate.BAD_IMAGE) and image is not None:
-            self.checker.require(image)
+            self.checker.require_usable(image)
         if fate is Fate.REPEATS:
             raise RowError(Defect.DUPLICATE, f"of line {self.scan.first_lines[index]}")
         if fate is Fate.LEAVE_OUT:

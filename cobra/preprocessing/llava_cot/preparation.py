@@ -1,12 +1,11 @@
 """Prepare LLaVA-CoT-100k for training: fetch, unpack, convert, check, report."""
 
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cobra.conf.datasets import LLaVa_CoT_100k_Config
-from cobra.preprocessing.llava_cot.archive.joined_parts import FETCH_COMMAND, find_archive
+from cobra.preprocessing.llava_cot.archive.joined_parts import find_archive
 from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS
 from cobra.preprocessing.llava_cot.archive.source_files import provide_files
 from cobra.preprocessing.llava_cot.archive.unpack import Unpacked, find_root, unpack_images
@@ -16,7 +15,7 @@ from cobra.preprocessing.llava_cot.report.counts import Report
 from cobra.preprocessing.llava_cot.report.page import write_page
 from cobra.preprocessing.llava_cot.rows.image_checks import VERIFY_MODES, ImageChecker
 from cobra.preprocessing.llava_cot.rows.scan import scan_rows
-from cobra.preprocessing.published_files import COT_ROWS
+from cobra.preprocessing.published_files import COT_ROWS, prepare_command
 from cobra.util.errors import UserError, disk_errors
 from cobra.util.files import unfinished_files, write_json
 from cobra.util.lock import hold
@@ -146,6 +145,6 @@ def _provide_images(
         raise UserError(
             f"none of the rows' images (such as {images[0]}) is in the archive {find_archive(folder)[0]}: it is not "
             f"the archive that belongs to {folder / COT_ROWS}. Delete both and fetch them: "
-            f"{FETCH_COMMAND.format(root=shlex.quote(str(config.dataset_root)))}"
+            f"{prepare_command(config.dataset_root)}"
         )
     return root or "", unpacked

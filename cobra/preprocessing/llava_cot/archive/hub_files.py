@@ -51,7 +51,7 @@ def download_publication(
             publication = _compare_with_hub(folder, revision, token, skip)
         except HubUnreachable as error:
             _check_without_hub(folder, skip, error)
-            ByteBars().say(f"{error}; the files in {folder} are taken as they are")
+            ByteBars().print_line(f"{error}; the files in {folder} are taken as they are")
         else:
             publication.fetch()
             shutil.rmtree(folder / _WORKSPACE, ignore_errors=True)
@@ -101,7 +101,7 @@ def _entry(path: Path, remote: Remote) -> dict[str, int | str]:
 
 
 def _compare_with_hub(folder: Path, revision: str, token: str | None, skip: Collection[str]) -> "_Publication":
-    """Ask the hub for the files and compare them with what is known of those in the folder."""
+    """List the files of the hub and compare them with the record of those in the folder."""
     snapshot = list_dataset(COT_REPO, revision, token)
     files = {name: remote for name, remote in snapshot.files.items() if name == COT_ROWS or PART.fullmatch(name)}
     parts = files.keys() - {COT_ROWS}
@@ -144,7 +144,7 @@ def _report_changes(record: _Record, commit: str, files: Mapping[str, Remote], s
             "move the images away to begin anew."
         )
     what = f"{', '.join(changed)} changed and will be fetched again" if changed else "none of the files changed"
-    ByteBars().say(f"{COT_REPO} has moved from commit {record.commit} to {commit} since the last call: {what}")
+    ByteBars().print_line(f"{COT_REPO} has moved from commit {record.commit} to {commit} since the last call: {what}")
 
 
 def _check_without_hub(folder: Path, skip: Collection[str], error: HubUnreachable) -> None:
@@ -197,9 +197,9 @@ class _Publication:
         total = sum(remote.size or 0 for remote in self.files.values())
         with ByteBars() as bars, bars.bar("LLaVA-CoT-100k", total, total - left) as bar:
             gauge = _Gauge(self.folder, left, bar, self.stop)
-            self._in_threads(todo, lambda name: self._provide_file(name, bars, gauge))
+            self._run_in_threads(todo, lambda name: self._provide_file(name, bars, gauge))
 
-    def _in_threads(self, names: list[str], work: Callable[[str], None]) -> None:
+    def _run_in_threads(self, names: list[str], work: Callable[[str], None]) -> None:
         """Do `work` for all names, some at once; the first error ends it all and is raised."""
         todo: queue.SimpleQueue[str] = queue.SimpleQueue()
         outcomes: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
@@ -233,7 +233,7 @@ class _Publication:
         """Fetch one file unless it is there and right, and remember it."""
         path, remote = self.folder / name, self.files[name]
         if path.is_file() and (problem := self._file_problem(path, remote, bars)):
-            bars.say(f"{path} {problem}: it is fetched again")
+            bars.print_line(f"{path} {problem}: it is fetched again")
             if path.stat().st_size == remote.size:
                 gauge.move(-path.stat().st_size)
             path.unlink()

@@ -7,18 +7,17 @@ import bisect
 import io
 import itertools
 import re
-import shlex
 import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cobra.preprocessing.llava_cot.archive.parts_record import PartsRecord
+from cobra.preprocessing.published_files import prepare_command
 from cobra.util.errors import UserError
 
 WHOLE = "image.zip"
 PART = re.compile(re.escape(WHOLE) + r"\.part-[a-z]{2}")
-FETCH_COMMAND = "python fine_tune/prepare_llava_cot.py --dataset_root {root}"
 
 _SUFFIXES = ["".join(letters) for letters in itertools.product(string.ascii_lowercase, repeat=2)]
 
@@ -53,7 +52,7 @@ def find_archive(folder: Path) -> list[Path]:
     if absent:
         raise UserError(
             f"{folder} holds parts of {WHOLE} up to {expected[-1]}, but {', '.join(absent)} is missing. Fetch it: "
-            + FETCH_COMMAND.format(root=shlex.quote(str(folder.parent.parent)))
+            + prepare_command(folder.parent.parent)
         )
     return [folder / name for name in expected]
 

@@ -1,6 +1,5 @@
 """Check that the published files are there and in order, and fetch those that are missing."""
 
-import shlex
 import shutil
 from pathlib import Path
 
@@ -8,12 +7,12 @@ from rich.console import Console
 
 from cobra.preprocessing.llava_cot.archive.hub_files import bytes_to_come, download_publication
 from cobra.preprocessing.llava_cot.archive.integrity import inspect_archive
-from cobra.preprocessing.llava_cot.archive.joined_parts import FETCH_COMMAND, WHOLE, find_archive
+from cobra.preprocessing.llava_cot.archive.joined_parts import WHOLE, find_archive
 from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS, consumed_parts
 from cobra.preprocessing.llava_cot.archive.unpack import MANIFEST, find_root
 from cobra.preprocessing.llava_cot.config import PrepareConfig
 from cobra.preprocessing.llava_cot.rows.raw_row import sample_images
-from cobra.preprocessing.published_files import COT_ROWS
+from cobra.preprocessing.published_files import COT_ROWS, prepare_command
 from cobra.util.errors import UserError
 
 # Parts that are on the disk beside their images at the same time where each is deleted once it is unpacked.
@@ -40,7 +39,7 @@ def provide_files(config: PrepareConfig, folder: Path, token: str | None) -> lis
     if problem is None and not (config.download and config.revision != "main"):
         return sample_images(folder / COT_ROWS)
     if not config.download:
-        raise UserError(f"{problem} To fetch what is missing: {_command(config)}")
+        raise UserError(f"{problem} To fetch what is missing: {prepare_command(config.dataset_root)}")
     if problem:
         Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(f"{problem} It is fetched now.")
     consumed = consumed_parts(folder)
@@ -50,10 +49,6 @@ def provide_files(config: PrepareConfig, folder: Path, token: str | None) -> lis
     if problem:
         raise UserError(f"what was fetched cannot be used: {problem}")
     return sample_images(folder / COT_ROWS)
-
-
-def _command(config: PrepareConfig) -> str:
-    return FETCH_COMMAND.format(root=shlex.quote(str(config.dataset_root)))
 
 
 def _problem(folder: Path) -> str | None:

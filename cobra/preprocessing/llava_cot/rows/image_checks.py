@@ -16,10 +16,10 @@ from cobra.util.parallel import parallel_map
 
 VERIFY_MODES = ("full", "fast", "none")
 
-# What has looked at the images; the number changes with what this package reads.
+# Reader of the images; the number changes with the kinds of files that this package reads.
 _READER = f"2, Pillow {PIL.__version__}"
 
-# What a process is given at once: some tenths of a second of decoding, and what a kill can lose.
+# Images of a chunk: some tenths of a second of decoding, which a kill can lose.
 _CHUNK = 32
 
 
@@ -81,9 +81,9 @@ class ImageChecker:
         outcomes = parallel_map(_check_chunk, chunks, workers)
         tracked = track_items(outcomes, "checking images", len(chunks))
         for (_, names, _), chunk_outcomes in zip(chunks, tracked, strict=True):
-            self._remember(names, chunk_outcomes)
+            self._record_outcomes(names, chunk_outcomes)
 
-    def require(self, image: str) -> None:
+    def require_usable(self, image: str) -> None:
         """Raise where an image has been checked and cannot be used.
 
         Raises:
@@ -135,7 +135,7 @@ class ImageChecker:
         self._checked[image] = known
         return True
 
-    def _remember(self, images: Sequence[str], outcomes: Sequence[Outcome]) -> None:
+    def _record_outcomes(self, images: Sequence[str], outcomes: Sequence[Outcome]) -> None:
         self._checked.update(zip(images, outcomes, strict=True))
         pairs = zip(images, outcomes, strict=True)
         append_lines(self._record, [[image, *outcome, _READER] for image, outcome in pairs if outcome.size >= 0])
