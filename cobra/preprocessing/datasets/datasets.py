@@ -82,8 +82,8 @@ class _RowDataset(Dataset[dict[str, Any]]):
             value = self.examples[index].get(name)
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise UserError(
-                    f"{self.examples.row_name(index)} has {printable(repr(value), 100)} under `{name}`, where --objective "
-                    "needs a finite number"
+                    f"{self.examples.row_name(index)} has {printable(repr(value), 100)} under `{name}`, where "
+                    "--objective needs a finite number"
                 )
             example[name] = value
         try:
