@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from cobra.training.config import Hyperparameters
 from cobra.util.errors import UserError, check_known
 
 # Checkpoints of epochs' ends that a run writes at most. An epoch of few rows may be a single step.
@@ -85,31 +86,21 @@ def check_batches(global_batch_size: int, per_device_batch_size: int, world_size
     )
 
 
-def plan_steps(
-    global_batch_size: int,
-    per_device_batch_size: int,
-    world_size: int,
-    batches_per_epoch: int,
-    epochs: int,
-    max_steps: int | None,
-) -> StepPlan:
+def plan_steps(values: Hyperparameters, world_size: int, batches_per_epoch: int) -> StepPlan:
     """Plan a run from the sampler's real number of batches.
 
     Args:
-        global_batch_size: Rows of one optimiser step.
-        per_device_batch_size: Rows of one forward pass on one process.
+        values: Settings of the stage's optimisation; its `max_steps`, where they are given, take the place of epochs.
         world_size: Processes.
-        batches_per_epoch: Global batches the sampler yields.
-        epochs: Passes over the data, where `max_steps` is None.
-        max_steps: Optimiser steps, in place of epochs.
+        batches_per_epoch: Global batches that the sampler yields.
 
     Raises:
         UserError: There would be no step.
     """
-    total = epochs * batches_per_epoch if max_steps is None else max_steps
+    total = values.epochs * batches_per_epoch if values.max_steps is None else values.max_steps
     if total < 1:
-        raise UserError(f"the run would take {total} steps ({epochs} epochs of {batches_per_epoch} batches)")
-    return StepPlan(global_batch_size, per_device_batch_size, world_size, batches_per_epoch, total)
+        raise UserError(f"the run would take {total} steps ({values.epochs} epochs of {batches_per_epoch} batches)")
+    return StepPlan(values.global_batch_size, values.per_device_batch_size, world_size, batches_per_epoch, total)
 
 
 def learning_rate(step: int, total_steps: int, peak: float, warmup_ratio: float) -> float:

@@ -198,15 +198,7 @@ class TrainStrategy:
 
     def plan(self, sampler: SplitModalitySampler) -> StepPlan:
         """Plan the run from the sampler's real number of batches."""
-        values = self.hyperparameters
-        return plan_steps(
-            values.global_batch_size,
-            values.per_device_batch_size,
-            self.world.size,
-            sampler.batches_per_epoch,
-            values.epochs,
-            values.max_steps,
-        )
+        return plan_steps(self.hyperparameters, self.world.size, sampler.batches_per_epoch)
 
 
 def _counts(batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""Objectives from outside the package: numbers of the rows reach them, and weights are shared over passes and ranks."""
+"""Objectives: the weights of batches are shared over passes and processes."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,11 @@ import torch
 from processes import together
 from scratch import scratch_vlm
 from test_matrix import make_rows
-from test_pretrain import rows_dir, train_arguments  # noqa: F401 - a fixture
 
+from cobra.training.batches import count_targets
 from cobra.training.config import Hyperparameters, PretrainConfig
-from cobra.training.objective import OBJECTIVES, NextToken
+from cobra.training.objective import Objective
 from cobra.training.pretrain import pretrain
-from cobra.training.run_context import RunContext, StepReport
 from cobra.training.strategy import TrainStrategy
 from cobra.util.cli import parse
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
@@ -24,26 +23,21 @@ CPU = World(0, 1, torch.device("cpu"))
 REWARDS = [0.5, 2.0, 0.0, 1.0]
 
 
-class RewardWeighted(NextToken):
+class RewardWeighted(Objective):
     """Likelihood weighted by rewards: a label weighs as much as its row is rewarded."""
 
     row_fields = ("reward",)
 
-    def _rows(self, batch):
-        """Yield (reward, batch) of each row."""
-        for row, reward in enumerate(batch["reward"]):
-            has_image = bool((batch["multimodal_indices"] == row).any())
-            pixels = batch["pixel_values"]
-            alone = {name: value[row : row + 1] for name, value in pixels.items()} if has_image else pixels
-            values = {name: batch[name][row : row + 1] for name in ("input_ids", "attention_mask", "labels")}
-            images = torch.zeros(int(has_image), dtype=torch.long)
-            yield reward, {**values, "pixel_values": alone, "multimodal_indices": images}
-
     def weigh(self, batch):
-        return sum(reward * super(RewardWeighted, self).weigh(row) for reward, row in self._rows(batch))
+        rows = zip(batch["labels"], batch["reward"], range(len(batch["reward"])), strict=True)
+        images = batch["multimodal_indices"].tolist()
+        return sum(
+            reward * count_targets(labels[None], torch.arange(int(row in images))) for labels, reward, row in rows
+        )
 
     def loss(self, vlm, batch):
-        return sum(reward * super(RewardWeighted, self).loss(vlm, row) for reward, row in self._rows(batch))
+        inputs = {name: value for name, value in batch.items() if name != "reward"}
+        return (vlm(**inputs, loss_reduction="rows", return_logits=False).loss * batch["reward"]).sum()
 
 
 def step(world: World, rewards: list[float], size: int, objective=None) -> tuple[float, float]:
@@ -79,29 +73,6 @@ def test_weights_are_shared_over_passes_and_processes(tmp_path):
     together(2, tmp_path, work, tmp_path)
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == pytest.approx(whole, rel=1e-4)
-
-
-def test_run_with_an_objective_and_a_part_from_outside(rows_dir, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setitem(OBJECTIVES, "reward-weighted", RewardWeighted)
-    rows = json.loads((rows_dir / "rows.json").read_text())
-    more = ["--objective", "reward-weighted", "--model.finetune_max_steps", "1"]
-    more += ["--model.finetune_per_device_batch_size", "4"]
-    (tmp_path / "images").symlink_to(rows_dir / "images")
-    steps = []
-
-    def remember(run: RunContext, report: StepReport) -> None:
-        steps.append(report.step)
-        report.values["Remembered"] = 1.0
-
-    def train(rows: list[dict]) -> Path:
-        (tmp_path / "rows.json").write_text(json.dumps(rows))
-        return pretrain(parse(PretrainConfig, train_arguments(tmp_path, tmp_path, "run", *more)), [remember])
-
-    with pytest.raises(UserError, match=r"row \d+ .* has None under `reward`, where --objective needs a finite number"):
-        train([*rows])
-    run_dir = train([row | {"reward": number % 3} for number, row in enumerate(rows)])
-    lines = [json.loads(line) for line in (run_dir / "run.jsonl").read_text().splitlines()]
-    assert steps == [1] and lines[0]["Finetune/Remembered"] == 1.0
 
 
 def test_unknown_objectives_are_refused(tmp_path):

@@ -15,7 +15,7 @@ from test_pretrain import rows_dir, train_arguments  # noqa: F401 - a fixture
 from training_run import ForkedStart
 
 from cobra.models.checkpoint import read_checkpoint
-from cobra.training.config import PretrainConfig
+from cobra.training.config import Hyperparameters, PretrainConfig
 from cobra.training.preemption import Stopped
 from cobra.training.pretrain import pretrain
 from cobra.training.schedule import plan_steps
@@ -132,7 +132,7 @@ def test_epochs_of_one_step_do_not_fill_a_disk(tmp_path):
 @pytest.mark.fault("A11")
 @pytest.mark.parametrize(("steps", "batches"), [(1, 1), (20, 1), (7, 3), (100, 9), (101, 10), (1000, 1), (10, 20)])
 def test_a_run_writes_ten_checkpoints_of_epochs_at_most(steps, batches):
-    plan = plan_steps(4, 4, 1, batches, 1, steps)
+    plan = plan_steps(Hyperparameters(1, steps, 4, 4, 1e-3, 0.1, 1.0, "linear-warmup+cosine-decay", 0.03), 1, batches)
     written = [step for step in range(1, steps + 1) if plan.is_milestone(step)]
     assert len(written) == plan.milestones <= 10 and written[-1] == steps
     if plan.epochs <= 10:

@@ -7,8 +7,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from cobra.training.config import Hyperparameters
 from cobra.training.schedule import StepPlan, check_batches, check_schedule, learning_rate, plan_steps
 from cobra.util.errors import UserError
+
+
+def values(size: int, per_device: int, epochs: int, max_steps: int | None) -> Hyperparameters:
+    return Hyperparameters(epochs, max_steps, size, per_device, 1e-3, 0.1, 1.0, "linear-warmup+cosine-decay", 0.03)
 
 
 def rates(total, peak=1.0, ratio=0.03):
@@ -95,7 +100,7 @@ def test_cobras_batch_on_three_gpus_is_refused():
 def test_plans_add_up(per_device, world, accumulation, batches, epochs, max_steps):
     assume(epochs or max_steps)
     size = per_device * world * accumulation
-    plan = plan_steps(size, per_device, world, batches, epochs, max_steps)
+    plan = plan_steps(values(size, per_device, epochs, max_steps), world, batches)
     assert plan.accumulation_steps == accumulation
     assert plan.total_steps == (max_steps or epochs * batches)
     # The last epoch holds the last step.
@@ -107,11 +112,11 @@ def test_plans_add_up(per_device, world, accumulation, batches, epochs, max_step
 @pytest.mark.parametrize(("epochs", "max_steps"), [(0, None), (-1, None), (2, 0), (2, -5)])
 def test_a_run_without_steps_is_refused(epochs, max_steps):
     with pytest.raises(UserError, match="would take .* steps"):
-        plan_steps(4, 4, 1, 10, epochs, max_steps)
+        plan_steps(values(4, 4, epochs, max_steps), 1, 10)
 
 
 def test_a_plan_is_a_value():
-    assert plan_steps(8, 2, 2, 5, 3, None) == StepPlan(8, 2, 2, 5, 15)
+    assert plan_steps(values(8, 2, 3, None), 2, 5) == StepPlan(8, 2, 2, 5, 15)
 
 
 def test_an_unknown_schedule_lists_the_known_ones():

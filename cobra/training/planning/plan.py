@@ -90,14 +90,7 @@ def make_plan(
     tokens = vlm.image_tokens
     facts = read_facts(config.stage, config.dataset, model, vlm.vision_backbone.num_patches)
     epoch = plan_epoch(facts, values.global_batch_size, values.per_device_batch_size, world_size, tokens, config.seed)
-    steps = plan_steps(
-        values.global_batch_size,
-        values.per_device_batch_size,
-        world_size,
-        epoch.batches,
-        values.epochs,
-        values.max_steps,
-    )
+    steps = plan_steps(values, world_size, epoch.batches)
     strategy = getattr(model, f"{prefix}_train_strategy")
     sharding = Sharding(
         world_size,
