@@ -149,8 +149,6 @@ def _train(
         return _open_run_dir(config, world, run_id, run_dir, state, made_of, evaluator)
 
     metrics = world.on_main(open_run_dir)
-    batch_size = strategy.hyperparameters.per_device_batch_size
-    workers = count_workers(config.num_workers, dataset, collator, lengths, batch_size, world, say)
     parts = step_parts(
         metrics,
         evaluator,
@@ -160,19 +158,7 @@ def _train(
         config.save_interval_minutes,
         further_parts,
     )
-    loop = TrainingLoop(
-        strategy,
-        dataset,
-        collator,
-        lengths,
-        run_dir,
-        parts,
-        config.seed,
-        workers,
-        setting,
-        config.keep_checkpoints,
-        config.max_skipped,
-    )
+    loop = _build_loop(config, strategy, dataset, collator, lengths, run_dir, parts, setting, say)
     try:
         # What is raised while torch reads a state comes out as an error of that state.
         stop.wait_for_steps()
@@ -184,6 +170,24 @@ def _train(
             metrics.finalize()
     _finish(strategy, result, run_dir, len(dataset), say)
     return run_dir
+
+
+def _build_loop(
+    config: PretrainConfig,
+    strategy: TrainStrategy,
+    dataset: AlignDataset | FinetuneDataset,
+    collator: PaddedCollatorForLanguageModeling,
+    lengths: list[tuple[bool, int]],
+    run_dir: Path,
+    parts: list[StepPart],
+    setting: dict[str, Any] | None,
+    say: Any,
+) -> TrainingLoop:
+    """Build the loop, with as many data workers as shared memory allows."""
+    batch_size = strategy.hyperparameters.per_device_batch_size
+    workers = count_workers(config.num_workers, dataset, collator, lengths, batch_size, strategy.world, say)
+    seed, keep, skipped = config.seed, config.keep_checkpoints, config.max_skipped
+    return TrainingLoop(strategy, dataset, collator, lengths, run_dir, parts, seed, workers, setting, keep, skipped)
 
 
 def _setting(
