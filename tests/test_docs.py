@@ -279,3 +279,15 @@ def test_search_example_runs(capsys):
     exec(compile(example, "docs/talk.md", "exec"), {})
     out = capsys.readouterr().out
     assert extract_reasoning_trace(out.rpartition("</CONCLUSION>")[0] + "</CONCLUSION>").is_valid
+
+
+def test_examples_of_extending_are_those_that_are_tested():
+    folder = ROOT / "tests" / "extending"
+    shown = set()
+    for body in blocks("docs/extend.md", "python"):
+        first, _, excerpt = body.partition("\n")
+        path = ROOT / first.removeprefix("# ")
+        assert excerpt in path.read_text(encoding="utf-8"), first
+        shown.add(path)
+    modules = {path for path in folder.glob("*.py") if not path.name.startswith("test_")}
+    assert shown == modules - {folder / "conftest.py", folder / "few_steps.py"}
