@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from cobra.models.generation.options import SEARCH_SAMPLING, GenerationOptions, SearchOptions
 from cobra.util.home_paths import PathText
+from cobra.util.tokens import read_hf_token
 
 if TYPE_CHECKING:
     from cobra.models.vlms import CobraVLM
@@ -48,11 +49,10 @@ class TalkFlags:
 
     def load_model(self) -> "CobraVLM":
         """Load the model, in evaluation mode."""
-        import cobra
-        from cobra.util.tokens import read_hf_token
+        from cobra import load
 
         token = read_hf_token(self.hf_token)
-        return cobra.load(self.model_path, hf_token=token, device=self.device, dtype=self.dtype)
+        return load(self.model_path, hf_token=token, device=self.device, dtype=self.dtype)
 
     def options(self, search: str | None = None) -> GenerationOptions | SearchOptions:
         """Return the options of an answer.
