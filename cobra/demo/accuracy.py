@@ -1,6 +1,5 @@
 """Structure and accuracy of a model's answers about held-out scenes, beside those of the best constant answer."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from rich.progress import track
 
-from cobra.evaluation.metrics.conclusion_accuracy import KindScore
+from cobra.evaluation.metrics.conclusion_accuracy import KindScore, score_kinds
 from cobra.models.vlms import CobraVLM, as_turn
 from cobra.reasoning.matching import match_conclusion
 from cobra.reasoning.trace import extract_reasoning_trace
@@ -80,18 +79,13 @@ def score_answers(rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> Ans
         rows: As :func:`cobra.demo.datasets.write_question_rows` writes them.
         answers: One a row.
     """
-    score = AnswerScore()
-    true_answers: dict[str, Counter[str]] = {}
+    judged = []
+    valid = 0
     for row, answer in zip(rows, answers, strict=True):
-        truth = extract_reasoning_trace(row["conversations"][1]["value"]).conclusion or ""
+        question, target = (turn["value"] for turn in row["conversations"][:2])
+        truth = extract_reasoning_trace(target).conclusion or ""
         trace = extract_reasoning_trace(answer)
-        score.valid += trace.is_valid
-        kind = score.kinds.setdefault(row["kind"], KindScore())
-        kind.n += 1
-        question = row["conversations"][0]["value"]
-        kind.correct += match_conclusion(trace.conclusion, truth, question) is not None
-        constant = str(row["options"].index(truth)) if row["options"] else truth
-        true_answers.setdefault(row["kind"], Counter())[constant] += 1
-    for name, counts in true_answers.items():
-        score.kinds[name].majority = max(counts.values())
-    return score
+        valid += trace.is_valid
+        constant = row["options"].index(truth) if row["options"] else truth
+        judged.append((row["kind"], match_conclusion(trace.conclusion, truth, question) is not None, constant))
+    return AnswerScore(valid, score_kinds(judged))

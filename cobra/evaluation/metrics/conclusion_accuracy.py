@@ -1,7 +1,7 @@
 """Accuracy of conclusions: the share of held-out questions whose answer is the right one, by source."""
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -43,6 +43,26 @@ class KindScore:
             "majority_accuracy": self.majority / self.n,
             "p_value": self.p_value,
         }
+
+
+def score_kinds(answers: Iterable[tuple[str, bool, Hashable]]) -> dict[str, KindScore]:
+    """Count right answers by kind of question.
+
+    Args:
+        answers: Kind of each question, True where its answer is right, and the constant answer that is right for it.
+
+    Returns:
+        Scores by kind, in the order of their first questions.
+    """
+    scores: dict[str, KindScore] = {}
+    constants: Counter[tuple[str, Hashable]] = Counter()
+    for kind, is_right, constant in answers:
+        score = scores.setdefault(kind, KindScore())
+        score.n += 1
+        score.correct += is_right
+        constants[kind, constant] += 1
+        score.majority = max(score.majority, constants[kind, constant])
+    return scores
 
 
 @dataclass(frozen=True)
@@ -117,18 +137,13 @@ def score_conclusions(rows: Sequence[ConclusionRow], answers: Sequence[str]) -> 
         ValueError: There are not as many answers as rows.
     """
     verdicts = []
-    sources: dict[str, KindScore] = {}
-    truths: dict[str, Counter[Hashable]] = {}
     for row, answer in zip(rows, answers, strict=True):
         given, found = given_conclusion(answer)
-        match = match_conclusion(given, row.conclusion, row.question)
-        verdicts.append(Verdict(row, given, found, match))
-        score = sources.setdefault(row.source, KindScore())
-        score.n += 1
-        score.correct += match is not None
-        # A constant answer is the same words whatever a question lists.
-        truths.setdefault(row.source, Counter())[conclusion_key(row.conclusion, "")] += 1
-    for source, counts in truths.items():
-        sources[source].majority = max(counts.values())
+        verdicts.append(Verdict(row, given, found, match_conclusion(given, row.conclusion, row.question)))
+    # A constant answer is the same words whatever a question lists.
+    sources = score_kinds(
+        (verdict.row.source, verdict.match is not None, conclusion_key(verdict.row.conclusion, ""))
+        for verdict in verdicts
+    )
     ordered = sorted(sources.items(), key=lambda entry: (-entry[1].n, entry[0]))
     return ConclusionScore(verdicts, dict(ordered))
