@@ -11,7 +11,7 @@ _FORGET = Path("/proc/self/clear_refs")
 
 
 def can_measure_memory() -> bool:
-    """Return whether this system tells the peak of a call; where it does not, say so on the error stream."""
+    """Return True if this system tells the peak of a call; where it does not, say so on the error stream."""
     if not _FORGET.is_file():
         print("memory is not measured: this system has no /proc/PID/clear_refs", file=sys.stderr)
     return _FORGET.is_file()

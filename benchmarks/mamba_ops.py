@@ -72,7 +72,7 @@ class Measured:
         """Time sides in turn, and add a row for each pair that is asked for and one for each side's time.
 
         Args:
-            what: Of the rows' names.
+            what: Beginning of the rows' names.
             runs: By side.
             asked: Requirements by (own side, peer).
             once: Sides that take so long that they are called but once.

@@ -1,8 +1,8 @@
 """Descriptions stand without the name before them, everything public has one, and functions and files stay short.
 
 A module's first line says what the module does, as a noun phrase or an imperative: no question, no gerund. No
-docstring, text under a field or help text begins with "Of", "Whether" or "What". `python tests/test_language.py`
-prints what is left and the lengths.
+docstring, entry of its lists, text under a field or help text begins with "Of", "Whether" or "What". `python
+tests/test_language.py` prints what is left and the lengths.
 """
 
 import ast
@@ -19,7 +19,9 @@ FILES = sorted(
 )
 TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_bytes()) for path in FILES}
 
-LEANS_ON_ITS_NAME = re.compile(r"(Of|Whether|What)\b")
+LEANS_ON_ITS_NAME = re.compile(r"(Of|Whether|What|Return whether)\b")
+# An entry of a docstring's list of arguments, attributes or errors.
+ENTRY = re.compile(r"^ *\**[\w.]+: (.*)", re.MULTILINE)
 ASKS = re.compile(r"(How|Of|What|When|Where|Whether|Which|Who|Whose|Why)\b")
 GERUND = re.compile(r"[A-Z][a-z]*ing\b")
 # Words in -ing that are nouns where a module begins with them.
@@ -59,9 +61,10 @@ def odd_descriptions() -> dict[str, list[str]]:
     odd: dict[str, list[str]] = {}
     for path, tree in TREES.items():
         lines = [
-            f"{path}:{line}: {text.splitlines()[0]}"
+            f"{path}:{line}: {part.splitlines()[0]}"
             for line, text in descriptions(tree)
-            if LEANS_ON_ITS_NAME.match(text)
+            for part in [text, *ENTRY.findall(text)]
+            if LEANS_ON_ITS_NAME.match(part)
         ]
         first = (ast.get_docstring(tree) or "").partition("\n")[0]
         gerund = GERUND.match(first)

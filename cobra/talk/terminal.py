@@ -17,7 +17,7 @@ def print_answer(pieces: Iterable[str], console: Console) -> None:
     """Print an answer while it is written, and end the line.
 
     Args:
-        pieces: Of its text.
+        pieces: Pieces of its text, in order.
         console: Where it is a terminal, stages have headings in place of their tags, and characters that would steer
             the terminal are written out. Elsewhere the text comes as it is.
     """

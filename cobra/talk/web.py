@@ -30,8 +30,8 @@ def fetch_bytes(url: str, max_bytes: int) -> bytes:
     Addresses of a private network, and of this machine, are as good as any: who gives an address may go there.
 
     Args:
-        url: Of http or https, and redirects lead to such ones.
-        max_bytes: Of the file.
+        url: Address of http or https; redirects lead to such ones too.
+        max_bytes: Largest size of the file.
 
     Raises:
         UserError: Nobody answers, the answer is an error or compressed, or it is too large or too slow.

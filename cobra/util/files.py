@@ -173,7 +173,7 @@ def read_json(path: Path | str, what: str, remedy: str = "", lines: bool = False
         path: The file.
         what: Name of the file, for the error, e.g. ``the annotation file``.
         remedy: A closing sentence for the errors, e.g. the command that makes the file.
-        lines: Whether the file may be JSON lines, whatever it is called: they are the list of their values. A single
+        lines: True where the file may be JSON lines, whatever it is called: they are the list of their values. A single
             line is that where the file is named so.
 
     Raises:

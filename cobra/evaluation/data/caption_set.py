@@ -65,8 +65,8 @@ def read_caption_set(
     Args:
         source: The file, the folder or the id.
         image_dir: Folder of the images. Only a folder with such a file and a data set bring images of their own.
-        split: Of Karpathy's file (by default `test`) or a data set.
-        image_ids: What to keep; see :func:`cobra.evaluation.data.karpathy.read_ids`.
+        split: Split of Karpathy's file (by default `test`) or of a data set.
+        image_ids: Images to keep; see :func:`cobra.evaluation.data.karpathy.read_ids`.
         list_file: Written, with all images that an error is about, where they are more than it names.
 
     Raises:
@@ -119,7 +119,7 @@ def _parse(
 
 
 def _is_named(content: Any) -> bool:
-    """Return whether the content, by its first entry, is captions by file name."""
+    """Return True if the content, by its first entry, is captions by file name."""
     if isinstance(content, dict):
         first = next(iter(content.values()), None)
         return "images" not in content and "annotations" not in content and isinstance(first, str | list)

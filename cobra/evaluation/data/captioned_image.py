@@ -146,7 +146,7 @@ def refuse_images(found: Sequence[ImageId], problem: str, remedy: str, list_file
 
     Args:
         found: Ids or names of images.
-        problem: What is wrong with them, up to their number, e.g. `x.json has no caption for`.
+        problem: Beginning of the message, up to their number, e.g. `x.json has no caption for`.
         remedy: The closing sentence.
         list_file: Written, with all of them, one a line, where they are more than the error names.
     """

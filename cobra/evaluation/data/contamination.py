@@ -69,7 +69,7 @@ def find_training_ids(dataset_roots: Iterable[Path] = (Path("data"),)) -> Path |
     """Return the list of training images beside a registered dataset's images, as preparing LLaVA-CoT-100k leaves it.
 
     Args:
-        dataset_roots: What `--dataset_root` or `--dataset.dataset_root_dir` may have been.
+        dataset_roots: Values that `--dataset_root` or `--dataset.dataset_root_dir` may have had.
     """
     folders = {choice().finetune_stage_components[1]: None for choice in DatasetConfig.get_known_choices().values()}
     files = (root / folder / FILE_NAME for root in dataset_roots for folder in folders)

@@ -43,7 +43,7 @@ _ON_DISK = ("dataset_info.json", "dataset_dict.json")
 
 
 def is_dataset(source: Path | str) -> bool:
-    """Return whether a path or name is one of a data set.
+    """Return True if a path or name is one of a data set.
 
     That is a Parquet file, a folder with such or one that `Dataset.save_to_disk` wrote, or what may be an id of the
     hub.

@@ -119,7 +119,7 @@ class ImageIndex:
         return _only(same) if len(alike) <= _ALIKE else None
 
     def contradicts(self, image_id: ImageId, name: str) -> bool:
-        """Return whether an image's file name and another one are of different photos of COCO."""
+        """Return True if an image's file name and another one are of different photos of COCO."""
         own, other = _Name.parse(self._known[image_id].file_name or ""), _Name.parse(name)
         return own.is_photo and other.is_photo and own.number != other.number
 
@@ -159,7 +159,7 @@ class _Name:
         return cls(path, folded, stem, None if digits is None else int(digits), photo is not None)
 
     def is_below(self, other: "_Name") -> bool:
-        """Return whether the folders of one end in those of the other."""
+        """Return True if the folders of one end in those of the other."""
         one, two = (f"/{name.folded}".rpartition("/")[0] + "/" for name in (self, other))
         return one.endswith(two) or two.endswith(one)
 

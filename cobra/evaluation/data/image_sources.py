@@ -41,7 +41,7 @@ class Pictures(ABC):
         """Return an image's file as it is stored, each time a new stream; None where there is none."""
 
     def has(self, image: CaptionedImage) -> bool:
-        """Return whether there is a file."""
+        """Return True if there is a file."""
         return self.file(image) is not None
 
     @abstractmethod
@@ -113,7 +113,7 @@ def check_present(images: Sequence[CaptionedImage], pictures: Pictures, list_fil
     """Look for every image's file, without reading it.
 
     Args:
-        images: What is needed.
+        images: Images that are needed.
         pictures: Where it should be.
         list_file: Written, with all names that are missing, where they are more than the error names.
 

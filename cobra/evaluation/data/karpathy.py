@@ -34,7 +34,7 @@ _MODULE = "eccv_caption"
 
 
 def is_karpathy(content: Any) -> bool:
-    """Return whether the content of a JSON file has this form: `images`, each with `sentences`."""
+    """Return True if the content of a JSON file has this form: `images`, each with `sentences`."""
     images = content.get("images") if isinstance(content, dict) else None
     return isinstance(images, list) and any(isinstance(entry, dict) and "sentences" in entry for entry in images[:1])
 
@@ -43,8 +43,8 @@ def parse_karpathy(content: Any, path: Path, split: str | None) -> tuple[list[Ca
     """Take the images of a split out of what :func:`is_karpathy` has accepted.
 
     Args:
-        content: Of the file: `images` with `filename`, `filepath` (its folder, in COCO alone), `cocoid` (or `imgid`),
-            `split` and `sentences`, each with its text `raw`.
+        content: Content of the file: `images` with `filename`, `filepath` (its folder, in COCO alone), `cocoid` (or
+            `imgid`), `split` and `sentences`, each with its text `raw`.
         path: Names the file in errors.
         split: Its name; None is `test`.
 
@@ -139,7 +139,7 @@ def keep_ids(
 
     Args:
         images: All images.
-        known: What they, and maybe others, are called.
+        known: Names of these images, and maybe of others.
         ids: Ids or file names of those to keep.
         source: Names the file of the images in errors.
         list_file: Written, with all ids that are missing, where they are more than the error names.

@@ -38,7 +38,7 @@ def read_predictions(
         path: The file; its list may be written as JSON lines.
         known: All images that have references; captions of those that are not wanted are left out.
         wanted: Ids among them that a caption is needed for.
-        allow_missing: Whether wanted ones may be missing, though not all.
+        allow_missing: True where wanted ones may be missing, though not all.
         list_file: Written, with all ids that an error is about, where they are more than it names.
 
     Raises:

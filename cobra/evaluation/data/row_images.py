@@ -24,7 +24,7 @@ class RowPictures(Pictures):
             dataset: The rows.
             column: As :func:`image_column` finds it; its images stay encoded.
             rows: The row of each image.
-            name: What messages call the data set.
+            name: Name of the data set in messages.
 
         Raises:
             UserError: Rows have lists of several images.
@@ -61,7 +61,7 @@ class RowPictures(Pictures):
         return self._name
 
     def has(self, image: CaptionedImage) -> bool:
-        """Return whether the image has a row, without reading it."""
+        """Return True if the image has a row, without reading it."""
         return image.image_id in self._rows
 
     def file(self, image: CaptionedImage) -> Path | io.BytesIO | None:

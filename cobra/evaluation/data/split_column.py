@@ -34,7 +34,7 @@ class ChosenRows:
     """Which rows are of it; None is all."""
 
     def holds(self, row: int) -> bool:
-        """Return whether a row is of the split."""
+        """Return True if a row is of the split."""
         return self.flags is None or self.flags[row]
 
 
@@ -47,7 +47,7 @@ def choose_rows(
         dataset: The rows.
         splits: Those that the data set's files make.
         opened: The one that the rows are of.
-        asked: What somebody asked for; None takes `opened` where the column names it too, else `val` or `test`.
+        asked: Split that is asked for; None takes `opened` where the column names it too, else `val` or `test`.
         source: Names the data set in messages.
 
     Raises:

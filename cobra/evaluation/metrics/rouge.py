@@ -57,7 +57,7 @@ def _common_subsequence(places: dict[str, int], length: int, tokens: Sequence[st
     """Return the length of the longest common subsequence of two texts (Hyyro, 2004: one column is one integer).
 
     Args:
-        places: Of the first text: a token's places in it, as bits.
+        places: Places of each token in the first text, as bits.
         length: Tokens of the first text.
         tokens: The second text.
     """

@@ -58,7 +58,7 @@ class Similarity:
 
 
 def packaged_model_is_installed() -> bool:
-    """Return whether the package of the default model is installed."""
+    """Return True if the package of the default model is installed."""
     return importlib.util.find_spec(_MODULE) is not None
 
 
@@ -141,7 +141,7 @@ class SentenceSimilarity:
         )
 
     def _is_cut(self, text: str) -> bool:
-        """Return whether a text has more tokens than the model reads; a token has a character at least."""
+        """Return True if a text has more tokens than the model reads; a token has a character at least."""
         if len(text) <= self._limit - _AROUND or not self._limit:
             return False
         ids = self._tokenizer(text[:MAX_CHARACTERS], truncation=False, verbose=False)["input_ids"]

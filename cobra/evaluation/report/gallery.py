@@ -78,7 +78,7 @@ def gallery(results: Results, pictures: Pictures | None, limit: int = GALLERY_IM
     """Return the gallery of a benchmark.
 
     Args:
-        results: Of N images.
+        results: Results on N images.
         pictures: Where the images are; None leaves them out.
         limit: Cards at most; see :func:`choose`.
     """

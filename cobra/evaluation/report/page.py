@@ -67,7 +67,7 @@ def render_page(results: Results, pictures: Pictures | None = None, limit: int =
     """Return the page's HTML; equal results and images give equal bytes.
 
     Args:
-        results: What to show.
+        results: Results to show.
         pictures: Where the images are; None shows the captions alone.
         limit: Images in the gallery at most; see :func:`cobra.evaluation.report.gallery.choose`.
     """

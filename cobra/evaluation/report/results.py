@@ -145,7 +145,7 @@ def findings(results: Results, every_pair: bool = False) -> list[str]:
     """Return in words what may be claimed in the headline metrics.
 
     Args:
-        results: Of a benchmark.
+        results: Results of a benchmark.
         every_pair: Compare every pair of variants in the first of these metrics; in the others it is the main pair.
     """
     headlines = results.headlines
@@ -200,7 +200,7 @@ def write_results(
 
     Args:
         output_dir: Their folder.
-        results: What was found out.
+        results: Results to write.
         page: The page, from :func:`cobra.evaluation.report.page.render_page`; None leaves it out.
         files: Texts of further files, by their path in the folder.
     """

@@ -20,10 +20,10 @@ def signature_line(
 
     Args:
         n: Images scored.
-        tokenizer: Of the metrics.
+        tokenizer: Tokenizer of the metrics.
         idf: Where CIDEr's document frequencies come from; None where there is no CIDEr.
         versions: Version by package, in the order to be shown; those that are None are left out.
-        prompt_sha256: Of all wordings, in hex; None without a model.
+        prompt_sha256: Digest of all wordings, in hex; None without a model.
         decoding: How tokens are chosen, by setting; `do_sample` false is written `greedy`. None without a model.
         checkpoints: SHA-256 in hex by the model's role.
     """

@@ -179,7 +179,7 @@ def second_prompt(analysis: str, prompt: str) -> str:
     """Return the human turn of a scratchpad's second pass.
 
     Args:
-        analysis: What the first pass wrote. Of a tagged answer the texts before the conclusion are kept; an answer
+        analysis: Text of the first pass. Of a tagged answer the texts before the conclusion are kept; an answer
             without tags is kept whole.
         prompt: The common final prompt; alone where nothing is left of the analysis.
     """

@@ -41,7 +41,7 @@ class CapturedStep:
     """One step of a fixed number of rows.
 
     tokens: (rows,) int64, to be filled before :meth:`replay`.
-    state: Of the rows; a replay updates it in place.
+    state: State of the rows; a replay updates it in place.
     scores: (rows, vocabulary) fp32, overwritten by every replay.
     """
 

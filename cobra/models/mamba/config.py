@@ -71,7 +71,7 @@ class MambaConfig:
 
         Args:
             values: The parsed JSON object.
-            where: What it was read from, for errors.
+            where: Source of the object, for errors.
 
         Raises:
             UserError: Neither format's keys are there, a size is missing or impossible, or the kind of mixer is

@@ -179,7 +179,7 @@ class CobraVLM(GenerationMixin, nn.Module):
 
         Args:
             checkpoint: Tensors by module; this model is changed in place.
-            where: What it was read from, for errors.
+            where: Source of the tensors, for errors.
 
         Returns:
             The names of the loaded modules.
@@ -282,7 +282,7 @@ class CobraVLM(GenerationMixin, nn.Module):
             pixel_values: Pixels of all rows (batch, 3, height, width), by tower; rows of text only are not looked at.
             labels: (batch, text) int64, -100 where no loss is wanted.
             inputs_embeds: (batch, time, d_model) in place of `input_ids`; labels then have its length.
-            past_key_values: What was read before; updated in place. Images come before it, not after.
+            past_key_values: State after what was read before; updated in place. Images come before it, not after.
             use_cache: Return the state after the last position; only of use for rows without padding.
             output_attentions: Accepted for compatibility: there are none.
             output_hidden_states: Return the final hidden states.

@@ -100,7 +100,7 @@ class GenerationMixin:
         Args:
             pixel_values: Pixels with a row for each prompt, or None for text only, or where there is a `prefix`.
             prompts: Text ids.
-            prefix: What was read before each prompt, a row for each (see :meth:`read_images`); it stays as it is.
+            prefix: State before each prompt, a row for each (see :meth:`read_images`); it stays as it is.
 
         Returns:
             The state after each prompt, and the scores (batch, vocabulary) of each first new token in fp32.

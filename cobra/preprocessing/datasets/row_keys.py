@@ -90,7 +90,7 @@ def _only_path(key: str, value: Any) -> str | None:
 
 
 def _is_absent(value: Any) -> bool:
-    """Return whether a value is what tables put where there is none."""
+    """Return True if a value is what tables put where there is none."""
     blank = isinstance(value, str) and not value.strip()
     return value is None or blank or value == [] or value == {} or value != value
 
@@ -166,5 +166,5 @@ def remarks_of(row: Row, image: str | None) -> int:
 
 
 def has_text(turn: str) -> bool:
-    """Return whether a turn says anything beside the placeholder of its image and the tokenizer's special tokens."""
+    """Return True if a turn says anything beside the placeholder of its image and the tokenizer's special tokens."""
     return _NO_TEXT.fullmatch(without_special_tokens(turn).replace(PLACEHOLDER, "")) is None

@@ -149,7 +149,7 @@ def backward_bytes(module: nn.Module, inputs: Sequence[Tensor]) -> int:
 
     Args:
         module: On the meta device; its gradients are overwritten.
-        inputs: What it is called with.
+        inputs: Arguments of the call.
     """
     for parameter in module.parameters():
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None

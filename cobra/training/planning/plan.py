@@ -64,7 +64,7 @@ def show_plan(
         offloaded: Keep the optimiser's states in main memory.
 
     Raises:
-        UserError: What would stop the run itself, in the same words; or the options make no sense.
+        UserError: The run itself would be refused, in the same words; or the options make no sense.
     """
     plan = make_plan(config, options, lora, run_dir, offloaded)
     print_plan(plan, console)

@@ -293,7 +293,7 @@ def _join(tensor: Tensor) -> Tensor:
 
 
 def _is_plain(*tensors: Tensor | None) -> bool:
-    """Return whether tensors are such that a kernel may read them as they lie."""
+    """Return True if tensors are such that a kernel may read them as they lie."""
     for tensor in tensors:
         if tensor is not None and (tensor.dtype != torch.float32 or not tensor.is_contiguous()):
             return False

@@ -124,7 +124,7 @@ def _cache_folder() -> Path | None:
 
 
 def _is_of_others(folder: Path) -> bool:
-    """Return whether somebody else may have put files into a folder; numba unpickles and runs what it finds."""
+    """Return True if somebody else may have put files into a folder; numba unpickles and runs what it finds."""
     found = folder.stat()
     return found.st_uid != os.getuid() or bool(found.st_mode & stat.S_IWOTH)
 

@@ -47,7 +47,7 @@ SCAN_STEP = (
 
 @numba.njit
 def _is_padding(job: Any, row: int, step: int) -> bool:
-    """Return whether a position is marked as padding in `valid` (batch, time), which is 0 where nothing is."""
+    """Return True if a position is marked as padding in `valid` (batch, time), which is 0 where nothing is."""
     return job.valid != 0 and load_one(job.valid + (row * job.steps + step) * 4) == 0
 
 

@@ -34,7 +34,7 @@ def coco_image(path: str) -> tuple[str, int] | None:
 
 
 def is_visual_genome(path: str) -> bool:
-    """Return whether a path names an image of Visual Genome, by its folders."""
+    """Return True if a path names an image of Visual Genome, by its folders."""
     return _VISUAL_GENOME.fullmatch(path) is not None
 
 
