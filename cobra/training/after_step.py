@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cobra.training.checkpointing import LeftUnwrittenError, NotSavedError, save_checkpoint
 from cobra.training.evaluator import Evaluator
-from cobra.training.flops import ModelFlops, count_flops, flops_per_step
+from cobra.training.flops import flops_per_step
 from cobra.training.metrics import Metrics
 from cobra.training.run_context import RunContext, StepPart, StepReport
 
@@ -128,14 +128,12 @@ class Log:
 
     def __init__(self, metrics: Metrics | None) -> None:
         self._metrics = metrics
-        self._flops: ModelFlops | None = None
 
     def __call__(self, run: RunContext, report: StepReport) -> None:
         """Write the step; afterwards it counts as reported."""
         result, strategy = report.result, run.strategy
         values = {"Loss (Raw)": result.loss, "Learning Rate": report.rate, "Gradient Norm": result.grad_norm}
         if self._metrics is not None:
-            self._flops = self._flops or count_flops(strategy.vlm)
             values = self._metrics.commit(
                 report.step,
                 result.loss,
@@ -144,7 +142,7 @@ class Log:
                 result.tokens,
                 strategy.hyperparameters.global_batch_size,
                 report.values | {"Skipped": strategy.skipped_steps},
-                flops=flops_per_step(self._flops, result.images, result.positions, result.tokens),
+                flops=flops_per_step(run.flops, result.images, result.positions, result.tokens),
             )
         run.progress.advance(report.step, values)
 

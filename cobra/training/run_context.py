@@ -9,6 +9,7 @@ from typing import Any, NoReturn, Protocol
 
 import torch
 
+from cobra.training.flops import count_flops
 from cobra.training.preemption import Stopped, StopRequests
 from cobra.training.progress import StepProgress
 from cobra.training.run_state import RunSaver, RunState
@@ -31,6 +32,7 @@ class RunContext:
         world: The processes; those methods that save or stop have to be called by each.
         plan: Steps and epochs of the run.
         run_dir: Directory of the run.
+        flops: Operations of the model.
         saver: Saves the run's state.
         stop: Requests to stop; set when the loop begins.
         progress: Line that the user sees; set when the loop begins.
@@ -57,6 +59,8 @@ class RunContext:
             keep_checkpoints: States that are kept.
         """
         self.strategy, self.world, self.plan, self.run_dir = strategy, strategy.world, plan, run_dir
+        # By every process: counting a sharded model may send messages.
+        self.flops = count_flops(strategy.vlm)
         self.saver = RunSaver(run_dir, self.world, strategy.vlm, strategy.optimizer, keep_checkpoints)
         self.stop: StopRequests
         self.progress: StepProgress

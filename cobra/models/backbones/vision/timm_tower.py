@@ -86,7 +86,7 @@ class _TimmTower(Tower):
 
     def flops(self) -> tuple[float, float]:
         """Return the operations of an image: all, and those of the patch embedding."""
-        embed = 2.0 * self.patch_embed.proj.weight[0].numel() * self.embed_dim * self.num_patches
+        embed = 2.0 * self.patch_embed.proj.weight.shape[1:].numel() * self.embed_dim * self.num_patches
         linears = [layer for layer in self.blocks[:-1].modules() if isinstance(layer, nn.Linear)]
         matrices = 2.0 * sum(layer.in_features * layer.out_features for layer in linears) * self._tokens
         attention = 4.0 * self._tokens**2 * self.embed_dim * (len(self.blocks) - 1)
