@@ -1,4 +1,4 @@
-"""Modules named by the variable are imported, in order; one that is missing is the user's error, its own needs are not."""
+"""Modules named by the variable are imported in order; a missing one is the user's error, what it lacks is its own."""
 
 import sys
 
