@@ -26,6 +26,8 @@ from cobra.util.printable import listed
 CRC32 = "crc32"
 
 _BLOCK = 1 << 20
+# Errors of zipfile about an archive that is damaged, or that claims a version or a form that nobody writes.
+_ARCHIVE_ERRORS = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
 class DamagedError(ValueError):
@@ -52,7 +54,7 @@ def check_archive(file: Path | IO[bytes], where: str) -> None:
             # One tensor's archive in a state is read through sooner than threads start.
             with ThreadPoolExecutor(_threads() if isinstance(file, Path) else 1) as pool:
                 list(pool.map(lambda member: _read_through(archive, member), members))
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except _ARCHIVE_ERRORS as error:
         raise error if isinstance(error, DamagedError) else DamagedError(f"{where}: {error}") from error
 
 
@@ -67,7 +69,7 @@ def kind_of(path: Path) -> str:
     """Return what a file is that is taken for a checkpoint and is none; empty where its kind is not known."""
     if path.name.endswith(".index.json"):
         return "the index of weights that lie in several files: join those into one"
-    with contextlib.suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(path) as archive:
+    with contextlib.suppress(OSError, *_ARCHIVE_ERRORS), zipfile.ZipFile(path) as archive:
         names = {name.rpartition("/")[2] for name in archive.namelist()}
         if "constants.pkl" in names:
             return "a program of TorchScript: save only the weights, as its state_dict()"

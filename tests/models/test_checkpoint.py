@@ -135,13 +135,18 @@ def small_files(tmp_path_factory):
 
 
 @pytest.mark.fault("C3")
-def test_an_archive_that_claims_several_disks_is_refused(small_files, tmp_path):
+@pytest.mark.parametrize(
+    ("record", "offset", "value"),
+    # The number of disks in the locator of the archive's 64-bit end, and the version that a member asks for.
+    [(b"PK\x06\x07", 16, 2), (b"PK\x01\x02", 6, 64)],
+    ids=["several disks", "a later version"],
+)
+def test_an_archive_that_zipfile_raises_at_is_refused(small_files, tmp_path, record, offset, value):
     content = bytearray((small_files[1] / "whole.pt").read_bytes())
-    # The number of disks in the locator of the archive's 64-bit end; zipfile raises where it is looked for.
-    content[content.rindex(b"PK\x06\x07") + 16] = 2
-    (tmp_path / "disks.pt").write_bytes(content)
-    with pytest.raises(UserError, match="disks.pt cannot be read as a checkpoint: it is damaged"):
-        read_checkpoint(tmp_path / "disks.pt")
+    content[content.rindex(record) + offset] = value
+    (tmp_path / "odd.pt").write_bytes(content)
+    with pytest.raises(UserError, match="odd.pt cannot be read as a checkpoint: it is damaged"):
+        read_checkpoint(tmp_path / "odd.pt")
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

@@ -216,7 +216,6 @@ def test_preparation_training_and_benchmark_agree_on_every_file(odd_images, toke
         image = CaptionedImage(name, name, ("a word",))
         try:
             pictures.load(image)
-            pictures.check(image)
             shown.add(name)
             assert hash_image(image, pictures)
         except UserError as error:
