@@ -145,7 +145,7 @@ def test_an_archive_that_zipfile_raises_at_is_refused(small_files, tmp_path, rec
     content = bytearray((small_files[1] / "whole.pt").read_bytes())
     content[content.rindex(record) + offset] = value
     (tmp_path / "odd.pt").write_bytes(content)
-    with pytest.raises(UserError, match="odd.pt cannot be read as a checkpoint: it is damaged"):
+    with pytest.raises(UserError, match="odd.pt .*is damaged"):
         read_checkpoint(tmp_path / "odd.pt")
 
 
