@@ -27,7 +27,8 @@ class Objective(ABC):
     def prepare(self, vlm: CobraVLM, batch: Batch) -> Batch:
         """Return the batch that is trained on in place of one of the data, with sampled answers say.
 
-        Called before the batch is weighed, with gradients enabled; every process calls it equally often.
+        Called before the batch is weighed, with gradients enabled in training and without on held-out rows; every
+        process calls it equally often.
         """
         return batch
 
