@@ -10,11 +10,7 @@ ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "middle", "right")
 REFERENCES_PER_SCENE = 5
 
-_PLACES = (
-    ("top left", "top", "top right"),
-    ("left", "centre", "right"),
-    ("bottom left", "bottom", "bottom right"),
-)
+_PLACES = (("top left", "top", "top right"), ("left", "centre", "right"), ("bottom left", "bottom", "bottom right"))
 
 
 def sentence(phrase: str) -> str:

@@ -258,9 +258,4 @@ def _report(demo: _Demo, score: AnswerScore, samples: list[tuple[str, str]]) -> 
 
 
 def _cells(score: KindScore) -> list[str]:
-    return [
-        str(score.n),
-        f"{score.accuracy:.1%}",
-        f"{score.majority / score.n:.1%}",
-        f"{score.p_value:.1g}",
-    ]
+    return [str(score.n), f"{score.accuracy:.1%}", f"{score.majority / score.n:.1%}", f"{score.p_value:.1g}"]

@@ -21,8 +21,5 @@ __all__ = [
 
 __getattr__ = lazy_names(
     __name__,
-    {
-        **dict.fromkeys(__all__, "cobra.models.registry"),
-        **dict.fromkeys(_BUILDERS, "cobra.models.materialize"),
-    },
+    {**dict.fromkeys(__all__, "cobra.models.registry"), **dict.fromkeys(_BUILDERS, "cobra.models.materialize")},
 )

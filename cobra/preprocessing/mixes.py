@@ -162,10 +162,7 @@ def _lrv_rows(folder: Path, file: _LRVFile) -> Rows:
             raise _row_error(path, number, "lacks `image_id`, or `question` and `answer` as text")
         image = file.image.format(image_id)
         _check_path(path, number, image)
-        turns = [
-            {"from": "human", "value": f"<image>\n{question.strip()}"},
-            {"from": "gpt", "value": answer.strip()},
-        ]
+        turns = [{"from": "human", "value": f"<image>\n{question.strip()}"}, {"from": "gpt", "value": answer.strip()}]
         row_id = PurePosixPath(image).stem if isinstance(image_id, str) else image_id
         rows.append({"id": row_id, "image": image, "conversations": turns})
     return rows

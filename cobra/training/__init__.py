@@ -10,14 +10,7 @@ if TYPE_CHECKING:
     from cobra.training.metrics import Metrics
     from cobra.training.strategy import StepResult, TrainStrategy
 
-__all__ = [
-    "Hyperparameters",
-    "Metrics",
-    "StepResult",
-    "TrainStrategy",
-    "get_train_strategy",
-    "stage_hyperparameters",
-]
+__all__ = ["Hyperparameters", "Metrics", "StepResult", "TrainStrategy", "get_train_strategy", "stage_hyperparameters"]
 
 __getattr__ = lazy_names(
     __name__,

@@ -60,12 +60,7 @@ class Validate:
         if self._metrics is not None:
             self._metrics.stop_clock()
         values = self._evaluator.evaluate(
-            run.strategy.vlm,
-            run.world,
-            run.strategy.mixed_precision,
-            report.step,
-            run.run_dir,
-            run.leave_if_asked,
+            run.strategy.vlm, run.world, run.strategy.mixed_precision, report.step, run.run_dir, run.leave_if_asked
         )
         texts = [f"loss {values[_LOSS]:.4f}"]
         texts += [f"{name.lower()} {value:.0%}" for name, value in values.items() if name != _LOSS]

@@ -34,10 +34,7 @@ def build_optimizer(module: nn.Module, rate: float, weight_decay: float, offload
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             groups[name in decayed].append(parameter)
-    options = [
-        {"params": groups[True], "weight_decay": weight_decay},
-        {"params": groups[False], "weight_decay": 0.0},
-    ]
+    options = [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
     used = [group for group in options if group["params"]]
     return OffloadedAdamW(used, lr=rate) if offload else torch.optim.AdamW(used, lr=rate, fused=True)
 

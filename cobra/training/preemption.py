@@ -20,14 +20,7 @@ EXIT_STOPPED = 75
 EXIT_INTERRUPTED = 130
 
 _KEYBOARD = "an interrupt from the keyboard"
-_REASONS = {
-    1: "SIGTERM",
-    2: "SIGUSR1",
-    3: "the time limit",
-    4: _KEYBOARD,
-    5: "SIGHUP",
-    6: "the end of the job's time",
-}
+_REASONS = {1: "SIGTERM", 2: "SIGUSR1", 3: "the time limit", 4: _KEYBOARD, 5: "SIGHUP", 6: "the end of the job's time"}
 _NUMBERS = {signal.SIGTERM: 1, signal.SIGUSR1: 2, signal.SIGINT: 4, signal.SIGHUP: 5}
 # torchrun's own, where nothing else is asked for (torch 2.14).
 _TORCHRUN_SECONDS = 30.0

@@ -63,10 +63,7 @@ _SHOWN = 300
 
 
 def setting_of(
-    config: PretrainConfig,
-    vlm: nn.Module,
-    dataset: AlignDataset | FinetuneDataset,
-    held_out: FinetuneDataset | None,
+    config: PretrainConfig, vlm: nn.Module, dataset: AlignDataset | FinetuneDataset, held_out: FinetuneDataset | None
 ) -> dict[str, Any]:
     """Return what must not change when a run goes on, as JSON values.
 

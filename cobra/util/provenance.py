@@ -49,12 +49,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def describe_run(
-    world: World,
-    annotation_file: Path,
-    data_sha256: str,
-    rows: int,
-    checkpoint: Path | None,
-    loaded_modules: list[str],
+    world: World, annotation_file: Path, data_sha256: str, rows: int, checkpoint: Path | None, loaded_modules: list[str]
 ) -> dict[str, Any]:
     """Return the provenance of a run as JSON values.
 

@@ -171,8 +171,7 @@ def test_a_folder_that_exists_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"),
-    [(OSError(errno.ENOSPC, "x"), "the disk is full"), (SafetensorError("I/O error"), "I/O error")],
+    ("error", "reason"), [(OSError(errno.ENOSPC, "x"), "the disk is full"), (SafetensorError("I/O error"), "I/O error")]
 )
 def test_what_cannot_be_written_leaves_nothing(run, output, monkeypatch, error, reason):
     def fail(*arguments, **options):

@@ -27,12 +27,7 @@ from cobra.preprocessing.llava_cot.archive.unpack import find_prefix
 from cobra.preprocessing.llava_cot.rows import image_checks as images
 from cobra.preprocessing.llava_cot.rows import raw_row as rows
 from cobra.preprocessing.llava_cot.rows.image_checks import ImageChecker
-from cobra.preprocessing.llava_cot.rows.raw_row import (
-    check_row,
-    parse_line,
-    read_lines,
-    sample_images,
-)
+from cobra.preprocessing.llava_cot.rows.raw_row import check_row, parse_line, read_lines, sample_images
 from cobra.preprocessing.llava_cot.rows.scan import scan_rows
 from cobra.util.errors import UserError
 

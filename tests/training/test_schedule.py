@@ -50,11 +50,7 @@ def test_rates_rise_to_the_peak_and_fall_without_rising_again(total, ratio, peak
     assert learning_rate(total, total, peak, min(ratio, 0.9)) == pytest.approx(0, abs=1e-12)
 
 
-@given(
-    size=st.integers(1, 400),
-    per_device=st.integers(1, 40),
-    world=st.integers(1, 9),
-)
+@given(size=st.integers(1, 400), per_device=st.integers(1, 40), world=st.integers(1, 9))
 def test_what_the_error_proposes_works(size, per_device, world):
     if size % (per_device * world) == 0:
         check_batches(size, per_device, world, "finetune")

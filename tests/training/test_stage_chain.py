@@ -108,9 +108,7 @@ def runs(data) -> dict[str, Run]:
         *("--pretrained_checkpoint", str(chain["finetune"].folder), "--model.finetune_learning_rate", "1e-2"),
     )
     chain["again"] = train(
-        data,
-        "finetune",
-        *("--pretrained_checkpoint", str(chain["full-finetune"].folder), "--run_id", "again"),
+        data, "finetune", *("--pretrained_checkpoint", str(chain["full-finetune"].folder), "--run_id", "again")
     )
     return chain
 

@@ -169,11 +169,7 @@ def test_weight_decay_is_by_name():
     assert seen == {"weight"}
 
 
-FROZEN = {
-    "align": ("vision_backbone", "llm_backbone"),
-    "finetune": ("vision_backbone",),
-    "full-finetune": (),
-}
+FROZEN = {"align": ("vision_backbone", "llm_backbone"), "finetune": ("vision_backbone",), "full-finetune": ()}
 
 
 @pytest.mark.parametrize("stage", FROZEN)

@@ -25,10 +25,7 @@ def write_states(tasks: Path, *states: str) -> None:
         (tasks / str(number) / "stat").write_text(f"{number} ({name}) {state} 1 1 0\n")
 
 
-@pytest.mark.parametrize(
-    ("looks", "pauses"),
-    [("SSS", 3), ("RSSS", 4), ("RRDRSSS", 7), ("SSRSSS", 6), ("SRSRSSSR", 7)],
-)
+@pytest.mark.parametrize(("looks", "pauses"), [("SSS", 3), ("RSSS", 4), ("RRDRSSS", 7), ("SSRSSS", 6), ("SRSRSSSR", 7)])
 def test_a_process_parts_when_the_threads_of_its_group_have_slept_three_times(
     group, tmp_path, monkeypatch, looks, pauses
 ):

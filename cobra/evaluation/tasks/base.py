@@ -166,12 +166,7 @@ def run_task(task: Task, config: BenchmarkConfig, world: World, console: Console
 
 
 def _respond(
-    models: ModelsUnderTest,
-    questions: Questions,
-    protocol: Protocol,
-    output_dir: Path,
-    world: World,
-    console: Console,
+    models: ModelsUnderTest, questions: Questions, protocol: Protocol, output_dir: Path, world: World, console: Console
 ) -> _Responses:
     """Let every model answer in both of its variants; the one in memory answers first."""
     responses = _Responses()

@@ -18,12 +18,7 @@ _MEMINFO, _CGROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup")
 # it that is a cache of files.
 _GROUP_FILES = {
     "": (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
-    "memory": (
-        Path("/sys/fs/cgroup/memory"),
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        "total_inactive_file",
-    ),
+    "memory": (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
 # Share of the free memory that is left to others.
 _SPARE = 0.2

@@ -126,11 +126,7 @@ def question_after_answer(builder: PromptBuilder, question: str) -> str:
 
 
 def judgement_scorer(
-    llm: MambaLM,
-    encode: Callable[[str], list[int]],
-    answers: dict[str, int],
-    builder: PromptBuilder,
-    question: str,
+    llm: MambaLM, encode: Callable[[str], list[int]], answers: dict[str, int], builder: PromptBuilder, question: str
 ) -> JudgementScorer:
     """Build the scorer that asks the model itself.
 

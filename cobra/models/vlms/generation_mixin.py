@@ -15,13 +15,7 @@ from cobra.models.generation.decoder import read_rows
 from cobra.models.generation.generate import generate_ids, stops_after, text_pieces
 from cobra.models.generation.options import JUDGEMENT, GenerationOptions, SearchOptions
 from cobra.models.generation.sampling import row_seeds
-from cobra.models.generation.scorers import (
-    FunctionScorer,
-    LikelihoodScorer,
-    Scorer,
-    TextScorer,
-    judgement_scorer,
-)
+from cobra.models.generation.scorers import FunctionScorer, LikelihoodScorer, Scorer, TextScorer, judgement_scorer
 from cobra.models.generation.search import Search, SearchResult
 from cobra.models.generation.stage_guard import TokenTexts
 from cobra.models.generation.threads import threads_for
@@ -289,10 +283,7 @@ class GenerationMixin:
         return search.run(state, scores, row_seeds(seeds, len(texts), generator), questions or texts)
 
     def new_search(
-        self,
-        options: SearchOptions,
-        scorer: TextScorer | None = None,
-        between_steps: Callable[[], None] = lambda: None,
+        self, options: SearchOptions, scorer: TextScorer | None = None, between_steps: Callable[[], None] = lambda: None
     ) -> Search:
         """Return a search that goes on from states and scores of :meth:`prefill`.
 

@@ -15,14 +15,7 @@ from cobra.preprocessing.datasets.rows import source_of
 from cobra.preprocessing.llava_cot.config import PrepareConfig
 from cobra.preprocessing.llava_cot.report.counts import Report
 from cobra.preprocessing.llava_cot.rows.image_checks import ImageChecker
-from cobra.preprocessing.llava_cot.rows.raw_row import (
-    Row,
-    check_row,
-    encode_row,
-    parse_line,
-    read_lines,
-    row_digests,
-)
+from cobra.preprocessing.llava_cot.rows.raw_row import Row, check_row, encode_row, parse_line, read_lines, row_digests
 from cobra.preprocessing.llava_cot.rows.scan import Scan
 from cobra.preprocessing.llava_cot.rows.splits import draw_rows, hold_out, holdout_size
 from cobra.preprocessing.progress import byte_progress

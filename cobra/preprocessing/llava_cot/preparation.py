@@ -134,12 +134,7 @@ def _provide_images(
     """
     root = find_root(folder, images)
     unpacked = unpack_images(
-        folder,
-        folder / (root or ""),
-        images,
-        keep_parts=config.keep_parts,
-        workers=workers,
-        sources=config.sources,
+        folder, folder / (root or ""), images, keep_parts=config.keep_parts, workers=workers, sources=config.sources
     )
     if root is None and unpacked is None:
         raise UserError(

@@ -178,17 +178,7 @@ def test_objects_are_those_of_the_same_file():
 
 
 NAMES = st.sampled_from(
-    [
-        "1.jpg",
-        "a/1.jpg",
-        "b/1.jpg",
-        "A/1.JPG",
-        "000000000001.jpg",
-        "1",
-        "COCO_val2014_000000000002",
-        "",
-        "/",
-    ]
+    ["1.jpg", "a/1.jpg", "b/1.jpg", "A/1.JPG", "000000000001.jpg", "1", "COCO_val2014_000000000002", "", "/"]
 )
 
 

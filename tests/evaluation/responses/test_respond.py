@@ -168,11 +168,7 @@ def test_more_images_ask_for_those_alone(ask, captions):
     assert answered.answers == ask(FakeVLM("x")).answers
 
 
-CHANGES = [
-    {"prompt": "Another?"},
-    {"max_new_tokens": 11},
-    {"own_stages": True},
-]
+CHANGES = [{"prompt": "Another?"}, {"max_new_tokens": 11}, {"own_stages": True}]
 
 
 @pytest.mark.parametrize("changes", CHANGES)

@@ -9,16 +9,7 @@ from typing import Any
 import numba
 from numba import carray
 
-from cobra.models.mamba.ops.numba_lanes import (
-    BYTES,
-    LANES,
-    load,
-    load_one,
-    sigmoid,
-    spread,
-    store,
-    store_one,
-)
+from cobra.models.mamba.ops.numba_lanes import BYTES, LANES, load, load_one, sigmoid, spread, store, store_one
 from cobra.models.mamba.ops.numba_runtime import kernel, next_task
 
 _CONV = ("x", "x_row", "x_step", "front", "weight", "bias", "steps", "blocks", "taps")

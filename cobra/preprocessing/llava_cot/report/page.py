@@ -8,13 +8,7 @@ from typing import NamedTuple
 
 from jinja2 import Template
 
-from cobra.preprocessing.llava_cot.report.counts import (
-    COCO_NOTE,
-    COUNT_TOKENS,
-    LICENCE_NOTE,
-    Report,
-    answer_lines,
-)
+from cobra.preprocessing.llava_cot.report.counts import COCO_NOTE, COUNT_TOKENS, LICENCE_NOTE, Report, answer_lines
 from cobra.preprocessing.llava_cot.report.samples import SampleRow
 from cobra.preprocessing.llava_cot.report.token_counts import TokenCounts
 from cobra.util.files import write_text

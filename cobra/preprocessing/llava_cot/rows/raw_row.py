@@ -157,10 +157,7 @@ def row_digests(row: Row, published_id: Any) -> tuple[bytes, bytes]:
         RowError: The row holds what neither JSON nor UTF-8 has, as :func:`encode_row`.
     """
     content = encode_row(Row(published_id, row.image, row.turns, False), row.image)
-    return (
-        hashlib.blake2b(content, digest_size=16).digest(),
-        hashlib.blake2b(_encode(row.id), digest_size=8).digest(),
-    )
+    return (hashlib.blake2b(content, digest_size=16).digest(), hashlib.blake2b(_encode(row.id), digest_size=8).digest())
 
 
 def sample_images(train: Path, count: int = 2000) -> list[str]:

@@ -70,10 +70,7 @@ def finish(process: subprocess.Popen) -> str:
     return output
 
 
-FORMS = {
-    "short": (Shape(images=2000, rows=3000, planted=3, overlong=0), 3),
-    "full": (Shape(), 25),
-}
+FORMS = {"short": (Shape(images=2000, rows=3000, planted=3, overlong=0), 3), "full": (Shape(), 25)}
 
 
 @pytest.fixture(scope="module", params=["short", pytest.param("full", marks=pytest.mark.slow)])
