@@ -8,9 +8,8 @@ import time
 import types
 import typing
 from collections.abc import Callable, Sequence
-from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import draccus
 import yaml
@@ -39,21 +38,15 @@ _LONGEST_ERROR = 4096
 _NULLS = ("null", "None", "none")
 
 
-class _Kind(Enum):
-    """Ways to read the value of a flag of text."""
+class _TextFlag(NamedTuple):
+    """A flag whose value is read as it was typed."""
 
-    TEXT = "as it was typed"
-    OPTIONAL = "as it was typed, or null"
-    LIST = "YAML's [a, b], or a,b"
-
-
-@dataclasses.dataclass(frozen=True)
-class _TextFlag:
-    """A flag of text."""
-
-    kind: _Kind
     is_path: bool
     """True where `~` at its beginning, or that of a list's items, is the home directory."""
+    is_list: bool = False
+    """True where it is a list: YAML's [a, b], or a,b."""
+    is_optional: bool = False
+    """True where it may be null."""
 
 
 def run(main: Callable[[Config], int | None], config_class: type[Config], args: Sequence[str] | None = None) -> None:
@@ -70,17 +63,13 @@ def run(main: Callable[[Config], int | None], config_class: type[Config], args: 
     sys.excepthook = print_redacted_traceback
     try:
         import_extensions()
-        config = parse(config_class, args)
-        code = main(config)
-    except UserError as error:
-        _print_error(error)
-        sys.exit(EXIT_USER_ERROR)
-    except OSError as error:
+        code = main(parse(config_class, args))
+    except (UserError, OSError) as error:
         # A disk that is full, a folder that takes no files: wherever that is met.
-        problem = file_problem(error)
+        problem = str(error) if isinstance(error, UserError) else file_problem(error)
         if problem is None:
             raise
-        _print_error(UserError(problem))
+        _print_problem(problem, isinstance(error, SharedError))
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -88,15 +77,14 @@ def run(main: Callable[[Config], int | None], config_class: type[Config], args: 
     sys.exit(code or 0)
 
 
-def _print_error(error: UserError) -> None:
+def _print_problem(problem: str, is_shared: bool) -> None:
     """Print an error; of several processes each says what it met: a bad row lies in the share of one of them."""
     rank = os.environ.get("RANK", "0")
-    if rank != "0" and isinstance(error, SharedError):
-        time.sleep(_HEAD_START_SECONDS)
+    if rank == "0" or not is_shared:
+        process = "" if rank == "0" else f" (process {rank})"
+        print(f"error{process}: {redacted(problem)}", file=sys.stderr, flush=True)
     else:
-        print(
-            f"error{'' if rank == '0' else f' (process {rank})'}: {redacted(str(error))}", file=sys.stderr, flush=True
-        )
+        time.sleep(_HEAD_START_SECONDS)
 
 
 def parse(config_class: type[Config], args: Sequence[str] | None = None) -> Config:
@@ -160,7 +148,9 @@ def _flag_values(arguments: Sequence[str]) -> dict[str, str]:
 def _default_choices(config_class: type, arguments: Sequence[str]) -> list[str]:
     """Return the `--<field>.type` flags that are implied where only fields of the default choice are given."""
     flags = _flag_values(arguments)
-    chosen = _fields_of_file(flags.get(CONFIG_ARG))
+    file = flags.get(CONFIG_ARG)
+    values = None if file is None else yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    chosen = values if isinstance(values, dict) else ()
     implied: list[str] = []
     for field in dataclasses.fields(typing.cast(Any, config_class)):
         touched = any(flag.startswith(f"{field.name}.") for flag in flags)
@@ -172,14 +162,6 @@ def _default_choices(config_class: type, arguments: Sequence[str]) -> list[str]:
     return implied
 
 
-def _fields_of_file(path: str | None) -> set[str]:
-    """Return the top-level fields that the file of draccus' `--config_path` sets."""
-    if path is None:
-        return set()
-    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    return set(values) if isinstance(values, dict) else set()
-
-
 def _text_flags(config_class: type, prefix: str = "") -> dict[str, _TextFlag]:
     """Return every flag whose value is text, a path or a list of them; those of nested fields are `group.name`."""
     flags: dict[str, _TextFlag] = {}
@@ -187,22 +169,16 @@ def _text_flags(config_class: type, prefix: str = "") -> dict[str, _TextFlag]:
     for field in dataclasses.fields(typing.cast(Any, config_class)):
         kind = hints[field.name]
         flag = prefix + field.name
-        members = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
-        concrete = [member for member in members if member is not types.NoneType]
         if dataclasses.is_dataclass(kind):
             flags |= _text_flags(typing.cast(type, kind), f"{flag}.")
-        elif typing.get_origin(kind) in (tuple, list):
-            items = [item for item in typing.get_args(kind) if item is not ...]
-            if all(map(_is_text, items)):
-                flags[flag] = _TextFlag(_Kind.LIST, any(item is Path for item in items))
-        elif all(map(_is_text, concrete)):
+            continue
+        origin = typing.get_origin(kind)
+        members = typing.get_args(kind) if origin in (types.UnionType, typing.Union, tuple, list) else (kind,)
+        concrete = [member for member in members if member not in (types.NoneType, ...)]
+        if all(member in (str, Path) or is_path(member) for member in concrete):
             named = any(member is Path or is_path(member) for member in concrete)
-            flags[flag] = _TextFlag(_Kind.TEXT if len(concrete) == len(members) else _Kind.OPTIONAL, named)
+            flags[flag] = _TextFlag(named, origin in (tuple, list), types.NoneType in members)
     return flags
-
-
-def _is_text(kind: Any) -> bool:
-    return kind in (str, Path) or is_path(kind)
 
 
 def _expand_config_path(argument: str) -> str:
@@ -211,19 +187,14 @@ def _expand_config_path(argument: str) -> str:
 
 
 def _guard(argument: str, text_flags: dict[str, _TextFlag]) -> str:
-    """Guard the value of a flag of text, so that draccus' YAML reading leaves it as it was typed.
-
-    Without this `--prompt yes` arrives as 'True', `--prompt "What: a?"` as a mapping in text form, and
-    `--prompt "include all"` is taken for the name of a file.
-    """
+    """Guard the value of a flag of text from draccus' YAML reading, which makes True of yes and opens `include x`."""
     flag, equals, value = argument.removeprefix("--").partition("=")
     if not (argument.startswith("--") and equals and flag in text_flags):
         return argument
-    kind = text_flags[flag].kind
-    if kind is _Kind.LIST:
+    if text_flags[flag].is_list:
         items = [_quote(item.strip()) for item in value.split(",") if item.strip()]
         return argument if value.lstrip().startswith("[") else f"--{flag}=[{', '.join(items)}]"
-    if kind is _Kind.OPTIONAL and value in _NULLS:
+    if text_flags[flag].is_optional and value in _NULLS:
         return f"--{flag}=null"
     return f"--{flag}={_quote(_GUARD + value + _GUARD)}"
 

@@ -11,14 +11,13 @@ from cobra.util.printable import printable
 
 Value = TypeVar("Value")
 
-_OTHER_FOLDER = "give a folder that takes files, or the right to write there"
 # Remedies by the system's error.
 _REMEDIES = {
     errno.ENOSPC: "make room, or give a folder on another disk",
     errno.EDQUOT: "delete files of yours there, or give a folder on another disk",
-    errno.EROFS: _OTHER_FOLDER,
-    errno.EACCES: _OTHER_FOLDER,
-    errno.EPERM: _OTHER_FOLDER,
+    **dict.fromkeys(
+        (errno.EROFS, errno.EACCES, errno.EPERM), "give a folder that takes files, or the right to write there"
+    ),
     errno.EFBIG: "give a folder on a disk that takes files of that size, or raise the limit (ulimit -f)",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ENOTDIR: "give another folder: a part of that path is a file",
@@ -43,27 +42,13 @@ class SharedError(UserError):
 
 
 def lookup(registry: Mapping[str, Value], name: str, what: str) -> Value:
-    """Return the entry of a registry.
-
-    Args:
-        registry: Entries by name.
-        name: The name that was asked for.
-        what: The kind of entry, for the error: `the vision backbone`.
-
-    Raises:
-        UserError: See :func:`check_known`.
-    """
+    """Return the entry of a registry, or raise a UserError as :func:`check_known` does."""
     check_known(name, registry, what)
     return registry[name]
 
 
 def check_known(names: str | Collection[str], known: Collection[str], what: str) -> None:
-    """Refuse names that are not among the known ones.
-
-    Args:
-        names: One name or several.
-        known: The names to choose from.
-        what: The kind of name, for the error: `--format`.
+    """Refuse names that are not among the known ones; `what` is their kind, for the error: `--format`.
 
     Raises:
         UserError: A name is unknown; all known ones are listed, and the nearest of them is proposed.
@@ -108,8 +93,8 @@ def file_problem(error: OSError) -> str | None:
     if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
         return None
     name = "a file" if error.filename is None else printable(os.fsdecode(error.filename), 4096)
-    reason = error.strerror or str(error)
-    return f"{name} cannot be used ({reason}){'' if remedy is None else f': {remedy}'}; what is done is kept"
+    tail = "" if remedy is None else f": {remedy}"
+    return f"{name} cannot be used ({error.strerror or error}){tail}; what is done is kept"
 
 
 def os_error_behind(error: BaseException | None) -> OSError | None:
@@ -123,8 +108,7 @@ def os_error_behind(error: BaseException | None) -> OSError | None:
 def disk_errors(failure: str) -> Iterator[None]:
     """Turn an OSError raised inside, a full disk first of all, into a UserError with the remedy.
 
-    Args:
-        failure: The work that failed, as a clause: `the mix could not be made in data`.
+    `failure` is the work that failed, as a clause: `the mix could not be made in data`.
     """
     try:
         yield

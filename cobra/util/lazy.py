@@ -6,12 +6,7 @@ from typing import Any
 
 
 def lazy_names(package: str, modules: dict[str, str]) -> Callable[[str], Any]:
-    """Return a module-level `__getattr__`.
-
-    Args:
-        package: Name of the package, `__name__`.
-        modules: Public name -> the module that defines it.
-    """
+    """Return a package's `__getattr__`; `modules` maps public names to the modules that define them."""
 
     def resolve(name: str) -> Any:
         if name not in modules:
