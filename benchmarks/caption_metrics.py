@@ -17,10 +17,9 @@ from typing import Any
 
 from harness import Row, finish, median_seconds
 
-from cobra.evaluation.metrics.base import MeanMetric, value
+from cobra.evaluation.metrics.base import MeanMetric, count_ngrams, value
 from cobra.evaluation.metrics.bleu import BleuReferences, bleu_metrics
 from cobra.evaluation.metrics.cider import CiderD
-from cobra.evaluation.metrics.ngrams import count_ngrams
 from cobra.evaluation.metrics.ptb_tokenizer import tokenize
 from cobra.evaluation.metrics.rouge import rouge_l
 from cobra.evaluation.metrics.significance import REPLICATES, compare_all, estimate_all

@@ -9,11 +9,10 @@ import math
 import pytest
 
 from cobra.evaluation.data.captioned_image import CaptionedImage
-from cobra.evaluation.metrics.bleu import BleuReferences, bleu
+from cobra.evaluation.metrics.base import count_ngrams
+from cobra.evaluation.metrics.bleu import BleuReferences, bleu, length_ratio
 from cobra.evaluation.metrics.caption_scorer import CaptionScorer
 from cobra.evaluation.metrics.cider import cider
-from cobra.evaluation.metrics.length_ratio import length_ratio
-from cobra.evaluation.metrics.ngrams import count_ngrams
 from cobra.evaluation.metrics.rouge import rouge
 
 

@@ -6,9 +6,11 @@ resampled as exactly as those that are.
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from cobra.evaluation.data.captioned_image import CaptionedImage
 from cobra.evaluation.data.image_sources import Pictures
-from cobra.evaluation.metrics.ngrams import Ngrams, count_ngrams
 from cobra.evaluation.metrics.ptb_tokenizer import tokenize
 
+ORDER = 4
+"""Longest n-grams that BLEU and CIDEr count."""
+
+Counts = Counter[tuple[str, ...]]
 Scores = NDArray[np.float64]
 Weights = NDArray[np.int64] | NDArray[np.float64]
 """(..., N): how often each image counts; whole numbers. Floating-point ones spare a conversion."""
@@ -31,6 +36,7 @@ class Metric(ABC):
     """A metric of N images with all that tables, charts and sentences say of it; no other module knows of it.
 
     Attributes:
+        statistics: (N, K) table of what is summed over images.
         label: Name in tables and sentences; empty where its key among :data:`Metrics` will do.
         note: Explanation for readers of the page, in a few words.
         lower_is_better: True where a lower score is the better one; the page says so behind the note.
@@ -38,6 +44,7 @@ class Metric(ABC):
             there is nothing to say.
     """
 
+    statistics: Scores
     label: str = ""
     note: str = ""
     lower_is_better: bool = False
@@ -47,11 +54,6 @@ class Metric(ABC):
     def explanation(self) -> str:
         """Note and direction, as the page shows them under the label."""
         return "; ".join([self.note] * bool(self.note) + ["lower is better"] * self.lower_is_better)
-
-    @property
-    @abstractmethod
-    def statistics(self) -> Scores:
-        """(N, K): what is summed over images."""
 
     @abstractmethod
     def from_sums(self, sums: Scores) -> Scores:
@@ -63,14 +65,7 @@ class Metric(ABC):
         return self.from_sums(self.statistics)
 
     def corpus(self, weights: Weights | None = None) -> Scores:
-        """Return the score of all images together.
-
-        Args:
-            weights: (..., N) how often each image counts; None is once each.
-
-        Returns:
-            Shape (...); a plain number's shape () for None.
-        """
+        """Return the score, shape (...), of all images together; weights (..., N) count each, None once."""
         if weights is None:
             return self.from_sums(self.statistics.sum(axis=0))
         # Sums of whole numbers stay exact, and floating-point products are many times faster than those of integers.
@@ -82,7 +77,7 @@ Metrics = dict[str, Metric]
 
 
 class RatioMetric(Metric):
-    """A sum of counts over another one, such as CHAIR-i: hallucinated objects over mentioned ones."""
+    """A sum of counts over another, such as CHAIR-i: hallucinated objects over mentioned ones; statistics (N, 2)."""
 
     def __init__(
         self,
@@ -100,12 +95,7 @@ class RatioMetric(Metric):
         """
         self.label, self.note, self.lower_is_better, self.warning = label, note, lower_is_better, warning
         columns = [np.asarray(column, dtype=np.float64) for column in (numerators, denominators)]
-        self._statistics = np.stack(columns, axis=-1)
-
-    @property
-    def statistics(self) -> Scores:
-        """(N, 2): numerator and denominator."""
-        return self._statistics
+        self.statistics = np.stack(columns, axis=-1)
 
     def from_sums(self, sums: Scores) -> Scores:
         """Return numerator / denominator; a zero denominator counts as 1."""
@@ -126,6 +116,27 @@ def value(metric: Metric) -> float:
     return float(metric.corpus())
 
 
+@dataclass(frozen=True, slots=True)
+class Ngrams:
+    """A caption as BLEU and CIDEr see it."""
+
+    length: int
+    """Tokens."""
+    counts: Counts
+    """How often each n-gram, n = 1 to 4, occurs."""
+
+
+def count_ngrams(tokens: Sequence[str]) -> Ngrams:
+    """Count the n-grams of a caption.
+
+    A token may hold a no-break space (`22 3/4`, telephone numbers, tags): coco-caption's BLEU and CIDEr, though not its
+    ROUGE-L, take that for two tokens, and so does this.
+    """
+    words = " ".join(tokens).split()
+    starts = [words[n:] for n in range(ORDER)]
+    return Ngrams(len(words), Counter(chain.from_iterable(zip(*starts[: n + 1], strict=False) for n in range(ORDER))))
+
+
 @dataclass(frozen=True)
 class References:
     """N images with what captions of them are compared with, tokenised once for all metrics."""
@@ -143,7 +154,7 @@ class References:
     @cached_property
     def ngrams(self) -> list[list[Ngrams]]:
         """N-grams of the reference captions by image."""
-        return [[count_ngrams(tokens) for tokens in own] for own in self.tokens]
+        return [list(map(count_ngrams, tokens)) for tokens in self.tokens]
 
 
 @dataclass(frozen=True)
@@ -151,17 +162,16 @@ class Captions:
     """One caption for each of N images, tokenised once for all metrics."""
 
     texts: Sequence[str]
-    """Captions to score."""
 
     @cached_property
     def tokens(self) -> list[list[str]]:
         """Tokens by image."""
-        return [tokenize(text) for text in self.texts]
+        return list(map(tokenize, self.texts))
 
     @cached_property
     def ngrams(self) -> list[Ngrams]:
         """N-grams by image."""
-        return [count_ngrams(tokens) for tokens in self.tokens]
+        return list(map(count_ngrams, self.tokens))
 
 
 Scorer = Callable[[Captions], Metrics]

@@ -23,25 +23,17 @@ class CaptionScorer:
     def __init__(
         self, images: Sequence[CaptionedImage], makers: Sequence[MetricMaker], pictures: Pictures | None = None
     ) -> None:
-        """Prepare the metrics.
-
-        Args:
-            images: N images, at least one.
-            makers: Makers of the metrics, in the order in which these are shown.
-            pictures: Source of the images' pixels, for metrics of pictures.
+        """Prepare the metrics of N images, at least one, in the order in which they are shown.
 
         Raises:
             UserError: A metric lacks what it needs to know of the images.
         """
-        self._images, self._makers, self._pictures = images, makers, pictures
-        references = References(images, pictures)
-        self._scorers = [maker(references) for maker in makers]
+        self._makers = makers
+        self._references = References(images, pictures)
+        self._scorers = [maker(self._references) for maker in makers]
 
     def score(self, captions: Sequence[str]) -> Metrics:
-        """Score one caption for each image.
-
-        Returns:
-            The metrics of all makers; fractions of 1, `cider` 0 to 10.
+        """Score one caption for each image in all metrics; fractions of 1, `cider` 0 to 10.
 
         Raises:
             UserError: A metric's program fails.
@@ -53,9 +45,8 @@ class CaptionScorer:
         """Score a model's answers, one for each image.
 
         Returns:
-            The metrics of :meth:`score` on the scored texts; `raw_bleu_4` and `raw_cider`, those of the answers as
-            generated; `valid_structure`, the share of answers with all four stages; `conclusion_fallbacks`, the share
-            that had no CONCLUSION, so that something else was scored.
+            The metrics of :meth:`score` on the scored texts; `raw_bleu_4` and `raw_cider` of the answers as generated;
+            the shares `valid_structure`, and `conclusion_fallbacks` of answers without a CONCLUSION.
 
         Raises:
             UserError: A metric's program fails.
@@ -70,14 +61,10 @@ class CaptionScorer:
                 raw_metrics |= {f"raw_{name}": metric for name, metric in scorer(raw).items() if name in _RAW}
         for metric in raw_metrics.values():
             metric.label += " of the raw text"
-        fallbacks = MeanMetric(
-            [answer.source != "conclusion" for answer in answers],
-            "answers without CONCLUSION",
-            "something else was scored",
-            lower_is_better=True,
-        )
-        structure = {"valid_structure": valid_structure(answers), "conclusion_fallbacks": fallbacks}
-        return metrics | raw_metrics | structure
+        label, note = "answers without CONCLUSION", "something else was scored"
+        fallen = [answer.source != "conclusion" for answer in answers]
+        fallbacks = MeanMetric(fallen, label, note, lower_is_better=True)
+        return metrics | raw_metrics | {"valid_structure": valid_structure(answers), "conclusion_fallbacks": fallbacks}
 
     def floors(self) -> dict[str, Metrics]:
         """Score captions whose quality is known, so that others can be placed between them.
@@ -91,14 +78,14 @@ class CaptionScorer:
         Raises:
             UserError: A metric's program fails.
         """
-        floors = {}
-        if len(self._images) > 1:
-            firsts = [image.references[0] for image in self._images]
-            floors["shuffled"] = self.score([firsts[index] for index in derangement(len(firsts), FLOOR_SEED)])
-        several = [image for image in self._images if len(image.references) > 1]
+        floors, images = {}, self._references.images
+        if len(images) > 1:
+            order = derangement(len(images), FLOOR_SEED)
+            floors["shuffled"] = self.score([images[index].references[0] for index in order])
+        several = [image for image in images if len(image.references) > 1]
         if several:
-            others = [replace(image, references=image.references[1:]) for image in several]
-            ceiling = CaptionScorer(others, self._makers, self._pictures)
+            fewer = [replace(image, references=image.references[1:]) for image in several]
+            ceiling = CaptionScorer(fewer, self._makers, self._references.pictures)
             floors["human"] = ceiling.score([image.references[0] for image in several])
         return floors
 
@@ -110,12 +97,7 @@ def valid_structure(answers: Sequence[Answer]) -> MeanMetric:
 
 
 def derangement(count: int, seed: int) -> list[int]:
-    """Return a permutation of 0 to `count` - 1 that leaves nothing in its place: a random cycle through all.
-
-    Args:
-        count: At least 2.
-        seed: The same one gives the same permutation.
-    """
+    """Return a permutation of two or more, 0 to `count` - 1, that leaves nothing in its place: a random cycle."""
     cycle = np.random.default_rng(seed).permutation(count)
     permutation = np.empty(count, dtype=np.int64)
     permutation[cycle] = np.roll(cycle, -1)

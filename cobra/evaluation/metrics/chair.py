@@ -9,16 +9,16 @@ table `coco_synonyms.json` is turned into all singular and plural forms. It is w
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cobra.evaluation.data.captioned_image import CaptionedImage, ImageId, id_of, refuse_images, shortened, text_of
+from cobra.evaluation.data.captioned_image import ImageId, id_of, refuse_images, shortened, text_of
 from cobra.evaluation.data.coco import read_names
 from cobra.evaluation.data.image_index import ImageIndex, KnownImages, match_images
-from cobra.evaluation.metrics.base import MeanMetric, MetricMaker, Metrics, RatioMetric, References, Scorer
+from cobra.evaluation.metrics.base import Captions, MeanMetric, MetricMaker, Metrics, RatioMetric, References, Scorer
 from cobra.evaluation.metrics.ptb_tokenizer import MAX_CHARACTERS
 from cobra.util.errors import UserError
 from cobra.util.files import read_json
@@ -37,27 +37,13 @@ class Objects:
 _TABLE = Path(__file__).with_name("coco_synonyms.json")
 _SOURCE = "COCO's annotations_trainval2017.zip holds it as instances_val2017.json."
 
-_IRREGULAR = {
-    "child": ["children"],
-    "goose": ["geese"],
-    "mouse": ["mice"],
-    "ox": ["oxen"],
-    "person": ["people", "persons"],
-}
 # Endings of singulars, and what becomes of them in the plural, beside an added s.
-_PLURALS = [
-    (r"(?<!hu)man$", "men"),
-    (r"fe?$", "ves"),
-    (r"(?<=[^aeiou])y$", "ies"),
-    (r"(?<=[sxz])$|(?<=[cs]h)$|(?<=o)$", "es"),
-]
+_IRREGULAR = {"child": ["children"], "goose": ["geese"], "mouse": ["mice"], "ox": ["oxen"], "person": ["people"]}
+_PLURALS = [(r"(?<!hu)man$", "men"), (r"fe?$", "ves"), (r"(?<=[^aeiou])y$", "ies"), (r"(?<=[sxzo])$|(?<=[cs]h)$", "es")]
 
 
 def read_objects(path: Path) -> Objects:
     """Read COCO's instance annotations: `images` (id), `categories` (id, name), `annotations` (image_id, category_id).
-
-    Returns:
-        The categories of every image in the file.
 
     Raises:
         UserError: The file is missing, is not JSON (with the line) or holds something else, such as captions, key
@@ -69,7 +55,7 @@ def read_objects(path: Path) -> Objects:
     names = _categories(content.get("categories"), path)
     known = read_names(content["images"], path)
     index_of_ids = ImageIndex(known)
-    found: dict[ImageId, set[str]] = {image_id: set() for image_id in known}
+    categories: dict[ImageId, set[str]] = {image_id: set() for image_id in known}
     for index, annotation in enumerate(content["annotations"]):
         where = f"{path}: annotations[{index}]"
         written, category = id_of(annotation, "image_id", where), id_of(annotation, "category_id", where)
@@ -79,16 +65,18 @@ def read_objects(path: Path) -> Objects:
                 f"{where} belongs to the image {shortened(written)} and the category {shortened(category)}, which "
                 "`images` and `categories` do not both list"
             )
-        found[image_id].add(names[category])
-    return Objects({image_id: frozenset(objects) for image_id, objects in found.items()}, known)
+        categories[image_id].add(names[category])
+    return Objects({image_id: frozenset(objects) for image_id, objects in categories.items()}, known)
 
 
 def _categories(entries: Any, path: Path) -> dict[ImageId, str]:
     """Return the names of the categories by id, which must be COCO's 80."""
     if not isinstance(entries, list):
         raise UserError(f"{path} is no COCO instances file: it has no list `categories`. {_SOURCE}")
-    rows = [(id_of(entry, "id", where), text_of(entry, "name", where)) for where, entry in _placed(entries, path)]
-    names = dict(rows)
+    names = {}
+    for number, entry in enumerate(entries):
+        where = f"{path}: categories[{number}]"
+        names[id_of(entry, "id", where)] = text_of(entry, "name", where)
     known = set(_table()["categories"])
     other = sorted(set(names.values()) - known)
     missing = known - set(names.values())
@@ -98,63 +86,30 @@ def _categories(entries: Any, path: Path) -> dict[ImageId, str]:
     return names
 
 
-def _placed(entries: list[Any], path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the categories with what errors call them."""
-    for number, entry in enumerate(entries):
-        yield f"{path}: categories[{number}]", entry
+def chair(objects: Objects) -> MetricMaker:
+    """Return the maker of `chair_i` and `chair_s`, fractions of 1; a caption that mentions nothing has 0.
 
+    The maker raises a UserError where `objects` lacks images; further ones do not matter.
+    """
 
-class Chair:
-    """Scores captions against the objects of N images."""
-
-    def __init__(self, images: Sequence[CaptionedImage], objects: Objects) -> None:
-        """Join the annotated objects with those that the references mention.
-
-        Args:
-            images: The images.
-            objects: Objects of these images, and of any others, from :func:`read_objects`.
-
-        Raises:
-            UserError: It lacks images.
-        """
+    def make(references: References) -> Scorer:
+        images = references.images
         ids = match_images([(image.image_id, image.file_name) for image in images], objects.known)
         missing = [image.image_id for image in images if image.image_id not in ids]
         remedy = "CHAIR needs the one of the same images: COCO's of train or val, 2014 or 2017."
         refuse_images(missing, "the instances file lacks", remedy)
-        self._present = [
-            objects.categories[ids[image.image_id]].union(*map(mentions, image.references)) for image in images
-        ]
+        present = [objects.categories[ids[image.image_id]].union(*map(mentions, image.references)) for image in images]
 
-    def score(self, captions: Sequence[str]) -> Metrics:
-        """Score one caption for each image.
+        def score(captions: Captions) -> Metrics:
+            named = list(map(mentions, captions.texts))
+            wrong = [sum(name not in there for name in names) for names, there in zip(named, present, strict=True)]
+            note = "objects named that are not there"
+            rate = RatioMetric(wrong, list(map(len, named)), "CHAIR-i", note, lower_is_better=True)
+            note = "captions with such an object"
+            share = MeanMetric([count > 0 for count in wrong], "CHAIR-s", note, lower_is_better=True)
+            return {"chair_i": rate, "chair_s": share}
 
-        Returns:
-            `chair_i` and `chair_s`, fractions of 1; lower is better, and a caption that mentions nothing has 0.
-        """
-        found = [mentions(caption) for caption in captions]
-        hallucinated = [
-            sum(name not in present for name in names) for names, present in zip(found, self._present, strict=True)
-        ]
-        return {
-            "chair_i": RatioMetric(
-                hallucinated,
-                [len(names) for names in found],
-                "CHAIR-i",
-                "objects named that are not there",
-                lower_is_better=True,
-            ),
-            "chair_s": MeanMetric(
-                [count > 0 for count in hallucinated], "CHAIR-s", "captions with such an object", lower_is_better=True
-            ),
-        }
-
-
-def chair(objects: Objects) -> MetricMaker:
-    """Return the maker of `chair_i` and `chair_s`; it raises a UserError where `objects` lacks images."""
-
-    def make(references: References) -> Scorer:
-        scorer = Chair(references.images, objects)
-        return lambda captions: scorer.score(captions.texts)
+        return score
 
     return make
 
@@ -164,7 +119,7 @@ def mentions(caption: str) -> list[str]:
     words = re.findall(r"[^\W\d_]+", caption[:MAX_CHARACTERS].lower())
     phrases = _phrases()
     longest = max(map(len, phrases))
-    found = []
+    matched = []
     place = 0
     while place < len(words):
         # Of several phrases the longest counts.
@@ -172,11 +127,11 @@ def mentions(caption: str) -> list[str]:
         size = next((size for size in sizes if tuple(words[place : place + size]) in phrases), 0)
         if size:
             phrase = tuple(words[place : place + size])
-            found.append((phrase, phrases[phrase]))
+            matched.append((phrase, phrases[phrase]))
         place += max(size, 1)
     # As in the paper: the seat of a toilet is no chair, wherever in the caption it is.
-    seats = {("seat",), ("seats",)} if any(name == "toilet" for _, name in found) else set()
-    return [name for phrase, name in found if name is not None and phrase not in seats]
+    seats = {("seat",), ("seats",)} if any(name == "toilet" for _, name in matched) else set()
+    return [name for phrase, name in matched if name is not None and phrase not in seats]
 
 
 def plurals(phrase: str) -> list[str]:

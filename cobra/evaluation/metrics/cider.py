@@ -7,8 +7,17 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from cobra.evaluation.data.captioned_image import CaptionedImage
-from cobra.evaluation.metrics.base import Captions, MeanMetric, MetricMaker, Metrics, References, Scorer, Scores
-from cobra.evaluation.metrics.ngrams import ORDER, Counts, Ngrams, count_ngrams
+from cobra.evaluation.metrics.base import (
+    ORDER,
+    Counts,
+    MeanMetric,
+    MetricMaker,
+    Ngrams,
+    References,
+    Scorer,
+    Scores,
+    count_ngrams,
+)
 from cobra.evaluation.metrics.ptb_tokenizer import tokenize
 
 # Standard deviation of the length penalty, in bigrams.
@@ -23,19 +32,16 @@ class InverseDocumentFrequency:
     """
 
     def __init__(self, references: Iterable[Iterable[Ngrams]]) -> None:
-        """Count in how many images each n-gram occurs.
-
-        Args:
-            references: The reference captions of each image, one or more images.
+        """Count in how many images each n-gram occurs, by the reference captions of each.
 
         Raises:
             ValueError: There is no image.
         """
         images: Counts = Counter()
         self.images = 0
-        for own in references:
+        for captions in references:
             self.images += 1
-            images.update(set().union(*(reference.counts for reference in own)))
+            images.update(set().union(*(caption.counts for caption in captions)))
         if not self.images:
             raise ValueError("there are no references to take CIDEr's idf from")
         self._largest = math.log(self.images)
@@ -57,22 +63,13 @@ class InverseDocumentFrequency:
 
 
 def cider(idf_images: Iterable[CaptionedImage]) -> MetricMaker:
-    """Return the maker of `cider`.
-
-    Args:
-        idf_images: Images on whose references the idf is counted, e.g. a whole annotation file's where only a sample of
-            it is scored.
-    """
+    """Return the maker of `cider`, its idf counted on the references of `idf_images`: of a sample, the whole file's."""
     # One image's n-grams at a time, as a file may have a hundred thousand.
     idf = InverseDocumentFrequency([count_ngrams(tokenize(text)) for text in image.references] for image in idf_images)
 
     def make(references: References) -> Scorer:
         scorer = CiderD(references.ngrams, idf)
-
-        def score(captions: Captions) -> Metrics:
-            return {"cider": MeanMetric(scorer.score(captions.ngrams), "CIDEr")}
-
-        return score
+        return lambda captions: {"cider": MeanMetric(scorer.score(captions.ngrams), "CIDEr")}
 
     return make
 
@@ -81,12 +78,7 @@ class CiderD:
     """Scores captions against the references of N images."""
 
     def __init__(self, references: Sequence[Sequence[Ngrams]], idf: InverseDocumentFrequency | None = None) -> None:
-        """Weigh the references.
-
-        Args:
-            references: One or more captions for each image.
-            idf: Counted on other references, e.g. on a whole data set's where only a sample of its images is scored;
-                None counts on these.
+        """Weigh the references; an idf of None is counted on them.
 
         Raises:
             ValueError: There is no image, or an image has no reference.
@@ -95,7 +87,7 @@ class CiderD:
             raise ValueError("an image has no reference caption")
         self.idf = InverseDocumentFrequency(references) if idf is None else idf
         self._references = references
-        self._norms = [[self.idf.norms(reference.counts) for reference in own] for own in references]
+        self._norms = [[self.idf.norms(caption.counts) for caption in captions] for captions in references]
 
     def score(self, hypotheses: Sequence[Ngrams]) -> Scores:
         """Return the score of one caption for each image, shape (N,), each in 0 to 10.
@@ -103,18 +95,15 @@ class CiderD:
         Raises:
             ValueError: The numbers of captions and images differ.
         """
-        rows = zip(hypotheses, self._references, self._norms, strict=True)
-        return np.array([self._score(*row) for row in rows])
+        return np.array([self._score(*row) for row in zip(hypotheses, self._references, self._norms, strict=True)])
 
     def _score(self, hypothesis: Ngrams, references: Sequence[Ngrams], norms: Sequence[Sequence[float]]) -> float:
-        own = self.idf.norms(hypothesis.counts)
+        hypothesis_norms = self.idf.norms(hypothesis.counts)
         total = 0.0
-        for reference, others in zip(references, norms, strict=True):
+        for reference, reference_norms in zip(references, norms, strict=True):
             products = self._products(hypothesis.counts, reference.counts)
-            cosines = (
-                product / (one * other) if product else 0.0
-                for product, one, other in zip(products, own, others, strict=True)
-            )
+            orders = zip(products, hypothesis_norms, reference_norms, strict=True)
+            cosines = (product / (first * second) if product else 0.0 for product, first, second in orders)
             # Counted in bigrams, which makes empty captions as long as those of one token.
             gap = max(0, hypothesis.length - 1) - max(0, reference.length - 1)
             total += sum(cosines) * math.exp(-(gap**2) / (2 * _SIGMA**2))

@@ -37,22 +37,15 @@ class KindScore:
 
     def to_dict(self) -> dict[str, float]:
         """Return the numbers for a JSON file; shares are fractions of 1."""
-        return {
-            "n": self.n,
-            "accuracy": self.accuracy,
-            "majority_accuracy": self.majority / self.n,
-            "p_value": self.p_value,
-        }
+        shares = {"accuracy": self.accuracy, "majority_accuracy": self.majority / self.n}
+        return {"n": self.n, **shares, "p_value": self.p_value}
 
 
 def score_kinds(answers: Iterable[tuple[str, bool, Hashable]]) -> dict[str, KindScore]:
-    """Count right answers by kind of question.
+    """Count right answers by kind of question, in the order of the kinds' first questions.
 
     Args:
         answers: Kind of each question, True where its answer is right, and the constant answer that is right for it.
-
-    Returns:
-        Scores by kind, in the order of their first questions.
     """
     scores: dict[str, KindScore] = {}
     constants: Counter[tuple[str, Hashable]] = Counter()
@@ -127,11 +120,7 @@ def given_conclusion(answer: str) -> tuple[str, str]:
 
 
 def score_conclusions(rows: Sequence[ConclusionRow], answers: Sequence[str]) -> ConclusionScore:
-    """Compare answers with the right conclusions, by the rules of :mod:`cobra.reasoning.matching`.
-
-    Args:
-        rows: N rows.
-        answers: One for each, as generated, tags included; an empty one is wrong.
+    """Compare answers, as generated, with the right conclusions, by the rules of :mod:`cobra.reasoning.matching`.
 
     Raises:
         ValueError: There are not as many answers as rows.

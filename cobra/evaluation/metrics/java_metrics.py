@@ -42,13 +42,8 @@ class MeteorMetric(Metric):
         self.label = "METEOR"
         # The program counts no chunk in a caption that equals its reference, and so sums none.
         equal = (statistics[:, :2] == statistics[:, 21:]).all(axis=1) & (statistics[:, 20] == 1)
-        self._statistics = statistics.copy()
-        self._statistics[equal, 20] = 0
-
-    @property
-    def statistics(self) -> Scores:
-        """(N, 23): counts, less those chunks."""
-        return self._statistics
+        self.statistics = statistics.copy()
+        self.statistics[equal, 20] = 0
 
     def from_sums(self, sums: Scores) -> Scores:
         """Combine precision, recall and fragmentation."""
@@ -78,11 +73,11 @@ class JavaMetrics:
     def __call__(self, references: References) -> Scorer:
         """Make the metrics; scoring raises a UserError where a Java program fails."""
         # METEOR's protocol separates texts by three bars.
-        others = [[_clean(tokens) for tokens in own] for own in references.tokens]
+        alternatives = [list(map(_clean, tokens)) for tokens in references.tokens]
 
         def score(captions: Captions) -> Metrics:
-            texts = [_clean(tokens) for tokens in captions.tokens]
-            return {name: program(texts, others) for name, program in self.programs.items()}
+            texts = list(map(_clean, captions.tokens))
+            return {name: program(texts, alternatives) for name, program in self.programs.items()}
 
         return score
 
@@ -117,13 +112,13 @@ def _find_meteor() -> Program:
     folder = _package() / "meteor"
 
     def score(captions: Texts, references: Sequence[Sequence[str]]) -> Metric:
-        lines = [" ||| ".join(["SCORE", *own, text]) for text, own in zip(captions, references, strict=True)]
-        command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", "meteor-1.5.jar"]
-        command += ["-", "-", "-stdio", "-l", "en", "-norm"]
+        lines = [" ||| ".join(["SCORE", *texts, text]) for text, texts in zip(captions, references, strict=True)]
+        command = "java -Xmx2G -Dfile.encoding=UTF-8 -jar meteor-1.5.jar - - -stdio -l en -norm".split()
         done = subprocess.run(command, cwd=folder, input="\n".join(lines) + "\n", capture_output=True, encoding="utf-8")
         rows = done.stdout.splitlines()
         if done.returncode or len(rows) != len(lines):
-            raise UserError(f"METEOR's program failed ({_last_line(done.stderr)})")
+            last = next(filter(None, map(str.strip, reversed(done.stderr.splitlines()))), "it wrote nothing")
+            raise UserError(f"METEOR's program failed ({last[:200]})")
         return MeteorMetric(np.array([row.split() for row in rows], dtype=np.float64).reshape(-1, _STATISTICS))
 
     return score
@@ -135,22 +130,15 @@ def _find_spice() -> Program:
         raise UserError(f"its language models are not there (python -m {PACKAGE}.spice.get_stanford_models)")
     from pycocoevalcap.spice.spice import Spice
 
-    program = Spice()
-
     def score(captions: Texts, references: Sequence[Sequence[str]]) -> Metric:
         try:
-            _, found = program.compute_score(
+            _, rows = Spice().compute_score(
                 dict(enumerate(map(list, references))), {index: [text] for index, text in enumerate(captions)}
             )
         except (OSError, subprocess.CalledProcessError) as error:
             raise UserError(f"SPICE's program failed ({error}); it was written for Java 8") from error
         # A caption without any object, attribute or relation has no score of its own.
-        return MeanMetric(np.nan_to_num([row["All"]["f"] for row in found]), "SPICE")
+        return MeanMetric(np.nan_to_num([row["All"]["f"] for row in rows]), "SPICE")
 
     score(["a dog on grass"], [["a dog runs on grass"]])
     return score
-
-
-def _last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip()[:200] if lines else "it wrote nothing"

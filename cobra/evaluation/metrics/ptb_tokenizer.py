@@ -37,20 +37,17 @@ _FRACTIONS = {"\u00bc": "1/4", "\u00bd": "1/2", "\u00be": "3/4", "\u2153": "1/3"
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 
 
-def _same(text: str) -> str:
-    return text
+def _replacing(changes: dict[str, str]) -> Callable[[str], str]:
+    """Return an action that replaces characters."""
+    table = str.maketrans(changes)
+    return lambda text: text.translate(table)
 
 
-def _straight(text: str) -> str:
-    return text.replace("\u2019", "'").replace("\u2018", "`")
-
-
-def _unbroken(text: str) -> str:
-    return text.replace(" ", "\u00a0")
-
-
-def _round(text: str) -> str:
-    return text.replace("(", "-lrb-").replace(")", "-rrb-")
+_same = str
+_straight = _replacing({"\u2019": "'", "\u2018": "`"})
+_unbroken = _replacing({" ": "\u00a0"})
+_round = _replacing({"(": "-lrb-", ")": "-rrb-"})
+_telephone = _replacing({" ": "\u00a0", "(": "-lrb-", ")": "-rrb-"})
 
 
 def _dropped(_: str) -> str:
@@ -96,10 +93,7 @@ _RULES: list[tuple[str, Callable[[str], str]]] = [
     (r"[-+]?(?:\d*(?:[.,:]\d+)+|\d+)", _same),
     (rf"(?:[vV]?\d+(?:\.\d+)*|\d{_W}*)\.[xX](?![A-Za-z0-9])", _same),
     (r"(?:\d{1,4}[- ])?\d{1,4}[/\u2044]\d{1,4}", _unbroken),
-    (
-        r"(?:\(\d{2,3}\) ?|(?:\+\+?)?(?:\d{2,4}[- ])?\d{2,4}[- ])\d{3,4}[- ]?\d{3,5}",
-        lambda text: _round(_unbroken(text)),
-    ),
+    (r"(?:\(\d{2,3}\) ?|(?:\+\+?)?(?:\d{2,4}[- ])?\d{2,4}[- ])\d{3,4}[- ]?\d{3,5}", _telephone),
     # Words and compounds.
     (rf"{_W}+(?:_{_W}+)*", _same),
     (rf"{_W}(?:{_W}|[.,]){{0,60}}(?:[-\u2010\u2011](?:{_W}+|[A-Za-z](?:\.[A-Za-z])+\.))+", _same),
@@ -147,24 +141,17 @@ def count_cut(texts: Iterable[str]) -> int:
 def tokenize(text: str) -> list[str]:
     """Split a caption into coco-caption's lower-cased tokens, punctuation dropped.
 
-    What is behind the first :data:`MAX_CHARACTERS` is left out.
-
-    Returns:
-        The tokens, in order; a token may hold a no-break space (`22 3/4` is one token).
+    What is behind the first :data:`MAX_CHARACTERS` is left out. A token may hold a no-break space (`22 3/4` is one).
     """
     text = one_line(text[:MAX_CHARACTERS]).replace("\u00ad", "").replace("&apos;", "'") + " "
     tokens = []
     position = 0
     while position < len(text):
         plain = _PLAIN.match(text, position)
-        if plain:
-            tokens.append(plain[0])
-            position = plain.end() + 1
-            continue
-        position, token = _scan(text, position)
+        position, token = (plain.end() + 1, plain[0]) if plain else _scan(text, position)
         if token:
-            tokens.append(token)
-    return [token.lower() for token in tokens]
+            tokens.append(token.lower())
+    return tokens
 
 
 def _scan(text: str, position: int) -> tuple[int, str]:

@@ -13,7 +13,7 @@ significant at 5 % with 40 of COCO's images.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import combinations
 
 import numpy as np
@@ -76,18 +76,12 @@ class Comparison:
         return bool(seen and self.p_holm < ALPHA and not self.difference.low <= 0 <= self.difference.high)
 
     def sentence(self, n: int) -> str:
-        """Say in a sentence what may be claimed; scores x100.
-
-        Args:
-            n: Images that were compared.
-        """
+        """Say in a sentence what may be claimed of n images; scores x100."""
         label = self.label or self.metric
         if not self.is_claimed:
             return f"no difference in {label} between {self.first} and {self.second} can be claimed at n = {n:,}"
         sign = 1 if self.difference.value > 0 else -1
-        size, *ends = (
-            sign * SHOWN_SCALE * x for x in (self.difference.value, self.difference.low, self.difference.high)
-        )
+        size, *ends = (sign * SHOWN_SCALE * number for number in astuple(self.difference))
         low, high = sorted(ends)
         digits = 1 if size >= 1 else 2
         return (
@@ -106,9 +100,6 @@ def estimate_all(
         replicates: Bootstrap samples.
         seed: The same one draws the same samples for any variants of N images.
 
-    Returns:
-        By variant, then metric.
-
     Raises:
         ValueError: The numbers of images differ, or are 0.
     """
@@ -125,44 +116,32 @@ def estimate_all(
 def compare_all(variants: Mapping[str, Metrics], replicates: int = REPLICATES, seed: int = SEED) -> list[Comparison]:
     """Compare every pair of variants in every metric that both have.
 
-    Args:
-        variants: As for :func:`estimate_all`; the earlier one of a pair is its first.
-        replicates: Bootstrap samples, and as many exchanges for the p-values.
-        seed: As for :func:`estimate_all`.
-
-    Returns:
-        By metric, in the order of the variants' own; within it by pair.
-
-    Raises:
-        ValueError: As for :func:`estimate_all`.
+    The arguments, and what is raised, are those of :func:`estimate_all`, with as many exchanges for the p-values as
+    samples. The earlier variant of a pair is its first. The order is by metric, then pair.
     """
     samples = _resampled(variants, replicates, seed)
     kept = _summed(variants, replicates, np.random.default_rng([seed, 1]), _exchanges)
-    names = list(dict.fromkeys(name for metrics in variants.values() for name in metrics))
-    found: list[Comparison] = []
-    for name in names:
-        pairs = list(combinations([variant for variant, metrics in variants.items() if name in metrics], 2))
+    comparisons: list[Comparison] = []
+    for name in dict.fromkeys(name for metrics in variants.values() for name in metrics):
+        having = {variant: metrics[name] for variant, metrics in variants.items() if name in metrics}
         rows = []
-        for first, second in pairs:
-            one, two = variants[first][name], variants[second][name]
+        for (first, one), (second, two) in combinations(having.items(), 2):
             observed = float(two.corpus() - one.corpus())
             sampled = two.from_sums(samples[second][name]) - one.from_sums(samples[first][name])
             p_value = _p_value(observed, one, two, kept[first][name] - kept[second][name])
             rows.append((first, second, _estimate(observed, sampled), p_value))
+        label = next(iter(having.values())).label
         adjusted = holm([row[-1] for row in rows])
-        label = next(metrics[name].label for metrics in variants.values() if name in metrics)
-        found += [Comparison(name, *row, p, label) for row, p in zip(rows, adjusted, strict=True)]
-    return found
+        comparisons += [Comparison(name, *row, p, label) for row, p in zip(rows, adjusted, strict=True)]
+    return comparisons
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values corrected for their number (Holm, 1979), in their own order: at most 1, never below the given."""
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
+    p, order = np.asarray(p_values, dtype=np.float64), np.argsort(p_values, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(np.minimum(1, np.arange(len(p), 0, -1) * p[order]))
+    return adjusted.tolist()
 
 
 def small_sample_warning(n: int) -> str | None:
@@ -182,14 +161,7 @@ def _estimate(value: float, sampled: Scores) -> Estimate:
 
 
 def _p_value(observed: float, first: Metric, second: Metric, moved: Scores) -> float:
-    """Return the share of exchanges with at least the observed difference.
-
-    Args:
-        observed: Score of the second less that of the first.
-        first: One variant's metric.
-        second: The other's.
-        moved: (R, K) statistics of the first less those of the second, summed over the images that are not exchanged.
-    """
+    """Return the share of exchanges, `moved` (R, K) being what the kept images add, with the observed difference."""
     # Added to the other one's total in this order, so that equal variants stay equal to the last bit.
     one = first.from_sums(second.statistics.sum(axis=0) + moved)
     two = second.from_sums(first.statistics.sum(axis=0) - moved)
@@ -216,10 +188,7 @@ def _exchanges(rng: np.random.Generator, rows: int, n: int) -> Scores:
 def _summed(
     variants: Mapping[str, Metrics], replicates: int, rng: np.random.Generator, draw: Draw
 ) -> dict[str, dict[str, Scores]]:
-    """Return every metric's statistics summed with drawn weights, shape (replicates, K).
-
-    The weights are drawn once for all and in chunks, so that memory stays small for any number of images.
-    """
+    """Return every metric's statistics summed with weights, shape (replicates, K), drawn in chunks to save memory."""
     sizes = {len(metric.statistics) for metrics in variants.values() for metric in metrics.values()}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(f"variants are compared on the same images, and these have {sorted(sizes)} of them")
@@ -231,10 +200,9 @@ def _summed(
         weights = draw(rng, min(rows, replicates - start), n)
         for name, table in tables.items():
             parts[name].append(weights @ table)
-    return {name: _by_metric(np.concatenate(parts[name]), metrics) for name, metrics in variants.items()}
-
-
-def _by_metric(sums: Scores, metrics: Metrics) -> dict[str, Scores]:
-    """Split the columns of a joint table among the metrics that they came from."""
-    ends = np.cumsum([metric.statistics.shape[1] for metric in metrics.values()])
-    return dict(zip(metrics, np.split(sums, ends[:-1], axis=1), strict=True))
+    sums: dict[str, dict[str, Scores]] = {}
+    for name, metrics in variants.items():
+        ends = np.cumsum([metric.statistics.shape[1] for metric in metrics.values()])
+        columns = np.split(np.concatenate(parts[name]), ends[:-1], axis=1)
+        sums[name] = dict(zip(metrics, columns, strict=True))
+    return sums

@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,19 +43,18 @@ class Similarity:
     maximum: NDArray[np.float64]
     """(N,): of the closest reference."""
     cut: int = 0
-    """Answers and references that are longer than the model reads: what is behind that counts for nothing."""
+    """Answers and references longer than the model reads."""
     limit: int = 0
     """Tokens that the model reads."""
 
     @property
     def warning(self) -> str:
         """Sentence on the texts that are not read whole; empty where all are."""
-        if not self.cut:
-            return ""
-        return (
+        text = (
             f"The embedding similarity reads the first {self.limit} tokens of a text. Captions and references that "
             f"are longer, so that what they say behind that does not change it: {self.cut:,}."
         )
+        return text if self.cut else ""
 
 
 def packaged_model_is_installed() -> bool:
@@ -87,12 +87,7 @@ class SentenceSimilarity:
     """A sentence-embedding model; a maker of metrics that embeds each reference caption once."""
 
     def __init__(self, model: str | Path | None = None, device: str | None = None) -> None:
-        """Load the model.
-
-        Args:
-            model: A folder or hub id that sentence-transformers loads; None is the packaged all-MiniLM-L6-v2, which
-                needs no network.
-            device: As for the models; None is the best at hand.
+        """Load the model: a folder or hub id for sentence-transformers, None for the packaged one.
 
         Raises:
             UserError: The model cannot be loaded, or the device is not there.
@@ -108,37 +103,29 @@ class SentenceSimilarity:
         self.embed_references(texts)
 
         def score(captions: Captions) -> Metrics:
-            found = self.compare(captions.texts, texts)
-            note = "cosine of embeddings"
-            return {
-                "similarity_mean": MeanMetric(
-                    found.mean, "similarity, mean", f"{note}, mean over references", warning=found.warning
-                ),
-                "similarity_max": MeanMetric(
-                    found.maximum, "similarity, closest", f"{note}, closest reference", warning=found.warning
-                ),
-            }
+            found, note = self.compare(captions.texts, texts), "cosine of embeddings, "
+            mean = MeanMetric(found.mean, "similarity, mean", f"{note}mean over references", warning=found.warning)
+            label = "similarity, closest"
+            closest = MeanMetric(found.maximum, label, f"{note}closest reference", warning=found.warning)
+            return {"similarity_mean": mean, "similarity_max": closest}
 
         return score
 
     def embed_references(self, references: Sequence[Sequence[str]]) -> None:
         """Embed and keep references, of which floors and ceilings are made; known ones are not embedded again."""
-        self._places, self._vectors = self._embedded([text for own in references for text in own])
+        self._places, self._vectors = self._embedded(list(chain.from_iterable(references)))
 
     def compare(self, answers: Sequence[str], references: Sequence[Sequence[str]]) -> Similarity:
         """Compare one answer for each of N images with the image's one or more reference captions."""
-        sizes = np.array([len(own) for own in references])
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        others = [one_line(text) for own in references for text in own]
-        places, vectors = self._embedded([*answers, *others])
-        cut = sum(map(self._is_cut, (*answers, *others)))
-        rows = np.array([places[one_line(text)] for text in answers])
-        columns = np.array([places[text] for text in others])
-        products = vectors[np.repeat(rows, sizes)] * vectors[columns]
+        sizes = np.array(list(map(len, references)))
+        starts = np.cumsum(sizes) - sizes
+        texts = [*answers, *map(one_line, chain.from_iterable(references))]
+        places, vectors = self._embedded(texts)
+        rows = np.array([places[one_line(text)] for text in texts])
+        products = vectors[np.repeat(rows[: len(answers)], sizes)] * vectors[rows[len(answers) :]]
         cosines = np.clip(np.sum(products, axis=1, dtype=np.float64), -1, 1)
-        return Similarity(
-            np.add.reduceat(cosines, starts) / sizes, np.maximum.reduceat(cosines, starts), cut, self._limit
-        )
+        mean, maximum = np.add.reduceat(cosines, starts) / sizes, np.maximum.reduceat(cosines, starts)
+        return Similarity(mean, maximum, sum(map(self._is_cut, texts)), self._limit)
 
     def _is_cut(self, text: str) -> bool:
         """Return True if a text has more tokens than the model reads; a token has a character at least."""

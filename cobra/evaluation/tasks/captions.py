@@ -14,12 +14,11 @@ from cobra.evaluation.data.coco import DEFAULT_ANNOTATIONS, DEFAULT_IMAGE_DIR, s
 from cobra.evaluation.data.contamination import Overlap, find_overlap, find_training_ids, leave_out, read_training_ids
 from cobra.evaluation.data.predictions import Predictions, read_predictions
 from cobra.evaluation.metrics.base import EXTRA_METRICS, MetricMaker
-from cobra.evaluation.metrics.bleu import bleu
+from cobra.evaluation.metrics.bleu import bleu, length_ratio
 from cobra.evaluation.metrics.caption_scorer import CaptionScorer
 from cobra.evaluation.metrics.chair import chair, read_objects
 from cobra.evaluation.metrics.cider import cider
 from cobra.evaluation.metrics.java_metrics import JavaMetrics, find_java_metrics
-from cobra.evaluation.metrics.length_ratio import length_ratio
 from cobra.evaluation.metrics.rouge import rouge
 from cobra.evaluation.metrics.similarity import EXTRA, PACKAGE, SentenceSimilarity, packaged_model_is_installed
 from cobra.evaluation.report.results import VariantResult

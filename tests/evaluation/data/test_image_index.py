@@ -12,10 +12,9 @@ from cobra.evaluation.data.caption_set import read_caption_set
 from cobra.evaluation.data.captioned_image import CaptionedImage
 from cobra.evaluation.data.image_index import ImageIndex, ImageNames, match_ids, match_images
 from cobra.evaluation.data.predictions import read_predictions
-from cobra.evaluation.metrics.base import value
+from cobra.evaluation.metrics.base import Captions, References, count_ngrams, value
 from cobra.evaluation.metrics.bleu import BleuReferences, bleu_metrics
-from cobra.evaluation.metrics.chair import Chair, Objects
-from cobra.evaluation.metrics.ngrams import count_ngrams
+from cobra.evaluation.metrics.chair import Objects, chair
 from cobra.evaluation.metrics.ptb_tokenizer import tokenize
 from cobra.util.errors import UserError
 
@@ -168,13 +167,13 @@ def test_objects_are_those_of_the_same_file():
     ]
     categories = {1: frozenset({"dog"}), 2: frozenset({"cat"})}
     named = Objects(categories, {1: ImageNames("000000000001.jpg"), 2: ImageNames("000000000002.jpg")})
-    right = Chair(images, named).score(["A cat.", "A dog."])
+    right = chair(named)(References(images))(Captions(["A cat.", "A dog."]))
     assert value(right["chair_i"]) == 0
     with pytest.raises(UserError, match="ids and the numbers in their file names differ"):
-        Chair(images, Objects(categories, dict.fromkeys(categories, ImageNames())))
+        chair(Objects(categories, dict.fromkeys(categories, ImageNames())))(References(images))
     others = Objects(categories, {1: ImageNames("000000000007.jpg"), 2: ImageNames("000000000008.jpg")})
     with pytest.raises(UserError, match="lacks 2 images"):
-        Chair(images, others)
+        chair(others)(References(images))
 
 
 NAMES = st.sampled_from(

@@ -1,13 +1,14 @@
-"""BLEU against coco-caption's own numbers and against nltk."""
+"""BLEU against coco-caption's own numbers and against nltk; the length ratio by hand."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nltk.translate.bleu_score import corpus_bleu as nltk_corpus_bleu
-from plain_metrics import count_bleu, plain_bleu, recorded
+from plain_metrics import captioned, count_bleu, plain_bleu, recorded
 
-from cobra.evaluation.metrics.bleu import bleu_metrics
+from cobra.evaluation.metrics.base import Captions, References, value
+from cobra.evaluation.metrics.bleu import bleu_metrics, length_ratio
 from cobra.evaluation.metrics.ptb_tokenizer import tokenize
 
 TOKENS = st.lists(st.sampled_from("abcde"), max_size=9)
@@ -57,9 +58,7 @@ def test_golden_corpus_bleu_agrees_with_nltk(captions):
 def test_counts_of_a_small_case_done_by_hand():
     counts = count_bleu([["a", "a", "b"]], [[["a", "b", "a", "c"], ["a", "b"]]])
     # "a a" is in neither reference, "a b" is; both references are one token off: the shorter counts.
-    assert counts.correct.tolist() == [[3, 1, 0, 0]]
-    assert counts.guessed.tolist() == [[3, 2, 1, 0]]
-    assert (counts.length.tolist(), counts.reference_length.tolist()) == ([3], [2])
+    assert counts.tolist() == [[3, 1, 0, 0, 3, 2, 1, 0, 3, 2]]
 
 
 def test_short_answers_are_punished():
@@ -109,4 +108,18 @@ def test_the_definition(images):
 
 def test_a_token_with_a_no_break_space_counts_as_two():
     counts = count_bleu([["22\u00a03/4", "inch"]], [[["22", "3/4", "inch"]]])
-    assert counts.correct.tolist() == [[3, 2, 1, 0]] and counts.length.tolist() == [3]
+    assert counts[0, :4].tolist() == [3, 2, 1, 0] and counts[0, 8] == 3
+
+
+def ratio(captions, references):
+    return length_ratio(References(captioned(references)))(Captions(captions))["length_ratio"]
+
+
+def test_a_length_ratio_by_hand():
+    # The closest reference counts, of two the shorter.
+    metric = ratio(["a a b", "a"], [["a b a c", "a b"], ["a b c", "a b"]])
+    assert metric.per_image.tolist() == [1.5, 0.5] and value(metric) == 1
+
+
+def test_nothing_written_against_nothing_is_zero():
+    assert value(ratio([""], [[""]])) == 0

@@ -7,12 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cobra.evaluation.data.captioned_image import CaptionedImage
-from cobra.evaluation.metrics import chair
-from cobra.evaluation.metrics.base import value
-from cobra.evaluation.metrics.chair import Chair, mentions, plurals, read_objects
+from cobra.evaluation.metrics.base import Captions, References, value
+from cobra.evaluation.metrics.chair import _table, chair, mentions, plurals, read_objects
 from cobra.util.errors import UserError
 
-CATEGORIES = list(chair._table()["categories"])
+CATEGORIES = list(_table()["categories"])
 
 MENTIONS = [
     ("A man and two dogs.", ["person", "dog"]),
@@ -51,7 +50,7 @@ def test_mentions(caption, names):
 
 
 def test_the_table_names_each_category_and_no_word_twice():
-    table = chair._table()
+    table = _table()
     assert len(CATEGORIES) == 80
     words = [word for name, synonyms in table["categories"].items() for word in (name, *synonyms)]
     words += list(table["other_phrases"])
@@ -97,18 +96,19 @@ def test_scores_by_hand(instances):
     objects = read_objects(instances)
     assert objects.categories == {1: {"dog", "chair"}, 2: frozenset()}
     images = [CaptionedImage(1, "a", ("A pup.",)), CaptionedImage("2", "b", ("A cat.", "A kitten on a sofa."))]
-    scores = Chair(images, objects).score(["A dog, a seat, a cat and two cats.", "The cat on a couch"])
+    score = chair(objects)(References(images))
+    scores = score(Captions(["A dog, a seat, a cat and two cats.", "The cat on a couch"]))
     # The first mentions four and has two cats too many; the second's are in its references.
     assert scores["chair_i"].per_image.tolist() == [0.5, 0] and value(scores["chair_i"]) == 2 / 6
     assert scores["chair_s"].per_image.tolist() == [1, 0] and value(scores["chair_s"]) == 0.5
-    nothing = Chair(images, objects).score(["", "A photo."])
+    nothing = score(Captions(["", "A photo."]))
     assert value(nothing["chair_i"]) == value(nothing["chair_s"]) == 0
 
 
 def test_all_images_need_objects(instances):
     images = [CaptionedImage(number, "a", ("A dog.",)) for number in range(9)]
     with pytest.raises(UserError, match=r"the instances file lacks 7 images: 0, 3, 4, 5, 6, \.\.\..* same images"):
-        Chair(images, read_objects(instances))
+        chair(read_objects(instances))(References(images))
 
 
 def captions_file(content):
