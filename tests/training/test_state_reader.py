@@ -14,7 +14,7 @@ import torch
 from test_run_state import everything, saver_of, trained
 
 from cobra.training.run_state import RunState, states
-from cobra.training.state_metadata import read_metadata
+from cobra.training.state_reader import read_metadata
 from cobra.util.errors import UserError
 
 pytestmark = [pytest.mark.fault("B1"), pytest.mark.fault("B6")]
