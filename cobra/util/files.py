@@ -3,6 +3,7 @@
 import codecs
 import errno
 import hashlib
+import importlib.util
 import json
 import os
 import tempfile
@@ -239,3 +240,9 @@ def sha256_file(path: Path | str) -> str:
     """Return the SHA-256 of a file's bytes as 64 hex digits, read in blocks of constant size."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def package_folder(module: str) -> Path | None:
+    """Return the folder of an installed package, found without running its code; None where it is not installed."""
+    spec = importlib.util.find_spec(module)
+    return Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else None

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from cobra.evaluation.data.captioned_image import (
     FETCH_COMMAND,
     CaptionedImage,
-    ImageId,
     check_file_name,
     refuse_images,
     shortened,
@@ -35,7 +33,6 @@ class CaptionSet:
     """Images with their captions, and where the pictures are."""
 
     images: list[CaptionedImage]
-    """Images to evaluate."""
     known: KnownImages
     """All images of the file, those of other splits too: a results file may have captions for them."""
     pictures: Pictures | None
@@ -64,7 +61,7 @@ def read_caption_set(
 
     Args:
         source: The file, the folder or the id.
-        image_dir: Folder of the images. Only a folder with such a file and a data set bring images of their own.
+        image_dir: Folder of the images; only a folder with such a file and a data set bring their own.
         split: Split of Karpathy's file (by default `test`) or of a data set.
         image_ids: Images to keep; see :func:`cobra.evaluation.data.karpathy.read_ids`.
         list_file: Written, with all images that an error is about, where they are more than it names.
@@ -76,10 +73,11 @@ def read_caption_set(
     pictures: Pictures | None = None if image_dir is None else PictureFolder(image_dir)
     in_folder = next((path / name for name in FOLDER_FILES if (path / name).is_file()), None)
     if not in_folder and is_dataset(source):
-        found = read_hub_captions(source, split)
-        images, known, remarks = found.images, found.known, found.remarks
-        form, sha256 = f"data set, split {found.split}", _content_sha256(images)
-        pictures = pictures or found.pictures
+        rows = read_hub_captions(source, split)
+        images, known, remarks, form = rows.images, rows.known, rows.remarks, f"data set, split {rows.split}"
+        listed = [[image.image_id, image.file_name, image.references] for image in images]
+        sha256 = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+        pictures = pictures or rows.pictures
     else:
         if path.is_dir() and not in_folder:
             raise UserError(
@@ -109,8 +107,8 @@ def _parse(
         images = _parse_named(content, path)
         return images, {image.image_id: ImageNames(image.file_name) for image in images}, "captions by file name", ()
     if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
-        coco = parse_captions(content, path)
-        return coco.images, coco.known, "COCO captions", coco.remarks
+        images, known, remarks = parse_captions(content, path)
+        return images, known, "COCO captions", remarks
     raise UserError(
         f"{path} holds no captions in a known form: {_outline(content)}. Expected is COCO's file (`images` and "
         "`annotations`), Karpathy's (`images` with `sentences`), or captions by file name "
@@ -131,13 +129,12 @@ def _parse_named(content: Any, path: Path) -> list[CaptionedImage]:
     if isinstance(content, dict):
         entries = [(f"{path}: {shortened(name)}", name, captions) for name, captions in content.items()]
     else:
-        entries = []
-        for number, entry in enumerate(content):
-            row = entry if isinstance(entry, dict) else {}
-            name = row.get("file_name")
-            captions = next((row[key] for key in _CAPTION_KEYS if key in row), None)
-            entries.append((f"{path}: [{number}]", name, captions))
-    images: dict[ImageId, CaptionedImage] = {}
+        rows = [entry if isinstance(entry, dict) else {} for entry in content]
+        entries = [
+            (f"{path}: [{number}]", row.get("file_name"), next((row[key] for key in _CAPTION_KEYS if key in row), None))
+            for number, row in enumerate(rows)
+        ]
+    images: dict[str, CaptionedImage] = {}
     for where, name, captions in entries:
         texts = [captions] if isinstance(captions, str) else captions
         if not isinstance(name, str) or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -161,8 +158,3 @@ def _outline(content: Any) -> str:
         return shortened(content)
     keys = ", ".join(map(shortened, list(inside)[:5]))
     return f"{'an object' if inside is content else 'a list of objects'} with the keys {keys}"
-
-
-def _content_sha256(images: Sequence[CaptionedImage]) -> str:
-    rows = [[image.image_id, image.file_name, image.references] for image in images]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

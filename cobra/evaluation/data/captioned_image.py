@@ -27,7 +27,6 @@ _PHOTO = re.compile(
 # How many ids or names an error lists, and characters of a value in it.
 _SHOWN = 5
 _CHARACTERS = 80
-
 # A value may be as large or as deep as a file.
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 4
@@ -46,23 +45,8 @@ class CaptionedImage:
     """Question about this image alone; None where the protocol's prompt is asked about all images."""
 
 
-def id_and_text(entry: Any, id_key: str, text_key: str, where: str) -> tuple[ImageId, str]:
-    """Return the id and the text of an entry, checked for their types.
-
-    Args:
-        entry: A value out of a JSON file.
-        id_key: Key of the id, a number or text.
-        text_key: Key of the text.
-        where: Names the entry in the error.
-
-    Raises:
-        UserError: It is no object, or lacks one of the two.
-    """
-    return id_of(entry, id_key, where), text_of(entry, text_key, where)
-
-
 def id_of(entry: Any, key: str, where: str) -> ImageId:
-    """Return the id of an entry; a whole number that a table has made `42.0` is 42.
+    """Return the id of an entry, which errors call `where`; a whole number that a table has made `42.0` is 42.
 
     Raises:
         UserError: It is no object, or its id is neither a whole number nor text.
@@ -104,8 +88,8 @@ def photo_number(image_id: ImageId) -> int | None:
     """
     if isinstance(image_id, int):
         return image_id
-    found = _PHOTO.fullmatch(image_id)
-    return None if found is None else int(found["number"] or found["stem"] or found["digits"])
+    match = _PHOTO.fullmatch(image_id)
+    return int(match[match.lastgroup]) if match and match.lastgroup else None
 
 
 def whole_text(text: str) -> str:
@@ -114,13 +98,8 @@ def whole_text(text: str) -> str:
 
 
 def check_file_name(name: str, where: str) -> None:
-    """Refuse a file name that leads out of the image folder.
-
-    Raises:
-        UserError: It does.
-    """
-    problem = unsafe_name(name)
-    if problem:
+    """Raise a UserError where a file name leads out of the image folder."""
+    if problem := unsafe_name(name):
         raise UserError(f"{where}: the file name {shortened(name)} {problem}")
 
 
@@ -135,25 +114,24 @@ def count_images(number: int) -> str:
     return f"{number:,} image{'' if number == 1 else 's'}"
 
 
-def first_names(found: Sequence[ImageId]) -> str:
+def first_names(names: Sequence[ImageId]) -> str:
     """Return the first few ids or names as a person may be shown them, `1, 2, ...`."""
-    names = ", ".join(printable(str(name), _CHARACTERS) for name in found[:_SHOWN])
-    return names + ", ..." * (len(found) > _SHOWN)
+    return ", ".join(printable(str(name), _CHARACTERS) for name in names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
 
 
-def refuse_images(found: Sequence[ImageId], problem: str, remedy: str, list_file: Path | None = None) -> None:
-    """Raise a UserError that counts what was found and names the first few, if anything was.
+def refuse_images(names: Sequence[ImageId], problem: str, remedy: str, list_file: Path | None = None) -> None:
+    """Raise a UserError that counts ids or names of images and has the first few, if there are any.
 
     Args:
-        found: Ids or names of images.
+        names: The ids or names.
         problem: Beginning of the message, up to their number, e.g. `x.json has no caption for`.
         remedy: The closing sentence.
         list_file: Written, with all of them, one a line, where they are more than the error names.
     """
-    if not found:
+    if not names:
         return
     listed = ""
-    if len(found) > _SHOWN and list_file is not None:
-        write_text(list_file, "".join(f"{printable(str(name))}\n" for name in found))
+    if len(names) > _SHOWN and list_file is not None:
+        write_text(list_file, "".join(f"{printable(str(name))}\n" for name in names))
         listed = f" {list_file} lists them all."
-    raise UserError(f"{problem} {count_images(len(found))}: {first_names(found)}.{listed} {remedy}")
+    raise UserError(f"{problem} {count_images(len(names))}: {first_names(names)}.{listed} {remedy}")

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from cobra.evaluation.data.captioned_image import (
     ImageId,
     check_file_name,
     count_images,
-    id_and_text,
     id_of,
     refuse_images,
     shortened,
@@ -26,37 +24,23 @@ DEFAULT_ANNOTATIONS = Path("data/download/coco-captions/annotations/captions_val
 DEFAULT_IMAGE_DIR = Path("data/download/coco-captions/val2017")
 
 
-@dataclass(frozen=True)
-class CocoCaptions:
-    """Content of an annotation file."""
-
-    images: list[CaptionedImage]
-    """Images with captions; images and captions are in the file's order."""
-    known: KnownImages
-    """All images that it lists."""
-    remarks: tuple[str, ...]
-    """Sentences on what was left out."""
-
-
-def parse_captions(content: Any, annotations: Path) -> CocoCaptions:
-    """Take the images and captions out of what was read of an annotation file.
+def parse_captions(content: Any, annotations: Path) -> tuple[list[CaptionedImage], KnownImages, tuple[str, ...]]:
+    """Take the images and captions out of what was read of the file `annotations`.
 
     Images without a caption, and captions of images that the file does not list, as remain where somebody cut one of
     the lists, are left out; the remarks say so.
 
-    Args:
-        content: Content of the file.
-        annotations: Path of the file, for errors.
+    Returns:
+        Images with captions, in the file's order; the names of all that it lists; remarks.
 
     Raises:
         UserError: It is not of COCO's form, an image is there twice, a file name leads out of the image folder, or no
             image has a caption.
     """
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(key), list) for key in ("images", "annotations")
-    ):
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "annotations")):
         raise UserError(f"{annotations} is not a COCO caption file: it has no lists `images` and `annotations`")
-    if any(_is_object(entry) for entry in content["annotations"][:1]):
+    first = next(iter(content["annotations"]), None)
+    if isinstance(first, dict) and "category_id" in first and "caption" not in first:
         raise UserError(
             f"{annotations} holds objects, not captions: it is an instances file. COCO's captions of the same images "
             "are in the file captions_*.json beside it."
@@ -66,7 +50,8 @@ def parse_captions(content: Any, annotations: Path) -> CocoCaptions:
     captions: dict[ImageId, list[str]] = {image_id: [] for image_id in names}
     orphans: list[ImageId] = []
     for number, entry in enumerate(content["annotations"]):
-        image_id, caption = id_and_text(entry, "image_id", "caption", f"{annotations}: annotations[{number}]")
+        where = f"{annotations}: annotations[{number}]"
+        image_id, caption = id_of(entry, "image_id", where), text_of(entry, "caption", where)
         known = index.by_id(image_id)
         if known is None:
             orphans.append(image_id)
@@ -74,30 +59,20 @@ def parse_captions(content: Any, annotations: Path) -> CocoCaptions:
             captions[known].append(caption)
     bare = [image_id for image_id in names if not captions[image_id]]
     if len(bare) == len(names):
-        other = f"; the first caption is of the image {shortened(orphans[0])}" if orphans else ""
-        refuse_images(bare, f"{annotations} has no caption for", f"That is every image that it lists{other}.")
+        first = f"; the first caption is of the image {shortened(orphans[0])}" if orphans else ""
+        refuse_images(bare, f"{annotations} has no caption for", f"That is every image that it lists{first}.")
     images = [
         CaptionedImage(image_id, named.file_name or f"image {image_id}, without a file name", tuple(captions[image_id]))
         for image_id, named in names.items()
         if captions[image_id]
     ]
-    return CocoCaptions(images, names, _remarks(annotations, len(bare), orphans))
-
-
-def _remarks(annotations: Path, bare: int, orphans: list[ImageId]) -> tuple[str, ...]:
     remarks = []
     if bare:
-        remarks.append(f"{count_images(bare)} of {annotations} have no caption and are left out.")
+        remarks.append(f"{count_images(len(bare))} of {annotations} have no caption and are left out.")
     if orphans:
-        remarks.append(
-            f"{len(orphans):,} captions of {annotations} belong to {count_images(len(set(orphans)))} that it does not "
-            "list and are left out."
-        )
-    return tuple(remarks)
-
-
-def _is_object(entry: Any) -> bool:
-    return isinstance(entry, dict) and "category_id" in entry and "caption" not in entry
+        of = f"{annotations} belong to {count_images(len(set(orphans)))} that it does not list"
+        remarks.append(f"{len(orphans):,} captions of {of} and are left out.")
+    return images, names, tuple(remarks)
 
 
 def read_names(entries: list[Any], annotations: Path) -> dict[ImageId, ImageNames]:

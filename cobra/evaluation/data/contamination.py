@@ -31,7 +31,7 @@ class Overlap:
     """The images of an evaluation that training has seen."""
 
     image_ids: tuple[ImageId, ...]
-    """Ids of the images, in the order of the evaluation."""
+    """In the order of the evaluation."""
     images: int
     """Number of images in the evaluation; all were compared."""
     source: str | None
@@ -66,11 +66,7 @@ class Overlap:
 
 
 def find_training_ids(dataset_roots: Iterable[Path] = (Path("data"),)) -> Path | None:
-    """Return the list of training images beside a registered dataset's images, as preparing LLaVA-CoT-100k leaves it.
-
-    Args:
-        dataset_roots: Values that `--dataset_root` or `--dataset.dataset_root_dir` may have had.
-    """
+    """Return the list of training images beside a registered dataset's images, under the first root that has one."""
     folders = {choice().finetune_stage_components[1]: None for choice in DatasetConfig.get_known_choices().values()}
     files = (root / folder / FILE_NAME for root in dataset_roots for folder in folders)
     return next((file for file in files if file.is_file()), None)
@@ -79,9 +75,8 @@ def find_training_ids(dataset_roots: Iterable[Path] = (Path("data"),)) -> Path |
 def read_training_ids(path: Path) -> TrainingIds:
     """Read COCO's numbers of training images.
 
-    Args:
-        path: `coco_ids.json`, a JSON list of numbers or file names, or training rows in LLaVA's format (a JSON list, or
-            JSON lines), whose image paths are looked at.
+    The file is `coco_ids.json`, a JSON list of numbers or file names, or training rows in LLaVA's format (a JSON list,
+    or JSON lines), whose image paths are looked at.
 
     Raises:
         UserError: The file is missing or is none of these.
@@ -101,17 +96,15 @@ def read_training_ids(path: Path) -> TrainingIds:
             "(lists of ids by split), a list of ids, or training rows in LLaVA's format"
         )
     numbers = [photo_number(entry) if type(entry) in (int, str) else None for entry in listed]
-    wrong = next((entry for entry, number in zip(listed, numbers, strict=True) if number is None), None)
     if None in numbers:
-        raise UserError(f"{path} has {shortened(wrong)} among its ids: COCO's are numbers")
+        raise UserError(f"{path} has {shortened(listed[numbers.index(None)])} among its ids: COCO's are numbers")
     return TrainingIds(frozenset(number for number in numbers if number is not None), str(path))
 
 
 def _of_rows(path: Path) -> frozenset[int]:
     ids = CocoIds()
     for checked in check_rows(path):
-        image = checked.row.get("image")
-        if image is not None:
+        if (image := checked.row.get("image")) is not None:
             ids.add(image)
     return frozenset(chain.from_iterable(ids.ids().values()))
 

@@ -24,7 +24,6 @@ class ConclusionRow:
     question: str
     """Without `<image>`."""
     conclusion: str
-    """The right answer."""
     source: str
     """The data set that the row is from: the first folder of its image's path."""
 
@@ -46,10 +45,7 @@ class Holdout:
 
 
 def read_holdout(path: Path) -> Holdout:
-    """Read held-out rows in LLaVA's format, as `fine_tune/prepare_llava_cot.py` leaves them beside the images.
-
-    Args:
-        path: `llava_cot_100k_holdout.json`, a JSON list or JSON lines.
+    """Read held-out rows in LLaVA's format, a JSON list or JSON lines, as `fine_tune/prepare_llava_cot.py` leaves them.
 
     Raises:
         UserError: The file is missing, is not JSON (with the line) or not of that form (with the row), an image's path

@@ -59,10 +59,9 @@ def is_dataset(source: Path | str) -> bool:
 
 @dataclass(frozen=True)
 class HubCaptions:
-    """Images and captions read from a data set."""
+    """Images, in the order of their first rows, and captions read from a data set."""
 
     images: list[CaptionedImage]
-    """Images in the order of their first rows."""
     known: KnownImages
     """All images of the rows, those of other splits too where a column names them."""
     pictures: Pictures | None
@@ -78,8 +77,7 @@ def read_hub_captions(source: Path | str, split: str | None) -> HubCaptions:
     say so.
 
     Args:
-        source: As :func:`is_dataset` accepts it. What the hub gives is kept in the cache of `datasets`, the one split
-            alone.
+        source: As :func:`is_dataset` accepts it; the hub's one split is kept in the cache of `datasets`.
         split: Its name; None takes one of `SPLITS`.
 
     Raises:
@@ -102,7 +100,10 @@ def read_hub_captions(source: Path | str, split: str | None) -> HubCaptions:
     references: dict[ImageId, list[str]] = {}
     id_column: str | None = None
     for number, row in enumerate(dataset.select_columns(kept)):
-        column, image_id = _image_id(row, number)
+        ids = _ids(row)
+        column, image_id = next(((key, value) for key, value in ids.items() if value is not None), (None, number))
+        photo = photo_number(image_id)
+        image_id = image_id if photo is None else photo
         if number == 0:
             id_column = column
         elif column != id_column:
@@ -111,11 +112,11 @@ def read_hub_captions(source: Path | str, split: str | None) -> HubCaptions:
                 f"rows 0 and {number} of {name} have their ids in different places, {id_column or 'nowhere'} and "
                 f"{column or 'nowhere'}: give every row its id in one column of {', '.join(ID_COLUMNS)}"
             )
-        names.setdefault(image_id, ImageNames(_file_name(row), _other_ids(row)))
+        names.setdefault(image_id, ImageNames(_file_name(row, ids), tuple(ids.values())))
         if named.holds(number):
             rows.setdefault(image_id, number)
-            texts = _captions(row[captions], f"row {number} of {name}, {captions}")
-            references.setdefault(image_id, []).extend(texts)
+            where = f"row {number} of {name}, {captions}"
+            references.setdefault(image_id, []).extend(_captions(row[captions], where))
     bare = [image_id for image_id, texts in references.items() if not texts]
     refuse_images(bare, f"{name} has no caption for", "Choose another split, with --split, or leave them out.")
     if not rows:
@@ -146,11 +147,8 @@ def _open(source: Path | str, split: str | None) -> tuple["Dataset", list[str], 
             names = list(map(str, splits))
             chosen = _choose(names, split, source)
             return splits[chosen], names, chosen
-        builder = (
-            datasets.load_dataset_builder("parquet", data_files={_ONLY_SPLIT: str(path)})
-            if path.is_file()
-            else datasets.load_dataset_builder(str(source))
-        )
+        name, given = ("parquet", {_ONLY_SPLIT: str(path)}) if path.is_file() else (str(source), None)
+        builder = datasets.load_dataset_builder(name, data_files=given)
         files = builder.config.data_files or {}
         names = list(map(str, files))
         chosen = _choose(names, split, source)
@@ -159,11 +157,8 @@ def _open(source: Path | str, split: str | None) -> tuple["Dataset", list[str], 
         raise
     # Of a folder with a script of its own it says so in a RuntimeError.
     except (OSError, ValueError, RuntimeError, DatasetsError, HTTPError) as error:
-        problem = (
-            "cannot be read as a data set"
-            if path.exists()
-            else "is neither a file or folder here nor a data set that can be had from the hub"
-        )
+        problem = "is neither a file or folder here nor a data set that can be had from the hub"
+        problem = "cannot be read as a data set" if path.exists() else problem
         raise UserError(f"{source} {problem}: {reason(error)}") from error
 
 
@@ -179,34 +174,22 @@ def _choose(splits: Sequence[str], split: str | None, source: Path | str) -> str
     raise UserError(f"{source} has {found}; it has {', '.join(splits) or 'none'}. Choose one with --split.")
 
 
-def _ids(row: dict[str, Any]) -> list[ImageId | None]:
+def _ids(row: dict[str, Any]) -> dict[str, ImageId | None]:
     """Return what stands in the columns of ids that there are; a whole number that a table has made 42.0 is 42."""
-    values = [row[column] for column in ID_COLUMNS if column in row]
-    values = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
-    return [value if type(value) in (int, str) and value != "" else None for value in values]
+    ids: dict[str, ImageId | None] = {}
+    for column in (column for column in ID_COLUMNS if column in row):
+        value = row[column]
+        value = int(value) if isinstance(value, float) and value.is_integer() else value
+        ids[column] = value if type(value) in (int, str) and value != "" else None
+    return ids
 
 
-def _image_id(row: dict[str, Any], number: int) -> tuple[str | None, ImageId]:
-    """Return the column of the id of a row's image, and the id: the number of a photo of COCO, or another.
-
-    Without one in any column it is the row's own number.
-    """
-    columns = [column for column in ID_COLUMNS if column in row]
-    found = ((column, value) for column, value in zip(columns, _ids(row), strict=True) if value is not None)
-    column, image_id = next(found, (None, number))
-    photo = photo_number(image_id)
-    return column, photo if photo is not None else image_id
-
-
-def _other_ids(row: dict[str, Any]) -> tuple[ImageId | None, ...]:
-    return tuple(_ids(row))
-
-
-def _file_name(row: dict[str, Any]) -> str | None:
+def _file_name(row: dict[str, Any], ids: dict[str, ImageId | None]) -> str | None:
     """Return a name for the image that is fit to be a path: its own, or that of the photo of COCO."""
     names = [row[column] for column in NAME_COLUMNS if column in row]
     # An id may be the name of a photo.
-    names += [value for value in _ids(row) if isinstance(value, str) and not value.isdecimal() and photo_number(value)]
+    texts = (value for value in ids.values() if isinstance(value, str))
+    names += [text for text in texts if not text.isdecimal() and photo_number(text)]
     if isinstance(row.get("cocoid"), int):
         names.append(f"{row['cocoid']:012d}.jpg")
     return next((name for name in names if isinstance(name, str) and not unsafe_name(name)), None)

@@ -7,6 +7,7 @@ in a file name only where all of a list can be.
 
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -51,25 +52,27 @@ class Matched:
 
 
 class ImageIndex:
-    """Images by their ids and file names."""
+    """Images by their ids and file names.
+
+    Attributes:
+        columns: How many columns of other ids there are.
+    """
 
     def __init__(self, known: KnownImages) -> None:
         """Take in the images."""
         self._known = known
-        self._numbers: dict[int, set[ImageId]] = {}
-        self._others: list[dict[ImageId, set[ImageId]]] = []
-        self._paths: dict[str, set[ImageId]] = {}
-        self._folded: dict[str, set[ImageId]] = {}
-        self._stems: dict[str, list[tuple[ImageId, _Name]]] = {}
+        self._numbers = defaultdict[int, set[ImageId]](set)
+        self._paths = defaultdict[str, set[ImageId]](set)
+        self._folded = defaultdict[str, set[ImageId]](set)
+        self._stems = defaultdict[str, list[tuple[ImageId, _Name]]](list)
+        self.columns = max((len(names.other_ids) for names in known.values()), default=0)
+        self._others = [defaultdict[ImageId, set[ImageId]](set) for _ in range(self.columns)]
         for image_id, names in known.items():
-            number = _spelled_number(image_id)
-            if number is not None:
-                self._numbers.setdefault(number, set()).add(image_id)
-            for place, other in enumerate(names.other_ids):
-                if place == len(self._others):
-                    self._others.append({})
+            if (number := _spelled_number(image_id)) is not None:
+                self._numbers[number].add(image_id)
+            for column, other in zip(self._others, names.other_ids, strict=False):
                 if other is not None:
-                    self._others[place].setdefault(_plain(other), set()).add(image_id)
+                    column[_plain(other)].add(image_id)
 
     @cached_property
     def _has_names(self) -> bool:
@@ -77,15 +80,12 @@ class ImageIndex:
         for image_id, names in self._known.items():
             # An image without a file name has its id alone to go by.
             given = [str(image_id) if names.file_name is None else names.file_name]
-            for name in dict.fromkeys([*given, image_id] if isinstance(image_id, str) else given):
-                self._add(image_id, _Name.parse(name))
+            for name in map(_Name.parse, dict.fromkeys([*given, image_id] if isinstance(image_id, str) else given)):
+                self._paths[name.path].add(image_id)
+                self._folded[name.folded].add(image_id)
+                for key in {name.stem, f"number {name.number}"} if name.number is not None else {name.stem}:
+                    self._stems[key].append((image_id, name))
         return bool(self._known)
-
-    def _add(self, image_id: ImageId, name: "_Name") -> None:
-        self._paths.setdefault(name.path, set()).add(image_id)
-        self._folded.setdefault(name.folded, set()).add(image_id)
-        for key in {name.stem, f"number {name.number}"} if name.number is not None else {name.stem}:
-            self._stems.setdefault(key, []).append((image_id, name))
 
     def by_id(self, found: ImageId) -> ImageId | None:
         """Return the id that is equal, or else the only one that spells the same number, as `"42"` and 42 do."""
@@ -120,17 +120,12 @@ class ImageIndex:
 
     def contradicts(self, image_id: ImageId, name: str) -> bool:
         """Return True if an image's file name and another one are of different photos of COCO."""
-        own, other = _Name.parse(self._known[image_id].file_name or ""), _Name.parse(name)
-        return own.is_photo and other.is_photo and own.number != other.number
+        known, other = _Name.parse(self._known[image_id].file_name or ""), _Name.parse(name)
+        return known.is_photo and other.is_photo and known.number != other.number
 
     def by_other_id(self, found: ImageId, column: int) -> ImageId | None:
         """Return the only image with this number or text in a column of other ids."""
         return _only(self._others[column].get(_plain(found), ()))
-
-    @property
-    def columns(self) -> int:
-        """How many columns of other ids there are."""
-        return len(self._others)
 
 
 @dataclass(frozen=True)
@@ -160,8 +155,8 @@ class _Name:
 
     def is_below(self, other: "_Name") -> bool:
         """Return True if the folders of one end in those of the other."""
-        one, two = (f"/{name.folded}".rpartition("/")[0] + "/" for name in (self, other))
-        return one.endswith(two) or two.endswith(one)
+        first, second = (f"/{name.folded}".rpartition("/")[0] + "/" for name in (self, other))
+        return first.endswith(second) or second.endswith(first)
 
 
 def match_ids(found: Iterable[ImageId], known: KnownImages) -> Matched:
@@ -194,11 +189,7 @@ def match_ids(found: Iterable[ImageId], known: KnownImages) -> Matched:
 
 
 def match_images(images: Sequence[tuple[ImageId, str]], known: KnownImages) -> dict[ImageId, ImageId]:
-    """Tell which known images are the same as those of another file.
-
-    Args:
-        images: Their ids and file names.
-        known: Those of the other file.
+    """Tell which known images are the same as those of another file, given by ids and file names.
 
     Returns:
         The known id for each image that has one: by the file names where any of them is known, else by the ids.
@@ -210,14 +201,14 @@ def match_images(images: Sequence[tuple[ImageId, str]], known: KnownImages) -> d
     named = {image_id: other for image_id, name in images if (other := index.by_name(name)) is not None}
     numbered = {image_id: other for image_id, _ in images if (other := index.by_id(image_id)) is not None}
     differing = [image_id for image_id in named.keys() & numbered.keys() if named[image_id] != numbered[image_id]]
-    if differing and len(numbered) == len(images) and all(own.file_name is None for own in known.values()):
+    if differing and len(numbered) == len(images) and all(image.file_name is None for image in known.values()):
         image_id = min(differing, key=str)
         raise UserError(
             f"images cannot be matched: their ids and the numbers in their file names differ ({shortened(image_id)} is "
             f"{shortened(names[image_id])}), and the other file has ids alone. Give one with file names."
         )
     # Names of photos that differ are never one image, whatever their ids are.
-    return named or {one: other for one, other in numbered.items() if not index.contradicts(other, names[one])}
+    return named or {own: match for own, match in numbered.items() if not index.contradicts(match, names[own])}
 
 
 def _looked_up(entries: Sequence[ImageId], look_up: Callable[[ImageId], ImageId | None]) -> dict[ImageId, ImageId]:
@@ -233,8 +224,8 @@ def _spelled_number(image_id: ImageId) -> int | None:
     """Return the number that an id is or spells; zeros in front are those of file names."""
     if isinstance(image_id, int):
         return image_id
-    found = _NUMBER.fullmatch(image_id)
-    return None if found is None else int(found[1])
+    match = _NUMBER.fullmatch(image_id)
+    return None if match is None else int(match[1])
 
 
 def _plain(image_id: ImageId) -> ImageId:

@@ -112,13 +112,9 @@ def _names(file_name: str) -> Iterator[str]:
 def check_present(images: Sequence[CaptionedImage], pictures: Pictures, list_file: Path | None = None) -> None:
     """Look for every image's file, without reading it.
 
-    Args:
-        images: Images that are needed.
-        pictures: Where it should be.
-        list_file: Written, with all names that are missing, where they are more than the error names.
-
     Raises:
-        UserError: Files are missing: their number and the first few; or all, with what is there instead.
+        UserError: Files are missing: their number and the first few, and all in `list_file` where there are more; or
+            every one, with what is there instead.
     """
     missing = [image.file_name for image in images if not pictures.has(image)]
     if len(missing) == len(images) > 1:

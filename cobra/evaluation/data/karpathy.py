@@ -4,7 +4,6 @@ Their `dataset_coco.json` (and those of Flickr8k and Flickr30k, in the same form
 captions. Where COCO's own captions_val2014.json is at hand, the ids of the 5,000 test images are enough.
 """
 
-import importlib.util
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,23 +13,18 @@ from cobra.evaluation.data.captioned_image import (
     CaptionedImage,
     ImageId,
     check_file_name,
-    id_and_text,
     id_of,
     refuse_images,
     shortened,
+    text_of,
     whole_text,
 )
 from cobra.evaluation.data.image_index import ImageNames, KnownImages, match_ids
 from cobra.util.errors import UserError, missing_extra
-from cobra.util.files import parse_json, read_json, read_text
+from cobra.util.files import package_folder, parse_json, read_json, read_text
 
 TEST_IDS = "karpathy-test"
 """Asks for the test images by the ids that the package eccv-caption holds."""
-TEST_SPLIT = "test"
-EXTRA = "karpathy"
-
-_PACKAGE = "eccv-caption"
-_MODULE = "eccv_caption"
 
 
 def is_karpathy(content: Any) -> bool:
@@ -55,14 +49,14 @@ def parse_karpathy(content: Any, path: Path, split: str | None) -> tuple[list[Ca
         UserError: There is no such split, an image is not of that form, has no caption or is there twice, or a file
             name leads out of the image folder.
     """
-    split = TEST_SPLIT if split is None else split
-    images: dict[ImageId, CaptionedImage] = {}
+    split = "test" if split is None else split
+    images: list[CaptionedImage] = []
     known: dict[ImageId, ImageNames] = {}
     splits: Counter[str] = Counter()
     for number, entry in enumerate(content["images"]):
         where = f"{path}: images[{number}]"
         key = "cocoid" if isinstance(entry, dict) and "cocoid" in entry else "imgid"
-        image_id, name = id_and_text(entry, key, "filename", where)
+        image_id, name = id_of(entry, key, where), text_of(entry, "filename", where)
         if image_id in known:
             raise UserError(f"{where}: the {key} {image_id!r} was there before")
         if isinstance(entry.get("filepath"), str):
@@ -72,13 +66,13 @@ def parse_karpathy(content: Any, path: Path, split: str | None) -> tuple[list[Ca
         splits[str(entry.get("split"))] += 1
         if entry.get("split") == split:
             check_file_name(name, where)
-            images[image_id] = CaptionedImage(image_id, name, _captions(entry, where))
+            images.append(CaptionedImage(image_id, name, _captions(entry, where)))
     if not images:
         there = ", ".join(f"{shortened(name)} ({count:,} images)" for name, count in splits.most_common(10))
         raise UserError(f"{path} has no images of the split {split!r}; it has: {there}. Choose one with --split.")
-    bare = [image.image_id for image in images.values() if not image.references]
+    bare = [image.image_id for image in images if not image.references]
     refuse_images(bare, f"{path} has no caption for", "Take them out of `images`, or add sentences.")
-    return list(images.values()), known
+    return images, known
 
 
 def _captions(entry: dict[str, Any], where: str) -> tuple[str, ...]:
@@ -105,10 +99,12 @@ def read_ids(image_ids: Path | str) -> list[ImageId]:
         UserError: The file is missing or holds something else, or the package is not installed.
     """
     if str(image_ids) == TEST_IDS:
+        folder = package_folder("eccv_caption")
+        if folder is None:
+            raise missing_extra("eccv-caption", "karpathy", "The list of Karpathy's test images")
+        numbers = read_json(folder / "data" / "original_image_to_caption.json", "the list of Karpathy's test images")
         # As file names: other sets than COCO's own have ids that are not its numbers.
-        return [
-            f"{int(number):012d}.jpg" for number in read_json(_package_file(), "the list of Karpathy's test images")
-        ]
+        return [f"{int(number):012d}.jpg" for number in numbers]
     path = Path(image_ids)
     what, remedy = "the file of image ids", f"The word {TEST_IDS} needs no file."
     text = read_text(path, what, remedy)
@@ -120,14 +116,6 @@ def read_ids(image_ids: Path | str) -> list[ImageId]:
     return list(dict.fromkeys(id_of({"id": entry}, "id", f"{where} {place}") for place, entry in enumerate(content)))
 
 
-def _package_file() -> Path:
-    """Return the file of eccv-caption that is keyed by the ids, found without running the package's code."""
-    spec = importlib.util.find_spec(_MODULE)
-    if spec is None or not spec.submodule_search_locations:
-        raise missing_extra(_PACKAGE, EXTRA, "The list of Karpathy's test images")
-    return Path(next(iter(spec.submodule_search_locations))) / "data" / "original_image_to_caption.json"
-
-
 def keep_ids(
     images: Sequence[CaptionedImage],
     known: KnownImages,
@@ -135,12 +123,12 @@ def keep_ids(
     source: str,
     list_file: Path | None = None,
 ) -> list[CaptionedImage]:
-    """Return the images of some ids, matched as :func:`match_ids` does, in the images' order.
+    """Return the images of some ids or file names, matched as :func:`match_ids` does, in the images' order.
 
     Args:
         images: All images.
         known: Names of these images, and maybe of others.
-        ids: Ids or file names of those to keep.
+        ids: Those to keep.
         source: Names the file of the images in errors.
         list_file: Written, with all ids that are missing, where they are more than the error names.
 
@@ -152,10 +140,10 @@ def keep_ids(
     remedy = "Give the captions that the ids are of: for Karpathy's test images, COCO's captions_val2014.json."
     refuse_images(missing, f"{source} does not hold", remedy, list_file)
     if matched.unclear is not None:
-        found, one, other = matched.unclear
+        number, as_id, as_name = matched.unclear
         raise UserError(
-            f"the list of images to keep is not clear: in {source}, {found} is the id of "
-            f"{shortened(known[one].file_name)} and the number of {shortened(known[other].file_name)}, and so all "
+            f"the list of images to keep is not clear: in {source}, {number} is the id of "
+            f"{shortened(known[as_id].file_name)} and the number of {shortened(known[as_name].file_name)}, and so all "
             "numbers of the list can be read either way. Give file names in place of numbers."
         )
     wanted = set(matched.ids.values())

@@ -1,10 +1,10 @@
 """Captions of any system in COCO's results format: a list of `{"image_id": ..., "caption": ...}`."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cobra.evaluation.data.captioned_image import ImageId, count_images, id_and_text, refuse_images, shortened
+from cobra.evaluation.data.captioned_image import ImageId, count_images, id_of, refuse_images, shortened, text_of
 from cobra.evaluation.data.image_index import KnownImages, Matched, match_ids
 from cobra.util.errors import UserError
 from cobra.util.files import read_json
@@ -25,14 +25,11 @@ class Predictions:
 def read_predictions(
     path: Path,
     known: KnownImages,
-    wanted: Iterable[ImageId],
+    wanted: Sequence[ImageId],
     allow_missing: bool = False,
     list_file: Path | None = None,
 ) -> Predictions:
-    """Read captions, and match their ids with those of the annotation file.
-
-    Ids may be written otherwise than there, and file names may stand for them; see
-    :func:`cobra.evaluation.data.image_index.match_ids`. The remark says so.
+    """Read captions, and match their ids with those of the annotation file, as :func:`match_ids` does.
 
     Args:
         path: The file; its list may be written as JSON lines.
@@ -51,22 +48,22 @@ def read_predictions(
             f'{path} is not in COCO\'s results format: a list of {{"image_id", "caption"}} was expected, and '
             f"{shortened(content)} was found"
         )
-    rows = [id_and_text(entry, "image_id", "caption", f"{path}: [{number}]") for number, entry in enumerate(content)]
+    rows = []
+    for number, entry in enumerate(content):
+        where = f"{path}: [{number}]"
+        rows.append((id_of(entry, "image_id", where), text_of(entry, "caption", where)))
     matched = match_ids([image_id for image_id, _ in rows], known)
     ids = matched.ids
     unknown = list(dict.fromkeys(image_id for image_id, _ in rows if image_id not in ids))
-    remedy = (
-        "They are neither ids nor file names of one image each in the annotation file: give the one they belong to."
-    )
+    remedy = "They are neither ids nor file names of one image each in the annotation file: give the one they are of."
     refuse_images(unknown, f"{path} has captions for", remedy, list_file)
     captions: dict[ImageId, str] = {}
-    repeated: list[ImageId] = []
-    for found, caption in rows:
-        if captions.setdefault(ids[found], caption) != caption:
-            repeated.append(ids[found])
+    repeated: dict[ImageId, None] = {}
+    for written, caption in rows:
+        if captions.setdefault(ids[written], caption) != caption:
+            repeated[ids[written]] = None
     remedy = "Leave one for each image."
-    refuse_images(list(dict.fromkeys(repeated)), f"{path} has more than one caption for", remedy, list_file)
-    wanted = list(wanted)
+    refuse_images(list(repeated), f"{path} has more than one caption for", remedy, list_file)
     missing = [image_id for image_id in wanted if image_id not in captions]
     if not allow_missing or len(missing) == len(wanted):
         remedy = "Add them, or score the others alone with --allow_missing."
@@ -78,19 +75,19 @@ def read_predictions(
 
 def _remarks(path: Path, matched: Matched, repeated: int, known: KnownImages) -> list[str]:
     remarks = []
-    changed = [(found, image_id) for found, image_id in matched.ids.items() if found != image_id]
+    changed = [(written, image_id) for written, image_id in matched.ids.items() if written != image_id]
     if changed:
-        found, image_id = changed[0]
+        written, image_id = changed[0]
         remarks.append(
             f"{path} words the ids of {count_images(len(changed))} otherwise than the annotation file does: they were "
-            f"matched by number or file name, {shortened(found)} with {shortened(image_id)} for one."
+            f"matched by number or file name, {shortened(written)} with {shortened(image_id)} for one."
         )
     if matched.unclear is not None:
-        found, one, other = matched.unclear
+        number, as_id, as_name = matched.unclear
         remarks.append(
             f"The numbers in {path} were read as ids of the annotation file, whose file names have other numbers: "
-            f"{found} is {shortened(known[one].file_name)}, not {shortened(known[other].file_name)}. Give file names "
-            "as ids if these were meant."
+            f"{number} is {shortened(known[as_id].file_name)}, not {shortened(known[as_name].file_name)}. Give file "
+            "names as ids if these were meant."
         )
     if repeated:
         remarks.append(f"Captions that {path} has a second time, word for word, and that count once: {repeated:,}.")

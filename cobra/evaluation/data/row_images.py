@@ -31,10 +31,8 @@ class RowPictures(Pictures):
         """
         import datasets
 
-        self._rows = rows
-        self._column = column
+        self._rows, self._column, self._name = rows, column, name
         self._dataset = dataset.select_columns([column])
-        self._name = name
         feature = dataset.features[column]
         encoded = datasets.Image(decode=False)
         if isinstance(feature, datasets.Image):
@@ -69,12 +67,11 @@ class RowPictures(Pictures):
         value = self._dataset[self._rows[image.image_id]][self._column] if self.has(image) else None
         if isinstance(value, list):
             value = value[0] if value else None
-        if isinstance(value, bytes):
-            return io.BytesIO(value)
         if value is None:
             return None
-        if value["bytes"] is not None:
-            return io.BytesIO(value["bytes"])
+        encoded = value if isinstance(value, bytes) else value["bytes"]
+        if encoded is not None:
+            return io.BytesIO(encoded)
         path = Path(value["path"] or "")
         return path if path.is_file() else None
 

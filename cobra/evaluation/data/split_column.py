@@ -61,33 +61,32 @@ def choose_rows(
         return ChosenRows(opened)
     values = columns[column]
     counts = Counter(values)
-    there = ", ".join(
-        f"{printable(value, _CHARACTERS)} ({count:,} rows)" for value, count in counts.most_common(_SHOWN)
-    )
+    common = counts.most_common(_SHOWN)
+    there = ", ".join(f"{printable(value, _CHARACTERS)} ({count:,} rows)" for value, count in common)
     # Files without a split in their names are all called train.
     wished = [asked] if asked is not None else [opened, *_DEFAULTS] if opened not in _TRAIN else _DEFAULTS
-    found = next((name for name in wished if _same(counts, name)), None)
-    if found is None:
+    chosen = next((name for name in wished if _same(counts, name)), None)
+    if chosen is None:
         if asked not in (None, opened):
             raise UserError(
                 f"{source} has no split {asked!r}; its column {column} has {there}. Choose one with --split."
             )
-        return ChosenRows(
-            opened, (f"The split {opened} of {source} is taken whole, and its rows' column {column} has {there}.",)
-        )
-    same = _same(counts, found)
+        remark = f"The split {opened} of {source} is taken whole, and its rows' column {column} has {there}."
+        return ChosenRows(opened, (remark,))
+    same = _same(counts, chosen)
     if len(same) == len(counts):
-        return ChosenRows(found)
-    remark = f"The column {column} of {source} has {there}: those of {found} are taken (--split chooses another)."
-    return ChosenRows(found, (remark,), [value in same for value in values])
+        return ChosenRows(chosen)
+    remark = f"The column {column} of {source} has {there}: those of {chosen} are taken (--split chooses another)."
+    return ChosenRows(chosen, (remark,), [value in same for value in values])
 
 
 def _values(dataset: "Dataset", column: str) -> list[str]:
     """Return what a column says of each row, by the names of its classes where it holds their numbers."""
     names = getattr(dataset.features[column], "names", None)
     values = dataset[column]
-    told = values if names is None else [names[value] if value is not None and value >= 0 else None for value in values]
-    return [str(value).strip().casefold() for value in told]
+    if names is not None:
+        values = [names[value] if value is not None and value >= 0 else None for value in values]
+    return [str(value).strip().casefold() for value in values]
 
 
 def _meaning(value: str) -> tuple[str, ...]:

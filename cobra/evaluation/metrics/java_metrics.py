@@ -1,6 +1,5 @@
 """METEOR and SPICE, run as Java programs through pycocoevalcap where both are installed."""
 
-import importlib.util
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +10,9 @@ import numpy as np
 
 from cobra.evaluation.metrics.base import Captions, MeanMetric, Metric, Metrics, References, Scorer, Scores
 from cobra.util.errors import UserError
+from cobra.util.files import package_folder
 
 PACKAGE = "pycocoevalcap"
-EXTRA = "java"
 
 Texts = Sequence[str]
 """One caption for each image: its tokens between single spaces."""
@@ -99,13 +98,13 @@ def _clean(tokens: Sequence[str]) -> str:
 
 
 def _package() -> Path:
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{PACKAGE} is not installed (pip install 'cobra-vlm[{EXTRA}]')")
+    folder = package_folder(PACKAGE)
+    if folder is None:
+        raise UserError(f"{PACKAGE} is not installed (pip install 'cobra-vlm[java]')")
     # macOS has a `java` that only says where to get one.
     if shutil.which("java") is None or subprocess.run(["java", "-version"], capture_output=True).returncode:
         raise UserError("there is no Java (e.g. apt-get install default-jre-headless)")
-    return Path(next(iter(spec.submodule_search_locations)))
+    return folder
 
 
 def _find_meteor() -> Program:

@@ -1,6 +1,5 @@
 """Semantic similarity: the cosine of sentence embeddings between an answer and each reference caption."""
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -14,7 +13,7 @@ from rich.progress import track
 from cobra.evaluation.metrics.base import Captions, MeanMetric, Metrics, References, Scorer
 from cobra.evaluation.metrics.ptb_tokenizer import MAX_CHARACTERS, one_line
 from cobra.util.errors import UserError, missing_extra
-from cobra.util.files import sha256_file
+from cobra.util.files import package_folder, sha256_file
 from cobra.util.torch_utils import resolve_device
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class Similarity:
 
 def packaged_model_is_installed() -> bool:
     """Return True if the package of the default model is installed."""
-    return importlib.util.find_spec(_MODULE) is not None
+    return package_folder(_MODULE) is not None
 
 
 def packaged_model() -> Path:
@@ -68,11 +67,10 @@ def packaged_model() -> Path:
     Raises:
         UserError: The package is not installed, or its weights are not those of all-MiniLM-L6-v2.
     """
-    spec = importlib.util.find_spec(_MODULE)
-    if spec is None or not spec.submodule_search_locations:
+    package = package_folder(_MODULE)
+    if package is None:
         raise missing_extra(PACKAGE, EXTRA, "The embedding similarity")
-    # Found without importing it: the package's own code is not needed.
-    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
+    folder = package / "model"
     weights = folder / "model.safetensors"
     found = sha256_file(weights) if weights.is_file() else "missing"
     if found != _SHA256:

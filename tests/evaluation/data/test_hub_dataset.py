@@ -214,7 +214,7 @@ UNREACHABLE = [
 
 @pytest.mark.parametrize("problem", UNREACHABLE, ids=lambda problem: type(problem).__name__)
 def test_what_the_hub_does_not_give_is_told_in_words(monkeypatch, problem):
-    def broken(name):
+    def broken(name, data_files):
         raise problem
 
     monkeypatch.setattr(datasets, "load_dataset_builder", broken)

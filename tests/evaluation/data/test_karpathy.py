@@ -1,12 +1,12 @@
 """Karpathy's splits, as a file and as ids."""
 
+import importlib.util
 import json
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cobra.evaluation.data import karpathy
 from cobra.evaluation.data.caption_set import read_caption_set
 from cobra.evaluation.data.captioned_image import CaptionedImage
 from cobra.evaluation.data.image_index import ImageNames
@@ -120,7 +120,7 @@ def test_captions_of_another_year_lack_test_images(tmp_path, package):
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(karpathy.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"eccv-caption.*pip install 'cobra-vlm\[karpathy\]'"):
         read_ids("karpathy-test")
 

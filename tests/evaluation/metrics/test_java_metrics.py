@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from plain_metrics import recorded
 
-from cobra.evaluation.metrics import java_metrics
 from cobra.evaluation.metrics.base import value
 from cobra.evaluation.metrics.java_metrics import JavaMetrics, MeteorMetric, find_java_metrics
 from cobra.util.errors import UserError
@@ -59,7 +58,7 @@ def package(tmp_path, monkeypatch):
     (folder / "meteor").mkdir(parents=True)
     (folder / "spice" / "lib").mkdir(parents=True)
     spec = SimpleNamespace(submodule_search_locations=[str(folder)])
-    monkeypatch.setattr(java_metrics.importlib.util, "find_spec", lambda _: spec)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
     return folder
 
 
@@ -106,7 +105,7 @@ def test_a_program_that_fails_is_an_error(java, lines, reason):
 
 
 def test_without_the_package(monkeypatch):
-    monkeypatch.setattr(java_metrics.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     found = find_java_metrics()
     assert [line.split(":")[0] for line in found.left_out] == ["METEOR is left out", "SPICE is left out"]
     assert all("pip install 'cobra-vlm[java]'" in line and "\n" not in line for line in found.left_out)
