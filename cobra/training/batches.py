@@ -1,20 +1,29 @@
-"""Batches of rows, from the data workers to the model's device."""
+"""Batches of rows, from the data workers to the model's device, and the number of these workers."""
 
 import os
+import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from cobra.training.preemption import held_back, shield
 from cobra.util.data_utils import IGNORE_INDEX, SKIPPED_ROWS
+from cobra.util.distributed import World
 from cobra.util.errors import UserError
 
 Batch = dict[str, Any]
+SHARED_MEMORY = Path("/dev/shm")
+_MORE_SHARED_MEMORY = "(docker run --shm-size 8g, or --ipc host), or read rows without workers (--num_workers 0)"
+# Batches of a worker that wait to be taken (torch's prefetch_factor), and the one that is being trained on.
+_BATCHES_OF_A_WORKER = 3
+_MOST_BY_DEFAULT = 4
 
 
 def count_targets(labels: Tensor, multimodal_indices: Tensor) -> Tensor:
@@ -68,8 +77,7 @@ def _begin_worker(parent: int, number: int) -> None:
 def grouped(loader: DataLoader, size: int) -> Iterator[list[Batch] | UserError]:
     """Yield lists of `size` successive batches; the sampler pads every global batch, so none is left over.
 
-    The error of a bad row comes in place of the list that it would be in, and is the last: what to do is for all
-    processes to agree on.
+    The error of a bad row comes in place of its list, and is the last: what to do is for all processes to agree on.
     """
     group: list[Batch] = []
     for batch in _read(loader):
@@ -83,7 +91,7 @@ def grouped(loader: DataLoader, size: int) -> Iterator[list[Batch] | UserError]:
 
 
 def _read(loader: DataLoader) -> Iterator[Batch | UserError]:
-    """Yield the batches of a loader; where a worker was killed, an error in the place of one, as the last."""
+    """Yield the batches of a loader; where a worker was killed, an error is the last."""
     handler = signal.getsignal(signal.SIGCHLD)
     try:
         # Workers of the epoch before are asked here whether they are there.
@@ -144,27 +152,64 @@ class CollateOrPass:
         batch = self.collator(rows)
         if get_worker_info() is not None:
             try:
-                _on_tensors(batch, Tensor.share_memory_)
+                tree_map(Tensor.share_memory_, batch)
             except (RuntimeError, OSError) as problem:
                 return UserError(
                     f"a data worker cannot hand over its batch through shared memory ({problem}): give more of it "
-                    "(docker run --shm-size 8g, or --ipc host), or read rows without workers (--num_workers 0)"
+                    f"{_MORE_SHARED_MEMORY}"
                 )
         return batch
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return a batch with its tensors, those by tower too, on a device."""
-    return _on_tensors(batch, lambda value: value.to(device, non_blocking=True))
+    return tree_map(lambda value: value.to(device, non_blocking=True), batch)
 
 
-def _on_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Return a batch with each of its tensors, those by tower too, replaced by the function's."""
-    if isinstance(value, dict):
-        return {name: _on_tensors(item, function) for name, item in value.items()}
-    return function(value)
+def count_workers(
+    asked: int | None,
+    dataset: Dataset,
+    collator: Callable[[Any], Batch],
+    modality_lengths: Sequence[tuple[bool, int]],
+    batch_size: int,
+    world: World,
+    say: Callable[[str], None],
+) -> int:
+    """Return how many worker processes read rows for this training process.
 
+    Args:
+        asked: Value of `--num_workers`; None takes up to 4 where there are cores to spare, on CUDA.
+        dataset: Rows; the longest one with an image is read to learn its size.
+        collator: From rows to a batch.
+        modality_lengths: (has an image, length) of every row.
+        batch_size: Rows of a forward pass.
+        world: The processes.
+        say: Prints a line.
 
-def batch_bytes(batch: Batch) -> int:
-    """Return the bytes of a batch's tensors."""
-    return sum(batch_bytes(value) if isinstance(value, dict) else value.nbytes for value in batch.values())
+    Raises:
+        UserError: There is too little shared memory for the workers that were asked for.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # A worker for every core that the training processes leave free.
+    spare = (os.cpu_count() or 1) // processes - 1 if world.device.type == "cuda" else 0
+    workers = max(0, min(_MOST_BY_DEFAULT, spare)) if asked is None else asked
+    if workers == 0 or not SHARED_MEMORY.is_dir():
+        return workers
+    row = max(range(len(modality_lengths)), key=modality_lengths.__getitem__)
+    try:
+        batch = collator([dataset[row]] * batch_size)
+        needed = processes * workers * _BATCHES_OF_A_WORKER * sum(value.nbytes for value in tree_leaves(batch))
+    except UserError:
+        # The row cannot be read, which the training tells of when it comes.
+        return workers
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed <= free:
+        return workers
+    short = (
+        f"{SHARED_MEMORY} has {free / 2**20:,.0f} MiB free, and {workers} data workers of {processes} processes need "
+        f"{needed / 2**20:,.0f} MiB for their batches"
+    )
+    if asked is not None:
+        raise UserError(f"{short}: give more shared memory {_MORE_SHARED_MEMORY}")
+    say(f"{short}; rows are read without workers. More shared memory (docker run --shm-size 8g) makes training faster")
+    return 0

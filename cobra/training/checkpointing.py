@@ -1,9 +1,9 @@
 """Checkpoints of a model in Cobra's layout, `{"model": {module: state dict}}`; every file is whole or absent."""
 
 import io
+import math
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -28,11 +28,7 @@ _LEFT = "left unwritten by a request to stop"
 
 
 class NotSavedError(SharedError):
-    """A checkpoint could not be written, on a full disk say; those that are there are whole.
-
-    Attributes:
-        reason: Why, in one line.
-    """
+    """A checkpoint could not be written, on a full disk say, for a `reason` in one line; the others are whole."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(
@@ -83,28 +79,24 @@ def save_checkpoint(
     """
     path = run_dir / LATEST.parent / f"step-{step:06d}-epoch-{epoch:02d}-loss={loss:.4f}.pt"
     modules = _gather(vlm)
-    reason, left = None, False
+    reason = None
     if world.is_main:
         try:
             _write(modules, path, milestone, best, is_asked)
             _drop_old(path.parent, keep)
         # torch.save turns what the file says into a RuntimeError.
         except (OSError, RuntimeError) as error:
-            reason, left = cause_of(error), _LEFT in cause_of(error)
-    [(reason, left), *_] = world.gather((reason, left))
-    if left:
-        raise LeftUnwrittenError
-    if reason is not None:
-        raise NotSavedError(path, reason)
-    return path
+            reason = cause_of(error)
+    [reason, *_] = world.gather(reason)
+    if reason is None:
+        return path
+    raise LeftUnwrittenError if _LEFT in reason else NotSavedError(path, reason)
 
 
 def _gather(vlm: CobraVLM) -> dict[str, dict[str, Tensor]]:
-    """Return the modules of a checkpoint, whole and on the CPU; on the main process alone where they are sharded.
-
-    What the checkpoint does not hold is not gathered: beside adapters that is most of the model.
-    """
+    """Return a checkpoint's modules, whole and on the CPU; on the main process alone where they are sharded."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    # Beside adapters most of the model is not gathered.
     modules: dict[str, Any] = {
         key: get_model_state_dict(getattr(vlm, key), options=options) for key in vlm.checkpoint_modules
     }
@@ -145,16 +137,17 @@ def _write(
 
 def _drop_old(folder: Path, keep: int | None) -> None:
     """Delete the checkpoints with a step in their name, but the newest few; the latest and the best are other names."""
-    if keep is not None:
-        for old in sorted(folder.glob("step-*-epoch-*-loss=*.pt"), key=_step)[:-keep]:
-            with suppress(OSError):
-                old.unlink()
+    if keep is None:
+        return
 
+    def step(path: Path) -> float:
+        number = path.name.split("-")[1]
+        # A file without a number is none of ours, and so the last to go.
+        return int(number) if number.isdecimal() else math.inf
 
-def _step(path: Path) -> int:
-    """Return the step in a checkpoint's name; behind all others where it is no number: that file is none of ours."""
-    number = path.name.split("-")[1]
-    return int(number) if number.isdecimal() else sys.maxsize
+    for old in sorted(folder.glob("step-*-epoch-*-loss=*.pt"), key=step)[:-keep]:
+        with suppress(OSError):
+            old.unlink()
 
 
 def _point(name: Path, path: Path) -> None:

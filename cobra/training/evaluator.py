@@ -29,12 +29,7 @@ from cobra.util.torch_utils import bf16_autocast
 
 
 class Evaluator:
-    """Held-out rows, and what is asked about some of them, the same at every evaluation.
-
-    Attributes:
-        dataset: The held-out rows.
-        rows: The rows that are asked about.
-    """
+    """Held-out rows (`dataset`), and those that are asked about (`rows`), the same at every evaluation."""
 
     def __init__(
         self,
@@ -100,25 +95,22 @@ class Evaluator:
     ) -> dict[str, float]:
         """Take the loss on all held-out rows and answer the chosen ones; every process has to call it.
 
-        The model is left as it was: its modes, gradients and shards; no random number is drawn. The main process
-        appends the answers to `samples.jsonl` and writes `samples.html` anew; where the disk is full, it says so and
-        the run goes on.
+        The model keeps its modes, gradients and shards; no random number is drawn. The main process appends the answers
+        to `samples.jsonl` and writes `samples.html` anew, or says that the disk is full.
 
         Args:
-            vlm: The model, sharded or not. A sharded one is gathered on every process for the answers: all its
-                parameters, in the dtype that they are held in, have to fit beside the optimiser's state.
+            vlm: The model. A sharded one is gathered on every process for the answers: all its parameters, as they are
+                held, have to fit beside the optimiser's state.
             world: The processes.
             mixed_precision: Compute in bf16.
             step: Steps done.
             run_dir: Directory of the run.
-            between: Called between batches, as often on every process; may raise to leave the evaluation, of which
-                nothing is written then.
+            between: Called between batches, as often on every process; may raise, and nothing is written then.
 
         Returns:
             The same on every process: `Validation Loss`, the mean over all labelled tokens; `Valid Stages`, the share
-            of answers whose four stages are in order; `Conclusion Match`, the share whose CONCLUSION says the same,
-            among the answers that have one, as their reference has, and absent where there are none. All but the
-            loss are shares, and are told as such.
+            of answers whose four stages are in order; `Conclusion Match`, the share whose CONCLUSION says the same
+            among the answers that have one, as their reference has, and absent where there are none.
 
         Raises:
             UserError: A row cannot be read.
@@ -153,17 +145,13 @@ class Evaluator:
         try:
             self._log.write(run_dir, step, answers)
         except OSError as error:
-            print(
-                f"warning: the answers of step {step} could not be written to {run_dir} ({error}); the run goes on",
-                file=sys.stderr,
-                flush=True,
-            )
+            text = f"warning: the answers of step {step} could not be written to {run_dir} ({error}); the run goes on"
+            print(text, file=sys.stderr, flush=True)
 
     def _shares(self, answers: list[str], world: World) -> dict[str, float]:
         """Return the shares of what the main process has been answered: rounding may differ between devices."""
-        counts = structure(
-            (answer, row.reference, row.question) for answer, row in zip(answers, self.rows, strict=True)
-        )
+        pairs = zip(answers, self.rows, strict=True)
+        counts = structure((answer, row.reference, row.question) for answer, row in pairs)
         shared = torch.tensor(counts if world.is_main else [0] * len(counts), device=world.device)
         total, valid, compared, matched = world.sum(shared).tolist()
         shares = {"Valid Stages": valid / total}
@@ -171,11 +159,7 @@ class Evaluator:
 
 
 def spread(sources: Sequence[str]) -> list[int]:
-    """Return the numbers of all rows: the first row of every source, the biggest source first, then the second, ...
-
-    Args:
-        sources: Source of each row.
-    """
+    """Return the numbers of all rows: the first row of every source, the biggest source first, then the second, ..."""
     rows = defaultdict[str, list[int]](list)
     for row, name in enumerate(sources):
         rows[name].append(row)
@@ -187,8 +171,8 @@ def spread(sources: Sequence[str]) -> list[int]:
 def gathered(vlm: CobraVLM) -> Iterator[None]:
     """Hold all parameters whole on every process for a while; inside :func:`evaluation_mode`, after a forward pass.
 
-    So every process writes its answers by itself, without a message between them: of a model of 3 billion parameters
-    each token would otherwise gather 11 GB, and processes that disagree about the last token would wait for ever.
+    Else each token would gather the model, 11 GB for 3 billion parameters, and processes that disagree about the last
+    token would wait for ever.
     """
     freed = []
     for unit in vlm.modules():

@@ -1,6 +1,7 @@
 """Operations (FLOPs) of a training step, counted from the modules' sizes, and peaks of common GPUs."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -52,20 +53,12 @@ def peak_tflops(device_name: str) -> float | None:
 class Part:
     """Operations of one part of a model for one unit of its input: an image, a position, a label.
 
-    forward: Operations of the forward pass.
-    backward: Operations of the backward pass: as much again for the gradient of the input where one is asked for, and
-        for that of the weights where they are trained.
+    backward: As much as forward for the gradient of the input where one is asked for, and for that of the weights where
+        they are trained.
     """
 
     forward: float
     backward: float
-
-    def __add__(self, other: "Part") -> "Part":
-        return Part(self.forward + other.forward, self.backward + other.backward)
-
-    def times(self, count: float) -> "Part":
-        """Return the operations for many units."""
-        return Part(self.forward * count, self.backward * count)
 
     @property
     def total(self) -> float:
@@ -93,16 +86,15 @@ class ModelFlops:
 
 def count_flops(vlm: CobraVLM) -> ModelFlops:
     """Count the operations of a model, whole or sharded, on any device; `requires_grad` says what is trained."""
-    llm = vlm.llm_backbone.llm
-    towers_trained = _is_trained(vlm.vision_backbone)
-    blocks = [_block(block) for block in llm.backbone.layers]
-    vocabulary, width = llm.lm_head.out_features, llm.lm_head.in_features
+    vision, llm = vlm.vision_backbone, vlm.llm_backbone.llm
+    mixers: list[Any] = [block.mixer for block in llm.backbone.layers]
+    scan = sum(mixer.scan_flops() for mixer in mixers)
     return ModelFlops(
-        towers=sum((_tower(tower) for tower in vlm.vision_backbone.towers), Part(0, 0)),
-        projector=_projector(vlm.projector, vlm.vision_backbone.num_patches, towers_trained),
-        matrices=sum((matrices for matrices, _ in blocks), Part(0, 0)),
-        scan=sum((scan for _, scan in blocks), Part(0, 0)),
-        head=_linear(width, vocabulary, llm.lm_head.weight.requires_grad, True),
+        towers=_sum(map(_tower, vision.towers)),
+        projector=_projector(vlm.projector, vision.num_patches, _is_trained(vision)),
+        matrices=_sum(map(_linears, mixers)),
+        scan=Part(scan, 2 * scan),
+        head=_linear(llm.lm_head),
     )
 
 
@@ -119,8 +111,8 @@ def flops_per_step(
         recomputed: Count the second forward pass of the blocks that gradient checkpointing makes. It is no part of the
             model's own operations, which MFU is made of.
     """
-    blocks = model.matrices + model.scan
-    once = (model.towers + model.projector).total * images + blocks.total * positions + model.head.total * labels
+    blocks = _sum((model.matrices, model.scan))
+    once = (model.towers.total + model.projector.total) * images + blocks.total * positions + model.head.total * labels
     return once + (blocks.forward * positions if recomputed else 0.0)
 
 
@@ -128,23 +120,20 @@ def _is_trained(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _linear(inputs: int, outputs: int, trained: bool, passed_on: bool) -> Part:
-    """Return the operations of a linear layer for one vector; `passed_on` is the gradient of its input."""
-    forward = 2.0 * inputs * outputs
-    return Part(forward, forward * (trained + passed_on))
+def _sum(parts: Iterable[Part]) -> Part:
+    parts = list(parts)
+    return Part(sum(part.forward for part in parts), sum(part.backward for part in parts))
 
 
-def _linears(module: nn.Module, passed_on: bool = True) -> Part:
+def _linear(layer: nn.Linear | nn.Conv2d, vectors: int = 1) -> Part:
+    """Return the operations of a linear layer, or a depthwise convolution, for some vectors that need gradients."""
+    forward = 2.0 * layer.weight.numel() * vectors
+    return Part(forward, forward * (1 + layer.weight.requires_grad))
+
+
+def _linears(module: nn.Module, vectors: int = 1) -> Part:
     """Return the operations of all linear layers of a module, each used once for a vector."""
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
-    parts = [_linear(layer.in_features, layer.out_features, layer.weight.requires_grad, passed_on) for layer in layers]
-    return sum(parts, Part(0, 0))
-
-
-def _block(block: Any) -> tuple[Part, Part]:
-    """Return the operations of a Mamba block for a position: those of its linear layers, and of all else."""
-    forward = block.mixer.scan_flops()
-    return _linears(block.mixer), Part(forward, 2 * forward)
+    return _sum(_linear(layer, vectors) for layer in module.modules() if isinstance(layer, nn.Linear))
 
 
 def _tower(tower: Tower) -> Part:
@@ -153,17 +142,12 @@ def _tower(tower: Tower) -> Part:
     return Part(forward, (2 * forward - reading_pixels) * _is_trained(tower))
 
 
-def _projector(projector: Any, patches: int, towers_trained: bool) -> Part:
+def _projector(projector: nn.Module, patches: int, towers_trained: bool) -> Part:
     """Return the operations of a projector for an image; it pools after its linear layers, before its convolution."""
-    layers = [layer for layer in projector.modules() if isinstance(layer, nn.Linear)]
-    total = _linears(projector)
-    if not towers_trained:
-        first = layers[0]
-        total = Part(total.forward, total.backward - 2.0 * first.in_features * first.out_features)
-    total = total.times(patches)
-    for layer in projector.modules():
-        if isinstance(layer, nn.Conv2d):
-            # Depthwise: a tap has a single input.
-            taps = _linear(1, layer.weight.numel(), layer.weight.requires_grad, True)
-            total += taps.times(projected_positions(projector, patches))
-    return total
+    pooled = projected_positions(projector, patches)
+    taps = (_linear(layer, pooled) for layer in projector.modules() if isinstance(layer, nn.Conv2d))
+    total = _sum((_linears(projector, patches), *taps))
+    if towers_trained:
+        return total
+    first = next(layer for layer in projector.modules() if isinstance(layer, nn.Linear))
+    return replace(total, backward=total.backward - _linear(first, patches).forward)

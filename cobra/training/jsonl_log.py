@@ -11,10 +11,7 @@ from cobra.util.jsonl import append_lines, read_log
 
 
 class StepLines:
-    """A file with lines that name their step; steps never go down.
-
-    What is appended is handed to the system at once, so that a killed run keeps what it has done.
-    """
+    """A file with lines that name their step; steps never go down, and what is appended survives a kill."""
 
     def __init__(self, path: Path, step_key: str, last_step: int) -> None:
         """Open the file, and make it where it is absent.
@@ -27,19 +24,14 @@ class StepLines:
         Raises:
             UserError: It is a link, or no plain file.
         """
-        self._path = path
-        self._key = step_key
+        self._path, self._key = path, step_key
         refuse_link(path)
         path.touch()
         # Cutting is one call of the system: it is done or not, and needs no room on the disk.
         os.truncate(path, max((end for end, _ in _whole_lines(path, step_key, last_step)), default=0))
 
     def append(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Write lines, all of them or none; a number that is not finite becomes null.
-
-        Raises:
-            OSError: The file cannot be written, on a full disk say; it is as it was.
-        """
+        """Write lines, or raise an OSError and write none; a number that is not finite becomes null."""
         append_lines(self._path, map(_finite, lines))
 
     def read(self) -> Iterator[dict[str, Any]]:

@@ -20,9 +20,9 @@ from cobra.preprocessing import get_dataset_and_collator
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
 from cobra.preprocessing.materialize import find_components
 from cobra.training.after_step import step_parts
+from cobra.training.batches import count_workers
 from cobra.training.check_run import check_run
 from cobra.training.config import PretrainConfig, stage_hyperparameters, stage_prefix
-from cobra.training.data_workers import count_workers
 from cobra.training.evaluator import Evaluator
 from cobra.training.flops import peak_tflops
 from cobra.training.loop import TrainingLoop

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cobra.training import data_workers as workers
-from cobra.training.data_workers import count_workers
+from cobra.training import batches
+from cobra.training.batches import count_workers
 from cobra.util.distributed import World
 from cobra.util.errors import UserError
 
@@ -23,7 +23,7 @@ def count(asked, monkeypatch, free: int, world: World = CPU, rows=None) -> tuple
             read.append(index)
             return torch.zeros(250)
 
-    monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    monkeypatch.setattr(batches.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     found = count_workers(
         asked, rows or Rows(), lambda rows: {"rows": {"dino": torch.stack(rows)}}, LENGTHS, 4, world, said.append
@@ -34,7 +34,7 @@ def count(asked, monkeypatch, free: int, world: World = CPU, rows=None) -> tuple
 
 @pytest.mark.fault("F3")
 def test_shared_memory_is_compared_with_what_the_workers_need(monkeypatch, tmp_path):
-    monkeypatch.setattr(workers, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(batches, "SHARED_MEMORY", tmp_path)
     # Two processes with three workers with three batches of four rows.
     needed = 2 * 3 * 3 * 4 * 1000
     assert count(3, monkeypatch, needed) == (3, [])
@@ -45,8 +45,8 @@ def test_shared_memory_is_compared_with_what_the_workers_need(monkeypatch, tmp_p
 
 @pytest.mark.fault("F3")
 def test_by_default_rows_are_read_without_workers_where_there_is_too_little(monkeypatch, tmp_path):
-    monkeypatch.setattr(workers, "SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(workers.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(batches, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(batches.os, "cpu_count", lambda: 16)
     cuda = World(0, 1, torch.device("cuda"))
     assert count(None, monkeypatch, 10**9, cuda) == (4, [])
     found, [said] = count(None, monkeypatch, 10**4, cuda)
@@ -59,7 +59,7 @@ def test_where_there_is_no_such_folder_or_the_row_is_bad_nothing_is_compared(mon
         def __getitem__(self, index):
             raise UserError("no image")
 
-    monkeypatch.setattr(workers, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(batches, "SHARED_MEMORY", tmp_path)
     assert count(2, monkeypatch, 0, rows=Bad()) == (2, [])
-    monkeypatch.setattr(workers, "SHARED_MEMORY", tmp_path / "missing")
+    monkeypatch.setattr(batches, "SHARED_MEMORY", tmp_path / "missing")
     assert count(2, monkeypatch, 0) == (2, [])
