@@ -6,9 +6,8 @@ from cobra.util.lazy import lazy_names
 
 if TYPE_CHECKING:
     from cobra.training.config import Hyperparameters, stage_hyperparameters
-    from cobra.training.materialize import get_train_strategy
     from cobra.training.metrics import Metrics
-    from cobra.training.strategy import StepResult, TrainStrategy
+    from cobra.training.strategy import StepResult, TrainStrategy, get_train_strategy
 
 __all__ = ["Hyperparameters", "Metrics", "StepResult", "TrainStrategy", "get_train_strategy", "stage_hyperparameters"]
 
@@ -19,7 +18,7 @@ __getattr__ = lazy_names(
         "Metrics": "cobra.training.metrics",
         "StepResult": "cobra.training.strategy",
         "TrainStrategy": "cobra.training.strategy",
-        "get_train_strategy": "cobra.training.materialize",
+        "get_train_strategy": "cobra.training.strategy",
         "stage_hyperparameters": "cobra.training.config",
     },
 )

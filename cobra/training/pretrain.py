@@ -1,9 +1,9 @@
 """One run of training, from its configuration to its last checkpoint."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from cobra.training.evaluator import Evaluator
 from cobra.training.flops import peak_tflops
 from cobra.training.loop import TrainingLoop
 from cobra.training.lora import apply_lora, check_base
-from cobra.training.materialize import get_train_strategy
 from cobra.training.metrics import Metrics
 from cobra.training.objective import Objective, find_objective
 from cobra.training.planning import show_plan
@@ -37,7 +36,7 @@ from cobra.training.row_checks import check_images, tell_markers, tell_rows
 from cobra.training.run_context import StepPart
 from cobra.training.run_directory import FINISHED, STOPPED, describe_stop, find_run, write_run_dir
 from cobra.training.run_state import RESUME, clear_unfinished, delete_states, logged_step
-from cobra.training.strategy import StepResult, TrainStrategy
+from cobra.training.strategy import StepResult, TrainStrategy, get_train_strategy
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World, hold_together, join_world
 from cobra.util.files import write_json
@@ -51,9 +50,7 @@ _TAKEN = "another start trains"
 
 
 def pretrain(config: PretrainConfig, further_parts: Sequence[StepPart] = ()) -> Path:
-    """Run one stage of training.
-
-    Everything that can be wrong is checked before the run directory is made.
+    """Run one stage of training; everything that can be wrong is checked before the run directory is made.
 
     Args:
         config: The configuration.
@@ -67,13 +64,13 @@ def pretrain(config: PretrainConfig, further_parts: Sequence[StepPart] = ()) -> 
         Stopped: The run was asked to stop; its state is saved.
     """
     check_run(config, (config.dry_run and config.plan.world_size) or int(os.environ.get("WORLD_SIZE", "1")))
+    run_dir = find_run(config)[1]
+    starts_as_main = os.environ.get("RANK", "0") == "0"
     if config.dry_run:
-        run_dir = find_run(config)[1]
         # Under torchrun every process makes the plan, and one shows it.
-        console = Console(quiet=os.environ.get("RANK", "0") != "0", soft_wrap=True, highlight=False)
+        console = Console(quiet=not starts_as_main, soft_wrap=True, highlight=False)
         show_plan(config, config.plan, config.lora, run_dir, console, config.offload_optimizer)
         return run_dir
-    run_dir = find_run(config)[1]
     grace = config.stop_grace_seconds or grace_seconds(os.environ, os.getppid())
     with StopRequests(config.time_limit, grace, job_end(os.environ)) as stop, ExitStack() as stack:
         try:
@@ -82,305 +79,250 @@ def pretrain(config: PretrainConfig, further_parts: Sequence[StepPart] = ()) -> 
             held = stack.enter_context(hold_together(world, run_dir, _TAKEN))
         except Stopped as stopped:
             # No mark is left: another start may be in that directory.
-            if os.environ.get("RANK", "0") == "0":
+            if starts_as_main:
                 print(f"stopped by {stopped.reason} before the first step of this start: run the same command to go on")
             raise
-        return _pretrain(config, world, run_dir, held, stop, further_parts)
+        say = Console(quiet=not world.is_main, soft_wrap=True, highlight=False).print
+        state = None
+        try:
+            # Again: another start may have saved a state meanwhile. Machines may see a shared folder differently.
+            [(run_id, run_dir, state), *_] = world.gather(world.on_main(lambda: find_run(config)))
+            if world.is_main:
+                (run_dir / STOPPED).unlink(missing_ok=True)
+            _Start(config, world, held, run_id, run_dir, state, say).train(stop, further_parts)
+        except Stopped as stopped:
+            if world.is_main:
+                say(describe_stop(run_dir, state, stopped))
+            if stopped.step is not None:
+                # All have agreed. One that ends earlier may take the main process along before it has left its mark.
+                world.barrier()
+            raise
+        return run_dir
 
 
-def _pretrain(
-    config: PretrainConfig,
-    world: World,
-    run_dir: Path,
-    held: Hold | None,
-    stop: StopRequests,
-    further_parts: Sequence[StepPart],
-) -> Path:
-    say = Console(quiet=not world.is_main, soft_wrap=True, highlight=False).print
-    state = None
-    try:
-        # Again: another start may have saved a state meanwhile. Machines may see a shared folder differently.
-        [run, *_] = world.gather(world.on_main(lambda: find_run(config)))
-        state = run[2]
-        if world.is_main:
-            (run_dir / STOPPED).unlink(missing_ok=True)
-        return _train(config, world, held, stop, run, further_parts, say)
-    except Stopped as stopped:
-        if world.is_main:
-            say(describe_stop(run_dir, state, stopped))
-        if stopped.step is not None:
-            # All have agreed. One that ends earlier may take the main process along before it has left its mark.
-            world.barrier()
-        raise
+@dataclass(frozen=True)
+class _Start:
+    """One start of a run on this process."""
 
+    config: PretrainConfig
+    world: World
+    held: Hold | None
+    """The run directory as the main process holds it."""
+    run_id: str
+    run_dir: Path
+    state: Path | None
+    """State to go on from."""
+    say: Callable[..., None]
 
-def _train(
-    config: PretrainConfig,
-    world: World,
-    held: Hold | None,
-    stop: StopRequests,
-    run: tuple[str, Path, Path | None],
-    further_parts: Sequence[StepPart],
-    say: Any,
-) -> Path:
-    run_id, run_dir, state = run
-    # Before anything is written: what is given may be the token itself.
-    read_hf_token(config.hf_token)
-    annotation_file, _ = find_components(config.stage, config.dataset)
-    objective = find_objective(config.objective)()
-    set_global_seed(config.seed)
-    vlm, loaded, source = _build(config, run_dir, say)
-    dataset, collator = _open_rows(config, config.dataset, vlm, objective, world, state, say)
-    tell_markers(dataset, say)
-    evaluator = _open_holdout(config, vlm, objective, world, state, say)
-    setting = world.on_main(lambda: _setting(config, vlm, dataset, evaluator, run_dir, state, say))
-    if config.lora.rank:
-        check_base(vlm, loaded)
-        apply_lora(vlm, config.lora)
-    lengths = _lengths(config, dataset, vlm, say)
-    strategy = _strategy(config, vlm, world, objective)
-    strategy.run_setup()
-    _announce(config, world, vlm, dataset, say)
+    def train(self, stop: StopRequests, further_parts: Sequence[StepPart]) -> None:
+        config, world, say = self.config, self.world, self.say
+        # Before anything is written: what is given may be the token itself.
+        read_hf_token(config.hf_token)
+        annotation_file, _ = find_components(config.stage, config.dataset)
+        objective = find_objective(config.objective)()
+        set_global_seed(config.seed)
+        vlm, loaded, source = self.build()
+        dataset, collator = self.open_rows(config.dataset, vlm, objective)
+        tell_markers(dataset, say)
+        evaluator = self.open_holdout(vlm, objective)
+        setting = world.on_main(lambda: self.setting(vlm, dataset, evaluator))
+        if config.lora.rank:
+            check_base(vlm, loaded)
+            apply_lora(vlm, config.lora)
+        lengths = self.lengths(dataset, vlm)
+        strategy = self.strategy(vlm, objective)
+        strategy.run_setup()
+        self.announce(vlm, dataset)
 
-    def open_run_dir() -> Metrics:
-        assert held is not None
-        held.confirm(_TAKEN)
-        made_of = describe_run(world, annotation_file, dataset.examples.sha256, len(dataset), source, loaded)
-        return _open_run_dir(config, world, run_id, run_dir, state, made_of, evaluator)
+        def open_run_dir() -> Metrics:
+            assert self.held is not None
+            self.held.confirm(_TAKEN)
+            made_of = describe_run(world, annotation_file, dataset.examples.sha256, len(dataset), source, loaded)
+            return self.open_run_dir(made_of, evaluator)
 
-    metrics = world.on_main(open_run_dir)
-    parts = step_parts(
-        metrics,
-        evaluator,
-        config.eval_interval_steps,
-        config.keep_epochs,
-        config.save_interval_steps,
-        config.save_interval_minutes,
-        further_parts,
-    )
-    loop = _build_loop(config, strategy, dataset, collator, lengths, run_dir, parts, setting, say)
-    try:
-        # What is raised while torch reads a state comes out as an error of that state.
-        stop.wait_for_steps()
-        if state is not None:
-            loop.restore(state)
-        result = loop.run(stop)
-    finally:
-        if metrics is not None:
-            metrics.finalize()
-    _finish(strategy, result, run_dir, len(dataset), say)
-    return run_dir
+        metrics = world.on_main(open_run_dir)
+        save_intervals = config.save_interval_steps, config.save_interval_minutes
+        parts = step_parts(
+            metrics, evaluator, config.eval_interval_steps, config.keep_epochs, *save_intervals, further_parts
+        )
+        size = strategy.hyperparameters.per_device_batch_size
+        workers = count_workers(config.num_workers, dataset, collator, lengths, size, world, say)
+        limits = config.keep_checkpoints, config.max_skipped
+        loop = TrainingLoop(
+            strategy, dataset, collator, lengths, self.run_dir, parts, config.seed, workers, setting, *limits
+        )
+        try:
+            # What is raised while torch reads a state comes out as an error of that state.
+            stop.wait_for_steps()
+            if self.state is not None:
+                loop.restore(self.state)
+            result = loop.run(stop)
+        finally:
+            if metrics is not None:
+                metrics.finalize()
+        self.finish(strategy, result, len(dataset))
 
+    def build(self) -> tuple[CobraVLM, list[str], Path | None]:
+        """Build the model, load what its stage starts from, say in plain words what that is, and freeze what stays."""
+        config, say = self.config, self.say
+        path: Path | None = None
+        checkpoint: Checkpoint = {}
+        token = read_hf_token(config.hf_token)
+        if config.pretrained_checkpoint is not None:
+            path = Path(config.pretrained_checkpoint)
+            if not path.is_file():
+                path = find_checkpoint(config.pretrained_checkpoint, token).path
+            checkpoint = read_checkpoint(path)
+        vlm = build_vlm(vars(config.model), checkpoint, token)
+        if path is None:
+            path = vlm.find_align_checkpoint(config.stage, self.run_dir)
+            checkpoint = {} if path is None else read_checkpoint(path)
+        loaded: list[str] = []
+        if path is None:
+            say("no --pretrained_checkpoint: training starts from the bare backbones and a new projector")
+        else:
+            loaded = vlm.load_modules(checkpoint, path)
+            say(f"loaded from {path}: {', '.join(loaded)}")
+            if path == vision_spec(config.model.vision_backbone_id).weights:
+                # The packaged model's towers are the backbone's own, which load() has without this run's checkpoint.
+                vlm.altered_module_keys.discard("vision_backbone")
+        architecture = config.model.arch_specifier
+        if config.stage == "align" and architecture.startswith("no-align"):
+            say(f"warning: the architecture {architecture!r} needs no align stage; it is run all the same")
+        vlm.freeze_backbones(config.stage)
+        return vlm, loaded, path
 
-def _build_loop(
-    config: PretrainConfig,
-    strategy: TrainStrategy,
-    dataset: AlignDataset | FinetuneDataset,
-    collator: PaddedCollatorForLanguageModeling,
-    lengths: list[tuple[bool, int]],
-    run_dir: Path,
-    parts: list[StepPart],
-    setting: dict[str, Any] | None,
-    say: Any,
-) -> TrainingLoop:
-    """Build the loop, with as many data workers as shared memory allows."""
-    batch_size = strategy.hyperparameters.per_device_batch_size
-    workers = count_workers(config.num_workers, dataset, collator, lengths, batch_size, strategy.world, say)
-    seed, keep, skipped = config.seed, config.keep_checkpoints, config.max_skipped
-    return TrainingLoop(strategy, dataset, collator, lengths, run_dir, parts, seed, workers, setting, keep, skipped)
+    def open_rows(
+        self, rows: DatasetConfig, vlm: CobraVLM, objective: Objective
+    ) -> tuple[AlignDataset | FinetuneDataset, PaddedCollatorForLanguageModeling]:
+        vision, llm = vlm.vision_backbone, vlm.llm_backbone
+        dataset, collator = get_dataset_and_collator(
+            self.config.stage,
+            rows,
+            vision.image_transform,
+            llm.tokenizer,
+            llm.prompt_builder_fn,
+            vision.default_image_resolution,
+            row_fields=objective.row_fields,
+        )
+        check_images(dataset, self.config, self.state is not None, self.world, self.say)
+        return dataset, collator
 
+    def open_holdout(self, vlm: CobraVLM, objective: Objective) -> Evaluator | None:
+        """Open the rows that are never trained on, where the data set has some."""
+        config, say = self.config, self.say
+        components = config.dataset.holdout_components
+        if config.stage == "align" or components is None:
+            return None
+        file = config.dataset.dataset_root_dir / components[0]
+        if not file.is_file():
+            say(f"there are no held-out rows ({file} does not exist): no loss is reported on rows not trained on")
+            return None
+        # All of them, whatever is dropped of the training rows: one number for all runs.
+        # One whose image breaks off is named and left out of it: it ends no run in the middle.
+        rows = replace(config.dataset, finetune_stage_components=components, truncation="right", on_bad_image="skip")
+        dataset, collator = self.open_rows(rows, vlm, objective)
+        say(f"{len(dataset):,} held-out rows in {file}")
+        tell_rows(dataset, say)
+        assert isinstance(dataset, FinetuneDataset)
+        size = config.model.finetune_per_device_batch_size
+        return Evaluator(
+            dataset, collator, dataset.get_modality_lengths(), size, config.eval_samples, objective=objective
+        )
 
-def _setting(
-    config: PretrainConfig,
-    vlm: CobraVLM,
-    dataset: AlignDataset | FinetuneDataset,
-    evaluator: Evaluator | None,
-    run_dir: Path,
-    state: Path | None,
-    say: Any,
-) -> dict[str, Any]:
-    """Return what must not change when the run goes on, and compare it with the state that it goes on from."""
-    setting = setting_of(config, vlm, dataset, None if evaluator is None else evaluator.dataset)
-    if state is not None:
-        unknown = check_setting(run_dir, state, setting)
+    def setting(
+        self, vlm: CobraVLM, dataset: AlignDataset | FinetuneDataset, evaluator: Evaluator | None
+    ) -> dict[str, Any]:
+        """Return what must not change when the run goes on, and compare it with the state that it goes on from."""
+        setting = setting_of(self.config, vlm, dataset, None if evaluator is None else evaluator.dataset)
+        unknown = [] if self.state is None else check_setting(self.run_dir, self.state, setting)
         if unknown:
-            say(
-                f"warning: the state {state} was saved by an older version, which did not keep {', '.join(unknown)}: "
-                "these are not compared with those of the run's beginning"
+            self.say(
+                f"warning: the state {self.state} was saved by an older version, which did not keep "
+                f"{', '.join(unknown)}: these are not compared with those of the run's beginning"
             )
-    return setting
+        return setting
 
+    def lengths(self, dataset: AlignDataset | FinetuneDataset, vlm: CobraVLM) -> list[tuple[bool, int]]:
+        """Return (has an image, length) of every row; say how many rows are left out."""
+        if isinstance(dataset, AlignDataset):
+            return dataset.get_modality_lengths(vlm.vision_backbone.num_patches)
+        if dataset.left_out:
+            self.say(
+                f"{dataset.left_out:,} of {dataset.left_out + len(dataset):,} rows are left out: their last CONCLUSION "
+                f"ends beyond {self.config.model.llm_max_length:,} tokens (--dataset.truncation drop)"
+            )
+        return dataset.get_modality_lengths()
 
-def _strategy(config: PretrainConfig, vlm: CobraVLM, world: World, objective: Objective) -> TrainStrategy:
-    model, prefix = config.model, stage_prefix(config.stage)
-    return get_train_strategy(
-        getattr(model, f"{prefix}_train_strategy"),
-        vlm,
-        world,
-        stage_hyperparameters(model, config.stage),
-        enable_gradient_checkpointing=model.enable_gradient_checkpointing,
-        enable_mixed_precision_training=model.enable_mixed_precision_training,
-        reduce_in_full_precision=model.reduce_in_full_precision,
-        flag_prefix=prefix,
-        sharding_group_size=config.sharding_group_size,
-        offload_optimizer=config.offload_optimizer,
-        objective=objective,
-    )
-
-
-def _open_run_dir(
-    config: PretrainConfig,
-    world: World,
-    run_id: str,
-    run_dir: Path,
-    state: Path | None,
-    made_of: dict[str, Any],
-    evaluator: Evaluator | None,
-) -> Metrics:
-    """Make the run directory, or cut it back to the state that the run goes on from; return the open metrics."""
-    reached = None if state is None else logged_step(state)
-    (run_dir / RESUME).mkdir(parents=True, exist_ok=True)
-    clear_unfinished(run_dir)
-    if evaluator is not None:
-        evaluator.cut_back(run_dir, reached or 0)
-    hparams = write_run_dir(config, run_id, run_dir)
-    write_json(run_dir / PROVENANCE, made_of if reached is None else resumed_record(run_dir / PROVENANCE, made_of))
-    return Metrics(
-        config.trackers,
-        run_id,
-        run_dir,
-        hparams,
-        config.stage,
-        config.wandb_project,
-        config.wandb_entity,
-        resumed_step=reached,
-        peak_flops=_peak_flops(world),
-    )
-
-
-def _finish(strategy: TrainStrategy, result: StepResult | None, run_dir: Path, rows: int, say: Any) -> None:
-    """Mark a run as finished, say so, and delete the states that it will not go on from."""
-    if strategy.skipped_rows:
-        say(
-            f"warning: {strategy.skipped_rows:,} of {rows:,} rows had a missing or unreadable image and taught "
-            "nothing; the lines 'a row is skipped' name them"
+    def strategy(self, vlm: CobraVLM, objective: Objective) -> TrainStrategy:
+        model, prefix = self.config.model, stage_prefix(self.config.stage)
+        return get_train_strategy(
+            getattr(model, f"{prefix}_train_strategy"),
+            vlm,
+            self.world,
+            stage_hyperparameters(model, self.config.stage),
+            enable_gradient_checkpointing=model.enable_gradient_checkpointing,
+            enable_mixed_precision_training=model.enable_mixed_precision_training,
+            reduce_in_full_precision=model.reduce_in_full_precision,
+            flag_prefix=prefix,
+            sharding_group_size=self.config.sharding_group_size,
+            offload_optimizer=self.config.offload_optimizer,
+            objective=objective,
         )
-    loss = "" if result is None else f", last loss {result.loss:.4f}"
-    say(f"done: {strategy.global_step} steps{loss}; checkpoint: {run_dir / LATEST}")
-    if strategy.world.is_main:
-        write_json(run_dir / FINISHED, {"steps": strategy.global_step, "skipped": strategy.skipped_steps})
-        delete_states(run_dir)
 
-
-def _lengths(
-    config: PretrainConfig, dataset: AlignDataset | FinetuneDataset, vlm: CobraVLM, say: Any
-) -> list[tuple[bool, int]]:
-    """Return (has an image, length) of every row; say how many rows are left out."""
-    if isinstance(dataset, AlignDataset):
-        return dataset.get_modality_lengths(vlm.vision_backbone.num_patches)
-    if dataset.left_out:
+    def announce(self, vlm: CobraVLM, dataset: AlignDataset | FinetuneDataset) -> None:
+        config, world, say = self.config, self.world, self.say
+        parts = []
+        for key, module in vlm.named_children():
+            count = sum(parameter.numel() for parameter in module.parameters())
+            parts.append(f"{key} {count / 1e6:,.2f} M ({'trained' if key in vlm.trainable_module_keys else 'frozen'})")
+        say(f"{config.model.model_id}: {', '.join(parts)}")
+        images = int(dataset.examples.has_image.sum())
         say(
-            f"{dataset.left_out:,} of {dataset.left_out + len(dataset):,} rows are left out: their last CONCLUSION "
-            f"ends beyond {config.model.llm_max_length:,} tokens (--dataset.truncation drop)"
+            f"{len(dataset):,} rows of {config.dataset.dataset_id} ({images:,} with an image, "
+            f"{len(dataset) - images:,} of text only), stage {config.stage}, on {world.size} x {world.device.type}"
         )
-    return dataset.get_modality_lengths()
+        tell_rows(dataset, say)
+        if config.model.enable_mixed_precision_training and world.device.type != "cuda":
+            say(f"mixed precision is for CUDA; on {world.device.type} everything is computed in fp32")
 
+    def open_run_dir(self, made_of: dict[str, Any], evaluator: Evaluator | None) -> Metrics:
+        """Make the run directory, or cut it back to the state that the run goes on from; return the open metrics."""
+        config, world, run_dir = self.config, self.world, self.run_dir
+        reached = None if self.state is None else logged_step(self.state)
+        (run_dir / RESUME).mkdir(parents=True, exist_ok=True)
+        clear_unfinished(run_dir)
+        if evaluator is not None:
+            evaluator.cut_back(run_dir, reached or 0)
+        hparams = write_run_dir(config, self.run_id, run_dir)
+        write_json(run_dir / PROVENANCE, made_of if reached is None else resumed_record(run_dir / PROVENANCE, made_of))
+        return Metrics(
+            config.trackers,
+            self.run_id,
+            run_dir,
+            hparams,
+            config.stage,
+            config.wandb_project,
+            config.wandb_entity,
+            resumed_step=reached,
+            peak_flops=_peak_flops(world),
+        )
 
-def _build(config: PretrainConfig, run_dir: Path, say: Any) -> tuple[CobraVLM, list[str], Path | None]:
-    """Build the model, load what its stage starts from, say in plain words what that is, and freeze what stays."""
-    path: Path | None = None
-    checkpoint: Checkpoint = {}
-    token = read_hf_token(config.hf_token)
-    if config.pretrained_checkpoint is not None:
-        path = Path(config.pretrained_checkpoint)
-        if not path.is_file():
-            path = find_checkpoint(config.pretrained_checkpoint, token).path
-        checkpoint = read_checkpoint(path)
-    vlm = build_vlm(vars(config.model), checkpoint, token)
-    if path is None:
-        path = vlm.find_align_checkpoint(config.stage, run_dir)
-        checkpoint = {} if path is None else read_checkpoint(path)
-    if path is None:
-        say("no --pretrained_checkpoint: training starts from the bare backbones and a new projector")
-        loaded = []
-    else:
-        loaded = vlm.load_modules(checkpoint, path)
-        say(f"loaded from {path}: {', '.join(loaded)}")
-    if path is not None and path == vision_spec(config.model.vision_backbone_id).weights:
-        # The towers of the packaged model are the backbone's own, which load() has without this run's checkpoint.
-        vlm.altered_module_keys.discard("vision_backbone")
-    if config.stage == "align" and config.model.arch_specifier.startswith("no-align"):
-        say(f"warning: the architecture {config.model.arch_specifier!r} needs no align stage; it is run all the same")
-    vlm.freeze_backbones(config.stage)
-    return vlm, loaded, path
-
-
-def _open_rows(
-    config: PretrainConfig,
-    rows: DatasetConfig,
-    vlm: CobraVLM,
-    objective: Objective,
-    world: World,
-    state: Path | None,
-    say: Any,
-) -> tuple[AlignDataset | FinetuneDataset, PaddedCollatorForLanguageModeling]:
-    dataset, collator = get_dataset_and_collator(
-        config.stage,
-        rows,
-        vlm.vision_backbone.image_transform,
-        vlm.llm_backbone.tokenizer,
-        vlm.llm_backbone.prompt_builder_fn,
-        vlm.vision_backbone.default_image_resolution,
-        row_fields=objective.row_fields,
-    )
-    check_images(dataset, config, state is not None, world, say)
-    return dataset, collator
-
-
-def _open_holdout(
-    config: PretrainConfig, vlm: CobraVLM, objective: Objective, world: World, state: Path | None, say: Any
-) -> Evaluator | None:
-    """Open the rows that are never trained on, where the data set has some."""
-    components = config.dataset.holdout_components
-    if config.stage == "align" or components is None:
-        return None
-    file = config.dataset.dataset_root_dir / components[0]
-    if not file.is_file():
-        say(f"there are no held-out rows ({file} does not exist): no loss is reported on rows that are not trained on")
-        return None
-    # All of them, whatever is dropped of the training rows: one number for all runs.
-    # One whose image breaks off is named and left out of it: it ends no run in the middle.
-    rows = replace(config.dataset, finetune_stage_components=components, truncation="right", on_bad_image="skip")
-    dataset, collator = _open_rows(config, rows, vlm, objective, world, state, say)
-    say(f"{len(dataset):,} held-out rows in {file}")
-    tell_rows(dataset, say)
-    assert isinstance(dataset, FinetuneDataset)
-    lengths = dataset.get_modality_lengths()
-    size = config.model.finetune_per_device_batch_size
-    return Evaluator(dataset, collator, lengths, size, config.eval_samples, objective=objective)
-
-
-def _announce(
-    config: PretrainConfig, world: World, vlm: CobraVLM, dataset: AlignDataset | FinetuneDataset, say: Any
-) -> None:
-    parts = []
-    for key, module in vlm.named_children():
-        count = sum(parameter.numel() for parameter in module.parameters())
-        parts.append(f"{key} {count / 1e6:,.2f} M ({'trained' if key in vlm.trainable_module_keys else 'frozen'})")
-    say(f"{config.model.model_id}: {', '.join(parts)}")
-    images = int(dataset.examples.has_image.sum())
-    say(
-        f"{len(dataset):,} rows of {config.dataset.dataset_id} ({images:,} with an image, {len(dataset) - images:,} of "
-        f"text only), stage {config.stage}, on {world.size} x {world.device.type}"
-    )
-    tell_rows(dataset, say)
-    if config.model.enable_mixed_precision_training and world.device.type != "cuda":
-        say(f"mixed precision is for CUDA; on {world.device.type} everything is computed in fp32")
+    def finish(self, strategy: TrainStrategy, result: StepResult | None, rows: int) -> None:
+        """Mark the run as finished, say so, and delete the states that it will not go on from."""
+        if strategy.skipped_rows:
+            self.say(
+                f"warning: {strategy.skipped_rows:,} of {rows:,} rows had a missing or unreadable image and taught "
+                "nothing; the lines 'a row is skipped' name them"
+            )
+        loss = "" if result is None else f", last loss {result.loss:.4f}"
+        self.say(f"done: {strategy.global_step} steps{loss}; checkpoint: {self.run_dir / LATEST}")
+        if self.world.is_main:
+            write_json(self.run_dir / FINISHED, {"steps": strategy.global_step, "skipped": strategy.skipped_steps})
+            delete_states(self.run_dir)
 
 
 def _peak_flops(world: World) -> float | None:
     """Return the operations a second of all devices together at their best, where that is known."""
-    if world.device.type != "cuda":
-        return None
-    peak = peak_tflops(torch.cuda.get_device_name(world.device))
+    peak = peak_tflops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
     return None if peak is None else peak * 1e12 * world.size

@@ -201,6 +201,13 @@ class TrainStrategy:
         return plan_steps(self.hyperparameters, self.world.size, sampler.batches_per_epoch)
 
 
+def get_train_strategy(
+    train_strategy: str, vlm: CobraVLM, world: World, hyperparameters: Hyperparameters, **options: Any
+) -> TrainStrategy:
+    """Build the strategy of that name; the arguments are those of :class:`TrainStrategy`, whose errors it raises."""
+    return TrainStrategy(vlm, world, hyperparameters, train_strategy, **options)
+
+
 def _counts(batch: Batch) -> Tensor:
     """Return (3,) int64: labels that enter the loss, rows with an image, tokens of text."""
     rows = batch["multimodal_indices"]
