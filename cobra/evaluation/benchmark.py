@@ -20,24 +20,13 @@ TASKS: dict[str, type[Task]] = {CAPTIONS: CaptionTask, CONCLUSIONS: ConclusionTa
 """Tasks by the value of --task."""
 
 # Flags that the task llava-cot has no use for.
-_OF_CAPTIONS = (
-    "coco_annotations",
-    "split",
-    "image_ids",
-    "predictions",
-    "exclude_ids",
-    "coco_instances",
-    "similarity_model",
-)
+_OF_CAPTIONS = "coco_annotations split image_ids predictions exclude_ids coco_instances similarity_model".split()
 
 
 def benchmark(config: BenchmarkConfig) -> Results | None:
     """Run a benchmark: answer, score, print, write.
 
     Under torchrun the processes answer together, and the main one does the rest.
-
-    Args:
-        config: The flags.
 
     Returns:
         What was printed and written; None on a process that is not the main one.
@@ -55,9 +44,8 @@ def benchmark(config: BenchmarkConfig) -> Results | None:
             results = run_task(TASKS[config.task](config), config, world, console)
     finally:
         world.close()
-    console.print(
-        f"\nreport.html, metrics.json and all answers are in {escape(str(config.output_dir))}", highlight=False
-    )
+    place = escape(str(config.output_dir))
+    console.print(f"\nreport.html, metrics.json and all answers are in {place}", highlight=False)
     return results
 
 
@@ -74,9 +62,7 @@ def check_flags(config: BenchmarkConfig) -> None:
             "(captions in COCO's results format)"
         )
     if config.baseline_checkpoint is not None and config.checkpoint is None:
-        raise UserError(
-            "--baseline_checkpoint is compared with --checkpoint: give that too, or give it as --checkpoint"
-        )
+        raise UserError("--baseline_checkpoint is compared with --checkpoint: give that too, or it as --checkpoint")
     resolve_prompt(config.prompt)
     for name in ("max_new_tokens", "max_images", "batch_size", "beams"):
         value = getattr(config, name)

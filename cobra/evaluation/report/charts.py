@@ -91,12 +91,7 @@ def strip(on: Axis, low: float, value: float, high: float) -> Strip | None:
 
 
 def length_histograms(lengths: Mapping[str, Sequence[int]], references: Sequence[int]) -> list[Histogram]:
-    """Return a histogram for each variant, all with the same bins and heights.
-
-    Args:
-        lengths: Tokens of every caption, by variant.
-        references: Tokens of every reference.
-    """
+    """Return a histogram for each variant's lengths of captions, all with the same bins and heights."""
     everything = np.concatenate([np.asarray(values, dtype=np.int64) for values in (*lengths.values(), references)])
     # The few that are much longer share the last bin.
     width = max(math.ceil((np.percentile(everything, 98) + 1) / _BARS), 1)
@@ -105,24 +100,17 @@ def length_histograms(lengths: Mapping[str, Sequence[int]], references: Sequence
     human = _shares(references, width, bins)
     tallest = max(float(np.max(values)) for values in (*shares.values(), human))
     labels = [_bin_label(number, width, bins, int(everything.max())) for number in range(bins)]
-    return [
-        Histogram(
-            name,
-            float(np.mean(values)),
-            float(np.median(values)),
-            tuple(
-                Bar(label, own, other, own / tallest, other / tallest)
-                for label, own, other in zip(labels, shares[name].tolist(), human.tolist(), strict=True)
-            ),
-        )
-        for name, values in lengths.items()
-    ]
+    histograms = []
+    for name, values in lengths.items():
+        columns = (shares[name], human, shares[name] / tallest, human / tallest)
+        bars = tuple(map(Bar, labels, *(column.tolist() for column in columns)))
+        histograms.append(Histogram(name, float(np.mean(values)), float(np.median(values)), bars))
+    return histograms
 
 
 def _shares(values: Sequence[int], width: int, bins: int) -> NDArray[np.float64]:
     places = np.minimum(np.asarray(values, dtype=np.int64) // width, bins - 1)
-    counts: NDArray[np.float64] = np.bincount(places, minlength=bins) / len(values)
-    return counts
+    return np.bincount(places, minlength=bins) / len(values)
 
 
 def _bin_label(number: int, width: int, bins: int, longest: int) -> str:

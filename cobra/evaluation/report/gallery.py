@@ -36,13 +36,12 @@ class GalleryAnswer(NamedTuple):
     """Score in the metric that the page begins with."""
     raw: str
     """The answer as generated; empty where the caption is all of it."""
-    trace: ReasoningTrace
-    """Stages of the answer."""
     analysis: str
     """Text of a scratchpad's first pass; empty without one."""
-    analysis_trace: ReasoningTrace
     problem: str
     """Reason why the image could not be read; empty where it could."""
+    trace: ReasoningTrace
+    analysis_trace: ReasoningTrace
 
 
 class Card(NamedTuple):
@@ -75,45 +74,28 @@ class Gallery:
 
 
 def gallery(results: Results, pictures: Pictures | None, limit: int = GALLERY_IMAGES) -> Gallery:
-    """Return the gallery of a benchmark.
-
-    Args:
-        results: Results on N images.
-        pictures: Where the images are; None leaves them out.
-        limit: Cards at most; see :func:`choose`.
-    """
-    metrics = [name for name in results.metrics if all(name in own.metrics for own in results.variants.values())]
+    """Return the gallery of a benchmark, `limit` cards at most (see :func:`choose`); pictures of None are left out."""
+    metrics = [name for name in results.metrics if all(name in each.metrics for each in results.variants.values())]
     metric = next(name for name in (*results.headlines, *metrics) if name in metrics)
     values = {name: result.metrics[metric].per_image for name, result in results.variants.items()}
     pair = main_pair(list(values))
     ranked = values[pair[1]] - values[pair[0]] if pair else next(iter(values.values()))
-    chosen = choose(values, limit)
-    cards = [
-        Card(
-            index + 1,
-            results.images[index],
-            _picture(results.images[index], pictures),
-            [_answer(name, result, index, values[name][index]) for name, result in results.variants.items()],
-            float(ranked[index]),
-        )
-        for index in chosen
-    ]
+    chosen, cards = choose(values, limit), []
+    for index in chosen:
+        image = results.images[index]
+        answers = [_answer(name, result, index, values[name][index]) for name, result in results.variants.items()]
+        cards.append(Card(index + 1, image, _picture(image, pictures), answers, float(ranked[index])))
     known = sorted((card for card in cards if math.isfinite(card.ranked)), key=lambda card: card.ranked)
-    return Gallery(
-        metric, pair, cards, known[: -_EXTREMES - 1 : -1], known[:_EXTREMES], _data(results.variants, metrics, chosen)
-    )
+    data = _data(results.variants, metrics, chosen)
+    return Gallery(metric, pair, cards, known[: -_EXTREMES - 1 : -1], known[:_EXTREMES], data)
 
 
 def choose(values: Mapping[str, NDArray[np.float64]], limit: int) -> list[int]:
     """Return the images that are shown, in the order of the data.
 
     All of them where they are no more than `limit`. Otherwise two thirds of it are those on which two variants differ
-    most, every pair and both directions taking turns (with one variant: its highest and lowest values); the rest is
-    drawn at random, always the same.
-
-    Args:
-        values: (N,) scores of the images, by variant.
-        limit: Images at most.
+    most by their (N,) values, every pair and both directions taking turns (with one variant: its highest and lowest
+    values); the rest is drawn at random, always the same.
     """
     scores = list(values.values())
     n = len(scores[0])
@@ -142,31 +124,19 @@ def _answer(variant: str, result: VariantResult, index: int, value: float) -> Ga
         answer = result.answers[index]
         source, analysis, problem = answer.source, answer.analysis or "", answer.problem or ""
         raw = "" if answer.raw.strip() == caption.strip() else answer.raw
-    return GalleryAnswer(
-        variant,
-        caption,
-        source,
-        float(value),
-        raw,
-        extract_reasoning_trace(raw),
-        analysis,
-        extract_reasoning_trace(analysis),
-        problem,
-    )
+    traces = map(extract_reasoning_trace, (raw, analysis))
+    return GalleryAnswer(variant, caption, source, float(value), raw, analysis, problem, *traces)
 
 
 def _data(variants: Mapping[str, VariantResult], metrics: Sequence[str], chosen: Sequence[int]) -> dict[str, Any]:
     """Return the script's numbers, scaled as they are shown; what is not known is null."""
-    return {
-        "metrics": list(metrics),
-        "values": {
-            metric: {
-                name: [
-                    round(float(value), 4) if math.isfinite(value) else None
-                    for value in SHOWN_SCALE * result.metrics[metric].per_image[list(chosen)]
-                ]
-                for name, result in variants.items()
-            }
-            for metric in metrics
-        },
+
+    def shown(scores: NDArray[np.float64]) -> list[float | None]:
+        numbers = (SHOWN_SCALE * scores[list(chosen)]).tolist()
+        return [round(number, 4) if math.isfinite(number) else None for number in numbers]
+
+    values = {
+        metric: {name: shown(result.metrics[metric].per_image) for name, result in variants.items()}
+        for metric in metrics
     }
+    return {"metrics": list(metrics), "values": values}

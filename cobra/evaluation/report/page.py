@@ -3,8 +3,10 @@
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
+from dataclasses import astuple
 from functools import cache
+from itertools import chain
 from typing import NamedTuple
 
 from jinja2 import Environment
@@ -64,13 +66,7 @@ class ScoreRow(NamedTuple):
 
 
 def render_page(results: Results, pictures: Pictures | None = None, limit: int = GALLERY_IMAGES) -> str:
-    """Return the page's HTML; equal results and images give equal bytes.
-
-    Args:
-        results: Results to show.
-        pictures: Where the images are; None shows the captions alone.
-        limit: Images in the gallery at most; see :func:`cobra.evaluation.report.gallery.choose`.
-    """
+    """Return the page's HTML; equal results and images give equal bytes. The rest is that of :func:`gallery`."""
     environment = _environment()
     headlines = results.headlines
     script = environment.get_template("report.js").render()
@@ -100,15 +96,14 @@ def render_page(results: Results, pictures: Pictures | None = None, limit: int =
 
 @cache
 def _environment() -> Environment:
-    filters: dict[str, Callable[..., str]] = {
+    environment = page_templates("cobra.evaluation.report")
+    environment.filters |= {
         "short": lambda text: printable(text, _CHARACTERS),
         "name": lambda name: printable(str(name), _NAME_CHARACTERS),
         "score": _score,
         "difference": _difference,
-        "p": _p_text,
+        "p": lambda p_value: "< 0.001" if p_value < 0.001 else f"{p_value:.3f}",
     }
-    environment = page_templates("cobra.evaluation.report")
-    environment.filters |= filters
     return environment
 
 
@@ -124,39 +119,28 @@ def _difference(number: float) -> str:
     return text if text in ("-", "0.0") or number < 0 else f"+{text}"
 
 
-def _p_text(p_value: float) -> str:
-    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
-
-
 def _scores(results: Results, metric: str) -> Plot:
     """Return the scores of all variants on an axis from floor to ceiling."""
-    found = {name: own[metric] for name, own in results.estimates.items() if metric in own}
-    known = {FLOOR_LABELS[name]: value(own[metric]) for name, own in results.floors.items() if metric in own}
-    on = axis([SHOWN_SCALE * number for number in (*known.values(), *_ends(list(found.values())))])
-    rows = [PlotRow(name, "", _strip(on, estimate), estimate, None, True) for name, estimate in found.items()]
+    scores = {name: estimates[metric] for name, estimates in results.estimates.items() if metric in estimates}
+    known = {FLOOR_LABELS[name]: value(floor[metric]) for name, floor in results.floors.items() if metric in floor}
+    on = axis([SHOWN_SCALE * number for number in (*known.values(), *_ends(scores.values()))])
+    rows = [PlotRow(name, "", _strip(on, estimate), estimate, None, True) for name, estimate in scores.items()]
     return Plot(metric, on, [Mark(on.position(SHOWN_SCALE * number), name) for name, number in known.items()], rows)
 
 
 def _differences(results: Results, metric: str) -> Plot:
     """Return the differences of all pairs of variants on an axis that holds 0."""
-    own = [comparison for comparison in results.comparisons if comparison.metric == metric]
-    on = axis([0.0, *(SHOWN_SCALE * number for number in _ends([comparison.difference for comparison in own]))])
+    pairs = [comparison for comparison in results.comparisons if comparison.metric == metric]
+    on = axis([0.0, *(SHOWN_SCALE * number for number in _ends(pair.difference for pair in pairs))])
     rows = [
-        PlotRow(
-            comparison.second,
-            comparison.first,
-            _strip(on, comparison.difference),
-            comparison.difference,
-            comparison.p_holm,
-            comparison.is_claimed,
-        )
-        for comparison in own
+        PlotRow(pair.second, pair.first, _strip(on, pair.difference), pair.difference, pair.p_holm, pair.is_claimed)
+        for pair in pairs
     ]
     return Plot(metric, on, [Mark(on.position(0), "")], rows)
 
 
-def _ends(estimates: Sequence[Estimate]) -> list[float]:
-    return [number for estimate in estimates for number in (estimate.low, estimate.value, estimate.high)]
+def _ends(estimates: Iterable[Estimate]) -> list[float]:
+    return list(chain.from_iterable(map(astuple, estimates)))
 
 
 def _strip(on: Axis, estimate: Estimate) -> Strip | None:
@@ -169,14 +153,15 @@ def _score_rows(results: Results) -> list[ScoreRow]:
             metric,
             results.metric(metric).explanation,
             [estimates.get(metric) for estimates in results.estimates.values()],
-            [value(own[metric]) if metric in own else None for own in results.floors.values()],
+            [value(floor[metric]) if metric in floor else None for floor in results.floors.values()],
         )
         for metric in results.metrics
     ]
 
 
 def _histograms(results: Results) -> list[Histogram]:
-    lengths = {
-        name: [len(tokenize(caption)) for caption in result.captions] for name, result in results.variants.items()
-    }
-    return length_histograms(lengths, [len(tokenize(text)) for image in results.images for text in image.references])
+    def count(texts: Iterable[str]) -> list[int]:
+        return [len(tokenize(text)) for text in texts]
+
+    references = count(text for image in results.images for text in image.references)
+    return length_histograms({name: count(result.captions) for name, result in results.variants.items()}, references)

@@ -87,18 +87,7 @@ class Results:
         seed: int = SEED,
         **others: Any,
     ) -> "Results":
-        """Return results with intervals and comparisons worked out.
-
-        Args:
-            images: N images.
-            variants: By name.
-            floors: See the field.
-            signature: See the field.
-            about: See the field.
-            replicates: As :func:`cobra.evaluation.metrics.significance.estimate_all` takes it.
-            seed: Likewise.
-            **others: `throughput` and `overlap`.
-        """
+        """Return results with intervals and comparisons worked out; `others` are `throughput` and `overlap`."""
         metrics = {name: result.metrics for name, result in variants.items()}
         estimates, comparisons = estimate_all(metrics, replicates, seed), compare_all(metrics, replicates, seed)
         return cls(images, variants, estimates, comparisons, floors, signature, about, **others)
@@ -118,13 +107,9 @@ class Results:
     def warnings(self) -> list[str]:
         """Sentences that a reader of the scores must know."""
         small = small_sample_warning(len(self.images))
-        told = [
-            f"{variant}: {metric.warning}"
-            for variant, result in self.variants.items()
-            for metric in result.metrics.values()
-            if metric.warning
-        ]
-        return list(dict.fromkeys([*([small] if small else []), *told]))
+        metrics = [(variant, metric) for variant, own in self.variants.items() for metric in own.metrics.values()]
+        warnings = [f"{variant}: {metric.warning}" for variant, metric in metrics if metric.warning]
+        return list(dict.fromkeys([*([small] if small else []), *warnings]))
 
     def metric(self, name: str) -> Metric:
         """Return a metric of the first variant that has it."""
@@ -142,12 +127,7 @@ def main_pair(variants: Sequence[str]) -> tuple[str, str] | None:
 
 
 def findings(results: Results, every_pair: bool = False) -> list[str]:
-    """Return in words what may be claimed in the headline metrics.
-
-    Args:
-        results: Results of a benchmark.
-        every_pair: Compare every pair of variants in the first of these metrics; in the others it is the main pair.
-    """
+    """Return in words what may be claimed of the main pair in the headline metrics, in the first of every pair."""
     headlines = results.headlines
     pair = main_pair(list(results.variants))
     return [
@@ -179,9 +159,8 @@ def prepare_output(output_dir: Path, variants: Sequence[str]) -> None:
         with tempfile.TemporaryFile(dir=output_dir):
             pass
     except OSError as error:
-        raise UserError(
-            f"--output_dir {output_dir} cannot be written to: {error.strerror}. Give another one."
-        ) from error
+        problem = f"cannot be written to: {error.strerror}. Give another one."
+        raise UserError(f"--output_dir {output_dir} {problem}") from error
     stale = [name for name in VARIANTS if name not in variants and _predictions_file(output_dir, name).exists()]
     if stale:
         raise UserError(
@@ -196,24 +175,16 @@ def write_results(
     """Write the files of a benchmark, all of them or none.
 
     They are `metrics.json`, `predictions/<variant>.json` (COCO's results format), `answers/<variant>.jsonl` of models,
-    and `report.html`.
-
-    Args:
-        output_dir: Their folder.
-        results: Results to write.
-        page: The page, from :func:`cobra.evaluation.report.page.render_page`; None leaves it out.
-        files: Texts of further files, by their path in the folder.
+    `report.html` with the page, and `files`: texts of further ones, by their path in the folder.
     """
     texts = {output_dir / "metrics.json": json.dumps(metrics_json(results), indent=2, ensure_ascii=False) + "\n"}
     for variant, result in results.variants.items():
-        rows = [
-            {"image_id": image.image_id, "caption": caption}
-            for image, caption in zip(results.images, result.captions, strict=True)
-        ]
+        pairs = zip(results.images, result.captions, strict=True)
+        rows = [{"image_id": image.image_id, "caption": caption} for image, caption in pairs]
         texts[_predictions_file(output_dir, variant)] = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
         if result.answers is not None:
-            lines = to_lines(map(asdict, result.answers), ensure_ascii=False)
-            texts[output_dir / "answers" / f"{variant}.jsonl"] = lines
+            answers = to_lines(map(asdict, result.answers), ensure_ascii=False)
+            texts[output_dir / "answers" / f"{variant}.jsonl"] = answers
     texts |= {output_dir / name: text for name, text in (files or {}).items()}
     if page is not None:
         texts[output_dir / PAGE] = page
@@ -227,9 +198,9 @@ def metrics_json(results: Results) -> dict[str, Any]:
     """Return what `metrics.json` holds: fractions, CIDEr on its own scale of 0 to 10; what is not known is null."""
     extra: dict[str, Any] = {}
     if results.throughput:
+        rates = ("captions_per_second", "tokens_per_second")
         extra["throughput"] = {
-            name: asdict(speed)
-            | {"captions_per_second": speed.captions_per_second, "tokens_per_second": speed.tokens_per_second}
+            name: asdict(speed) | {rate: getattr(speed, rate) for rate in rates}
             for name, speed in results.throughput.items()
         }
     if results.overlap is not None:
@@ -244,9 +215,7 @@ def metrics_json(results: Results) -> dict[str, Any]:
         },
         "comparisons": [
             {
-                "metric": comparison.metric,
-                "first": comparison.first,
-                "second": comparison.second,
+                **{name: getattr(comparison, name) for name in ("metric", "first", "second")},
                 "difference": _estimate_json(comparison.difference),
                 "p_value": comparison.p_value,
                 "p_holm": comparison.p_holm,
@@ -255,8 +224,8 @@ def metrics_json(results: Results) -> dict[str, Any]:
             for comparison in results.comparisons
         ],
         "floors": {
-            name: {metric: {"value": _known(value(own))} for metric, own in metrics.items()}
-            for name, metrics in results.floors.items()
+            floor: {name: {"value": _known(value(metric))} for name, metric in metrics.items()}
+            for floor, metrics in results.floors.items()
         },
         **extra,
         **results.about,

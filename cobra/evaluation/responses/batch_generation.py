@@ -43,17 +43,8 @@ class BatchGenerator:
     """A model answering by a protocol."""
 
     def __init__(self, vlm: "CobraVLM", protocol: Protocol, own_stages: bool) -> None:
-        """Take the model.
-
-        Args:
-            vlm: In evaluation mode.
-            protocol: Prompts, limits and search.
-            own_stages: True where the model was fine-tuned to write stages by itself; see
-                :mod:`cobra.evaluation.responses.protocol`.
-        """
-        self._vlm = vlm
-        self._protocol = protocol
-        self._own_stages = own_stages
+        """Take a model in evaluation mode; `own_stages` is that of :func:`answer_variants`."""
+        self._vlm, self._protocol, self._own_stages = vlm, protocol, own_stages
 
     def check(self, images: Iterable[CaptionedImage]) -> None:
         """Raise a UserError where a final prompt, that of all images or of one, is longer than the model reads."""
@@ -66,11 +57,7 @@ class BatchGenerator:
                 )
 
     def read_images(self, pixels: Sequence[PixelValues]) -> list[MambaState]:
-        """Return the states after images, in batches.
-
-        Args:
-            pixels: Output of the model's transform for each image.
-        """
+        """Return the states after images, the model's transform of each being `pixels`, in batches."""
         size, device = self._protocol.batch_size, self._vlm.device
         batches = [stack_pixels(list(pixels[start : start + size])) for start in range(0, len(pixels), size)]
         return [self._vlm.read_images(map_pixels(batch, lambda value: value.to(device))) for batch in batches]
@@ -78,12 +65,12 @@ class BatchGenerator:
     def answer(
         self, states: Sequence[MambaState], images: Sequence[CaptionedImage], scratchpad: bool
     ) -> Iterator[dict[int, Written]]:
-        """Answer the final prompt about images.
+        """Answer the final prompt about images, with a scratchpad after a first pass that writes an analysis.
 
         Args:
             states: From :meth:`read_images`; they stay as they are.
             images: Images of the states.
-            scratchpad: True where a first pass writes an analysis.
+            scratchpad: True for the two passes.
 
         Yields:
             After each batch what was written, by the image's place; batches are in the order of prompts' lengths.
@@ -125,10 +112,10 @@ class BatchGenerator:
         for rows, prefix, ids in self._batches(states, prompts):
             seeds = [str(zlib.crc32(str(images[row].image_id).encode())) for row in rows]
             questions = [images[row].question or "" for row in rows]
-            found = search.run(*self._vlm.prefill(None, ids, prefix), seeds, questions)
+            answers = search.run(*self._vlm.prefill(None, ids, prefix), seeds, questions)
             yield {
-                row: Written(prompts[row], one.text.strip(), analyses[row], spent[row] + one.tokens_spent)
-                for row, one in zip(rows, found, strict=True)
+                row: Written(prompts[row], answer.text.strip(), analyses[row], spent[row] + answer.tokens_spent)
+                for row, answer in zip(rows, answers, strict=True)
             }
 
     def _generate(
@@ -148,7 +135,9 @@ class BatchGenerator:
         order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
         for start in range(0, len(order), size):
             rows = order[start : start + size]
-            yield rows, _select(states, [divmod(row, size) for row in rows]), [ids[row] for row in rows]
+            places = (divmod(row, size) for row in rows)
+            state = MambaState.join([states[batch].rows(slice(place, place + 1)) for batch, place in places])
+            yield rows, state, [ids[row] for row in rows]
 
     def _text(self, ids: Sequence[int]) -> str:
         return self._vlm.decode(ids).strip()
@@ -163,8 +152,3 @@ class BatchGenerator:
 
     def _fits(self, prompt: str) -> bool:
         return len(self._vlm.encode(as_turn(self._vlm, prompt))) <= self._vlm.max_text_length
-
-
-def _select(states: Sequence[MambaState], rows: Sequence[tuple[int, int]]) -> MambaState:
-    """Return the states of (batch, row) pairs, in order, as one batch."""
-    return MambaState.join([states[batch].rows(slice(row, row + 1)) for batch, row in rows])

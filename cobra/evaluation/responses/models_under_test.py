@@ -1,7 +1,6 @@
 """Checkpoints under evaluation: assigns the roles baseline and finetuned; keeps one model in memory."""
 
 import gc
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,28 +19,16 @@ BASELINE = "baseline"
 FINETUNED = "finetuned"
 
 
-@dataclass(frozen=True)
-class ModelEntry:
-    """A model under test."""
-
-    checkpoint: str
-    about: dict[str, Any]
-    """Description of the checkpoint for `metrics.json`."""
-
-
 class ModelsUnderTest:
     """One or two checkpoints by role, `baseline` and `finetuned`; of their models one is in memory.
 
     Attributes:
-        entries: Checkpoints by role, in that order; empty where only a results file is scored.
+        entries: Descriptions of the checkpoints for `metrics.json`, by role, in that order; empty where only a results
+            file is scored.
     """
 
     def __init__(self, config: BenchmarkConfig, device: torch.device) -> None:
         """Load every checkpoint once, so that none turns out broken after another one's answers; the last one stays.
-
-        Args:
-            config: The flags.
-            device: Device of this process.
 
         Raises:
             UserError: A checkpoint cannot be found or read.
@@ -51,18 +38,25 @@ class ModelsUnderTest:
         self._token = read_hf_token(config.hf_token)
         self._checkpoint: str | None = None
         self._vlm: CobraVLM | None = None
-        self.entries: dict[str, ModelEntry] = {}
+        self.entries: dict[str, dict[str, Any]] = {}
         for checkpoint in filter(None, (config.baseline_checkpoint, config.checkpoint)):
             vlm = self._get(checkpoint)
             if config.baseline_checkpoint is None:
                 role = BASELINE if vlm.is_stock else FINETUNED
             else:
                 role = FINETUNED if self.entries else BASELINE
-            self.entries[role] = ModelEntry(checkpoint, _about(checkpoint, vlm))
+            self.entries[role] = {
+                "checkpoint": checkpoint,
+                "model_id": vlm.model_id,
+                "sha256": vlm.checkpoint_sha256,
+                "is_stock": vlm.is_stock,
+                "device": str(vlm.device),
+                "dtype": str(vlm.dtype).removeprefix("torch."),
+            }
 
     def get(self, role: str) -> "CobraVLM":
         """Return the model of a role; where it is not the one in memory, that one is freed and this one loaded."""
-        return self._get(self.entries[role].checkpoint)
+        return self._get(self.entries[role]["checkpoint"])
 
     def _get(self, checkpoint: str) -> "CobraVLM":
         if self._vlm is None or checkpoint != self._checkpoint:
@@ -73,17 +67,6 @@ class ModelsUnderTest:
             self._vlm = cobra.load(checkpoint, hf_token=self._token, device=self._device, dtype=self._dtype)
             self._checkpoint = checkpoint
         return self._vlm
-
-
-def _about(checkpoint: str, vlm: "CobraVLM") -> dict[str, Any]:
-    return {
-        "checkpoint": checkpoint,
-        "model_id": vlm.model_id,
-        "sha256": vlm.checkpoint_sha256,
-        "is_stock": vlm.is_stock,
-        "device": str(vlm.device),
-        "dtype": str(vlm.dtype).removeprefix("torch."),
-    }
 
 
 def dataset_roots(config: BenchmarkConfig) -> list[Path]:

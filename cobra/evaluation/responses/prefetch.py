@@ -31,7 +31,6 @@ class LoadedImage:
     pixels: PixelValues | None
     """Output of the model's transform for one image; None where it cannot be read."""
     problem: str | None = None
-    """Reason why it cannot be read."""
 
 
 def hash_image(image: CaptionedImage, pictures: Pictures) -> str:
@@ -49,13 +48,9 @@ def hash_image(image: CaptionedImage, pictures: Pictures) -> str:
 def prefetch_images(
     images: Iterable[CaptionedImage], pictures: Pictures, transform: ImageTransform, ahead: int
 ) -> Generator[LoadedImage, None, None]:
-    """Decode and transform images by threads; an image that cannot be read says so in its place.
+    """Decode and transform images by threads, in order; an image that cannot be read says so in its place.
 
-    Args:
-        images: In the order in which they are wanted; taken as results are.
-        pictures: Source of their files.
-        transform: Transform of the model's vision backbone.
-        ahead: Images that may be ready before they are asked for, 3.5 MB each with two towers of 384 pixels.
+    Up to `ahead` images are ready before they are asked for, 3.5 MB each with two towers of 384 pixels.
     """
     pool = ThreadPoolExecutor(min(_MOST_THREADS, available_cores()), "images")
     waiting: deque[Future[LoadedImage]] = deque()

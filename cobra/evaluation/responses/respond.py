@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -25,7 +26,7 @@ from cobra.evaluation.data.image_sources import Pictures
 from cobra.evaluation.responses.batch_generation import BatchGenerator, Written
 from cobra.evaluation.responses.prefetch import LoadedImage, hash_image, prefetch_images
 from cobra.evaluation.responses.protocol import Answer, Protocol
-from cobra.evaluation.responses.response_cache import AnswerFile, AnswerStore, StoredAnswer
+from cobra.evaluation.responses.response_cache import AnswerFile, StoredAnswer
 from cobra.util.distributed import World
 from cobra.util.errors import UserError
 from cobra.util.printable import printable
@@ -62,15 +63,15 @@ class Throughput:
         return self.tokens / self.seconds if self.captions else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Answered:
-    """A model's answers."""
+    """Answers of one model or several."""
 
-    answers: dict[str, list[Answer]]
+    answers: dict[str, list[Answer]] = field(default_factory=dict)
     """Answers by variant, one for each image, in order."""
-    throughput: dict[str, Throughput]
+    throughput: dict[str, Throughput] = field(default_factory=dict)
     """Throughput by variant."""
-    unreadable: dict[ImageId, str]
+    unreadable: dict[ImageId, str] = field(default_factory=dict)
     """Reasons why images could not be read; their answers are empty."""
 
 
@@ -93,27 +94,18 @@ class _Variant:
         return sum(image.image_id not in self.known and image.image_id not in self.fresh for image in images)
 
     def keep(self, answers: Sequence[tuple[LoadedImage, Written | None]]) -> int:
-        """Write answers to disk, but for those about images that have one.
-
-        Args:
-            answers: By image; None for one that cannot be read.
-
-        Returns:
-            How many were written.
-        """
-        new = [(one, written) for one, written in answers if one.image.image_id not in self.known]
-        if new:
-            stored = [StoredAnswer(_answer(one, written), one.sha256) for one, written in new]
+        """Write answers, None about an unreadable image, to disk where there is none; return how many were written."""
+        new = [(loaded, written) for loaded, written in answers if loaded.image.image_id not in self.known]
+        stored = []
+        for loaded, written in new:
+            texts = ("", "", None) if written is None else (written.prompt, written.raw, written.analysis)
+            answer = Answer.from_text(loaded.image.image_id, *texts, problem=loaded.problem)
+            stored.append(StoredAnswer(answer, loaded.sha256))
+            self.tokens += 0 if written is None else written.tokens
+        if stored:
             self.file.append(stored)
-            self.fresh |= {one.answer.image_id: one.answer for one in stored}
-            self.tokens += sum(written.tokens for _, written in new if written is not None)
+            self.fresh |= {entry.answer.image_id: entry.answer for entry in stored}
         return len(new)
-
-
-def _answer(one: LoadedImage, written: Written | None) -> Answer:
-    if written is None:
-        return Answer.from_text(one.image.image_id, "", "", problem=one.problem)
-    return Answer.from_text(one.image.image_id, written.prompt, written.raw, written.analysis)
 
 
 def answer_variants(
@@ -122,14 +114,14 @@ def answer_variants(
     images: Sequence[CaptionedImage],
     pictures: Pictures,
     protocol: Protocol,
-    store: AnswerStore,
+    folder: Path,
     own_stages: bool,
     world: World,
     console: Console,
 ) -> Answered:
-    """Let a model answer the final prompt about every image, at once and after a scratchpad.
+    """Let a model answer the final prompt about every image, at once and after a scratchpad; the same on every process.
 
-    Every process has to call it. Answers go to the store as they come, and what is there already is not asked again.
+    Every process has to call it. Answers go to the folder as they come, and what is there already is not asked again.
 
     Args:
         vlm: In evaluation mode.
@@ -138,14 +130,11 @@ def answer_variants(
         pictures: Source of their files. An image that cannot be read is answered by an empty text; see
             :attr:`Answer.problem`.
         protocol: Settings that all variants have in common.
-        store: Cache of answers, on a disk that all processes see.
+        folder: Cache of answers, on a disk that all processes see.
         own_stages: True where the model was fine-tuned to write stages by itself; see
             :mod:`cobra.evaluation.responses.protocol`.
         world: The processes; windows of images are dealt over them.
         console: Console of the main process.
-
-    Returns:
-        The same on every process.
 
     Raises:
         UserError: The final prompt is too long for the model, a batch is too large for the device's memory, or
@@ -155,11 +144,12 @@ def answer_variants(
     generator.check(images)
     variants = []
     for scratchpad in (False, True):
-        settings = _settings(vlm, protocol.settings(scratchpad, own_stages))
-        variants.append(_Variant(role + "+scratchpad" * scratchpad, scratchpad, store.open(settings, world.rank)))
-    _read_known(variants, images, pictures, world)
-    if world.is_main:
-        _print_known(console, variants, images)
+        # All that answers depend on beside the image: batches, devices and processes are a matter of rounding.
+        settings = {name: getattr(vlm, name) for name in ("model_id", "checkpoint_sha256")}
+        settings["dtype"] = str(vlm.dtype).removeprefix("torch.")
+        file = AnswerFile(folder, settings | protocol.settings(scratchpad, own_stages), world.rank)
+        variants.append(_Variant(role + "+scratchpad" * scratchpad, scratchpad, file))
+    _read_known(variants, images, pictures, world, console)
     size = protocol.batch_size * WINDOW_BATCHES
     windows = [images[start : start + size] for start in range(0, len(images), size)]
     windows = [window for window in windows if any(variant.open_among(window) for variant in variants)]
@@ -175,30 +165,29 @@ def answer_variants(
     return answered
 
 
-def _settings(vlm: "CobraVLM", protocol: dict[str, Any]) -> dict[str, Any]:
-    """Return all that answers depend on beside the image: batches, devices and processes are a matter of rounding."""
-    dtype = str(vlm.dtype).removeprefix("torch.")
-    return {"model_id": vlm.model_id, "checkpoint_sha256": vlm.checkpoint_sha256, "dtype": dtype, **protocol}
-
-
 def _read_known(
-    variants: Sequence[_Variant], images: Sequence[CaptionedImage], pictures: Pictures, world: World
+    variants: Sequence[_Variant], images: Sequence[CaptionedImage], pictures: Pictures, world: World, console: Console
 ) -> None:
-    """Give all variants the answers of earlier runs, as the main process finds them."""
+    """Give all variants the answers of earlier runs, as the main process finds them, and print how many these are."""
     known: list[dict[ImageId, Answer]] = []
     if world.is_main:
-        found = [variant.file.read() for variant in variants]
-        asked = [image for image in images if any(image.image_id in stored for stored in found)]
+        files = [variant.file.read() for variant in variants]
+        asked = [image for image in images if any(image.image_id in stored for stored in files)]
         with ThreadPoolExecutor() as pool:
             hashes = list(pool.map(lambda image: hash_image(image, pictures), asked))
         sha256 = {image.image_id: value for image, value in zip(asked, hashes, strict=True)}
         known = [
-            {image_id: one.answer for image_id, one in stored.items() if sha256.get(image_id) == one.image_sha256}
-            for stored in found
+            {image_id: entry.answer for image_id, entry in stored.items() if sha256.get(image_id) == entry.image_sha256}
+            for stored in files
         ]
     # Only now may anyone write, and all deal the same windows.
     for variant, answers in zip(variants, world.gather(known)[0], strict=True):
         variant.known = answers
+        count = len(images) - variant.open_among(images)
+        if count and world.is_main:
+            share = f"{count:,} of {count_images(len(images))}"
+            text = f"{variant.name}: {share} were answered before, with the same settings"
+            console.print(text, highlight=False, soft_wrap=True)
 
 
 @torch.inference_mode()
@@ -238,29 +227,17 @@ def _answer_window(
     window: Sequence[LoadedImage],
     waited: float,
 ) -> Iterator[tuple[str, int]]:
-    """Answer one window; its states are gone before the next one is read.
-
-    Args:
-        vlm: For the time on its device.
-        generator: Its generator of answers.
-        variants: Those that lack answers about the window get them.
-        window: The images.
-        waited: Seconds that the model has waited for them.
-    """
+    """Answer one window, waited for some seconds; its states are gone before the next one is read."""
     begin = _now(vlm)
-    readable, pixels = [], []
-    for one in window:
-        if one.pixels is not None:
-            readable.append(one)
-            pixels.append(one.pixels)
-    states = generator.read_images(pixels)
+    readable = [loaded for loaded in window if loaded.pixels is not None]
+    states = generator.read_images([loaded.pixels for loaded in readable if loaded.pixels is not None])
     reading = waited + _now(vlm) - begin
     for variant in variants:
-        if not variant.open_among([one.image for one in window]):
+        if not variant.open_among([loaded.image for loaded in window]):
             continue
         begin = _now(vlm)
-        yield variant.name, variant.keep([(one, None) for one in window if one.pixels is None])
-        for batch in generator.answer(states, [one.image for one in readable], variant.scratchpad):
+        yield variant.name, variant.keep([(loaded, None) for loaded in window if loaded.pixels is None])
+        for batch in generator.answer(states, [loaded.image for loaded in readable], variant.scratchpad):
             yield variant.name, variant.keep([(readable[row], written) for row, written in batch.items()])
         variant.seconds += reading + _now(vlm) - begin
 
@@ -278,25 +255,16 @@ def _collect(variants: Sequence[_Variant], images: Sequence[CaptionedImage], wor
     answers, throughput = {}, {}
     for place, variant in enumerate(variants):
         fresh, tokens, seconds = zip(*(share[place] for share in shares), strict=True)
-        found = variant.known | {image_id: answer for part in fresh for image_id, answer in part.items()}
-        answers[variant.name] = [found[image.image_id] for image in images]
+        by_image = variant.known | {image_id: answer for part in fresh for image_id, answer in part.items()}
+        answers[variant.name] = [by_image[image.image_id] for image in images]
         throughput[variant.name] = Throughput(sum(map(len, fresh)), sum(tokens), max(seconds))
-    unreadable = {one.image_id: one.problem for own in answers.values() for one in own if one.problem is not None}
-    return Answered(answers, throughput, unreadable)
+    every = chain.from_iterable(answers.values())
+    return Answered(answers, throughput, {one.image_id: one.problem for one in every if one.problem is not None})
 
 
 def _progress(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
-
-
-def _print_known(console: Console, variants: Sequence[_Variant], images: Sequence[CaptionedImage]) -> None:
-    for variant in variants:
-        known = len(images) - variant.open_among(images)
-        if known:
-            count = f"{known:,} of {count_images(len(images))}"
-            text = f"{variant.name}: {count} were answered before, with the same settings"
-            console.print(text, highlight=False, soft_wrap=True)
 
 
 def _print_unreadable(console: Console, unreadable: Mapping[ImageId, str]) -> None:

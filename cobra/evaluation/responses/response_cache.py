@@ -2,10 +2,9 @@
 
 Each way of answering has a key: a hash of all that its answers depend on beside the image. Its answers are the lines of
 `<key>.jsonl`, and of `<key>.rank<k>.jsonl` where there are several processes; `<key>.json` says what the key stands
-for. So other settings never meet these answers, and come back to them when they are set back. A line is one answer:
-`image_id`, `image_sha256` (of the image's file, so that another image under the same id is answered anew), `prompt`,
-`raw`, `analysis` and `problem`, as in :class:`cobra.evaluation.responses.protocol.Answer`. What is scored is found in
-`raw` each time it is read.
+for. A line is one answer: `image_id`, `image_sha256` (of the image's file, so that another image under the same id is
+answered anew), `prompt`, `raw`, `analysis` and `problem`, as in :class:`cobra.evaluation.responses.protocol.Answer`.
+What is scored is found in `raw` each time it is read.
 """
 
 import hashlib
@@ -35,32 +34,20 @@ class StoredAnswer:
     """Digest of the image's file as it was; empty where there was none."""
 
 
-class AnswerStore:
-    """A folder of answers by their settings."""
+class AnswerFile:
+    """The answers with the same settings: all are read, and this process's are appended to a file of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        """Remember the folder; it is made with the first answer."""
-        self._folder = folder
-
-    def open(self, settings: Mapping[str, Any], rank: int = 0) -> "AnswerFile":
-        """Return one process's view of the answers with some settings.
+    def __init__(self, folder: Path, settings: Mapping[str, Any], rank: int = 0) -> None:
+        """Name the file; nothing is read or written.
 
         Args:
+            folder: Folder of answers with any settings, made with the first one.
             settings: All that the answers depend on beside the image, as JSON values: the checkpoint's hash, the
                 dtype, wordings, decoding.
             rank: Rank of the process; no two may write to one file.
         """
-        return AnswerFile(self._folder, {"format": _FORMAT, **settings}, rank)
-
-
-class AnswerFile:
-    """The answers with the same settings: all are read, and this process's are appended to a file of its own."""
-
-    def __init__(self, folder: Path, settings: Mapping[str, Any], rank: int) -> None:
-        """Name the file; nothing is read or written."""
-        text = json.dumps(settings, sort_keys=True)
-        self.key = hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
-        self._settings = settings
+        self._settings = {"format": _FORMAT, **settings}
+        self.key = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode()).hexdigest()[:_KEY_DIGITS]
         self._folder = folder
         self._path = folder / f"{self.key}{f'.rank{rank}' if rank else ''}.jsonl"
         self._is_open = False
@@ -72,8 +59,7 @@ class AnswerFile:
         """
         paths = [self._folder / f"{self.key}.jsonl", *sorted(self._folder.glob(f"{self.key}.rank*.jsonl"))]
         values = (value for path in paths if path.is_file() for _, value in read_log(path))
-        found = map(_parse, values)
-        return {stored.answer.image_id: stored for stored in found if stored is not None}
+        return {stored.answer.image_id: stored for stored in map(_parse, values) if stored is not None}
 
     def append(self, answers: Iterable[StoredAnswer]) -> None:
         """Write answers, all of them or none, and hand them to the system at once: a process may be killed any time.
@@ -83,7 +69,11 @@ class AnswerFile:
         """
         try:
             if not self._is_open:
-                self._begin()
+                # Saying what the key stands for, and cutting off a line that a killed run has not finished.
+                self._folder.mkdir(parents=True, exist_ok=True)
+                write_json(self._folder / f"{self.key}.json", self._settings)
+                cut_torn_line(self._path)
+                self._is_open = True
             append_lines(self._path, map(_to_values, answers))
         except OSError as error:
             raise UserError(
@@ -91,38 +81,22 @@ class AnswerFile:
                 "again; the answers that are there are kept"
             ) from error
 
-    def _begin(self) -> None:
-        """Make the folder, say what the key stands for, and cut off a line that a killed run has not finished."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_json(self._folder / f"{self.key}.json", self._settings)
-        cut_torn_line(self._path)
-        self._is_open = True
-
 
 def _to_values(stored: StoredAnswer) -> dict[str, Any]:
-    answer = stored.answer
-    return {
-        "image_id": answer.image_id,
-        "image_sha256": stored.image_sha256,
-        "prompt": answer.prompt,
-        "raw": answer.raw,
-        "analysis": answer.analysis,
-        "problem": answer.problem,
-    }
+    texts = {name: getattr(stored.answer, name) for name in ("prompt", "raw", "analysis", "problem")}
+    return {"image_id": stored.answer.image_id, "image_sha256": stored.image_sha256, **texts}
 
 
 def _parse(values: Any) -> StoredAnswer | None:
     """Return the answer in a line's value; None where it is not one, whatever it is."""
-    if not isinstance(values, dict) or not _is_answer(values):
-        return None
-    answer = Answer.from_text(
-        values["image_id"], values["prompt"], values["raw"], values["analysis"], values["problem"]
-    )
-    return StoredAnswer(answer, values["image_sha256"])
-
-
-def _is_answer(values: dict[str, Any]) -> bool:
-    image_id = values.get("image_id")
-    texts = all(isinstance(values.get(name), str) for name in ("image_sha256", "prompt", "raw"))
-    optional = all(isinstance(values.get(name, 0), str | None) for name in ("analysis", "problem"))
-    return isinstance(image_id, int | str) and not isinstance(image_id, bool) and texts and optional
+    match values:
+        case {
+            "image_id": int() | str() as image_id,
+            "image_sha256": str(sha256),
+            "prompt": str(prompt),
+            "raw": str(raw),
+            "analysis": str() | None as analysis,
+            "problem": str() | None as problem,
+        } if not isinstance(image_id, bool):
+            return StoredAnswer(Answer.from_text(image_id, prompt, raw, analysis, problem), sha256)
+    return None

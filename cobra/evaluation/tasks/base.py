@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cobra.evaluation.config import BenchmarkConfig
-from cobra.evaluation.data.captioned_image import CaptionedImage, ImageId
+from cobra.evaluation.data.captioned_image import CaptionedImage
 from cobra.evaluation.data.image_sources import Pictures, check_present
 from cobra.evaluation.metrics.base import Metrics
 from cobra.evaluation.metrics.similarity import PACKAGE
@@ -21,8 +21,7 @@ from cobra.evaluation.report.results import Results, VariantResult, prepare_outp
 from cobra.evaluation.report.signature import signature_line
 from cobra.evaluation.responses.models_under_test import FINETUNED, ModelsUnderTest
 from cobra.evaluation.responses.protocol import VARIANTS, Answer, Protocol
-from cobra.evaluation.responses.respond import Throughput, answer_variants
-from cobra.evaluation.responses.response_cache import AnswerStore
+from cobra.evaluation.responses.respond import Answered, answer_variants
 from cobra.util.distributed import World
 from cobra.util.provenance import code_version, package_versions
 
@@ -95,33 +94,11 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, answers: Mapping[str, Sequence[Answer]], console: Console) -> Scores:
-        """Score answers; called once, on the main process, after :meth:`ask`.
-
-        Args:
-            answers: Answers by variant of a model, one for each image.
-            console: Console for remarks on metrics that are left out.
-        """
-
-
-@dataclass
-class _Responses:
-    """Responses of the models under test."""
-
-    answers: dict[str, list[Answer]] = field(default_factory=dict)
-    """Answers by variant, one for each image, in order."""
-    throughput: dict[str, Throughput] = field(default_factory=dict)
-    unreadable: dict[ImageId, str] = field(default_factory=dict)
-    """Reasons why images could not be read."""
+        """Score the answers of each variant, one an image; called once, on the main process, after :meth:`ask`."""
 
 
 def run_task(task: Task, config: BenchmarkConfig, world: World, console: Console) -> Results | None:
     """Run a task: ask the models under test, score their answers, write and print the results.
-
-    Args:
-        task: Task made from the flags.
-        config: Flags.
-        world: Processes that answer together.
-        console: Console of the main process; silent on others.
 
     Returns:
         Results; None on a process that is not the main one.
@@ -147,15 +124,10 @@ def run_task(task: Task, config: BenchmarkConfig, world: World, console: Console
     scores = task.score({name: responses.answers[name] for name in names if name in responses.answers}, console)
     about = {**questions.about, **scores.about, "unreadable": responses.unreadable}
     about |= _describe(models, protocol, config.max_images)
-    results = Results.from_variants(
-        questions.images,
-        {name: scores.variants[name] for name in names},
-        scores.floors,
-        _sign(len(questions.images), about, questions),
-        about,
-        throughput=responses.throughput,
-        overlap=questions.overlap,
-    )
+    signature = signature_line(len(questions.images), questions.tokenizer, questions.idf, about)
+    variants = {name: scores.variants[name] for name in names}
+    measured: dict[str, Any] = {"throughput": responses.throughput, "overlap": questions.overlap}
+    results = Results.from_variants(questions.images, variants, scores.floors, signature, about, **measured)
     # Written first: a screen that is gone must not cost the answers.
     write_results(config.output_dir, results, render_page(results, questions.pictures), scores.files)
     print_results(console, results)
@@ -167,25 +139,16 @@ def run_task(task: Task, config: BenchmarkConfig, world: World, console: Console
 
 def _respond(
     models: ModelsUnderTest, questions: Questions, protocol: Protocol, output_dir: Path, world: World, console: Console
-) -> _Responses:
+) -> Answered:
     """Let every model answer in both of its variants; the one in memory answers first."""
-    responses = _Responses()
-    if questions.pictures is None:
+    responses, images, pictures = Answered(), questions.images, questions.pictures
+    if pictures is None:
         return responses
     # The answers of a finished benchmark lie one folder above, by variant.
-    store = AnswerStore(output_dir / "answers" / "kept")
+    kept = output_dir / "answers" / "kept"
     for role in reversed(models.entries):
-        answered = answer_variants(
-            models.get(role),
-            role,
-            questions.images,
-            questions.pictures,
-            protocol,
-            store,
-            role == FINETUNED,
-            world,
-            console,
-        )
+        own_stages = role == FINETUNED
+        answered = answer_variants(models.get(role), role, images, pictures, protocol, kept, own_stages, world, console)
         responses.answers |= answered.answers
         responses.throughput |= answered.throughput
         responses.unreadable |= answered.unreadable
@@ -195,8 +158,8 @@ def _respond(
 def _announce(console: Console, protocol: Protocol, models: ModelsUnderTest, remarks: Sequence[str]) -> None:
     """Print what is about to be compared, so that a wrong checkpoint or prompt is seen before the hours are spent."""
     lines = [
-        f"{role}: {model.checkpoint} ({model.about['model_id']}, sha256 {model.about['sha256'][:16]})"
-        for role, model in models.entries.items()
+        f"{role}: {about['checkpoint']} ({about['model_id']}, sha256 {about['sha256'][:16]})"
+        for role, about in models.entries.items()
     ]
     if models.entries:
         lines += [f"{name} wording: {wording!r}" for name, wording in protocol.wordings.items()]
@@ -213,22 +176,6 @@ def _describe(models: ModelsUnderTest, protocol: Protocol, max_images: int | Non
         "versions": package_versions(_PACKAGES),
     }
     if models.entries:
-        about["prompt"] = protocol.prompt
-        about["prompt_sha256"] = protocol.prompt_sha256
-        about["wordings"] = protocol.wordings
-        about["decoding"] = protocol.decoding
-        about["checkpoints"] = {role: model.about for role, model in models.entries.items()}
+        about |= {name: getattr(protocol, name) for name in ("prompt", "prompt_sha256", "wordings", "decoding")}
+        about["checkpoints"] = models.entries
     return about
-
-
-def _sign(n: int, about: Mapping[str, Any], questions: Questions) -> str:
-    """Return the signature line of what :func:`_describe` has described; see :func:`signature_line`."""
-    return signature_line(
-        n=n,
-        tokenizer=questions.tokenizer,
-        idf=questions.idf,
-        versions={"cobra-vlm": about["code"]["cobra-vlm"], **about["versions"]},
-        prompt_sha256=about.get("prompt_sha256"),
-        decoding=about.get("decoding"),
-        checkpoints={role: model["sha256"] for role, model in about.get("checkpoints", {}).items()},
-    )

@@ -1,7 +1,6 @@
 """Captions, of models in up to four variants or out of a file, scored against what people wrote."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,73 +30,62 @@ from cobra.util.files import sha256_file
 _PREDICTIONS = "predictions"
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    """Images that are scored, the same of every variant."""
-
-    images: list[CaptionedImage]
-    overlap: Overlap
-    predictions: Predictions | None
-
-
 class CaptionTask(Task):
     """Captions of images, compared with human ones."""
 
     def ask(self) -> Questions:
         """Read the captions and choose the images that are scored."""
         config = self.config
-        self._found = found = _read(config)
-        self._chosen = chosen = _choose(config, found)
-        if config.checkpoint is not None and found.pictures is None:
-            raise UserError(f"--image_dir is missing: the folder of the images that {found.source} names")
+        self._set = _read(config)
+        self._images, self._overlap, self._predictions = _choose(config, self._set)
+        if config.checkpoint is not None and self._set.pictures is None:
+            raise UserError(f"--image_dir is missing: the folder of the images that {self._set.source} names")
         return Questions(
-            chosen.images,
-            found.pictures,
+            self._images,
+            self._set.pictures,
             self._about(),
             tokenizer="ptb-3.4.1-python",
-            idf=f"references-of-{len(found.images)}-images",
+            idf=f"references-of-{len(self._set.images)}-images",
             prompt=resolve_prompt(config.prompt),
             remarks=self._remarks(),
-            extra_variants=[_PREDICTIONS] * (chosen.predictions is not None),
-            overlap=chosen.overlap.sentence,
+            extra_variants=[_PREDICTIONS] * (self._predictions is not None),
+            overlap=self._overlap.sentence,
         )
 
     def score(self, answers: Mapping[str, Sequence[Answer]], console: Console) -> Scores:
         """Score every variant in all metrics that can be had."""
-        images = self._chosen.images
         java = find_java_metrics()
         for line in java.left_out:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-        makers = [*_makers(self.config, self._found.images, java, console), *EXTRA_METRICS.values()]
-        scorer = CaptionScorer(images, makers, self._found.pictures)
+        makers = [*_makers(self.config, self._set.images, java, console), *EXTRA_METRICS.values()]
+        scorer = CaptionScorer(self._images, makers, self._set.pictures)
         variants = {
             name: VariantResult([answer.scored for answer in given], scorer.score_answers(given), given)
             for name, given in answers.items()
         }
-        if self._chosen.predictions is not None:
-            captions = [self._chosen.predictions.captions[image.image_id] for image in images]
+        if self._predictions is not None:
+            captions = [self._predictions.captions[image.image_id] for image in self._images]
             variants[_PREDICTIONS] = VariantResult(captions, scorer.score(captions))
         return Scores(variants, scorer.floors(), {"left_out": list(java.left_out)})
 
     def _remarks(self) -> list[str]:
-        found, chosen = self._found, self._chosen
-        lines = [f"{len(chosen.images):,} of {len(found.images):,} images of {found.source} ({found.form})"]
-        lines += [*found.remarks, chosen.overlap.sentence]
-        if chosen.predictions is not None:
-            if chosen.predictions.remark is not None:
-                lines.append(chosen.predictions.remark)
-            if missing := chosen.predictions.missing:
+        whole, predictions = self._set, self._predictions
+        lines = [f"{len(self._images):,} of {len(whole.images):,} images of {whole.source} ({whole.form})"]
+        lines += [*whole.remarks, self._overlap.sentence]
+        if predictions is not None:
+            lines += [predictions.remark] if predictions.remark else []
+            if missing := predictions.missing:
                 lines.append(f"{count_images(len(missing))} without a caption left out: {first_names(missing)}")
         return lines
 
     def _about(self) -> dict[str, Any]:
         """Return the data that the scores depend on, as JSON values."""
-        config, found, chosen = self.config, self._found, self._chosen
+        config, whole = self.config, self._set
         about: dict[str, Any] = {
-            "annotations": {"path": found.source, "form": found.form, "sha256": found.sha256}
-            | ({"remarks": list(found.remarks)} if found.remarks else {}),
+            "annotations": {"path": whole.source, "form": whole.form, "sha256": whole.sha256}
+            | ({"remarks": list(whole.remarks)} if whole.remarks else {}),
             "tokenizer": "PTBTokenizer 3.4.1 as in coco-caption, in Python",
-            "overlap": chosen.overlap.to_json(),
+            "overlap": self._overlap.to_json(),
         }
         if config.similarity_model is not None:
             about["similarity_model"] = config.similarity_model
@@ -105,8 +93,8 @@ class CaptionTask(Task):
             path: Path | None = getattr(config, name)
             if path is not None:
                 about[name] = {"path": str(path), "sha256": sha256_file(path)}
-        if chosen.predictions is not None:
-            about["predictions"] |= {"missing": chosen.predictions.missing, "remark": chosen.predictions.remark}
+        if self._predictions is not None:
+            about["predictions"] |= {"missing": self._predictions.missing, "remark": self._predictions.remark}
         return about
 
 
@@ -125,9 +113,9 @@ def _read(config: BenchmarkConfig) -> CaptionSet:
     return read_caption_set(source, image_dir, config.split, config.image_ids, config.output_dir / LIST_FILE)
 
 
-def _choose(config: BenchmarkConfig, found: CaptionSet) -> _Chosen:
+def _choose(config: BenchmarkConfig, whole: CaptionSet) -> tuple[list[CaptionedImage], Overlap, Predictions | None]:
     """Take the images that are scored, the same of every variant."""
-    images: list[CaptionedImage] = found.images
+    images = whole.images
     ids_file = config.exclude_ids or find_training_ids(dataset_roots(config))
     training = None if ids_file is None else read_training_ids(ids_file)
     overlap = find_overlap(images, training)
@@ -138,11 +126,11 @@ def _choose(config: BenchmarkConfig, found: CaptionSet) -> _Chosen:
     if config.predictions is not None:
         wanted = [image.image_id for image in images]
         list_file = config.output_dir / LIST_FILE
-        predictions = read_predictions(config.predictions, found.known, wanted, config.allow_missing, list_file)
+        predictions = read_predictions(config.predictions, whole.known, wanted, config.allow_missing, list_file)
         images = [image for image in images if image.image_id in predictions.captions]
     if config.exclude_ids is None:
         overlap = find_overlap(images, training)
-    return _Chosen(images, overlap, predictions)
+    return images, overlap, predictions
 
 
 def _makers(

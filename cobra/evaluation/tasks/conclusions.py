@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -61,9 +60,13 @@ class ConclusionTask(Task):
             f"verdicts/{name}.jsonl": to_lines((verdict.to_dict() for verdict in score.verdicts), ensure_ascii=False)
             for name, score in scores.items()
         }
+        first = next(iter(scores.values()))
+        # The score of always giving the commonest answer of the row's source.
+        shares = {name: kind.majority / kind.n for name, kind in first.sources.items()}
+        constant = MeanMetric([shares[verdict.row.source] for verdict in first.verdicts], _LABEL)
         return Scores(
             {name: _result(answers[name], score) for name, score in scores.items()},
-            {"constant": _constant(next(iter(scores.values())))},
+            {"constant": {"conclusion_accuracy": constant}},
             {"conclusions": {name: score.to_dict() for name, score in scores.items()}},
             verdicts,
             [_source_table(scores)],
@@ -71,19 +74,9 @@ class ConclusionTask(Task):
 
 
 def _result(answers: Sequence[Answer], score: ConclusionScore) -> VariantResult:
-    metrics: Metrics = {
-        "conclusion_accuracy": MeanMetric(score.correct, _LABEL),
-        "valid_structure": valid_structure(answers),
-    }
+    accuracy = MeanMetric(score.correct, _LABEL)
+    metrics: Metrics = {"conclusion_accuracy": accuracy, "valid_structure": valid_structure(answers)}
     return VariantResult([verdict.given for verdict in score.verdicts], metrics, answers)
-
-
-def _constant(score: ConclusionScore) -> Metrics:
-    """Return the score of always giving the commonest answer of the row's source."""
-    shares = {name: kind.majority / kind.n for name, kind in score.sources.items()}
-    return {
-        "conclusion_accuracy": MeanMetric(np.array([shares[verdict.row.source] for verdict in score.verdicts]), _LABEL)
-    }
 
 
 def _source_table(scores: Mapping[str, ConclusionScore]) -> Table:

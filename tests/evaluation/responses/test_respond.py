@@ -23,7 +23,6 @@ from cobra.evaluation.responses.protocol import (
     second_prompt,
 )
 from cobra.evaluation.responses.respond import WINDOW_BATCHES, answer_variants
-from cobra.evaluation.responses.response_cache import AnswerStore
 from cobra.models.vlms import as_turn
 from cobra.util.distributed import World
 from cobra.util.errors import UserError
@@ -39,7 +38,7 @@ def ask(captions, tmp_path):
     def call(vlm, own_stages=False, images=None, **changes):
         console = Console(file=io.StringIO(), width=200)
         images = captions.images if images is None else images
-        pictures, store = PictureFolder(captions.image_dir), AnswerStore(tmp_path / "answers")
+        pictures, store = PictureFolder(captions.image_dir), tmp_path / "answers"
         protocol = Protocol(**changes)
         answered = answer_variants(vlm, "it", images, pictures, protocol, store, own_stages, ALONE, console)
         call.printed = console.file.getvalue()
@@ -289,9 +288,7 @@ def answer_photos(photos, store, world=ALONE, batch_size=BATCH, images=None):
     own = photos[0] if images is None else images
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passes, "SCRATCHPAD_TOKENS", 12)
-        return answer_variants(
-            enliven(scratch_vlm()), "it", own, photos[1], protocol, AnswerStore(store), False, world, QUIET
-        )
+        return answer_variants(enliven(scratch_vlm()), "it", own, photos[1], protocol, store, False, world, QUIET)
 
 
 @pytest.fixture(scope="module")
@@ -360,7 +357,7 @@ def test_searched_answers_do_not_depend_on_the_batch_and_are_kept_apart(ask, tmp
     assert len(lines(tmp_path)) == 4 * 2
     assert found.throughput["it"].tokens > greedy.throughput["it"].tokens
     protocol = Protocol(max_new_tokens=40, batch_size=1, search=search, beams=2)
-    pictures, again = PictureFolder(ask.captions.image_dir), AnswerStore(tmp_path / "again")
+    pictures, again = PictureFolder(ask.captions.image_dir), tmp_path / "again"
     other = answer_variants(vlm, "it", images, pictures, protocol, again, own_stages, ALONE, QUIET)
     assert other.answers == found.answers
     if own_stages:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cobra.evaluation.responses.protocol import Answer
-from cobra.evaluation.responses.response_cache import AnswerStore, StoredAnswer
+from cobra.evaluation.responses.response_cache import AnswerFile, StoredAnswer
 from cobra.util.errors import UserError
 
 SETTINGS = {"checkpoint_sha256": "abc", "prompt": "Caption?"}
@@ -21,7 +21,7 @@ BY_ID = {stored.answer.image_id: stored for stored in STORED}
 
 
 def open_file(folder, rank=0, **changes):
-    return AnswerStore(folder).open(SETTINGS | changes, rank)
+    return AnswerFile(folder, SETTINGS | changes, rank)
 
 
 def whole_file(folder):
