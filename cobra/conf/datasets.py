@@ -1,8 +1,7 @@
 """Dataset configurations: which annotation file and image folder feed which stage of training.
 
-Every dataset is a dataclass under a `draccus` choice registry, so `--dataset.type llava-cot-100k` picks one and
-`--dataset.<field>` overrides a field. Paths are relative to `dataset_root_dir`. A dataset of one's own in LLaVA's
-format is registered here alone: a class, and a member of `DatasetRegistry`.
+`--dataset.type llava-cot-100k` picks a dataset and `--dataset.<field>` overrides a field. One's own in LLaVA's format
+is registered here alone: a class, and a member of `DatasetRegistry`.
 """
 
 import shlex
@@ -65,9 +64,8 @@ class DatasetConfig(ChoiceRegistry):
 
     def components(self, stage: str) -> tuple[Path, Path]:
         """Return the annotation file and the image folder of a stage, below `dataset_root_dir`."""
-        components = self.align_stage_components if stage == "align" else self.finetune_stage_components
-        annotation_file, image_dir = (Path(self.dataset_root_dir) / component for component in components)
-        return annotation_file, image_dir
+        file, folder = self.align_stage_components if stage == "align" else self.finetune_stage_components
+        return Path(self.dataset_root_dir) / file, Path(self.dataset_root_dir) / folder
 
     def published(self, stage: str) -> Publication | None:
         """Return the published files of a stage; None where there are none."""
@@ -75,8 +73,7 @@ class DatasetConfig(ChoiceRegistry):
 
     def remedy(self, stage: str) -> str:
         """Return the sentence with the command that makes a stage's files, or with the flags that name one's own."""
-        publication = self.published(stage)
-        if publication is not None:
+        if (publication := self.published(stage)) is not None:
             return publication.remedy.format(root=shlex.quote(str(self.dataset_root_dir)))
         components = "align_stage_components" if stage == "align" else "finetune_stage_components"
         return f"Give your own with --dataset.{components} '[rows.json, images]' and --dataset.dataset_root_dir"

@@ -11,7 +11,7 @@ from draccus import ChoiceRegistry
 
 @dataclass
 class ModelConfig(ChoiceRegistry):
-    """Vision-language model, and the optimisation of each stage of training."""
+    """Vision-language model, and the optimisation of each stage of training, by default the released recipe's."""
 
     model_id: str
     """Unique name; the value of `--model.type`."""
@@ -24,49 +24,48 @@ class ModelConfig(ChoiceRegistry):
     """Id of a registered language model."""
     image_resize_strategy: str
     """Way in which images become squares: `resize-naive`, `resize-crop` or `letterbox`."""
-    llm_max_length: int
+    llm_max_length: int = 2048
     """Longest text in tokens; longer rows are cut on the right. Image patches come on top."""
-
-    align_epochs: int
+    align_epochs: int = 1
     """Passes over the data."""
-    align_max_steps: int | None
+    align_max_steps: int | None = None
     """Optimiser steps in place of epochs; null trains for the epochs."""
-    align_global_batch_size: int
+    align_global_batch_size: int = 256
     """Rows of one optimiser step, over all processes and forward passes."""
-    align_per_device_batch_size: int
+    align_per_device_batch_size: int = 16
     """Rows of one forward pass on one process."""
-    align_learning_rate: float
+    align_learning_rate: float = 1e-3
     """Peak learning rate."""
-    align_weight_decay: float
+    align_weight_decay: float = 0.0
     """Weight decay of AdamW, for matrices; norms, biases, A_log and D are not decayed."""
-    align_max_grad_norm: float
+    align_max_grad_norm: float = 1.0
     """Global norm that gradients are clipped to."""
-    align_lr_scheduler_type: str
+    align_lr_scheduler_type: str = "linear-warmup+cosine-decay"
     """Learning rate schedule: `linear-warmup+cosine-decay`."""
-    align_warmup_ratio: float
+    align_warmup_ratio: float = 0.03
     """Share of the steps spent warming up."""
-    align_train_strategy: str
+    align_train_strategy: str = "fsdp-shard-grad-op"
     """Sharding: `fsdp-shard-grad-op`, `fsdp-full-shard` or `ddp`."""
 
-    finetune_epochs: int
+    finetune_epochs: int = 2
     """Passes over the data; all `finetune_` fields are for finetune and full-finetune."""
-    finetune_max_steps: int | None
+    finetune_max_steps: int | None = None
     """Optimiser steps in place of epochs; null trains for the epochs."""
-    finetune_global_batch_size: int
+    finetune_global_batch_size: int = 128
     """Rows of one optimiser step, over all processes and forward passes."""
-    finetune_per_device_batch_size: int
+    finetune_per_device_batch_size: int = 16
     """Rows of one forward pass on one process."""
-    finetune_learning_rate: float
+    finetune_learning_rate: float = 2e-5
     """Peak learning rate."""
-    finetune_weight_decay: float
+    finetune_weight_decay: float = 0.1
     """Weight decay of AdamW, for matrices; norms, biases, A_log and D are not decayed."""
-    finetune_max_grad_norm: float
+    finetune_max_grad_norm: float = 1.0
     """Global norm that gradients are clipped to."""
-    finetune_lr_scheduler_type: str
+    finetune_lr_scheduler_type: str = "linear-warmup+cosine-decay"
     """Learning rate schedule: `linear-warmup+cosine-decay`."""
-    finetune_warmup_ratio: float
+    finetune_warmup_ratio: float = 0.03
     """Share of the steps spent warming up."""
-    finetune_train_strategy: str
+    finetune_train_strategy: str = "fsdp-full-shard"
     """Sharding: `fsdp-shard-grad-op`, `fsdp-full-shard` or `ddp`."""
 
     enable_gradient_checkpointing: bool = True
@@ -86,29 +85,6 @@ class Cobra_3B(ModelConfig):
     vision_backbone_id: str = "dinosiglip-vit-so-384px"
     llm_backbone_id: str = "mamba-2.8b-zephyr"
     image_resize_strategy: str = "resize-naive"
-    llm_max_length: int = 2048
-
-    align_epochs: int = 1
-    align_max_steps: int | None = None
-    align_global_batch_size: int = 256
-    align_per_device_batch_size: int = 16
-    align_learning_rate: float = 1e-3
-    align_weight_decay: float = 0.0
-    align_max_grad_norm: float = 1.0
-    align_lr_scheduler_type: str = "linear-warmup+cosine-decay"
-    align_warmup_ratio: float = 0.03
-    align_train_strategy: str = "fsdp-shard-grad-op"
-
-    finetune_epochs: int = 2
-    finetune_max_steps: int | None = None
-    finetune_global_batch_size: int = 128
-    finetune_per_device_batch_size: int = 16
-    finetune_learning_rate: float = 2e-5
-    finetune_weight_decay: float = 0.1
-    finetune_max_grad_norm: float = 1.0
-    finetune_lr_scheduler_type: str = "linear-warmup+cosine-decay"
-    finetune_warmup_ratio: float = 0.03
-    finetune_train_strategy: str = "fsdp-full-shard"
 
 
 @dataclass
@@ -152,14 +128,12 @@ class Cobra_Tiny(Cobra_3B):
     vision_backbone_id: str = "dinosiglip-vit-tiny-48px"
     llm_backbone_id: str = "mamba-0.5m-zephyr"
     llm_max_length: int = 512
-
     align_global_batch_size: int = 32
     align_per_device_batch_size: int = 16
     finetune_global_batch_size: int = 32
     finetune_per_device_batch_size: int = 16
     finetune_learning_rate: float = 2e-3
     finetune_weight_decay: float = 0.01
-
     enable_gradient_checkpointing: bool = False
     enable_mixed_precision_training: bool = False
 

@@ -10,11 +10,5 @@ if TYPE_CHECKING:
 
 __all__ = ["convert_to_jpg", "download_extract", "get_dataset_and_collator"]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "convert_to_jpg": "cobra.preprocessing.download",
-        "download_extract": "cobra.preprocessing.download",
-        "get_dataset_and_collator": "cobra.preprocessing.materialize",
-    },
-)
+_DOWNLOAD = dict.fromkeys(("convert_to_jpg", "download_extract"), "cobra.preprocessing.download")
+__getattr__ = lazy_names(__name__, _DOWNLOAD | {"get_dataset_and_collator": "cobra.preprocessing.materialize"})

@@ -4,7 +4,6 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.errors import (
@@ -91,7 +90,7 @@ def list_dataset(repo_id: str, revision: str = "main", token: str | None = None)
     for file in info.siblings or ():
         digest = file.lfs.sha256 if file.lfs else file.blob_id
         if file.size is None or digest is None:
-            raise UserError(f"{_endpoint()} does not state size and hash of {file.rfilename}: unset HF_ENDPOINT")
+            raise UserError(f"{constants.ENDPOINT} does not state size and hash of {file.rfilename}: unset HF_ENDPOINT")
         # The commit, not the branch: all files are of one state even if the branch moves on while they come.
         url = hf_hub_url(repo_id, file.rfilename, repo_type="dataset", revision=info.sha)
         files[file.rfilename] = Remote(url, file.size, digest, headers, _terms_remedy(repo_id))
@@ -104,8 +103,7 @@ def _dataset_info(repo_id: str, revision: str, token: str | None) -> DatasetInfo
     except UserError as error:
         raise HubUnreachable(str(error)) from error
     began = time.monotonic()
-    delays = iter(transfer.RETRY_DELAYS)
-    while True:
+    for delay in (*transfer.RETRY_DELAYS, None):
         try:
             return HfApi().dataset_info(
                 repo_id, revision=revision, token=token, files_metadata=True, timeout=_TIMEOUT_SECONDS
@@ -114,27 +112,22 @@ def _dataset_info(repo_id: str, revision: str, token: str | None) -> DatasetInfo
             raise HubUnreachable("HF_HUB_OFFLINE is set, so the Hugging Face hub is not asked: unset it") from error
         except HfHubHTTPError as error:
             if error.response.status_code not in RETRIED_STATUSES:
-                _refuse(repo_id, revision, error)
+                raise _refusal(repo_id, revision, error) from error
             problem: Exception = error
         except (HTTPError, OSError) as error:
             if time.monotonic() - began > _REACH_SECONDS:
-                raise HubUnreachable(f"{_endpoint()} cannot be reached ({reason(error)})") from error
+                raise HubUnreachable(f"{constants.ENDPOINT} cannot be reached ({reason(error)})") from error
             problem = error
-        delay = next(delays, None)
-        if delay is None:
-            raise UserError(
-                f"{_endpoint()} fails time and again ({reason(problem)}): run the same command later"
-            ) from problem
-        time.sleep(delay)
+        if delay is not None:
+            time.sleep(delay)
+    raise UserError(
+        f"{constants.ENDPOINT} fails time and again ({reason(problem)}): run the same command later"
+    ) from problem
 
 
-def _refuse(repo_id: str, revision: str, error: Exception) -> NoReturn:
-    """Raise the error with the remedy for a refusal.
-
-    Raises:
-        UserError: Always.
-    """
-    page = f"{_endpoint()}/datasets/{repo_id}"
+def _refusal(repo_id: str, revision: str, error: Exception) -> UserError:
+    """Return the error with the remedy for a refusal."""
+    page = f"{constants.ENDPOINT}/datasets/{repo_id}"
     if isinstance(error, RevisionNotFoundError):
         remedy = f"It has no revision {revision!r}: give --revision a branch, tag or commit of {page}/commits."
     elif isinstance(error, GatedRepoError):
@@ -143,15 +136,11 @@ def _refuse(repo_id: str, revision: str, error: Exception) -> NoReturn:
         remedy = (
             f"See whether {page} opens in a browser; a closed dataset needs a valid token in --hf_token (or HF_TOKEN)."
         )
-    raise UserError(f"the Hugging Face hub refuses the dataset {repo_id} ({reason(error)}). {remedy}") from error
+    return UserError(f"the Hugging Face hub refuses the dataset {repo_id} ({reason(error)}). {remedy}")
 
 
 def _terms_remedy(repo_id: str) -> str:
     return (
-        f"Where {_endpoint()}/datasets/{repo_id} asks for it, accept its terms, and give --hf_token (or HF_TOKEN) the "
-        "token of that account."
+        f"Where {constants.ENDPOINT}/datasets/{repo_id} asks for it, accept its terms, and give --hf_token (or "
+        "HF_TOKEN) the token of that account."
     )
-
-
-def _endpoint() -> str:
-    return constants.ENDPOINT

@@ -5,19 +5,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from rich import progress as rich_progress
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-    track,
-)
 
 Item = TypeVar("Item")
 
@@ -34,14 +25,10 @@ class ByteBars:
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        name = rich_progress.TextColumn("{task.description}", markup=False)
+        amounts = (rich_progress.BarColumn(), rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn())
+        columns = (name, *amounts, rich_progress.TimeRemainingColumn())
+        self.progress = rich_progress.Progress(*columns, console=self.console, disable=not self.console.is_terminal)
 
     def __enter__(self) -> "ByteBars":
         self.progress.start()
@@ -68,7 +55,10 @@ class ByteBars:
         try:
             yield bar
         finally:
-            bar._end(quiet)
+            task = bar.task
+            self.progress.remove_task(task.id)
+            if not quiet:
+                self.print_line(f"{_amount(task)} in {task.elapsed or 0:.0f} s")
 
 
 class Bar:
@@ -76,37 +66,30 @@ class Bar:
 
     def __init__(self, bars: ByteBars, description: str, total: int | None, done: int) -> None:
         self._bars = bars
-        self._task = bars.progress.add_task(description, total=total, completed=done)
+        self._id = bars.progress.add_task(description, total=total, completed=done)
         self._printed_at = time.monotonic()
 
     def advance(self, count: int) -> None:
         """Count bytes that have come; a negative number takes some back."""
-        self._bars.progress.advance(self._task, count)
+        self._bars.progress.advance(self._id, count)
         if not self._bars.console.is_terminal and time.monotonic() - self._printed_at > _LINE_SECONDS:
-            self._print_state()
+            self._printed_at = time.monotonic()
+            task = self.task
+            rate = f", {decimal(int(task.speed))}/s" if task.speed else ""
+            left = f", {task.time_remaining / 60:.0f} min left" if task.time_remaining else ""
+            self._bars.print_line(_amount(task) + rate + left)
 
     def expect(self, total: int | None) -> None:
         """Set the bytes in all."""
-        self._bars.progress.update(self._task, total=total)
+        self._bars.progress.update(self._id, total=total)
 
-    def _end(self, quiet: bool) -> None:
-        task = self._task_now()
-        self._bars.progress.remove_task(self._task)
-        if not quiet:
-            self._bars.print_line(f"{_amount(task)} in {task.elapsed or 0:.0f} s")
-
-    def _print_state(self) -> None:
-        self._printed_at = time.monotonic()
-        task = self._task_now()
-        rate = f", {decimal(int(task.speed))}/s" if task.speed else ""
-        left = f", {task.time_remaining / 60:.0f} min left" if task.time_remaining else ""
-        self._bars.print_line(_amount(task) + rate + left)
-
-    def _task_now(self) -> Task:
-        return next(task for task in self._bars.progress.tasks if task.id == self._task)
+    @property
+    def task(self) -> rich_progress.Task:
+        """The bar's present state."""
+        return next(task for task in self._bars.progress.tasks if task.id == self._id)
 
 
-def _amount(task: Task) -> str:
+def _amount(task: rich_progress.Task) -> str:
     total = f" of {decimal(int(task.total))}" if task.total else ""
     return f"{task.description}: {decimal(int(task.completed))}{total}"
 
@@ -127,5 +110,6 @@ def track_items(items: Iterable[Item], description: str, total: int | None = Non
         total: Number of items; None takes their length, where they have one.
     """
     console = Console(stderr=True)
-    is_off = not console.is_terminal
-    return track(items, escape(description), total=total, console=console, transient=True, disable=is_off)
+    return rich_progress.track(
+        items, escape(description), total, console=console, transient=True, disable=not console.is_terminal
+    )

@@ -58,10 +58,7 @@ DATASET_REGISTRY: dict[str, list[Component]] = {
     # The files of `main`; the hub's list decides which files are fetched.
     COT_ID: [
         _file(COT_ROWS, f"{_COT}/{COT_ROWS}"),
-        *(
-            _file(f"image.zip.part-a{letter}", f"{_COT}/image.zip.part-a{letter}")
-            for letter in string.ascii_lowercase[:16]
-        ),
+        *(_file(f"image.zip.part-a{end}", f"{_COT}/image.zip.part-a{end}") for end in string.ascii_lowercase[:16]),
     ],
     "coco-captions": [
         _folder("annotations", f"{_COCO}/annotations/annotations_trainval2017.zip"),

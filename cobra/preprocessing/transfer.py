@@ -1,8 +1,7 @@
 """Fetch one file from the network: whole under its name, or a part that the next call resumes.
 
-Plain HTTP with range requests (RFC 9110, section 14), for files of the Hugging Face hub too: huggingface_hub says which
-file, at which commit and with which hash, but its own download (1.23 and 2.4 read) begins a file anew after an
-interrupt, and one part of LLaVA-CoT-100k has 10 GB.
+Plain HTTP with range requests (RFC 9110, section 14), for files of the Hugging Face hub too: its own client (1.23 and
+2.4 read) begins a file anew after an interrupt, and one part of LLaVA-CoT-100k has 10 GB.
 """
 
 import hashlib
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import requests
 
@@ -36,16 +35,6 @@ _HASHED_BYTES = 2**20
 _GIT_DIGITS = 40
 
 
-class Hasher(Protocol):
-    """A hash object of hashlib."""
-
-    def update(self, data: bytes, /) -> None:
-        """Take in more bytes."""
-
-    def hexdigest(self) -> str:
-        """Return the hash of all bytes so far."""
-
-
 @dataclass(frozen=True)
 class Remote:
     """A file on a server, with the size and digest that are known beforehand."""
@@ -60,12 +49,7 @@ class Remote:
     remedy: str = ""
     """A closing sentence for the error where the server refuses."""
 
-    @property
-    def name(self) -> str:
-        """The last part of the URL."""
-        return self.url.rsplit("/", 1)[-1]
-
-    def hasher(self) -> Hasher | None:
+    def hasher(self) -> "hashlib._Hash | None":
         """Return a hasher whose hash of the whole file is `digest`; None where that is not known."""
         if self.digest is None:
             return None
@@ -74,7 +58,7 @@ class Remote:
         return hashlib.sha256()
 
 
-def hash_file(hasher: Hasher, path: Path, advance: Callable[[int], None]) -> str:
+def hash_file(hasher: "hashlib._Hash", path: Path, advance: Callable[[int], None]) -> str:
     """Feed a file to `hasher` and return the hash; `advance` is called with the bytes of every block."""
     with path.open("rb") as file:
         while block := file.read(_HASHED_BYTES):
@@ -88,8 +72,8 @@ def fetch_file(
 ) -> None:
     """Fetch a file to `target`, resuming where an earlier call stopped, and rename it into place when it is whole.
 
-    The bytes that have come lie in `workspace`. They are only continued where the server still has the same file: by
-    the digest, or else by its validator (ETag or Last-Modified) and size. Size and digest are checked.
+    The bytes that have come are only continued where the server still has the same file: by the digest, or else by its
+    validator (ETag or Last-Modified) and size. Size and digest are checked.
 
     Args:
         remote: The file.
@@ -111,16 +95,18 @@ def fetch_file(
             bar.advance(count)
             moved(count)
 
-        _receive_all(partial, bar, advance)
-        if not partial.is_right():
-            partial.restart(None, remote.size, advance)
+        for _ in range(2):
             _receive_all(partial, bar, advance)
-    if not partial.is_right():
-        partial.delete()
-        raise UserError(
-            f"{remote.url} came twice with another content than its server states (hash {remote.digest}): a proxy, the "
-            "disk or the memory of this machine changes bytes. Run the same command again, best over another network."
-        )
+            if partial.is_right():
+                break
+            partial.restart(None, remote.size, advance)
+        else:
+            partial.delete()
+            raise UserError(
+                f"{remote.url} came twice with another content than its server states (hash {remote.digest}): a proxy, "
+                "the disk or the memory of this machine changes bytes. Run the same command again, best over another "
+                "network."
+            )
     partial.data.replace(target)
     partial.delete()
 
@@ -128,7 +114,7 @@ def fetch_file(
 def bytes_there(remote: Remote, target: Path, workspace: Path) -> int:
     """Return how many bytes of a file :func:`fetch_file` would not have to fetch again."""
     data, state = _paths(target.name, workspace)
-    return data.stat().st_size if _known(remote, data, state) else 0
+    return data.stat().st_size if _known_state(remote, data, state) else 0
 
 
 class _Retry(Exception):
@@ -139,15 +125,14 @@ def _paths(name: str, workspace: Path) -> tuple[Path, Path]:
     return workspace / f"{name}.part", workspace / f"{name}.part.json"
 
 
-def _known(remote: Remote, data: Path, state_path: Path) -> dict[str, Any] | None:
+def _known_state(remote: Remote, data: Path, state_path: Path) -> dict[str, Any] | None:
     """Return {file, validator, size} of the bytes that have come, or None where none can be continued."""
     try:
         state = json.loads(state_path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    same = isinstance(state, dict) and state.keys() == {"file", "validator", "size"}
-    same = same and state["file"] == (remote.digest or remote.url)
-    return state if same and data.is_file() else None
+    is_state = isinstance(state, dict) and state.keys() == {"file", "validator", "size"}
+    return state if is_state and state["file"] == (remote.digest or remote.url) and data.is_file() else None
 
 
 class _Partial:
@@ -157,13 +142,12 @@ class _Partial:
         self.remote = remote
         self.data, self._state = _paths(name, workspace)
         workspace.mkdir(parents=True, exist_ok=True)
-        state = _known(remote, self.data, self._state)
+        state = _known_state(remote, self.data, self._state)
         if state is None:
             self.have = 0
             self.restart(None, remote.size, lambda count: None)
             return
-        self.validator, self.size = state["validator"], state["size"]
-        self.have = self.data.stat().st_size
+        self.validator, self.size, self.have = state["validator"], state["size"], self.data.stat().st_size
         self._hasher = remote.hasher()
         if self._hasher and self.have:
             with bars.bar(f"checking the part of {name}", self.have, quiet=True) as bar:
@@ -200,11 +184,6 @@ class _Partial:
             self.size = self.have
             self._write_state()
 
-    @property
-    def is_whole(self) -> bool:
-        """True if all bytes have come."""
-        return self.have == self.size
-
     def is_right(self) -> bool:
         """Return True if the content has the digest stated, or none is stated."""
         return self._hasher is None or self._hasher.hexdigest() == self.remote.digest
@@ -217,10 +196,8 @@ class _Partial:
 
 def _receive_all(partial: _Partial, bar: Bar, advance: Callable[[int], None]) -> None:
     """Make requests until the file is whole."""
-    url = partial.remote.url
-    failures = 0
-    most = partial.have
-    while not partial.is_whole:
+    url, failures, most = partial.remote.url, 0, partial.have
+    while partial.have != partial.size:
         try:
             with _http_errors(url):
                 _attempt(partial, bar, advance)
@@ -247,10 +224,7 @@ def _http_errors(url: str) -> Iterator[None]:
 
 
 def _attempt(partial: _Partial, bar: Bar, advance: Callable[[int], None]) -> None:
-    """Make one request and append to, or begin anew, the part.
-
-    Links that the hub redirects to expire after a while. As every attempt asks the hub again, it gets a new one.
-    """
+    """Make one request and append to, or begin anew, the part; the hub redirects each to a link that expires."""
     remote = partial.remote
     # Without identity the server may compress, and sizes and ranges would be those of the compressed bytes.
     headers = {**remote.headers, "Accept-Encoding": "identity"}
@@ -262,35 +236,28 @@ def _attempt(partial: _Partial, bar: Bar, advance: Callable[[int], None]) -> Non
     with requests.get(
         remote.url, headers=headers, auth=lambda request: request, stream=True, timeout=_TIMEOUT_SECONDS
     ) as response:
-        answer = f"the server answers {response.status_code} {response.reason}"
-        if response.status_code == 200:
-            size = _content_length(response) if remote.size is None else remote.size
+        status, answer = response.status_code, f"the server answers {response.status_code} {response.reason}"
+        if status == 200:
+            length = response.headers.get("Content-Length", "")
+            size = int(length) if remote.size is None and length.isdecimal() else remote.size
             # The digest says better than an ETag, which may differ between the CDN's servers, what belongs together.
             partial.restart(None if remote.digest else _validator(response), size, advance)
             bar.expect(size)
-        elif response.status_code == 206 and _range(response) == (partial.have, partial.size):
-            pass
-        elif response.status_code in (206, 416):
+        elif status == 416 or (status == 206 and _range(response) != (partial.have, partial.size)):
             partial.restart(None, remote.size, advance)
             raise _Retry("the server has another file now")
-        elif response.status_code in RETRIED_STATUSES or response.history:
+        elif status in RETRIED_STATUSES or (status != 206 and response.history):
             raise _Retry(answer)
-        else:
+        elif status != 206:
             raise UserError(f"{remote.url} could not be fetched: {answer}. {remote.remedy}".rstrip())
         if partial.size is not None:
             check_free_space(partial.data.parent, partial.size - partial.have)
         partial.append_blocks(response.iter_content(_BLOCK_BYTES), advance)
-    if partial.is_whole:
-        return
     if partial.have > (partial.size or 0):
         partial.restart(None, remote.size, advance)
         raise _Retry("more bytes have come than the server stated")
-    raise _Retry(f"{partial.have} of {partial.size} bytes have come")
-
-
-def _content_length(response: requests.Response) -> int | None:
-    text = response.headers.get("Content-Length", "")
-    return int(text) if text.isdecimal() else None
+    if partial.have != partial.size:
+        raise _Retry(f"{partial.have} of {partial.size} bytes have come")
 
 
 def _validator(response: requests.Response) -> str | None:

@@ -24,11 +24,7 @@ class MemberStream(io.BufferedReader):
     """A buffered archive whose directory cannot fill the memory: its size is only what the archive says."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read as usual, but refuse an absurd size.
-
-        Raises:
-            zipfile.BadZipFile: It is larger than any directory.
-        """
+        """Read as usual; raise a BadZipFile where `size` is larger than any directory."""
         if size is not None and size > _MAX_DIRECTORY_BYTES:
             raise zipfile.BadZipFile(f"its directory claims to have {size} bytes")
         return super().read(size)

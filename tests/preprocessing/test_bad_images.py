@@ -17,7 +17,7 @@ from cobra.evaluation.responses.prefetch import hash_image
 from cobra.models.backbones.llm.backbone import load_tokenizer
 from cobra.models.backbones.llm.prompting import ZephyrChatPromptBuilder
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
-from cobra.preprocessing.datasets.row_form import Defect
+from cobra.preprocessing.datasets.rows import Defect
 from cobra.preprocessing.llava_cot.rows.image_checks import ImageChecker
 from cobra.util.data_utils import IGNORE_INDEX, PaddedCollatorForLanguageModeling
 from cobra.util.errors import UserError

@@ -17,7 +17,7 @@ from rich.console import Console
 from small_publication import ANSWER, NAMES, Publication, annotation, picture, rejected, turns, write_parts
 
 from cobra.conf.datasets import LLaVa_CoT_100k_Config
-from cobra.preprocessing.datasets.row_form import Defect, RowError
+from cobra.preprocessing.datasets.rows import Defect, RowError
 from cobra.preprocessing.llava_cot import PrepareConfig, prepare
 from cobra.preprocessing.llava_cot import convert as converting
 from cobra.preprocessing.llava_cot.archive import extract_worker as extracting

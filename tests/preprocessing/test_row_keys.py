@@ -12,9 +12,8 @@ from cobra.models.backbones.llm.backbone import load_tokenizer
 from cobra.models.backbones.llm.prompting import ZephyrChatPromptBuilder
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
 from cobra.preprocessing.datasets.arrow_rows import read_rows
-from cobra.preprocessing.datasets.row_form import RowError
 from cobra.preprocessing.datasets.row_keys import REMARKS, image_of, remarks_of, unread_problem, with_image
-from cobra.preprocessing.datasets.rows import source_of
+from cobra.preprocessing.datasets.rows import RowError, source_of
 from cobra.preprocessing.llava_cot.rows.raw_row import check_row
 from cobra.util.errors import UserError
 

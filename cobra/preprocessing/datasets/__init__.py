@@ -10,12 +10,5 @@ if TYPE_CHECKING:
 
 __all__ = ["AlignDataset", "FinetuneDataset", "ReasoningTrace", "extract_reasoning_trace"]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "AlignDataset": "cobra.preprocessing.datasets.datasets",
-        "FinetuneDataset": "cobra.preprocessing.datasets.datasets",
-        "ReasoningTrace": "cobra.reasoning.trace",
-        "extract_reasoning_trace": "cobra.reasoning.trace",
-    },
-)
+_DATASETS = dict.fromkeys(__all__[:2], "cobra.preprocessing.datasets.datasets")
+__getattr__ = lazy_names(__name__, _DATASETS | dict.fromkeys(__all__[2:], "cobra.reasoning.trace"))

@@ -2,19 +2,92 @@
 
 import re
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cobra.preprocessing.datasets.row_form import MAX_ROW_BYTES, ROW_FORM, Defect, RowError, check_form
-from cobra.preprocessing.datasets.row_keys import Row, image_of, with_image
+from cobra.preprocessing.datasets.row_keys import Row, image_of, unread_problem, with_image
+from cobra.util.conversation import ROLES
 from cobra.util.errors import UserError
 from cobra.util.jsonl import opens_list, read_records, to_json
 
-_FILE_FORM = f"Expected is a JSON list of rows, or JSON lines with a row each: {ROW_FORM}."
+_ROW_FORM = (
+    '{"id": ..., "image": a path, "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, '
+    "...]}"
+)
+MAX_ROW_BYTES = 16 * 2**20
+"""The published rows have some 2 KB; a hostile one may not fill the memory."""
+_FILE_FORM = f"Expected is a JSON list of rows, or JSON lines with a row each: {_ROW_FORM}."
 TOP_FOLDERS = ("images", "image", "image_files")
 """Folders that archives of the images have in front of the folders of the sources."""
 TEXT_ONLY = "(text only)"
 NO_FOLDER = "(no folder)"
+
+
+class Defect(StrEnum):
+    """Reasons for which a row is rejected."""
+
+    MALFORMED = "malformed line"
+    NO_CONVERSATIONS = "no conversations"
+    BAD_TURN = "bad turn"
+    ROLE_ORDER = "role out of order"
+    NO_ANSWER = "no answer"
+    BAD_IMAGE_PATH = "bad image path"
+    UNREAD_KEY = "key that is not read"
+    MISSING_IMAGE = "missing image"
+    UNREADABLE_IMAGE = "unreadable image"
+    DUPLICATE = "duplicate"
+
+
+class RowError(Exception):
+    """A row cannot be used; the text is its `defect`, the reason, and `detail`, the finding."""
+
+    def __init__(self, defect: Defect, detail: str) -> None:
+        super().__init__(f"{defect}: {detail}")
+        self.defect, self.detail = defect, detail
+
+
+def check_form(row: Any) -> str | None:
+    """Check that a parsed row can be trained on as it is meant; return its image's path, None for a row of text only.
+
+    Raises:
+        RowError: It cannot; the detail follows the row's name.
+    """
+    if not isinstance(row, dict):
+        raise RowError(Defect.MALFORMED, f"is a {type(row).__name__}, and no object")
+    _check_turns(row)
+    try:
+        image = image_of(row)
+    except ValueError as error:
+        raise RowError(Defect.BAD_IMAGE_PATH, str(error)) from error
+    problem = unread_problem(row, image)
+    if problem:
+        raise RowError(Defect.UNREAD_KEY, problem)
+    return image
+
+
+def _check_turns(row: dict[str, Any]) -> None:
+    turns = row.get("conversations")
+    if turns is None and "messages" in row:
+        raise RowError(
+            Defect.NO_CONVERSATIONS,
+            "has `messages` in place of `conversations`: call each turn's `role` `from` (`human` for `user`, `gpt` for "
+            "`assistant`) and its `content` `value`",
+        )
+    if not isinstance(turns, list) or not turns:
+        raise RowError(Defect.NO_CONVERSATIONS, "has no conversations")
+    for number, turn in enumerate(turns, 1):
+        expected = ROLES[1 - number % 2]
+        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+            raise RowError(Defect.BAD_TURN, f"has a turn {number} without a text in 'value'")
+        try:
+            # JSON's escapes can spell half a surrogate pair.
+            turn["value"].encode()
+        except UnicodeEncodeError as error:
+            detail = f"has a turn {number} whose text holds half a surrogate pair, which no tokenizer can read"
+            raise RowError(Defect.MALFORMED, detail) from error
+        if (role := turn.get("from")) != expected:
+            raise RowError(Defect.ROLE_ORDER, f"has a turn {number} from {role!r} where {expected!r} was expected")
 
 
 class CheckedRow(NamedTuple):
@@ -69,7 +142,7 @@ def check_rows(path: Path) -> Iterator[CheckedRow]:
                 raise RowError(Defect.MALFORMED, detail)
             image = check_form(row)
         except RowError as error:
-            raise UserError(f"{name_row(path, number, row)} {error.detail}; expected {ROW_FORM}") from error
+            raise UserError(f"{name_row(path, number, row)} {error.detail}; expected {_ROW_FORM}") from error
         whole = with_image(row, image)
         yield CheckedRow(number, whole, text if whole is row else to_json(whole))
     if empty:

@@ -10,8 +10,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cobra.preprocessing.datasets.row_form import Defect, RowError
-from cobra.preprocessing.datasets.rows import source_of
+from cobra.preprocessing.datasets.rows import Defect, RowError, source_of
 from cobra.preprocessing.llava_cot.config import PrepareConfig
 from cobra.preprocessing.llava_cot.report.counts import Report
 from cobra.preprocessing.llava_cot.rows.image_checks import ImageChecker

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from cobra.preprocessing.datasets.row_form import Defect
 from cobra.preprocessing.datasets.row_keys import REMARKS
+from cobra.preprocessing.datasets.rows import Defect
 from cobra.preprocessing.llava_cot.archive.unpack import Unpacked
 from cobra.preprocessing.llava_cot.report.coco_ids import CocoIds, is_visual_genome
 from cobra.preprocessing.llava_cot.report.row_sources import RowSources

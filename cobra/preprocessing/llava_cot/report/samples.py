@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from cobra.preprocessing.datasets.row_form import Defect
+from cobra.preprocessing.datasets.rows import Defect
 from cobra.preprocessing.llava_cot.rows.raw_row import Row
 from cobra.reasoning.trace import ReasoningTrace
 from cobra.util.printable import printable

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import PIL
 
-from cobra.preprocessing.datasets.row_form import Defect, RowError
+from cobra.preprocessing.datasets.rows import Defect, RowError
 from cobra.preprocessing.progress import track_items
 from cobra.util.images import BadImageError, check_decodes, file_status, read_header
 from cobra.util.jsonl import append_lines, cut_torn_line, read_log

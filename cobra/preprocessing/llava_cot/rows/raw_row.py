@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cobra.preprocessing.archives import unsafe_name
-from cobra.preprocessing.datasets.row_form import MAX_ROW_BYTES, Defect, RowError, check_form
 from cobra.preprocessing.datasets.row_keys import has_text, image_of, remarks_of
+from cobra.preprocessing.datasets.rows import MAX_ROW_BYTES, Defect, RowError, check_form
 from cobra.util import jsonl
 from cobra.util.errors import UserError
 from cobra.util.printable import printable

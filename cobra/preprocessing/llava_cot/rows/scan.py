@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cobra.preprocessing.datasets.row_form import RowError
-from cobra.preprocessing.datasets.rows import source_of
+from cobra.preprocessing.datasets.rows import RowError, source_of
 from cobra.preprocessing.llava_cot.rows.raw_row import check_row, parse_line, read_lines, row_digests
 from cobra.preprocessing.progress import byte_progress
 from cobra.util.errors import UserError

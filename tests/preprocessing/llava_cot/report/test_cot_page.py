@@ -13,7 +13,7 @@ from PIL import Image
 from small_publication import ANSWER, picture, turns
 
 from cobra.preprocessing.archives import Refusal
-from cobra.preprocessing.datasets.row_form import Defect
+from cobra.preprocessing.datasets.rows import Defect
 from cobra.preprocessing.llava_cot.archive.unpack import Unpacked
 from cobra.preprocessing.llava_cot.report.counts import Report
 from cobra.preprocessing.llava_cot.report.page import render_page, write_page

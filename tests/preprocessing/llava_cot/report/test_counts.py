@@ -9,7 +9,7 @@ from rich.console import Console
 from small_publication import ANSWER, turns
 
 from cobra.preprocessing.archives import Refusal
-from cobra.preprocessing.datasets.row_form import Defect
+from cobra.preprocessing.datasets.rows import Defect
 from cobra.preprocessing.llava_cot.archive.unpack import Unpacked
 from cobra.preprocessing.llava_cot.report.counts import Report
 from cobra.preprocessing.llava_cot.report.row_sources import MAX_SOURCES, OTHER

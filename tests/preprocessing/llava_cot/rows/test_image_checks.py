@@ -5,7 +5,7 @@ import json
 import pytest
 from small_publication import picture
 
-from cobra.preprocessing.datasets.row_form import Defect, RowError
+from cobra.preprocessing.datasets.rows import Defect, RowError
 from cobra.preprocessing.llava_cot.rows import image_checks as images
 from cobra.preprocessing.llava_cot.rows.image_checks import ImageChecker
 
