@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cobra.util.errors import UserError
-from cobra.util.file_kinds import kind_of_content
+from cobra.util.files import kind_of_content
 from cobra.util.printable import listed
 
 # The key in a safetensors file's header; its value is JSON, the CRC-32 of each tensor's bytes by name.

@@ -13,8 +13,8 @@ from cobra.models.generation.generate import generate_ids, text_pieces
 from cobra.models.generation.memory import state_bytes
 from cobra.models.mamba import MambaState
 from cobra.models.vlms import CobraVLM, GenerationOptions, SearchOptions
+from cobra.util.conversation import without_special_tokens
 from cobra.util.errors import UserError
-from cobra.util.special_tokens import without_special_tokens
 
 if TYPE_CHECKING:
     from PIL import Image

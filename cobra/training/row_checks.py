@@ -6,9 +6,9 @@ from collections.abc import Callable
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
 from cobra.preprocessing.datasets.image_presence import look_for_images
 from cobra.training.config import PretrainConfig
+from cobra.util.conversation import SPECIAL_TOKENS
 from cobra.util.distributed import World
 from cobra.util.errors import SharedError
-from cobra.util.special_tokens import SPECIAL_TOKENS
 
 RowDataset = AlignDataset | FinetuneDataset
 

@@ -18,9 +18,8 @@ from cobra.reasoning.matching import match_conclusion
 from cobra.reasoning.trace import extract_reasoning_trace
 from cobra.training.jsonl_log import StepLines
 from cobra.util.files import write_text
-from cobra.util.html_pages import page_templates
+from cobra.util.html_pages import Thumbnail, page_templates, thumbnail
 from cobra.util.printable import printable
-from cobra.util.thumbnails import Thumbnail, thumbnail
 
 SAMPLES = "samples.jsonl"
 PAGE = "samples.html"

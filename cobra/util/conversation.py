@@ -1,11 +1,46 @@
-"""Constants and text of conversations in LLaVA's format."""
+"""Conversations in LLaVA's format: constants, special tokens that a text can spell, and markers of other formats."""
+
+import re
 
 ROLES = ("human", "gpt")
 """Who speaks, by turns."""
 PLACEHOLDER = "<image>"
 """The image's place in a turn; the model takes the image before the text, so it is removed."""
+SPECIAL_TOKENS = ("<|endoftext|>", "<|padding|>")
+"""Texts that GPT-NeoX's tokenizer reads as one token each, the first as the end of an answer."""
+
+_SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
+_BLANKS = " \t"
+# Ordinary text to the tokenizer. The names of speakers count where they begin a line.
+_OTHER = re.compile(
+    r"</?s>|<\|(?!endoftext\|>|padding\|>)\w+\|>|\[/?INST\]|<(?:start|end)_of_turn>"
+    r"|^(?:USER|ASSISTANT|### ?(?:Human|Assistant|Instruction|Response)):",
+    re.MULTILINE,
+)
 
 
 def without_placeholder(text: str) -> str:
     """Return a turn's text without the image's placeholder, and without white space around it."""
     return text.replace(PLACEHOLDER, "").strip()
+
+
+def without_special_tokens(text: str) -> str:
+    """Return a text with a space for each special token and the blanks around it.
+
+    A space, so that no new one comes together from what is left.
+    """
+    first, *others = _SPECIAL.split(text)
+    if not others:
+        return text
+    between = [part.strip(_BLANKS) for part in others[:-1]]
+    return " ".join([first.rstrip(_BLANKS), *between, others[-1].lstrip(_BLANKS)])
+
+
+def has_special_tokens(text: str) -> bool:
+    """Return True if the tokenizer would read a special token out of a text."""
+    return any(token in text for token in SPECIAL_TOKENS)
+
+
+def has_other_markers(text: str) -> bool:
+    """Return True if a text holds marks of turns of other chat formats, such as `<|im_end|>`, `</s>` or `[INST]`."""
+    return _OTHER.search(text) is not None

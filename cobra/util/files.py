@@ -1,4 +1,4 @@
-"""Atomic writes, and text and JSON read with errors that name the line."""
+"""Atomic writes, text and JSON read with errors that name the line, and kinds of files told by their content."""
 
 import codecs
 import errno
@@ -27,6 +27,13 @@ _LINES = (".jsonl", ".ndjson")
 # Ends the names of files and folders that are being written.
 UNFINISHED = ".tmp"
 
+# First bytes of files that are often found in another's place, in lower case, with what to do about them.
+_KINDS = (
+    ((b"<!doctype html", b"<html", b"<head", b"<body"), "a web page (HTML): its download has failed"),
+    ((b"version https://git-lfs",), "a pointer of Git LFS: fetch the file itself with `git lfs pull`"),
+    ((b"pk\x03\x04", b"\x1f\x8b"), "a packed archive: unpack it"),
+)
+
 # Errors of a file system that takes no hidden files (`veto files` of Samba).
 _NO_HIDDEN = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOENT)
 # Errors of writing to an open file.
@@ -41,8 +48,8 @@ _NAMED_BYTES = 200
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it into place.
 
-    The parent folder is created. On an exception the temporary file is removed and `path` is left as it was. What a
-    file system cannot do beside that (set permissions, flush, replace a file that is open) does not fail the work.
+    The parent folder is created. On an exception `path` is left as it was. What a file system cannot do beside that
+    (set permissions, flush, replace a file that is open) does not fail the work.
 
     Raises:
         OSError: The file cannot be written; it names `path` where the system names no file.
@@ -74,23 +81,19 @@ def _temporary(path: Path) -> Path:
     """Make an empty file beside a path, hidden where the file system takes hidden files."""
     name = os.fsencode(path.name)[:_NAMED_BYTES].decode(errors="ignore")
     try:
-        handle, made = tempfile.mkstemp(prefix=f".{name}.", suffix=UNFINISHED, dir=path.parent)
+        handle, made = tempfile.mkstemp(UNFINISHED, f".{name}.", path.parent)
     except OSError as error:
         if error.errno not in _NO_HIDDEN:
             raise
-        handle, made = tempfile.mkstemp(prefix=f"{name}.", suffix=UNFINISHED, dir=path.parent)
+        handle, made = tempfile.mkstemp(UNFINISHED, f"{name}.", path.parent)
     os.close(handle)
     return Path(made)
 
 
 def unfinished_files(folder: Path) -> Iterator[Path]:
-    """Yield the files that a process which was killed was writing in a folder, by the names :func:`atomic_path` gives.
-
-    Only for who is alone in the folder: see :func:`cobra.util.lock.hold`.
-    """
+    """Yield the files that killed processes were writing by :func:`atomic_path`, for who holds the folder alone."""
     for path in folder.glob(f"*{UNFINISHED}"):
-        random = path.stem.rpartition(".")[2]
-        if path.is_file() and (path.name.startswith(".") or len(random) == _RANDOM):
+        if path.is_file() and (path.name.startswith(".") or len(path.stem.rpartition(".")[2]) == _RANDOM):
             yield path
 
 
@@ -143,18 +146,11 @@ def read_text(path: Path | str, what: str, remedy: str = "") -> str:
 
 def missing_file(path: Path, what: str, remedy: str = "") -> UserError:
     """Return the error that a file is absent; the arguments are those of :func:`read_text`."""
-    tail = f" {remedy}" if remedy else ""
-    return UserError(f"{what[:1].upper()}{what[1:]} does not exist: {path}.{tail}")
+    return UserError(f"{what[:1].upper()}{what[1:]} does not exist: {path}. {remedy}".rstrip())
 
 
 def decode(content: bytes, encoding: str, where: str, remedy: str = "") -> str:
-    """Decode a file's bytes, its mark included.
-
-    Args:
-        content: The bytes.
-        encoding: Encoding of the bytes (:func:`encoding_of`).
-        where: Name of the source, for the error.
-        remedy: A closing sentence for the error.
+    """Decode a file's bytes, its mark included; `where` names the source, and `remedy` closes the error.
 
     Raises:
         UserError: They are not in this encoding.
@@ -162,18 +158,17 @@ def decode(content: bytes, encoding: str, where: str, remedy: str = "") -> str:
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
-        name = encoding.removesuffix("-sig").upper()
-        tail = f" {remedy}" if remedy else ""
-        raise UserError(f"{where} is not {name} text: {error.reason} at byte {error.start}.{tail}") from error
+        problem = f"not {encoding.removesuffix('-sig').upper()} text: {error.reason} at byte {error.start}"
+        raise UserError(f"{where} is {problem}. {remedy}".rstrip()) from error
 
 
 def read_json(path: Path | str, what: str, remedy: str = "", lines: bool = False) -> Any:
-    """Read a JSON file, encoded as :func:`read_text` takes it.
+    """Read a JSON file, encoded as :func:`read_text` takes it; the other arguments are its own.
 
     Args:
         path: The file.
-        what: Name of the file, for the error, e.g. ``the annotation file``.
-        remedy: A closing sentence for the errors, e.g. the command that makes the file.
+        what: See there.
+        remedy: See there.
         lines: True where the file may be JSON lines, whatever it is called: they are the list of their values. A single
             line is that where the file is named so.
 
@@ -188,12 +183,7 @@ def read_json(path: Path | str, what: str, remedy: str = "", lines: bool = False
 
 
 def parse_json(text: str, where: str, remedy: str = "") -> Any:
-    """Parse a JSON value.
-
-    Args:
-        text: The value, with white space around it.
-        where: Name of the source, for the error.
-        remedy: A closing sentence for the error.
+    """Parse a JSON value, with white space around it; `where` names the source, and `remedy` closes the error.
 
     Raises:
         UserError: The text is not JSON (with column, and line where there are several), or not to be read.
@@ -234,6 +224,18 @@ def _values_of_lines(text: str) -> list[Any] | None:
         return [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, RecursionError):
         return None
+
+
+def kind_of_content(beginning: bytes) -> str:
+    """Return what a file is and what to do, `a packed archive: unpack it`; empty where its kind is not known.
+
+    Args:
+        beginning: The first 512 bytes or more; letters' case does not matter.
+    """
+    if beginning[257:262] == b"ustar":
+        return "a packed archive: unpack it"
+    start = beginning.lower().lstrip(b"\xef\xbb\xbf \t\r\n")
+    return next((kind for beginnings, kind in _KINDS if start.startswith(beginnings)), "")
 
 
 def sha256_file(path: Path | str) -> str:

@@ -18,7 +18,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from cobra.util.file_kinds import kind_of_content
+from cobra.util.files import kind_of_content
 from cobra.util.jpeg import complete_jpeg, is_cut_jpeg
 from cobra.util.redaction import reason
 

@@ -2,15 +2,11 @@
 
 import codecs
 import errno
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import jsonlines
 
 from cobra.util.errors import UserError
 from cobra.util.files import decode, encoding_of, missing_file, parse_json, read_json
@@ -42,12 +38,7 @@ def read_records(path: Path, what: str, remedy: str) -> Iterator[Record]:
     """Yield the items of a JSON list, which is read whole, or the values of JSON lines, one line in memory at a time.
 
     The content decides, not the name. A byte order mark is taken off, also in front of later lines, as files that were
-    joined have it; blank lines are left out.
-
-    Args:
-        path: The file.
-        what: Kind of file, for the error.
-        remedy: Closing sentence of the errors.
+    joined have it; blank lines are left out. The arguments are those of :func:`cobra.util.files.read_text`.
 
     Raises:
         UserError: The file is absent, is no text, or is not JSON (with line and column).
@@ -102,41 +93,27 @@ def read_log(path: Path) -> Iterator[tuple[int, Any]]:
     A kill, a full disk or a failing one may leave such lines, and a line without an end in the last place.
     """
     with path.open("rb") as file:
-        whole = (line if line.endswith(b"\n") else b"" for line in file)
-        with jsonlines.Reader(whole, loads=_loads) as reader:
-            while True:
-                try:
-                    value = reader.read(allow_none=True)
-                except jsonlines.InvalidLineError:
-                    value = None
-                except EOFError:
-                    return
-                yield file.tell(), value
+        for line in file:
+            try:
+                value = json.loads(line.decode("utf-8-sig")) if line.endswith(b"\n") else None
+            except (ValueError, RecursionError):
+                value = None
+            yield file.tell(), value
 
 
 def to_lines(values: Iterable[Any], ensure_ascii: bool = True, allow_nan: bool = True) -> str:
-    """Return values as JSON lines, each with its end.
-
-    Args:
-        values: JSON values.
-        ensure_ascii: Write other characters than ASCII as escapes.
-        allow_nan: Write numbers that are not finite as Python does (`NaN`), which JSON itself has no form for.
+    """Return values as JSON lines, each with its end; the other arguments are those of `json.dumps`.
 
     Raises:
-        ValueError: A number is not finite, and such are not allowed.
+        ValueError: A number is not finite, and `allow_nan` is False.
     """
-    text = io.StringIO()
-    dumps = partial(json.dumps, ensure_ascii=ensure_ascii, allow_nan=allow_nan)
-    jsonlines.Writer(text, dumps=dumps).write_all(values)
-    return text.getvalue()
+    return "".join(json.dumps(value, ensure_ascii=ensure_ascii, allow_nan=allow_nan) + "\n" for value in values)
 
 
 def append_lines(path: Path, values: Iterable[Any]) -> None:
     """Add values to the end of a log, all or none, and hand them to the system at once: a process may be killed.
 
-    Args:
-        path: The file; made where it is absent.
-        values: JSON values, a line each; none leaves the file as it is.
+    The file is made where it is absent, but for no values.
 
     Raises:
         OSError: The file cannot be written, on a full disk say; it is as it was.
@@ -162,10 +139,3 @@ def cut_torn_line(path: Path) -> None:
     content = path.read_bytes()
     # One call of the system, which is done or not.
     os.truncate(path, content.rfind(b"\n") + 1)
-
-
-def _loads(text: str | bytes) -> Any:
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error

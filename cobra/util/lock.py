@@ -5,8 +5,6 @@ system's lock is gone with its holder, however that ends. Where it cannot be tru
 file systems, or is not to be had, the touches tell.
 """
 
-import errno
-import fcntl
 import json
 import os
 import secrets
@@ -22,6 +20,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from cobra.util.errors import UserError, file_problem
 from cobra.util.files import refuse_link
 from cobra.util.mounts import LACKING
@@ -34,6 +34,7 @@ _BEAT_SECONDS = 10.0
 # A holder on another machine that has not touched its file for so long is gone.
 SILENT_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
+_TRY_SECONDS = 0.2
 # Read at most of a file that a stranger may have left.
 _MOST_BYTES = 65_536
 _SHOWN = 300
@@ -121,25 +122,23 @@ class Hold:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._me = Holder.this_process()
-        self._handle: int | None = None
+        self._is_taken = False
         self._ended = threading.Event()
+        # Where there are no locks, the touches tell. A holder that leaves may delete the file between two tries.
+        self._lock = FileLock(path, _TRY_SECONDS, thread_local=False, fallback_to_soft=False)
 
     def take(self, what: str, say: Callable[[str], object]) -> None:
         """Take the folder; see :func:`hold`."""
-        handle, is_locked = self._open()
+        is_locked = self._try_lock()
         problem = _reason_to_refuse(self._path, is_locked, say)
         if problem is not None:
-            os.close(handle)
             raise UserError(f"{what} in {self._path.parent} already: {problem}")
         if is_locked is False:
             # The holder's machine has crashed, and the file server keeps its lock: a new file has a new one.
-            os.close(handle)
             self._path.unlink(missing_ok=True)
-            handle, _ = self._open()
-        self._handle = handle
-        os.register_at_fork(after_in_child=self._close_in_child)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, self._record(), 0)
+            self._try_lock()
+        self._write_record()
+        self._is_taken = True
         threading.Thread(target=self._keep_touching, daemon=True).start()
 
     def confirm(self, what: str) -> None:
@@ -155,35 +154,30 @@ class Hold:
     def release(self) -> None:
         """Leave the folder."""
         self._ended.set()
-        if self._handle is None:
-            return
-        with suppress(OSError):
-            if os.path.samestat(os.fstat(self._handle), self._path.stat()):
+        # Not in a process that was forked from its holder.
+        if self._is_taken and self._me.pid == os.getpid() and _read_holder(self._path) == self._me:
+            with suppress(OSError):
                 self._path.unlink()
-        # The system's lock ends with it.
-        os.close(self._handle)
-        self._handle = None
+        self._lock.release()
 
-    def _close_in_child(self) -> None:
-        """Let go in a process that was forked: data workers may outlive their parent by seconds."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+    def _try_lock(self) -> bool | None:
+        """Open the file, and try for the system's lock on it; None where the file system has none."""
+        refuse_link(self._path)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            return False
+        except OSError as error:
+            if error.errno not in LACKING:
+                raise
+            return None
+        return True
 
-    def _open(self) -> tuple[int, bool | None]:
-        """Open the file; return it, and whether the system's lock on it was had: None where there is none to have."""
-        while True:
-            refuse_link(self._path)
-            handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-            is_locked = _try_lock(handle)
-            # A holder that leaves deletes the file, perhaps between the two.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), self._path.stat()):
-                    return handle, is_locked
-            os.close(handle)
-
-    def _record(self) -> bytes:
-        return json.dumps(asdict(self._me)).encode()
+    def _write_record(self) -> None:
+        # In place, so that nobody finds it empty.
+        with self._path.open("r+b") as file:
+            file.write(json.dumps(asdict(self._me)).encode())
+            file.truncate()
 
     def _keep_touching(self) -> None:
         while not self._ended.wait(_BEAT_SECONDS):
@@ -194,21 +188,7 @@ class Hold:
                 except OSError as error:
                     if error.errno not in LACKING:
                         raise
-                    with self._path.open("r+b") as file:
-                        file.write(self._record())
-
-
-def _try_lock(handle: int) -> bool | None:
-    """Try for the system's lock; None where the file system has none."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            return False
-        if error.errno in LACKING:
-            return None
-        raise
-    return True
+                    self._write_record()
 
 
 def _reason_to_refuse(path: Path, is_locked: bool | None, say: Callable[[str], object]) -> str | None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cobra.util.errors import UserError
-from cobra.util.files import atomic_path, read_json, sha256_file, write_json, write_text
+from cobra.util.files import atomic_path, kind_of_content, read_json, sha256_file, write_json, write_text
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -142,3 +142,20 @@ def test_sha256(tmp_path):
     content = bytes(range(256)) * 5000
     (tmp_path / "file").write_bytes(content)
     assert sha256_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("beginning", "kind"),
+    [
+        (b"\xef\xbb\xbf\n<!DOCTYPE html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS"),
+        (b"PK\x03\x04", "a packed archive"),
+        (b"model.py".ljust(257, b"\0") + b"ustar", "a packed archive"),
+    ],
+)
+def test_known_kinds(beginning, kind):
+    assert kind_of_content(beginning).startswith(kind)
+
+
+def test_other_content_has_no_kind():
+    assert kind_of_content(b"") == kind_of_content(b"\x80\x02}q\x00.") == ""

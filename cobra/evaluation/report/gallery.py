@@ -15,7 +15,7 @@ from cobra.evaluation.data.image_sources import Pictures
 from cobra.evaluation.metrics.base import SHOWN_SCALE
 from cobra.evaluation.report.results import Results, VariantResult, main_pair
 from cobra.reasoning.trace import ReasoningTrace, extract_reasoning_trace
-from cobra.util.thumbnails import Thumbnail, thumbnail
+from cobra.util.html_pages import Thumbnail, thumbnail
 
 # Images on the page: with their pictures they take some 4 MB.
 GALLERY_IMAGES = 200

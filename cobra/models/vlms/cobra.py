@@ -32,11 +32,11 @@ from cobra.models.mamba import MambaState
 from cobra.models.run_folder import LATEST
 from cobra.models.tensors import load_strictly
 from cobra.models.vlms.generation_mixin import GenerationMixin, single_token_answers
+from cobra.util.conversation import without_special_tokens
 from cobra.util.data_utils import IGNORE_INDEX
 from cobra.util.errors import UserError, check_known
 from cobra.util.files import sha256_file
 from cobra.util.nn_utils import FusedLDPProjector, FusedMLPProjector, LinearProjector, MLPProjector, projected_positions
-from cobra.util.special_tokens import without_special_tokens
 
 STAGES = ("align", "finetune", "full-finetune")
 

@@ -21,11 +21,10 @@ from cobra.preprocessing.datasets.row_cache import load_or_build
 from cobra.preprocessing.datasets.row_keys import REMARKS, has_text, remarks_of
 from cobra.preprocessing.datasets.rows import CheckedRow, Row, check_rows, name_row
 from cobra.preprocessing.progress import track_items
-from cobra.util.conversation import PLACEHOLDER
+from cobra.util.conversation import PLACEHOLDER, has_other_markers, has_special_tokens
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path, sha256_file
 from cobra.util.mounts import can_map
-from cobra.util.special_tokens import has_other_markers, has_special_tokens
 
 _ENDING = ".rows.arrow"
 # Changes with the columns and with what rows are checked for.

@@ -5,8 +5,7 @@ import reprlib
 from collections.abc import Iterator
 from typing import Any
 
-from cobra.util.conversation import PLACEHOLDER
-from cobra.util.special_tokens import without_special_tokens
+from cobra.util.conversation import PLACEHOLDER, without_special_tokens
 
 Row = dict[str, Any]
 

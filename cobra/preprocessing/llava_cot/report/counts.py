@@ -18,7 +18,7 @@ from cobra.preprocessing.llava_cot.report.samples import Samples
 from cobra.preprocessing.llava_cot.report.token_counts import TokenCounts
 from cobra.preprocessing.llava_cot.rows.raw_row import Row
 from cobra.reasoning.trace import STAGES, extract_reasoning_trace
-from cobra.util.special_tokens import SPECIAL_TOKENS, has_other_markers
+from cobra.util.conversation import SPECIAL_TOKENS, has_other_markers
 
 LICENCE_NOTE = (
     "LLaVA-CoT-100k: the dataset card says apache-2.0; its repository adds that it is a research preview for "

@@ -12,9 +12,8 @@ from cobra.preprocessing.llava_cot.report.counts import COCO_NOTE, COUNT_TOKENS,
 from cobra.preprocessing.llava_cot.report.samples import SampleRow
 from cobra.preprocessing.llava_cot.report.token_counts import TokenCounts
 from cobra.util.files import write_text
-from cobra.util.html_pages import page_templates
+from cobra.util.html_pages import Thumbnail, page_templates, thumbnail
 from cobra.util.printable import printable
-from cobra.util.thumbnails import Thumbnail, thumbnail
 
 _SOURCES = 30
 _SAMPLED_SOURCES = 12

@@ -12,9 +12,9 @@ from cobra.preprocessing.archives import unsafe_name
 from cobra.preprocessing.datasets.row_keys import has_text, image_of, remarks_of
 from cobra.preprocessing.datasets.rows import MAX_ROW_BYTES, Defect, RowError, check_form
 from cobra.util import jsonl
+from cobra.util.conversation import has_special_tokens, without_special_tokens
 from cobra.util.errors import UserError
 from cobra.util.printable import printable
-from cobra.util.special_tokens import has_special_tokens, without_special_tokens
 
 
 @dataclass(frozen=True)

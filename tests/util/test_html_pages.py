@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cobra.util.html_pages import page_templates
-from cobra.util.thumbnails import thumbnail
+from cobra.util.html_pages import page_templates, thumbnail
 
 IMAGES = Path(__file__).parents[1] / "faults" / "exif" / "images"
 

@@ -7,7 +7,7 @@ import pytest
 
 import cobra.models.tiny
 from cobra.models.backbones.llm.backbone import load_tokenizer
-from cobra.util.special_tokens import SPECIAL_TOKENS, has_other_markers, has_special_tokens, without_special_tokens
+from cobra.util.conversation import SPECIAL_TOKENS, has_other_markers, has_special_tokens, without_special_tokens
 
 pytestmark = pytest.mark.fault("F16")
 
