@@ -7,9 +7,9 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,14 +26,15 @@ _GB = 1e9
 _WANDB_ID = "wandb-id.json"
 
 
-class Tracker(Protocol):
-    """Writer of a step's metrics."""
+class Tracker(NamedTuple):
+    """Place that the metrics of every step are written to."""
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Write the metrics of one step."""
-
-    def finalize(self) -> None:
-        """Flush and close."""
+    write: Callable[[int, dict[str, float]], None]
+    """Writes the metrics of one step, which comes first."""
+    finalize: Callable[[], None]
+    """Flushes and closes."""
+    earlier: Iterable[Mapping[str, Any]] = ()
+    """Metrics of the steps before this start, where they can be had; read once."""
 
 
 class TrackerOptions(NamedTuple):
@@ -49,97 +50,84 @@ class TrackerOptions(NamedTuple):
     wandb_entity: str | None
 
 
-class JSONLinesTracker:
-    """Cobra's files: `run-metrics.jsonl` with the hyper-parameters, and `{run_id}.jsonl` with a line per step.
+def open_json_lines(options: TrackerOptions) -> Tracker:
+    """Open Cobra's files: `run-metrics.jsonl` with the hyper-parameters, and `{run_id}.jsonl` with a line per step.
 
-    Attributes:
-        lines: The second file; the lines beyond the step that the run goes on from are gone.
+    The lines beyond the step that the run goes on from are taken out. What is not a finite number is null. A full disk
+    costs lines, and not the run.
     """
+    header = options.run_dir / "run-metrics.jsonl"
+    if options.resumed_step is None or not header.exists():
+        write_json(header, {"hparams": options.hparams, "run_id": options.run_id}, indent=None)
+    step_key = f"{STAGE_PREFIX[options.stage]}/Step"
+    lines = StepLines(options.run_dir / f"{options.run_id}.jsonl", step_key, options.resumed_step or 0)
+    failed = False
 
-    def __init__(self, options: TrackerOptions) -> None:
-        header = options.run_dir / "run-metrics.jsonl"
-        if options.resumed_step is None or not header.exists():
-            write_json(header, {"hparams": options.hparams, "run_id": options.run_id}, indent=None)
-        step_key = f"{STAGE_PREFIX[options.stage]}/Step"
-        self.lines = StepLines(options.run_dir / f"{options.run_id}.jsonl", step_key, options.resumed_step or 0)
-        self._failed = False
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Append a line; what is not a finite number is null there. A full disk costs lines, and not the run."""
+    def write(step: int, values: dict[str, float]) -> None:
+        nonlocal failed
         try:
-            self.lines.append([values])
-            self._failed = False
+            lines.append([values])
+            failed = False
         except OSError as error:
-            if not self._failed:
+            if not failed:
                 print(
                     f"warning: the metrics of step {step} could not be written ({error}); the run goes on, and they "
                     "are written again when they can be",
                     file=sys.stderr,
                     flush=True,
                 )
-            self._failed = True
+            failed = True
 
-    def finalize(self) -> None:
-        """Do nothing: every line is with the system already."""
+    return Tracker(write, lambda: None, lines.read())
 
 
-class WandbTracker:
-    """Weights & Biases (extra `tracking`).
+def open_wandb(options: TrackerOptions) -> Tracker:
+    """Open Weights & Biases (extra `tracking`).
 
     A run that goes on is the same one there. Steps that are done again have been logged, with the same numbers, and
     wandb drops them.
     """
-
-    def __init__(self, options: TrackerOptions) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise missing_extra("wandb", "tracking", "The tracker wandb") from error
-        file = options.run_dir / _WANDB_ID
-        resumed = options.resumed_step is not None and file.exists()
-        self._run = wandb.init(
-            name=options.run_id,
-            dir=str(options.run_dir),
-            config=options.hparams,
-            project=options.wandb_project,
-            entity=options.wandb_entity,
-            group=options.stage,
-            id=json.loads(file.read_text(encoding="utf-8")) if resumed else None,
-            resume="allow" if resumed else None,
-        )
-        write_json(file, self._run.id)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Log the metrics of a step."""
-        self._run.log(values, step=step)
-
-    def finalize(self) -> None:
-        """Finish the run."""
-        self._run.finish()
+    try:
+        import wandb
+    except ImportError as error:
+        raise missing_extra("wandb", "tracking", "The tracker wandb") from error
+    file = options.run_dir / _WANDB_ID
+    resumed = options.resumed_step is not None and file.exists()
+    run = wandb.init(
+        name=options.run_id,
+        dir=str(options.run_dir),
+        config=options.hparams,
+        project=options.wandb_project,
+        entity=options.wandb_entity,
+        group=options.stage,
+        id=json.loads(file.read_text(encoding="utf-8")) if resumed else None,
+        resume="allow" if resumed else None,
+    )
+    write_json(file, run.id)
+    return Tracker(lambda step, values: run.log(values, step=step), run.finish)
 
 
-class TensorboardTracker:
-    """TensorBoard event files in the run directory (extra `tracking`)."""
+def open_tensorboard(options: TrackerOptions) -> Tracker:
+    """Open TensorBoard event files in the run directory (extra `tracking`)."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise missing_extra("tensorboard", "tracking", "The tracker tensorboard") from error
+    purge_step = None if options.resumed_step is None else options.resumed_step + 1
+    writer = SummaryWriter(str(options.run_dir / "tensorboard"), purge_step=purge_step)
 
-    def __init__(self, options: TrackerOptions) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise missing_extra("tensorboard", "tracking", "The tracker tensorboard") from error
-        purge_step = None if options.resumed_step is None else options.resumed_step + 1
-        self._writer = SummaryWriter(str(options.run_dir / "tensorboard"), purge_step=purge_step)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Log the metrics of a step."""
+    def write(step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)
 
-    def finalize(self) -> None:
-        """Close the writer."""
-        self._writer.close()
+    return Tracker(write, writer.close)
 
 
-TRACKERS: dict[str, Any] = {"jsonl": JSONLinesTracker, "wandb": WandbTracker, "tensorboard": TensorboardTracker}
+TRACKERS: dict[str, Callable[[TrackerOptions], Tracker]] = {
+    "jsonl": open_json_lines,
+    "wandb": open_wandb,
+    "tensorboard": open_tensorboard,
+}
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
@@ -186,8 +174,7 @@ class Metrics:
             wandb_entity: User or team on Weights & Biases.
             resumed_step: The step that the run goes on from: what trackers have beyond it is taken out, and new steps
                 are appended. None is a new run, and files of an earlier one are replaced.
-            peak_flops: Floating-point operations a second that all devices together could do at best; None where that
-                is not known.
+            peak_flops: Operations a second of all devices together at their best; None where that is not known.
 
         Raises:
             UserError: A tracker is unknown, or its package is not installed.
@@ -198,11 +185,10 @@ class Metrics:
         self._losses: deque[float] = deque(maxlen=_WINDOW)
         self._steps: deque[_Step] = deque(maxlen=_WINDOW)
         options = TrackerOptions(run_id, run_dir, hparams, stage, resumed_step, wandb_project, wandb_entity)
-        self._trackers: list[Tracker] = [TRACKERS[name](options) for name in active_trackers]
+        self._trackers = [TRACKERS[name](options) for name in active_trackers]
         for tracker in self._trackers:
-            if isinstance(tracker, JSONLinesTracker):
-                losses = (line.get(f"{self._prefix}/Loss (Raw)") for line in tracker.lines.read())
-                self._losses.extend(loss for loss in losses if isinstance(loss, float))
+            losses = (values.get(f"{self._prefix}/Loss (Raw)") for values in tracker.earlier)
+            self._losses.extend(loss for loss in losses if isinstance(loss, float))
         _peak_memory()
         self._last = time.perf_counter()
         self._stopped: float | None = None
@@ -222,14 +208,14 @@ class Metrics:
 
         Args:
             step: Steps done, from 1.
-            loss: Mean over all labelled tokens of the step, over all processes; one that is not finite, of a step that
-                changed nothing, stays out of the smoothed loss.
-            rate: Learning rate of the step.
+            loss: Mean over all labelled tokens; one that is not finite, of a step that changed nothing, stays out of
+                the smoothed loss. Like all numbers here it is over all processes.
+            rate: Learning rate.
             grad_norm: Global norm before clipping.
-            tokens: Labelled tokens of the step, over all processes.
-            rows: Rows of the step, over all processes.
+            tokens: Labelled tokens.
+            rows: Rows.
             extra: Further numbers by their name.
-            flops: Operations that the model itself takes for the step, over all devices.
+            flops: Operations that the model itself takes.
 
         Returns:
             What was written: `Loss` is the mean of the last 128 finite ones, and NaN before the first. `Step Time` and

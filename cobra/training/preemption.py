@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 import torch
@@ -46,9 +46,7 @@ class Stopped(BaseException):
             saved: Everything that was done is saved.
         """
         super().__init__(reason)
-        self.reason = reason
-        self.step = step
-        self.saved = saved
+        self.reason, self.step, self.saved = reason, step, saved
 
     @property
     def exit_code(self) -> int:
@@ -70,10 +68,10 @@ class StopRequests:
     def __init__(
         self, time_limit_minutes: float | None = None, grace_seconds: float | None = None, job_ends: float | None = None
     ) -> None:
-        """Prepare.
+        """Begin to count the time.
 
         Args:
-            time_limit_minutes: Minutes that the program may run, counted from here; None is no limit.
+            time_limit_minutes: Minutes that the program may run from here; None is no limit.
             grace_seconds: Seconds between a signal and the kill that follows it; None where none follows.
             job_ends: When the scheduler ends the job, in seconds since 1970; None where that is not known.
         """
@@ -81,9 +79,7 @@ class StopRequests:
         self._grace = grace_seconds
         # A shell that has outlived its job still has the variable.
         self._job_ends = None if job_ends is None or job_ends <= time.time() else job_ends
-        self._number = 0
-        self._asked_at = 0.0
-        self._training = False
+        self._number, self._asked_at, self._training = 0, 0.0, False
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:
@@ -94,9 +90,7 @@ class StopRequests:
         }
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
@@ -126,9 +120,7 @@ class StopRequests:
         return bool(self._number)
 
     def agreed(self, world: World, save: bool = False, reserve: float = 0.0) -> tuple[str | None, bool]:
-        """Return why to stop, or None, and True if any process finds it time to save.
-
-        The same on every process; all have to call it.
+        """Return why to stop, or None, and True if any process finds it time to save; every process has to call it.
 
         Args:
             world: The processes; any of them may be asked.
@@ -160,12 +152,7 @@ class StopRequests:
 
 
 def grace_seconds(environment: Mapping[str, str], parent: int) -> float | None:
-    """Return the seconds that torchrun grants between a signal and the kill; None where no torchrun is at work.
-
-    Args:
-        environment: Environment variables.
-        parent: Process id of the parent, whose command line may hold torchrun's flag.
-    """
+    """Return the seconds that torchrun, the process `parent`, grants between a signal and the kill; None without it."""
     if "TORCHELASTIC_RUN_ID" not in environment:
         return None
     given = _torchrun_flag(parent) or environment.get(_TORCHRUN_VARIABLE, "")

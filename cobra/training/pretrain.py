@@ -35,7 +35,7 @@ from cobra.training.resume_settings import check_setting, setting_of
 from cobra.training.row_checks import check_images, tell_markers, tell_rows
 from cobra.training.run_context import StepPart
 from cobra.training.run_directory import FINISHED, STOPPED, describe_stop, find_run, write_run_dir
-from cobra.training.run_state import RESUME, clear_unfinished, delete_states, logged_step
+from cobra.training.run_state import RESUME, clear_unfinished, delete_states, read_state
 from cobra.training.strategy import StepResult, TrainStrategy, get_train_strategy
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World, hold_together, join_world
@@ -289,7 +289,7 @@ class _Start:
     def open_run_dir(self, made_of: dict[str, Any], evaluator: Evaluator | None) -> Metrics:
         """Make the run directory, or cut it back to the state that the run goes on from; return the open metrics."""
         config, world, run_dir = self.config, self.world, self.run_dir
-        reached = None if self.state is None else logged_step(self.state)
+        reached = None if self.state is None else read_state(self.state).logged_step
         (run_dir / RESUME).mkdir(parents=True, exist_ok=True)
         clear_unfinished(run_dir)
         if evaluator is not None:

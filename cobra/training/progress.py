@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -37,10 +36,7 @@ class StepProgress:
             enabled: True on the process that shows them.
             done: Steps that an earlier start has done; the time left is told from those after them.
         """
-        self._total = total_steps
-        self._done = done
-        self._enabled = enabled
-        self._console = Console()
+        self._total, self._done, self._enabled, self._console = total_steps, done, enabled, Console()
         self._start = time.perf_counter()
         self._bar = Progress(
             TextColumn("training"),
@@ -59,9 +55,7 @@ class StepProgress:
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
     def say(self, text: str) -> None:
@@ -70,12 +64,11 @@ class StepProgress:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def advance(self, step: int, values: Mapping[str, float]) -> None:
-        """Show the numbers of a finished step.
+        """Show the numbers of a finished step that the line has a place for.
 
         Args:
             step: Its number in the whole run, from 1.
-            values: Numbers as :meth:`Metrics.commit` returns them, with or without the stage in front of their names;
-                only those that the line has a place for are shown.
+            values: Numbers as :meth:`Metrics.commit` returns them, with or without the stage in front of their names.
         """
         if not self._enabled:
             return

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -34,16 +35,8 @@ MAY_CHANGE = frozenset(
         *("model.align_train_strategy", "model.finetune_train_strategy"),
         # What is saved, looked at and told, and when a run gives up.
         *("trackers", "wandb_project", "wandb_entity", "resume", "save_interval_steps", "save_interval_minutes"),
-        *(
-            "keep_checkpoints",
-            "keep_epochs",
-            "time_limit",
-            "stop_grace_seconds",
-            "max_skipped",
-            "eval_interval_steps",
-            "eval_samples",
-        ),
-        *("dry_run", "plan"),
+        *("keep_checkpoints", "keep_epochs", "time_limit", "stop_grace_seconds", "max_skipped", "dry_run", "plan"),
+        *("eval_interval_steps", "eval_samples"),
         # A run that raises has met no bad image: letting it skip the first one is the way on.
         "dataset.on_bad_image",
     }
@@ -65,14 +58,7 @@ _SHOWN = 300
 def setting_of(
     config: PretrainConfig, vlm: nn.Module, dataset: AlignDataset | FinetuneDataset, held_out: FinetuneDataset | None
 ) -> dict[str, Any]:
-    """Return what must not change when a run goes on, as JSON values.
-
-    Args:
-        config: Configuration of the run.
-        vlm: As it starts, without adapters.
-        dataset: Its rows.
-        held_out: The rows that decide which checkpoint is the best.
-    """
+    """Return what must not change when a run goes on, as JSON values; the model is as it starts, without adapters."""
     setting = flags_that_stay(config) | {
         "rows": len(dataset),
         "data": dataset.examples.sha256,
@@ -87,11 +73,11 @@ def flags_that_stay(config: PretrainConfig) -> dict[str, Any]:
     """Return the flags that must not change, by name; those of the stage without its prefix, and none of the other."""
     prefix = stage_prefix(config.stage)
     other = {"align": "finetune", "finetune": "align"}[prefix]
-    values: dict[str, Any] = {}
-    for flag, value in _leaves(config).items():
-        if flag in MAY_CHANGE or flag.startswith((f"model.{other}_", "lora.")):
-            continue
-        values[_FORMER_NAMES.get(flag, flag.removeprefix(f"model.{prefix}_"))] = value
+    values = {
+        _FORMER_NAMES.get(flag, flag.removeprefix(f"model.{prefix}_")): value
+        for flag, value in _leaves(config).items()
+        if flag not in MAY_CHANGE and not flag.startswith((f"model.{other}_", "lora."))
+    }
     return values | {"lora": draccus.encode(config.lora) if config.lora.rank else None}
 
 
@@ -113,7 +99,7 @@ def weights_hash(module: nn.Module) -> str:
     tensors = sorted(module.state_dict().items())
     # Hashing lets go of the interpreter: 11 GB take a second or two on a few cores.
     with ThreadPoolExecutor(min(8, available_cores())) as pool:
-        hashes = list(pool.map(lambda item: _tensor_hash(item[1]), tensors))
+        hashes = list(pool.map(_tensor_hash, (tensor for _, tensor in tensors)))
     total = hashlib.sha256()
     for (name, tensor), digest in zip(tensors, hashes, strict=True):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode() + digest)
@@ -121,8 +107,7 @@ def weights_hash(module: nn.Module) -> str:
 
 
 def _tensor_hash(tensor: Tensor) -> bytes:
-    flat = tensor.detach().contiguous().flatten().view(torch.uint8)
-    return hashlib.sha256(flat.numpy().data).digest()
+    return hashlib.sha256(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data).digest()
 
 
 def _image_hashes(dataset: AlignDataset | FinetuneDataset) -> dict[str, str]:
@@ -131,13 +116,10 @@ def _image_hashes(dataset: AlignDataset | FinetuneDataset) -> dict[str, str]:
     chosen = places[np.unique(np.linspace(0, len(places) - 1, _IMAGES).astype(int))] if len(places) else places
     hashes = {}
     for place in chosen.tolist():
-        try:
-            bad = SKIPPED_ROW in dataset[place]
-        except UserError:
-            bad = True
-        if not bad:
-            name = dataset.examples[place]["image"]
-            hashes[name] = sha256_file(dataset.image_dir / name)
+        with suppress(UserError):
+            if SKIPPED_ROW not in dataset[place]:
+                name = dataset.examples[place]["image"]
+                hashes[name] = sha256_file(dataset.image_dir / name)
     return hashes
 
 
@@ -151,11 +133,8 @@ def check_setting(run_dir: Path, state: Path, setting: dict[str, Any]) -> list[s
         UserError: The state was made with another setting, or cannot be read.
     """
     before = read_state(state).setting
-    differing = [
-        problem
-        for name, value in setting.items()
-        if name in before and (problem := _difference(name, before[name], value)) is not None
-    ]
+    differences = [_difference(name, before[name], value) for name, value in setting.items() if name in before]
+    differing = [difference for difference in differences if difference is not None]
     if differing:
         raise UserError(
             f"the run {run_dir} cannot go on with another setting; it was begun with {', '.join(differing)}. "

@@ -34,8 +34,8 @@ class RunContext:
         run_dir: Directory of the run.
         flops: Operations of the model.
         saver: Saves the run's state.
-        stop: Requests to stop; set when the loop begins.
-        progress: Line that the user sees; set when the loop begins.
+        stop: Requests to stop; set, as `progress`, when the loop begins.
+        progress: Line that the user sees.
         best: Lowest loss on held-out rows of a model that was saved; None before the first.
         longest_step: Seconds of this start's longest step.
         last_save: Monotonic time at which the last save of the state was begun.
@@ -53,8 +53,8 @@ class RunContext:
 
         Args:
             strategy: Set up.
-            plan: Steps and epochs of the run.
-            run_dir: Directory of the run.
+            plan: See the attributes.
+            run_dir: See the attributes.
             setting: Values that have to stay the same when the run goes on later.
             keep_checkpoints: States that are kept.
         """
@@ -79,26 +79,20 @@ class RunContext:
             UserError: It cannot be read, or is of a step that the run does not have.
         """
         state, strategy = self.saver.restore(path), self.strategy
+        remedy = "delete that folder to go on from the one before it"
         if not strategy.is_finite():
-            raise SharedError(
-                f"the state {path} holds weights that are not finite numbers: delete that folder to go on from the one "
-                "before it"
-            )
+            raise SharedError(f"the state {path} holds weights that are not finite numbers: {remedy}")
         if state.step > self.plan.total_steps:
-            raise UserError(
-                f"the state {path} says that {state.step:,} steps are done, and the run has {self.plan.total_steps:,}: "
-                "delete that folder to go on from the one before it"
-            )
+            steps = f"{state.step:,} steps are done, and the run has {self.plan.total_steps:,}"
+            raise UserError(f"the state {path} says that {steps}: {remedy}")
         strategy.global_step, strategy.tokens = state.step, state.tokens
         strategy.skipped_steps, strategy.skipped_in_a_row = state.skipped, state.skipped_in_a_row
         self.best = state.best_validation_loss
         try:
             return None if state.unreported is None else StepResult.read(state.unreported)
         except ValueError as error:
-            raise UserError(
-                f"the state {path} cannot be read: {printable(str(error), 300)} in its unreported step. Delete that "
-                "folder to go on from the one before it"
-            ) from error
+            problem = f"{printable(str(error), 300)} in its unreported step"
+            raise UserError(f"the state {path} cannot be read: {problem}. {remedy.capitalize()}") from error
 
     def reserve(self) -> float:
         """Return the seconds before the end of a job in which no more than a step and a save fit."""
@@ -110,17 +104,9 @@ class RunContext:
 
     def save(self, unreported: StepResult | None = None) -> None:
         """Begin to save the state; `unreported` is the last step where what follows it has not been done."""
-        strategy = self.strategy
-        rest = None if unreported is None else asdict(unreported)
-        state = RunState(
-            strategy.global_step,
-            strategy.tokens,
-            strategy.skipped_steps,
-            self.best,
-            self._setting,
-            strategy.skipped_in_a_row,
-            rest,
-        )
+        strategy, rest = self.strategy, None if unreported is None else asdict(unreported)
+        step, tokens, skipped = strategy.global_step, strategy.tokens, strategy.skipped_steps
+        state = RunState(step, tokens, skipped, self.best, self._setting, strategy.skipped_in_a_row, rest)
         self.warn_unsaved(self.saver.begin(state))
         self.last_save = time.monotonic()
 
@@ -130,11 +116,7 @@ class RunContext:
         return self.saver.finish()
 
     def end(self, reason: str, unreported: StepResult | None = None) -> NoReturn:
-        """Save the state where there is time for it, and stop.
-
-        Args:
-            reason: Signal or limit, in words.
-            unreported: The last step, where what follows it has not been done.
+        """Save the state where there is time for it, and stop; see :meth:`save` and :class:`Stopped`.
 
         Raises:
             Stopped: In any case.
@@ -192,17 +174,10 @@ class StepReport:
 
 
 class StepPart(Protocol):
-    """A part of what follows a step: validating, saving, logging, or anything else.
-
-    The parts are called one after the other, after every step and on every process.
-    """
+    """A part of what follows a step (validating, saving, logging); called after every step, on every process."""
 
     def __call__(self, run: RunContext, report: StepReport) -> None:
-        """Follow a step.
-
-        Args:
-            run: The run, after the step.
-            report: The step; changed in place by parts that add numbers to log.
+        """Follow a step; `report` is changed in place by parts that add numbers to log.
 
         Raises:
             StopAsked: A request to stop is to be met at once, before the step is logged: its parts are all called

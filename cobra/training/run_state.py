@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.distributed.checkpoint.storage import WriteResult
 
 from cobra.models.run_folder import LATEST
-from cobra.training.state_reader import StatePlanner, StateReader
+from cobra.training.state_reader import METADATA, StatePlanner, StateReader
 from cobra.util.distributed import World
 from cobra.util.errors import UserError, os_error_behind
 from cobra.util.files import UNFINISHED, read_json, sha256_file, unfinished_files, write_json
@@ -42,11 +42,9 @@ RESUME = "resume"
 
 _STATE = "state.json"
 _CHECKSUM = "sha256"
-_METADATA, _METADATA_CHECKSUM = ".metadata", "metadata_sha256"
+_METADATA_CHECKSUM = "metadata_sha256"
 # One has some kB: flags, and hashes of rows and images.
 _MOST_BYTES = 1 << 24
-# Frozen parameters come from where the run started, as at its start.
-_OPTIONS = StateDictOptions(ignore_frozen_params=True)
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,11 @@ class RunState:
         if not isinstance(self.unreported, dict | None):
             raise ValueError(f"its unreported is {self.unreported!r} and must be an object or null")
 
+    @property
+    def logged_step(self) -> int:
+        """The last step that had been logged and looked at when the state was saved."""
+        return self.step - (self.unreported is not None)
+
 
 class RunSaver:
     """Saves the state of a run in the background, one at a time, and keeps the newest few.
@@ -104,10 +107,7 @@ class RunSaver:
             keep: Whole states that stay.
         """
         self.folder = run_dir / RESUME
-        self._world = world
-        self._model = model
-        self._optimizer = optimizer
-        self._keep = keep
+        self._world, self._model, self._optimizer, self._keep = world, model, optimizer, keep
         # Two lines at every save of a single process, which asks for just that. Not for the length of a call: torch
         # warns in a thread of its own.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -125,17 +125,14 @@ class RunSaver:
             Why that earlier save failed, if it did.
         """
         problem = self.finish()
-        began, self._times = time.monotonic(), []
-        times = self._times
-        self._name = f"step-{state.step:06d}"
-        unfinished = self.folder / (self._name + UNFINISHED)
+        began, times = time.monotonic(), list[float]()
+        self._times, self._name = times, f"step-{state.step:06d}"
         if self._world.is_main:
-            _remove(unfinished)
+            _remove(self._unfinished)
         self._world.barrier()
-        tensors = _tensors(self._model, self._optimizer)
-        writer = _Writer(unfinished, state if self._world.is_main else None)
+        writer = _Writer(self._unfinished, state if self._world.is_main else None)
         future = dcp.async_save(
-            tensors, storage_writer=writer, process_group=self._group, no_dist=self._world.size == 1
+            self._tensors(), storage_writer=writer, process_group=self._group, no_dist=self._world.size == 1
         )
         self._pending = cast("Future[Any]", future)
         self._pending.add_done_callback(lambda _: times.append(time.monotonic() - began))
@@ -158,15 +155,25 @@ class RunSaver:
         # torch's CheckpointException is a BaseException, as interrupts are, which must pass.
         except (Exception, CheckpointException) as error:
             if self._world.is_main:
-                _remove(self.folder / (self._name + UNFINISHED))
+                _remove(self._unfinished)
             return cause_of(error)
         return None
+
+    @property
+    def _unfinished(self) -> Path:
+        return self.folder / (self._name + UNFINISHED)
+
+    def _tensors(self) -> dict[str, Any]:
+        # Frozen parameters come from where the run started, as at its start.
+        options = StateDictOptions(ignore_frozen_params=True)
+        model, optimizer = get_state_dict(self._model, self._optimizer, options=options)
+        return {"model": model, "optimizer": optimizer}
 
     def _complete(self) -> None:
         target = self.folder / self._name
         # A start that is stopped before its first step saves the state that it went on from again.
         replaced = [_set_aside(target)] if os.path.lexists(target) else []
-        (self.folder / (self._name + UNFINISHED)).rename(target)
+        self._unfinished.rename(target)
         flush_folder(self.folder)
         # It is saved: older ones that cannot be deleted, those of another user say, cost their room alone.
         with suppress(OSError):
@@ -180,20 +187,13 @@ class RunSaver:
         Raises:
             UserError: It cannot be read, or is of another model.
         """
-        tensors = _tensors(self._model, self._optimizer)
-        state = read_state(path)
+        tensors, state, alone = self._tensors(), read_state(path), self._world.size == 1
         try:
-            dcp.load(
-                tensors,
-                storage_reader=StateReader(path),
-                planner=StatePlanner(),
-                process_group=self._group,
-                no_dist=self._world.size == 1,
-            )
+            reader, planner = StateReader(path), StatePlanner()
+            dcp.load(tensors, storage_reader=reader, planner=planner, process_group=self._group, no_dist=alone)
         except (Exception, CheckpointException) as error:
             # torch catches the second interrupt from the keyboard too; that is no fault of the state.
-            causes = [cause for cause, _ in getattr(error, "failures", {}).values()]
-            if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+            if any(isinstance(cause, KeyboardInterrupt) for cause, _ in getattr(error, "failures", {}).values()):
                 raise KeyboardInterrupt from error
             raise _unreadable(path, error) from error
         set_state_dict(
@@ -226,8 +226,8 @@ def read_state(path: Path) -> RunState:
         values = _unsealed(read_json(path / _STATE, "what is kept beside the tensors"))
         # States of older versions lack it.
         checksum = values.pop(_METADATA_CHECKSUM, None)
-        if checksum is not None and checksum != sha256_file(path / _METADATA):
-            raise ValueError(f"{_METADATA} is not what was written: its checksum differs")
+        if checksum is not None and checksum != sha256_file(path / METADATA):
+            raise ValueError(f"{METADATA} is not what was written: its checksum differs")
         state = RunState(**values)
         if state.step != state_step(path):
             raise ValueError(f"its step is {state.step:,}, which is not that of its name")
@@ -251,16 +251,6 @@ def _unsealed(values: Any) -> dict[str, Any]:
     return rest
 
 
-def logged_step(path: Path) -> int:
-    """Return the last step of a state that had been logged and looked at when the state was saved.
-
-    Raises:
-        UserError: The state cannot be read.
-    """
-    state = read_state(path)
-    return state.step - (state.unreported is not None)
-
-
 def state_step(path: Path) -> int:
     """Return the step of a state by its name."""
     return int(path.name.removeprefix("step-"))
@@ -277,21 +267,16 @@ def clear_unfinished(run_dir: Path) -> None:
 
 
 def cause_of(error: BaseException) -> str:
-    """Return in one line what went wrong with a file, on whichever process; what the system has said, if it has.
-
-    A writer that fails half-way may fail again when it closes its file, and tell of that alone.
-    """
+    """Return in one line what went wrong with a file, on whichever process; what the system has said, if it has."""
     if isinstance(error, CheckpointException) and error.failures:
         rank, (cause, _) = next(iter(error.failures.items()))
         return f"process {rank}: {cause_of(cause)}"
+    # A writer that fails half-way may fail again when it closes its file, and tell of that alone.
     return reason(os_error_behind(error) or error)
 
 
 class _Writer(dcp.FileSystemWriter):
-    """Writes what is kept beside the tensors too, and tells every process why one of them could not write.
-
-    The other processes are sent an exception without its context, in which the reason may be.
-    """
+    """Writes what is kept beside the tensors too, and tells every process why one of them could not write."""
 
     def __init__(self, path: Path, state: RunState | None) -> None:
         super().__init__(path, sync_files=can_flush(path.parent))
@@ -301,20 +286,16 @@ class _Writer(dcp.FileSystemWriter):
         try:
             return super().write_data(plan, planner)
         except RuntimeError as error:
+            # The other processes are sent an exception without its context, in which the reason may be.
             raise OSError(cause_of(error)) from error
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         super().finish(metadata, results)
-        # Called on the main process alone, after all others have written their tensors.
+        # On the main process alone, after all others have written their tensors.
         assert self._state is not None
         path = Path(self.path)
-        values = asdict(self._state) | {_METADATA_CHECKSUM: sha256_file(path / _METADATA)}
+        values = asdict(self._state) | {_METADATA_CHECKSUM: sha256_file(path / METADATA)}
         write_json(path / _STATE, _sealed(values))
-
-
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    model_state, optimizer_state = get_state_dict(model, optimizer, options=_OPTIONS)
-    return {"model": model_state, "optimizer": optimizer_state}
 
 
 def _unreadable(path: Path, error: BaseException) -> UserError:
