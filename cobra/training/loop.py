@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from cobra.training.batches import Batch, grouped, mark_skipped, open_loader
+from cobra.training.batches import Batch, grouped, mark_skipped, open_loader, to_device
 from cobra.training.preemption import StopAsked, StopRequests
 from cobra.training.progress import StepProgress
 from cobra.training.run_context import RunContext, StepPart, StepReport
-from cobra.training.skipped_steps import broken_rows, fail_if_mostly_skipped
 from cobra.training.strategy import StepResult, TrainStrategy
 from cobra.util.batching_utils import SplitModalitySampler
 from cobra.util.errors import SharedError, UserError
 from cobra.util.torch_utils import seed_step
+
+# Rows that an error names at most.
+_NAMED_ROWS = 20
 
 
 class TrainingLoop:
@@ -59,9 +61,8 @@ class TrainingLoop:
         values, world = strategy.hyperparameters, strategy.world
         self.strategy, self.world, self.dataset, self.collator = strategy, world, dataset, collator
         self.parts, self.seed, self.max_skipped = list(parts), seed, max_skipped
-        self.sampler = SplitModalitySampler(
-            dataset, modality_lengths, values.global_batch_size, world.size, world.rank, seed
-        )
+        size = values.global_batch_size
+        self.sampler = SplitModalitySampler(dataset, modality_lengths, size, world.size, world.rank, seed)
         self.plan = strategy.plan(self.sampler)
         pinned = world.device.type == "cuda"
         self.loader = open_loader(dataset, collator, self.sampler, values.per_device_batch_size, num_workers, pinned)
@@ -70,7 +71,7 @@ class TrainingLoop:
         self._unreported: StepResult | None = None
 
     def restore(self, path: Path) -> None:
-        """Go on from a saved state; see :meth:`cobra.training.run_context.RunContext.restore`."""
+        """Go on from a saved state; see :meth:`RunContext.restore`."""
         self._unreported = self.context.restore(path)
 
     def run(self, stop: StopRequests | None = None) -> StepResult | None:
@@ -104,7 +105,7 @@ class TrainingLoop:
                     seed_step(self.seed, strategy.global_step, self.world.rank)
                     result = strategy.train_step(batches, strategy.rate(strategy.global_step, plan.total_steps))
                     run.longest_step = max(run.longest_step, time.monotonic() - started)
-                    self._stop_if_broken(result, epoch)
+                    self._stop_if_broken(result)
                     self._follow(result)
                     if strategy.global_step == plan.total_steps:
                         break
@@ -116,11 +117,7 @@ class TrainingLoop:
         return range(step // plan.batches_per_epoch, plan.epochs if step < plan.total_steps else 0)
 
     def _readable(self, read: list[Batch] | UserError, began: int) -> list[Batch]:
-        """Return the batches of a step; where any process has met a bad row, save the state before the step and stop.
-
-        Raises:
-            UserError: A row cannot be read.
-        """
+        """Return the batches of a step; where any process has met a bad row, save the state before it and raise."""
         bad = torch.tensor(int(isinstance(read, UserError)), device=self.world.device)
         if not self.world.max(bad).item():
             assert isinstance(read, list)
@@ -134,15 +131,19 @@ class TrainingLoop:
         kept = f"could not be saved ({problem}); earlier ones are in" if problem else "is saved in"
         raise SharedError(f"{first}. The state after step {step} {kept} {folder}: the same command goes on")
 
-    def _stop_if_broken(self, result: StepResult, epoch: int) -> None:
+    def _stop_if_broken(self, result: StepResult) -> None:
         """Warn of a step that changed nothing; after too many in a row save the state and stop.
 
         Raises:
-            SharedError: Too many were skipped in a row, with the ids of the rows whose loss is not finite; or more than
-                half of all steps were, which is known after the last one.
+            SharedError: Too many were skipped in a row, or, which is known after the last step, more than half of all.
         """
-        strategy, run = self.strategy, self.context
-        fail_if_mostly_skipped(strategy, self.plan.total_steps)
+        strategy, run, steps = self.strategy, self.context, self.plan.total_steps
+        if strategy.global_step == steps and 2 * strategy.skipped_steps > steps:
+            raise SharedError(
+                f"{strategy.skipped_steps:,} of {steps:,} steps had a loss or gradient that is not a finite number, "
+                "and changed nothing: the run has failed, and no checkpoint of its last step is written. Begin anew "
+                "under another --run_id, with a lower learning rate or without the rows that the warnings name"
+            )
         if not result.skipped:
             return
         step, in_a_row = strategy.global_step, strategy.skipped_in_a_row
@@ -152,7 +153,7 @@ class TrainingLoop:
         )
         if in_a_row < self.max_skipped:
             return
-        rows = broken_rows(strategy, self.sampler, self.dataset, self.collator, epoch)
+        rows = self._broken_rows()
         kept = "the weights are not finite either, so their state was not saved"
         if strategy.is_finite():
             problem, folder = run.save_now(), run.saver.folder
@@ -165,13 +166,27 @@ class TrainingLoop:
             "rate, or allow more with --max_skipped."
         )
 
-    def _follow(self, result: StepResult) -> None:
-        """Call the parts that follow a step.
+    @torch.no_grad()
+    def _broken_rows(self) -> str:
+        """Name the rows of the last step whose loss alone is not finite; each process looks at its own."""
+        strategy, world, dataset = self.strategy, self.world, self.dataset
+        epoch, place = divmod(strategy.global_step - 1, self.plan.batches_per_epoch)
+        batch = self.sampler.global_batches(epoch)[place]
+        share = len(batch) // world.size
+        names = []
+        for row in batch[world.rank * share : (world.rank + 1) * share]:
+            collated = to_device(self.collator([dataset[row]]), world.device)
+            loss = strategy.objective.loss(strategy.vlm, strategy.objective.prepare(strategy.vlm, collated))
+            if not bool(torch.isfinite(loss)):
+                names.append(_name(dataset, row))
+        broken = [name for share_names in world.gather(names) for name in share_names]
+        everyone = broken or [_name(dataset, row) for row in batch]
+        what = "Rows whose loss is not finite" if broken else "Each row's loss is finite by itself; the rows were"
+        more = f" and {len(everyone) - _NAMED_ROWS} more" if len(everyone) > _NAMED_ROWS else ""
+        return f"{what}: {', '.join(everyone[:_NAMED_ROWS])}{more}"
 
-        Raises:
-            Stopped: The run was asked to stop; where that was before the step was logged, its parts are the first
-                thing of the next start.
-        """
+    def _follow(self, result: StepResult) -> None:
+        """Call the parts that follow a step; where one of them stops, all are the first thing of the next start."""
         step, plan = self.strategy.global_step, self.plan
         ends_epoch = step == plan.total_steps or step % plan.batches_per_epoch == 0
         report = StepReport(step, result, self.strategy.rate(step - 1, plan.total_steps), ends_epoch)
@@ -180,3 +195,8 @@ class TrainingLoop:
                 part(self.context, report)
         except StopAsked as asked:
             self.context.end(str(asked), result)
+
+
+def _name(dataset: Dataset, row: int) -> str:
+    examples = getattr(dataset, "examples", None)
+    return f"row {row}" if examples is None else f"row {row} (id {examples[row].get('id')!r})"

@@ -50,11 +50,7 @@ def _check_targets(config: LoraConfig, known: Sequence[str]) -> None:
 
 
 def check_base(vlm: CobraVLM, loaded_modules: list[str]) -> None:
-    """Check that the weights under the adapters can be had again, since a checkpoint will not hold them.
-
-    Args:
-        vlm: The model.
-        loaded_modules: Modules that were loaded from the checkpoint that the run starts from.
+    """Check that the weights under the adapters, which a checkpoint will not hold, were loaded or can be had again.
 
     Raises:
         UserError: The language model is at random values.

@@ -27,14 +27,7 @@ class OffloadedAdamW(torch.optim.AdamW):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        """Take over parameters; their state is made at their first step.
-
-        Args:
-            params: Parameters or groups of them, as every optimizer takes.
-            lr: Learning rate.
-            betas: Decay rates of the moments.
-            eps: Added to the root of the second moment.
-            weight_decay: Decoupled decay.
+        """Take over parameters; their state is made at their first step. The arguments are those of AdamW.
 
         Raises:
             UserError: Parameters are sharded over processes.
@@ -75,12 +68,9 @@ class OffloadedAdamW(torch.optim.AdamW):
         self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], down: Tensor, weights: Tensor
     ) -> None:
         """Update one parameter; `down` and `weights` are buffers for its gradient and for itself."""
-        state = self.state[parameter]
-        shape, size = parameter.shape, parameter.numel()
+        state, shape, size = self.state[parameter], parameter.shape, parameter.numel()
         if not state:
-            state["step"] = torch.tensor(0.0)
-            state["exp_avg"] = torch.zeros(shape)
-            state["exp_avg_sq"] = torch.zeros(shape)
+            state |= {"step": torch.tensor(0.0), "exp_avg": torch.zeros(shape), "exp_avg_sq": torch.zeros(shape)}
         # Apart from the moments: those of a run without offloading come without it.
         if parameter.dtype != torch.float32 and "master" not in state:
             state["master"] = self._empty(shape).copy_(parameter)
@@ -117,11 +107,9 @@ class OffloadedAdamW(torch.optim.AdamW):
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         for index, parameter in zip(saved, parameters, strict=True):
-            values = state_dict["state"].get(index)
-            if values is None:
-                continue
-            self.state[parameter] = {
-                name: torch.as_tensor(value).detach().float().cpu().clone() for name, value in values.items()
-            }
+            values = state_dict["state"].get(index, {})
+            copies = {name: torch.as_tensor(value).detach().float().cpu().clone() for name, value in values.items()}
+            if copies:
+                self.state[parameter] = copies
             if "master" in values:
                 self.state[parameter]["master"] = self._empty(parameter.shape).copy_(values["master"])

@@ -24,11 +24,7 @@ def decayed_names(module: nn.Module) -> set[str]:
 def build_optimizer(module: nn.Module, rate: float, weight_decay: float, offload: bool = False) -> torch.optim.AdamW:
     """Build AdamW (betas 0.9 and 0.999, eps 1e-8) over the parameters that require gradients.
 
-    Args:
-        module: Sharded or not.
-        rate: Learning rate.
-        weight_decay: Decay of the parameters that :func:`decayed_names` lists.
-        offload: Keep the optimiser's state in main memory.
+    The module may be sharded. The decay is that of :func:`decayed_names`; with `offload` the state is in main memory.
     """
     decayed, groups = decayed_names(module), {True: list[Tensor](), False: list[Tensor]()}
     for name, parameter in module.named_parameters():
@@ -40,11 +36,7 @@ def build_optimizer(module: nn.Module, rate: float, weight_decay: float, offload
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale all gradients in place so that their global norm is at most `max_norm`.
-
-    Args:
-        parameters: Those without a gradient are passed over; shards of all processes count.
-        max_norm: Largest norm.
+    """Scale all gradients, over the shards of all processes, in place so that their norm is at most `max_norm`.
 
     Returns:
         The norm before clipping, a scalar in fp32, the same on every process.

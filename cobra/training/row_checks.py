@@ -18,12 +18,7 @@ def check_images(
 ) -> None:
     """Look whether the image of every row is there, once on each machine; every process has to call it.
 
-    Args:
-        dataset: The rows.
-        config: Says what is done about missing images, and where the images come from.
-        has_state: True if the run has begun: its rows stay as they are then.
-        world: The processes.
-        say: Tells the user.
+    The rows of a run that has begun (`has_state`) stay as they are.
 
     Raises:
         SharedError: Images are missing.

@@ -39,9 +39,7 @@ def find_run(config: PretrainConfig) -> tuple[str, Path, Path | None]:
     if config.resume not in ("auto", "none"):
         run_dir = Path(config.resume)
         if not (run_dir / "config.json").is_file():
-            raise UserError(
-                f"--resume {config.resume} is neither auto, none nor a run directory (it has no config.json)"
-            )
+            raise UserError(f"--resume {config.resume} is neither auto, none nor a run directory with a config.json")
         run_id = run_dir.name
     else:
         run_id = config.run_id or default_run_id(config)
@@ -68,13 +66,8 @@ def find_run(config: PretrainConfig) -> tuple[str, Path, Path | None]:
 def describe_stop(run_dir: Path, began_from: Path | None, stopped: Stopped) -> str:
     """Leave the mark of an orderly stop where it is one, for scripts that queue the run again; return what to say.
 
-    It is one where nothing that was done is lost, or at least something that this start has done is kept: a run that
-    cannot save anything would be queued for ever.
-
-    Args:
-        run_dir: Directory of the run; made where it is not there yet.
-        began_from: The state that this start went on from.
-        stopped: The stop.
+    It is one where nothing that was done is lost, or at least something that this start, which went on from the state
+    `began_from`, has done is kept: a run that cannot save anything would be queued for ever.
     """
     newest = states(run_dir / RESUME)[-1:]
     if stopped.saved or newest != ([] if began_from is None else [began_from]):
@@ -90,13 +83,8 @@ def describe_stop(run_dir: Path, began_from: Path | None, stopped: Stopped) -> s
 
 
 def write_run_dir(config: PretrainConfig, run_id: str, run_dir: Path) -> dict[str, Any]:
-    """Make the run directory with `config.yaml` and its twin `config.json`.
-
-    Returns:
-        The configuration as JSON values.
-    """
-    values = draccus.encode(config)
-    values["run_id"] = run_id
+    """Make the run directory with `config.yaml` and its twin `config.json`; return the configuration as JSON values."""
+    values = draccus.encode(config) | {"run_id": run_id}
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     write_text(run_dir / "config.yaml", str(draccus.dump(values)))
     hparams = json.loads(json.dumps(values, default=str))

@@ -7,7 +7,7 @@ Every line of `samples.jsonl` is one answer: `step`, `row` (its number in the he
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,27 +56,6 @@ class Structure(NamedTuple):
     """Those whose CONCLUSION says the same; see :func:`cobra.reasoning.matching.match_conclusion`."""
 
 
-class _Evaluation(NamedTuple):
-    """A line of the page's table."""
-
-    step: int
-    answers: int
-    valid: int
-    compared: int
-    matched: int
-
-
-class _ShownRow(NamedTuple):
-    """A row with its answers, newest first; an answer is (stages, text without stages, faults)."""
-
-    row_id: str
-    image: str | None
-    picture: Thumbnail | str | None
-    question: str
-    reference: tuple[list[tuple[str, str]], str, list[str]]
-    answers: list[tuple[int, tuple[list[tuple[str, str]], str, list[str]]]]
-
-
 def structure(answered: Iterable[tuple[str, str, str]]) -> Structure:
     """Count answers by form and conclusion, each given with its reference and its question."""
     answers = valid = compared = matched = 0
@@ -93,15 +72,8 @@ class SampleLog:
     """Writes the answers of every evaluation to a run's directory."""
 
     def __init__(self, rows: Sequence[SampledRow], image_dir: Path) -> None:
-        """Remember what is asked.
-
-        Args:
-            rows: The rows.
-            image_dir: Folder that their image paths are relative to.
-        """
-        self._rows = rows
-        self._image_dir = image_dir
-        self._pictures: list[Thumbnail | str | None] | None = None
+        """Remember what is asked; the rows' image paths are relative to `image_dir`."""
+        self._rows, self._image_dir = rows, image_dir
 
     def cut_back(self, run_dir: Path, last_step: int) -> None:
         """Take out of a run's `samples.jsonl` what was written after a step; 0 empties it."""
@@ -117,24 +89,16 @@ class SampleLog:
             OSError: The disk is full, say; each file is as it was, or as it shall be.
         """
         lines = StepLines(run_dir / SAMPLES, "step", step - 1)
-        lines.append(
-            [
-                {
-                    "step": step,
-                    "row": row.row,
-                    "id": row.row_id,
-                    "question": row.question,
-                    "reference": row.reference,
-                    "answer": answer,
-                }
-                for row, answer in zip(self._rows, answers, strict=True)
-            ]
-        )
-        if self._pictures is None:
-            self._pictures = [
-                None if row.image is None else thumbnail(self._image_dir / row.image) for row in self._rows
-            ]
+        asked = [
+            {"step": step, "row": row.row, "id": row.row_id, "question": row.question, "reference": row.reference}
+            for row in self._rows
+        ]
+        lines.append([values | {"answer": answer} for values, answer in zip(asked, answers, strict=True)])
         write_text(run_dir / PAGE, self._render(run_dir.name, lines))
+
+    @cached_property
+    def _pictures(self) -> list[Thumbnail | str | None]:
+        return [None if row.image is None else thumbnail(self._image_dir / row.image) for row in self._rows]
 
     def _render(self, run_id: str, lines: StepLines) -> str:
         evaluations = deque[tuple[int, list[dict[str, Any]]]](maxlen=_EVALUATIONS)
@@ -154,19 +118,19 @@ class SampleLog:
             run_id=run_id,
             max_steps=_EVALUATIONS,
             evaluations=[
-                _Evaluation(step, *structure((line["answer"], line["reference"], line["question"]) for line in group))
+                (step, structure((line["answer"], line["reference"], line["question"]) for line in group))
                 for step, group in evaluations
             ],
             rows=[
-                _ShownRow(
-                    printable(str(row.row_id), _ID_CHARACTERS),
-                    row.image and printable(row.image, _ID_CHARACTERS),
-                    picture,
-                    printable(row.question, _CHARACTERS),
-                    _answer(row.reference),
-                    answers[row.row],
-                )
-                for row, picture in zip(self._rows, self._pictures or [], strict=True)
+                {
+                    "row_id": printable(str(row.row_id), _ID_CHARACTERS),
+                    "image": row.image and printable(row.image, _ID_CHARACTERS),
+                    "picture": picture,
+                    "question": printable(row.question, _CHARACTERS),
+                    "reference": _answer(row.reference),
+                    "answers": answers[row.row],
+                }
+                for row, picture in zip(self._rows, self._pictures, strict=True)
             ],
         )
 
@@ -177,6 +141,7 @@ def _template() -> Template:
 
 
 def _answer(text: str) -> tuple[list[tuple[str, str]], str, list[str]]:
+    """Return an answer as the page shows it: (stages, text without stages, faults)."""
     trace = extract_reasoning_trace(text)
     stages = [(stage, printable(body, _CHARACTERS)) for stage, body in trace.texts]
     return stages, "" if stages else printable(text, _CHARACTERS), trace.faults

@@ -55,13 +55,9 @@ class StepPlan:
 
 
 def check_batches(global_batch_size: int, per_device_batch_size: int, world_size: int, prefix: str) -> None:
-    """Check that a global batch divides into equal forward passes on all processes.
+    """Check that a global batch (:class:`StepPlan`) divides into equal forward passes on all processes.
 
-    Args:
-        global_batch_size: Rows of one optimiser step.
-        per_device_batch_size: Rows of one forward pass on one process.
-        world_size: Processes.
-        prefix: Beginning of the flags' names, `align` or `finetune`, for the error.
+    The flags in the error begin with `prefix`, `align` or `finetune`.
 
     Raises:
         UserError: They do not divide; sizes that would work are named.
@@ -75,7 +71,7 @@ def check_batches(global_batch_size: int, per_device_batch_size: int, world_size
     if global_batch_size % rows == 0:
         return
     near = {max(rows, global_batch_size // rows * rows), -(-global_batch_size // rows) * rows}
-    remedies = [f"--model.{prefix}_global_batch_size {' or '.join(str(size) for size in sorted(near))}"]
+    remedies = [f"--model.{prefix}_global_batch_size {' or '.join(map(str, sorted(near)))}"]
     if global_batch_size % world_size == 0:
         share = global_batch_size // world_size
         fitting = max(size for size in range(1, min(share, per_device_batch_size) + 1) if share % size == 0)
@@ -87,12 +83,7 @@ def check_batches(global_batch_size: int, per_device_batch_size: int, world_size
 
 
 def plan_steps(values: Hyperparameters, world_size: int, batches_per_epoch: int) -> StepPlan:
-    """Plan a run from the sampler's real number of batches.
-
-    Args:
-        values: Settings of the stage's optimisation; its `max_steps`, where they are given, take the place of epochs.
-        world_size: Processes.
-        batches_per_epoch: Global batches that the sampler yields.
+    """Plan a run from the sampler's real number of batches; `max_steps`, where given, takes the place of epochs.
 
     Raises:
         UserError: There would be no step.
@@ -104,16 +95,10 @@ def plan_steps(values: Hyperparameters, world_size: int, batches_per_epoch: int)
 
 
 def learning_rate(step: int, total_steps: int, peak: float, warmup_ratio: float) -> float:
-    """Return the learning rate of a step: linear from 0 over the warm-up, then a cosine to 0.
+    """Return the learning rate of a step, from 0: linear from 0 over the warm-up, then a cosine to 0.
 
-    A pure function of the step, so that an interrupted run goes on with the very same rates. Without warm-up steps the
-    first step has the peak.
-
-    Args:
-        step: Number of the step, from 0.
-        total_steps: Steps of the run.
-        peak: Highest rate.
-        warmup_ratio: Share of the steps spent warming up, rounded down to whole steps.
+    The warm-up is `warmup_ratio` of the steps, rounded down; without any the first step has the peak. A pure function
+    of the step, so that an interrupted run goes on with the very same rates.
     """
     warmup = int(total_steps * warmup_ratio)
     if step < warmup:

@@ -1,7 +1,6 @@
 """Shards of a model over processes, by FSDP2 (torch.distributed.fsdp.fully_shard)."""
 
 import warnings
-from typing import Any
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -33,17 +32,13 @@ def group_size(strategy: str, world_size: int, requested: int | None) -> int:
     """
     if strategy == "ddp":
         if requested not in (None, 1):
-            raise UserError(
-                f"--sharding_group_size {requested} contradicts the train strategy ddp, which shards nothing"
-            )
+            raise UserError(f"--sharding_group_size {requested} contradicts the train strategy ddp: it shards nothing")
         return 1
     size = world_size if requested is None else requested
     if size < 1 or world_size % size:
         fitting = ", ".join(str(number) for number in range(1, world_size + 1) if world_size % number == 0)
-        raise UserError(
-            f"--sharding_group_size {size} does not divide {world_size} processes into equal groups: use one of "
-            f"{fitting}"
-        )
+        groups = f"{world_size} processes into equal groups"
+        raise UserError(f"--sharding_group_size {size} does not divide {groups}: use one of {fitting}")
     return size
 
 
@@ -72,15 +67,8 @@ def shard(
     # Blocks end in a linear layer, whose output is a view; nothing changes it in place, so the warning is void.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     copies = world.size // size
-    if copies == 1:
-        mesh = init_device_mesh(world.device.type, (size,), mesh_dim_names=("shard",))
-    else:
-        mesh = init_device_mesh(world.device.type, (copies, size), mesh_dim_names=("replicate", "shard"))
+    shape, names = ((size,), ("shard",)) if copies == 1 else ((copies, size), ("replicate", "shard"))
+    mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
     policy = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
-    options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": RESHARD[strategy], "mp_policy": policy}
-    for tower in vlm.vision_backbone.towers:
-        fully_shard(tower, **options)
-    fully_shard(vlm.projector, **options)
-    for block in vlm.llm_backbone.llm.backbone.layers:
-        fully_shard(block, **options)
-    fully_shard(vlm, **options)
+    for unit in (*vlm.vision_backbone.towers, vlm.projector, *vlm.llm_backbone.llm.backbone.layers, vlm):
+        fully_shard(unit, mesh=mesh, reshard_after_forward=RESHARD[strategy], mp_policy=policy)

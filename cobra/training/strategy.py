@@ -101,9 +101,7 @@ class TrainStrategy:
             objective: Objective of training; None is next-token cross-entropy.
         """
         check_optimisation(hyperparameters, train_strategy, world.size, sharding_group_size, flag_prefix)
-        self.vlm = vlm
-        self.world = world
-        self.hyperparameters = hyperparameters
+        self.vlm, self.world, self.hyperparameters = vlm, world, hyperparameters
         self.objective = objective or NextToken()
         self.train_strategy = train_strategy
         self.sharding_group_size = sharding_group_size
@@ -116,11 +114,8 @@ class TrainStrategy:
         self.reduce_dtype = torch.bfloat16 if rounded else None
         self.rate: Callable[[int, int], float] = self._scheduled_rate
         self.optimizer: torch.optim.Optimizer
-        self.global_step = 0
-        self.tokens = 0
-        self.skipped_steps = 0
-        self.skipped_in_a_row = 0
-        self.skipped_rows = 0
+        self.global_step, self.tokens = 0, 0
+        self.skipped_steps, self.skipped_in_a_row, self.skipped_rows = 0, 0, 0
 
     def _scheduled_rate(self, step: int, total_steps: int) -> float:
         return learning_rate(step, total_steps, self.hyperparameters.learning_rate, self.hyperparameters.warmup_ratio)
@@ -137,10 +132,8 @@ class TrainStrategy:
         self.vlm.llm_backbone.llm.gradient_checkpointing = self.enable_gradient_checkpointing
         self.vlm.to(self.world.device)
         shard(self.vlm, self.train_strategy, self.world, self.reduce_dtype, self.sharding_group_size)
-        hyperparameters = self.hyperparameters
-        self.optimizer = build_optimizer(
-            self.vlm, hyperparameters.learning_rate, hyperparameters.weight_decay, self.offload_optimizer
-        )
+        rate, decay = self.hyperparameters.learning_rate, self.hyperparameters.weight_decay
+        self.optimizer = build_optimizer(self.vlm, rate, decay, self.offload_optimizer)
         self.vlm.train()
 
     def train_step(self, batches: list[Batch], rate: float) -> StepResult:
@@ -149,9 +142,8 @@ class TrainStrategy:
         The loss is the mean over the whole global batch, by the weights of the objective (next-token cross-entropy
         weighs labelled tokens): these are summed over processes and forward passes first, and every pass then
         contributes the sum of its losses over that sum. So the result does not depend on how the rows are spread.
-
-        Where the loss or the gradient is not finite, nothing is changed, and the result says so. Nor is anything
-        changed by a batch without weight.
+        Nothing is changed where the loss or the gradient is not finite, which the result tells, nor by a batch without
+        weight.
 
         Args:
             batches: Collated batches of this process, one a forward pass; moved to the device here.

@@ -52,17 +52,10 @@ class Validation:
             objective: Weight and loss of a batch; None is next-token cross-entropy.
         """
         self._objective = objective or NextToken()
-        self._dataset = dataset
-        self._collator = collator
-        self._size = per_device_batch_size
+        self._dataset, self._collator, self._size = dataset, collator, per_device_batch_size
         # Longest first: memory runs out at once or not at all.
-        self._orders = [
-            sorted(
-                (row for row, (has_image, _) in enumerate(modality_lengths) if has_image == wanted),
-                key=lambda row: -modality_lengths[row][1],
-            )
-            for wanted in (True, False)
-        ]
+        order = sorted(range(len(modality_lengths)), key=lambda row: -modality_lengths[row][1])
+        self._orders = [[row for row in order if modality_lengths[row][0] == wanted] for wanted in (True, False)]
 
     @torch.no_grad()
     def loss(
@@ -71,8 +64,7 @@ class Validation:
         """Return the mean loss of the rows, by the weights of the objective; every process has to call it.
 
         Args:
-            vlm: The model, sharded or not, inside :func:`evaluation_mode`; its units are left as their forward passes
-                leave them.
+            vlm: The model, sharded or not, inside :func:`evaluation_mode`.
             world: The processes.
             mixed_precision: Compute in bf16.
             between: Called before each pass, as often on every process; may raise.
