@@ -86,18 +86,16 @@ def sort_out_members(infos: Sequence[zipfile.ZipInfo], end: int) -> tuple[list[z
     """
     good: list[zipfile.ZipInfo] = []
     refused: list[Refusal] = []
-    overlaps = _overlaps(infos, end)
-    names = NameClaims()
+    overlaps, names = _overlaps(infos, end), NameClaims()
     for position, info in enumerate(infos):
         # Not ZipInfo.is_dir, which raises an IndexError where the name is empty (Python 3.11).
         if info.filename.endswith("/"):
             continue
         problem = unsafe_name(info.filename) or _zip_problem(info) or overlaps.get(position)
-        problem = problem or names.claim(member_path(info.filename))
-        if problem is None:
-            good.append(info)
-        else:
+        if problem := problem or names.claim(member_path(info.filename)):
             refused.append(Refusal(info.filename, problem))
+        else:
+            good.append(info)
     return good, refused
 
 
@@ -114,11 +112,9 @@ class NameClaims:
 
         Folders that differ only in case are one folder on some systems and two on others; neither loses a file.
         """
-        key = (
-            name.lower()
-            if name.isascii()
-            else unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-        )
+        key = name.lower()
+        if not name.isascii():
+            key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
         parents = [key[: match.start()] for match in re.finditer("/", key)]
         twin = self._files.get(key)
         if twin is not None and twin != name:
@@ -160,11 +156,7 @@ def _zip_problem(info: zipfile.ZipInfo) -> str | None:
 
 
 def check_total(archive: str, packed_bytes: int, unpacked_bytes: int) -> None:
-    """Refuse an archive whose members, overlapping ones too, unfold to an absurd multiple of its size.
-
-    Raises:
-        UserError: They do.
-    """
+    """Raise a UserError if an archive's members, overlapping ones too, unfold to an absurd multiple of its size."""
     if unpacked_bytes > max(RATIO_FLOOR_BYTES, MAX_RATIO * packed_bytes):
         raise UserError(
             f"{archive} has {packed_bytes} bytes and would unfold to {unpacked_bytes}, more than {MAX_RATIO} times as "
@@ -173,11 +165,7 @@ def check_total(archive: str, packed_bytes: int, unpacked_bytes: int) -> None:
 
 
 def check_free_space(folder: Path, needed_bytes: int) -> None:
-    """Refuse to begin what cannot end.
-
-    Raises:
-        UserError: The file system of `folder` (which exists) has fewer free bytes than `needed_bytes`.
-    """
+    """Raise a UserError if the file system of `folder`, which exists, has fewer free bytes than `needed_bytes`."""
     free = shutil.disk_usage(folder).free
     if needed_bytes > free:
         raise UserError(
@@ -192,7 +180,7 @@ def disk_bytes(size: int) -> int:
 
 
 def is_whole(target: Path, size: int) -> bool:
-    """Return True if `target` has the size stated; :func:`write_member` never leaves a part under that name."""
+    """Return True if `target` has the size stated: :func:`write_member` never leaves a part under that name."""
     return target.is_file() and target.stat().st_size == size
 
 
@@ -216,12 +204,7 @@ def link_problem(destination: Path, folder: str) -> str | None:
 def split_linked(
     destination: Path, members: Mapping[str, zipfile.ZipInfo]
 ) -> tuple[dict[str, zipfile.ZipInfo], list[Refusal]]:
-    """Divide members into those to unpack and those that a link would lead out of `destination`.
-
-    Args:
-        destination: The folder to unpack into.
-        members: The members by their paths below it.
-    """
+    """Divide members, by their paths below `destination`, into those to unpack and those that a link would lead out."""
     folders = {path: path.rpartition("/")[0] for path in members}
     problems = {folder: problem for folder in set(folders.values()) if (problem := link_problem(destination, folder))}
     kept = {path: info for path, info in members.items() if folders[path] not in problems}
@@ -275,12 +258,9 @@ def _create(path: str) -> IO[bytes]:
 
 def remove_temporaries(folders: Iterable[Path]) -> None:
     """Remove what processes that were killed in :func:`write_member` left in these folders, which need not exist."""
-    for folder in folders:
-        if folder.is_dir():
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if _TEMPORARY.fullmatch(entry.name):
-                        os.unlink(entry.path)
+    for folder in filter(Path.is_dir, folders):
+        for name in filter(_TEMPORARY.fullmatch, os.listdir(folder)):
+            (folder / name).unlink()
 
 
 def extract_archive(archive: Path, destination: Path) -> None:
@@ -291,20 +271,16 @@ def extract_archive(archive: Path, destination: Path) -> None:
             with a refused member nothing is written; of a tar, which has no directory, what comes before it.
     """
     with disk_errors(f"unpacking into {destination} stopped"):
-        _extract(archive, destination)
-
-
-def _extract(archive: Path, destination: Path) -> None:
-    destination.mkdir(parents=True, exist_ok=True)
-    try:
-        if zipfile.is_zipfile(archive):
-            _extract_zip(archive, destination)
-        elif tarfile.is_tarfile(archive):
-            _extract_tar(archive, destination)
-        else:
-            raise UserError(f"{archive} is neither a zip nor a tar archive: delete it and fetch it again")
-    except (*DAMAGE_ERRORS, tarfile.TarError) as error:
-        raise UserError(f"{archive} is damaged ({error}): delete it and fetch it again") from error
+        destination.mkdir(parents=True, exist_ok=True)
+        try:
+            if zipfile.is_zipfile(archive):
+                _extract_zip(archive, destination)
+            elif tarfile.is_tarfile(archive):
+                _extract_tar(archive, destination)
+            else:
+                raise UserError(f"{archive} is neither a zip nor a tar archive: delete it and fetch it again")
+        except (*DAMAGE_ERRORS, tarfile.TarError) as error:
+            raise UserError(f"{archive} is damaged ({error}): delete it and fetch it again") from error
 
 
 def _extract_zip(archive: Path, destination: Path) -> None:
@@ -327,8 +303,7 @@ def _extract_zip(archive: Path, destination: Path) -> None:
 
 
 def _extract_tar(archive: Path, destination: Path) -> None:
-    packed = archive.stat().st_size
-    total = 0
+    packed, total = archive.stat().st_size, 0
     names = NameClaims()
     cleaned: set[Path] = set()
     with tarfile.open(archive) as file, byte_progress(f"unpacking {archive.name}", None) as advance:
@@ -360,9 +335,8 @@ def _tar_problem(member: tarfile.TarInfo, names: NameClaims, destination: Path) 
 
 
 def _refusal(archive: Path, refused: Sequence[Refusal]) -> UserError:
-    first = refused[0]
     more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
     return UserError(
-        f"{archive} was not unpacked: its member {first.member!r} {first.reason}{more}. Such an archive is not the "
-        "published one: delete it and fetch it again from its source."
+        f"{archive} was not unpacked: its member {refused[0].member!r} {refused[0].reason}{more}. Such an archive is "
+        "not the published one: delete it and fetch it again from its source."
     )

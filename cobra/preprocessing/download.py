@@ -52,34 +52,27 @@ def download_extract(dataset_id: str, root_dir: Path, revision: str = "main", to
 
 def _download_components(dataset_id: str, folder: Path, token: str | None) -> None:
     for component in DATASET_REGISTRY[dataset_id]:
-        if not _is_there(component, folder):
-            try:
-                with disk_errors(f"{component['name']} of {dataset_id} could not be written"):
-                    _obtain(component, folder, token)
-            except HubUnreachable as error:
-                raise UserError(
-                    f"{component['name']} of {dataset_id} cannot be fetched: {error}. Run the same command again where "
-                    "the hub can be reached; what is there already is kept."
-                ) from error
+        if (folder / component["name"]).exists() or _mark(component, folder).exists():
+            continue
+        try:
+            with disk_errors(f"{component['name']} of {dataset_id} could not be written"):
+                _obtain(component, folder, token)
+        except HubUnreachable as error:
+            raise UserError(
+                f"{component['name']} of {dataset_id} cannot be fetched: {error}. Run the same command again where the "
+                "hub can be reached; what is there already is kept."
+            ) from error
     shutil.rmtree(folder / ".fetch", ignore_errors=True)
-
-
-def _is_there(component: Component, folder: Path) -> bool:
-    return (folder / component["name"]).exists() or _mark(component, folder).exists()
 
 
 def _mark(component: Component, folder: Path) -> Path:
     """Return the file that marks an archive as unpacked where it has no name of its own to show it."""
-    return folder / f".{_key(component)}.unpacked"
-
-
-def _key(component: Component) -> str:
-    return component["name"].replace("/", "__")
+    return folder / f".{component['name'].replace('/', '__')}.unpacked"
 
 
 def _obtain(component: Component, folder: Path, token: str | None) -> None:
     # A folder of its own for each: gqa and vg both publish an images.zip.
-    workspace = folder / ".fetch" / _key(component)
+    workspace = folder / ".fetch" / component["name"].replace("/", "__")
     fetched = fetch(component["url"], workspace, token)
     target = folder / component["name"]
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -98,24 +91,20 @@ def _obtain(component: Component, folder: Path, token: str | None) -> None:
 def _content(component: Component, unpacked: Path) -> Path:
     """Return what an archive holds: its only file, or its folder without the folders that wrap all of it."""
     entries = [entry for entry in unpacked.iterdir() if entry.name not in _LITTER]
-    only = entries[0] if len(entries) == 1 else None
-    if only is not None and only.is_dir():
-        return _content(component, only)
+    if len(entries) == 1 and entries[0].is_dir():
+        return _content(component, entries[0])
     if component["extract_type"] == "directory":
         return unpacked
-    if only is None:
+    if len(entries) != 1:
         raise UserError(f"{component['url']} holds {len(entries)} entries, expected the one file {component['name']}")
-    return only
+    return entries[0]
 
 
 def convert_to_jpg(image_dir: Path) -> None:
     """Write a `.jpg` beside every image of another form in `image_dir`, as the OCR-VQA annotations name them.
 
-    The originals stay. Of an animation the first frame is taken, transparent pixels become white. Images whose `.jpg`
-    is there are skipped, so a call can be repeated at any time.
-
-    Args:
-        image_dir: The folder; its subfolders are left alone.
+    The originals and subfolders are left alone. Of an animation the first frame is taken, transparent pixels become
+    white. Images whose `.jpg` is there are skipped, so a call can be repeated at any time.
 
     Raises:
         UserError: The folder does not exist, or images in it are unreadable (after all others are converted).

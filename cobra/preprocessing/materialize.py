@@ -40,29 +40,15 @@ def get_dataset_and_collator(
         UserError: The stage or an option is unknown, a file or folder is missing (with the command that makes it), or
             rows are bad.
     """
-    check_stage(stage)
-    collator = PaddedCollatorForLanguageModeling(
-        tokenizer.model_max_length,
-        int(tokenizer.pad_token_id),
-        default_image_resolution,
-        padding_side,
-        row_fields=row_fields,
-    )
-    annotation_file, image_dir = find_components(stage, dataset_cfg)
+    tokens = tokenizer.model_max_length, int(tokenizer.pad_token_id)
+    collator = PaddedCollatorForLanguageModeling(*tokens, default_image_resolution, padding_side, row_fields=row_fields)
+    source = (*find_components(stage, dataset_cfg), image_transform, tokenizer)
+    dataset: AlignDataset | FinetuneDataset
     if stage == "align":
         # Captions have no CONCLUSION that truncation could cut.
-        captions = AlignDataset(annotation_file, image_dir, image_transform, tokenizer, dataset_cfg.on_bad_image)
-        captions.row_fields = row_fields
-        return captions, collator
-    dataset = FinetuneDataset(
-        annotation_file,
-        image_dir,
-        image_transform,
-        tokenizer,
-        prompt_builder_fn,
-        dataset_cfg.on_bad_image,
-        dataset_cfg.truncation,
-    )
+        dataset = AlignDataset(*source, dataset_cfg.on_bad_image)
+    else:
+        dataset = FinetuneDataset(*source, prompt_builder_fn, dataset_cfg.on_bad_image, dataset_cfg.truncation)
     dataset.row_fields = row_fields
     return dataset, collator
 
@@ -75,11 +61,9 @@ def find_components(stage: str, dataset_cfg: DatasetConfig) -> tuple[Path, Path]
     """
     check_stage(stage)
     annotation_file, image_dir = dataset_cfg.components(stage)
-    for kind, path, exists in (
-        ("annotation file", annotation_file, annotation_file.is_file()),
-        ("image folder", image_dir, image_dir.is_dir()),
-    ):
-        if not exists:
+    kinds = {"annotation file": (annotation_file, Path.is_file), "image folder": (image_dir, Path.is_dir)}
+    for kind, (path, is_there) in kinds.items():
+        if not is_there(path):
             raise UserError(
                 f"the {kind} of {dataset_cfg.dataset_id} for the stage {stage} does not exist: {path}. "
                 f"{dataset_cfg.remedy(stage)}"

@@ -8,7 +8,7 @@ import json
 import os
 import random
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -41,24 +41,16 @@ _SHUFFLES = 3
 _SHOWN_IMAGES = 5
 
 
-@dataclass(frozen=True)
-class _LRVFile:
-    """One file of LRV-Instruct: a list of `{"image_id", "question", "answer"}`."""
-
-    name: str
-    image: str
-    """Path of a row's image below the folder, with a place for its `image_id`."""
-    drive_id: str
-    """Id of the file on Google Drive, where its authors publish it."""
-
-
+# (path below the folder, Google Drive's id of the archive, its name): LRV-Instruct's authors publish it there.
 _LRV_VG_IMAGES = ("lrv/lrv-vg", "1k9MNV-ImEV9BYEOeLEIb4uGEUZjd3QbM", "image.tar.gz")
 _LRV_CHART_IMAGES = ("lrv/lrv-chart", "1Dey-undzW2Nl21CYLFSkP_Y4RrfRJkYd", "chart_image.zip")
-_LRV_FILES = (
-    _LRVFile("lrv/filter_cap1.json", "lrv/lrv-vg/{}.jpg", "1pWkxE2kqpys1VdwBi99ZXN6-XY5SqhwU"),
-    _LRVFile("lrv/filter_cap_more1.json", "lrv/lrv-vg/{}.jpg", "1NTxkuRPlvDn7aWaJpK_yb0p5r0cxPLNZ"),
-    _LRVFile("lrv/chart_release_update.json", "lrv/lrv-chart/{}", "13j2U-ectsYGR92r6J5hPdhT8T5ezItHF"),
-)
+# File -> (path of a row's image with a place for its `image_id`, the file's id): lists of objects with `image_id`,
+# `question` and `answer`.
+_LRV_FILES = {
+    "lrv/filter_cap1.json": ("lrv/lrv-vg/{}.jpg", "1pWkxE2kqpys1VdwBi99ZXN6-XY5SqhwU"),
+    "lrv/filter_cap_more1.json": ("lrv/lrv-vg/{}.jpg", "1NTxkuRPlvDn7aWaJpK_yb0p5r0cxPLNZ"),
+    "lrv/chart_release_update.json": ("lrv/lrv-chart/{}", "13j2U-ectsYGR92r6J5hPdhT8T5ezItHF"),
+}
 
 
 @dataclass(frozen=True)
@@ -72,21 +64,16 @@ class Mix:
 
     def __str__(self) -> str:
         text = f"{self.rows:,} rows are in {self.path}"
-        if self.val2017_rows:
-            text += (
-                f"; {self.val2017_rows:,} of them show images of COCO val2017: scores on those say little of a model "
-                "trained on them"
-            )
-        return text
+        if not self.val2017_rows:
+            return text
+        warning = "show images of COCO val2017: scores on those say little of a model trained on them"
+        return f"{text}; {self.val2017_rows:,} of them {warning}"
 
 
 def mix_lvis(root_dir: Path) -> Mix:
     """Merge LVIS-Instruct-4V into LLaVA v1.5's mix: `llava_v1_5_lvis4v_mix888k.json`.
 
-    The two inputs are fetched where they are missing.
-
-    Args:
-        root_dir: The data folder.
+    The two inputs are fetched where they are missing from the data folder `root_dir`.
 
     Raises:
         UserError: An input cannot be fetched or read, or images are missing; all of these are in a file then.
@@ -101,10 +88,7 @@ def mix_lvis(root_dir: Path) -> Mix:
 def mix_lrv(root_dir: Path) -> list[Mix]:
     """Merge LRV-Instruct into LLaVA v1.5's mix and into the one with LVIS-Instruct-4V, where that is there.
 
-    Writes `llava_v1_5_lrv_mix1008k.json` and `llava_v1_5_lvis4v_lrv_mix1231k.json`.
-
-    Args:
-        root_dir: The data folder.
+    Writes `llava_v1_5_lrv_mix1008k.json` and `llava_v1_5_lvis4v_lrv_mix1231k.json` in the data folder `root_dir`.
 
     Raises:
         UserError: An input is missing (with where to get it) or cannot be read, or images are missing; all of these
@@ -113,7 +97,7 @@ def mix_lrv(root_dir: Path) -> list[Mix]:
     folder = Path(root_dir) / _FOLDER
     _require_lrv(folder)
     with disk_errors(f"the mix could not be made in {folder}"):
-        added = [row for file in _LRV_FILES for row in _lrv_rows(folder, file)]
+        added = [row for name, (image, _) in _LRV_FILES.items() for row in _lrv_rows(folder / name, image)]
         generator = random.Random(_SEED)
         rows = _fetched_rows(folder, _BASE) + added
         _check_images(folder, rows)
@@ -152,15 +136,14 @@ def _chat_rows(path: Path) -> Rows:
     return rows
 
 
-def _lrv_rows(folder: Path, file: _LRVFile) -> Rows:
+def _lrv_rows(path: Path, image_form: str) -> Rows:
     """Read a file of LRV-Instruct and return its rows in LLaVA's format, one question and answer each."""
-    path = folder / file.name
     rows: Rows = []
     for number, row in enumerate(_read_rows(path), 1):
         image_id, question, answer = (row.get(key) for key in ("image_id", "question", "answer"))
         if not (isinstance(image_id, str | int) and isinstance(question, str) and isinstance(answer, str)):
             raise _row_error(path, number, "lacks `image_id`, or `question` and `answer` as text")
-        image = file.image.format(image_id)
+        image = image_form.format(image_id)
         _check_path(path, number, image)
         turns = [{"from": "human", "value": f"<image>\n{question.strip()}"}, {"from": "gpt", "value": answer.strip()}]
         row_id = PurePosixPath(image).stem if isinstance(image_id, str) else image_id
@@ -192,9 +175,9 @@ def _row_error(path: Path, number: int, problem: str) -> UserError:
 def _require_lrv(folder: Path) -> None:
     """Name all inputs of LRV-Instruct that are not there, and where each comes from."""
     absent = [
-        f"{file.name} (https://drive.google.com/uc?id={file.drive_id})"
-        for file in _LRV_FILES
-        if not (folder / file.name).is_file()
+        f"{name} (https://drive.google.com/uc?id={drive_id})"
+        for name, (_, drive_id) in _LRV_FILES.items()
+        if not (folder / name).is_file()
     ]
     absent += [
         f"{name}/ (unpacked from {archive}: https://drive.google.com/uc?id={drive_id})"
@@ -226,18 +209,13 @@ def _check_images(folder: Path, rows: Rows) -> None:
 def _image_remedy(folder: Path, missing: Sequence[str]) -> str:
     """Return the sentences that say where the missing images come from."""
     root = shlex.quote(str(folder.parent.parent))
-    sources: list[tuple[Callable[[str], bool], str]] = [
-        (
-            lambda image: image.startswith("coco/val2017/"),
-            f"Unpack http://images.cocodataset.org/zips/val2017.zip in {folder / 'coco'}.",
-        ),
-        (lambda image: image.startswith("lrv/"), f"Unpack the images of LRV-Instruct in {folder / 'lrv'} again."),
-        (
-            lambda image: not image.startswith(("coco/val2017/", "lrv/")),
-            f"Fetch the rest: python scripts/preprocess.py --dataset_id llava-v1.5-instruct --root_dir {root}",
-        ),
-    ]
-    return " ".join(text for is_from, text in sources if any(map(is_from, missing)))
+    remedies = {
+        "coco/val2017/": f"Unpack http://images.cocodataset.org/zips/val2017.zip in {folder / 'coco'}.",
+        "lrv/": f"Unpack the images of LRV-Instruct in {folder / 'lrv'} again.",
+        "": f"Fetch the rest: python scripts/preprocess.py --dataset_id llava-v1.5-instruct --root_dir {root}",
+    }
+    sources = {next(filter(image.startswith, remedies)) for image in missing}
+    return " ".join(remedy for source, remedy in remedies.items() if source in sources)
 
 
 def _write_mix(path: Path, rows: Rows, generator: random.Random) -> Mix:

@@ -74,13 +74,7 @@ class Rows(Sequence[Row]):
     """
 
     def __init__(self, annotation_file: Path, cache: Path, key: str, kept: NDArray[np.int64] | None = None) -> None:
-        """Map a file; :func:`read_rows` is what makes and finds it.
-
-        Args:
-            annotation_file: The file that the rows come from.
-            cache: The Arrow file.
-            key: Identifies the state of the annotation file.
-            kept: Positions of the rows that this list has; None for all.
+        """Map the Arrow file `cache` that :func:`read_rows` makes; `kept` are positions of rows to have, None for all.
 
         Raises:
             Exception: The file is damaged (errors of several kinds), or of another state of the annotation file.
@@ -157,12 +151,8 @@ class Rows(Sequence[Row]):
 
     def remark_lines(self) -> list[str]:
         """Return the remarks on rows that are trained on all the same, with the number of rows of each."""
-        counts = [int((self.remarks >> bit & 1).sum()) for bit in range(len(REMARKS))]
-        return [
-            f"{count:,} of {len(self):,} rows have {remark}"
-            for count, remark in zip(counts, REMARKS, strict=True)
-            if count
-        ]
+        counts = {remark: int((self.remarks >> bit & 1).sum()) for bit, remark in enumerate(REMARKS)}
+        return [f"{count:,} of {len(self):,} rows have {remark}" for remark, count in counts.items() if count]
 
     def select(self, positions: NDArray[np.int64]) -> "Rows":
         """Return the rows at some positions of this list."""
@@ -175,8 +165,7 @@ def read_rows(path: Path) -> Rows:
 
     The first time every row is checked and an Arrow file is made, in the folder that
     :func:`cobra.preprocessing.datasets.row_cache.load_or_build` chooses; later it is mapped. The annotation file is
-    read once more each time, for its hash: a copy that keeps the time of change (`rsync -t`, `cp -p`) may have other
-    rows of the same size.
+    hashed each time: a copy that keeps the time of change (`rsync -t`, `cp -p`) may have other rows of the same size.
 
     Raises:
         UserError: The file is missing or not JSON (with the line), or a row has no conversation, an unknown or
@@ -201,29 +190,26 @@ def _build(path: Path, cache: Path, key: str) -> None:
 def _batches(rows: Iterator[CheckedRow]) -> Iterator[dict[str, list[Any]]]:
     """Yield the columns of `_BATCH` rows at a time."""
     while batch := list(islice(rows, _BATCH)):
+        paths = [checked.row.get("image") for checked in batch]
         texts = [[turn["value"] for turn in checked.row["conversations"]] for checked in batch]
         words = [sum(len(text.split()) for text in turns) for turns in texts]
         yield {
             "json": [zlib.compress(checked.json, _LEVEL) for checked in batch],
-            "image": [_image(checked.row) for checked in batch],
+            # A path may hold half a surrogate pair, which plain UTF-8 has no bytes for.
+            "image": [path and path.encode("utf-8", "surrogatepass") for path in paths],
             "number": [checked.number for checked in batch],
-            "has_image": ["image" in checked.row for checked in batch],
+            "has_image": [path is not None for path in paths],
             "turns": [len(turns) for turns in texts],
             "words": words,
             "words_without_placeholder": [
-                count - sum(_lost_words(text) for text in turns) for turns, count in zip(texts, words, strict=True)
+                count - sum(map(_lost_words, turns)) for turns, count in zip(texts, words, strict=True)
             ],
             "special_tokens": [any(map(has_special_tokens, turns)) for turns in texts],
             "other_markers": [any(map(has_other_markers, turns)) for turns in texts],
             "question_bytes": [len(turns[0].encode()) for turns in texts],
             "answers": [sum(has_text(text) for text in turns[1::2]) for turns in texts],
-            "remarks": [remarks_of(checked.row, checked.row.get("image")) for checked in batch],
+            "remarks": [remarks_of(checked.row, path) for checked, path in zip(batch, paths, strict=True)],
         }
-
-
-def _image(row: Row) -> bytes | None:
-    # A path may hold half a surrogate pair, which plain UTF-8 has no bytes for.
-    return str(row["image"]).encode("utf-8", "surrogatepass") if "image" in row else None
 
 
 def _lost_words(text: str) -> int:

@@ -4,6 +4,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,6 @@ class _RowDataset(Dataset[dict[str, Any]]):
         check_learnable(self.examples)
         if not self.image_dir.is_dir():
             raise UserError(f"the image folder does not exist: {self.image_dir}")
-        self._blank: PixelValues | None = None
         self._named: set[int] = set()
 
     def __len__(self) -> int:
@@ -91,8 +91,10 @@ class _RowDataset(Dataset[dict[str, Any]]):
         except UserError as error:
             if self.on_bad_image == "raise":
                 raise
-            self._name(index, error)
-            example["pixel_values"] = self._blank_pixels()
+            if index not in self._named:
+                self._named.add(index)
+                print(f"warning: a row is skipped: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            example["pixel_values"] = self._blank_pixels
             example["labels"].fill_(IGNORE_INDEX)
             example[SKIPPED_ROW] = index
         return example
@@ -109,29 +111,19 @@ class _RowDataset(Dataset[dict[str, Any]]):
             if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.image_dir)):
                 raise ValueError(f"it lies outside the image folder {self.image_dir}")
             image = read_rgb(path)
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{self.examples.row_name(index)} names an image that does not exist: {name}; {_REMEDY}"
-            ) from error
-        except (BadImageError, ValueError) as error:
-            raise UserError(
-                f"{self.examples.row_name(index)} names an image that cannot be read: {name} ({error}); {_REMEDY}"
-            ) from error
+        except (FileNotFoundError, BadImageError, ValueError) as error:
+            absent = isinstance(error, FileNotFoundError)
+            problem = f"does not exist: {name}" if absent else f"cannot be read: {name} ({error})"
+            raise UserError(f"{self.examples.row_name(index)} names an image that {problem}; {_REMEDY}") from error
         try:
             return self.image_transform(image)
         except UserError as error:
             raise UserError(f"{self.examples.row_name(index)}: {name}: {error}") from error
 
+    @cached_property
     def _blank_pixels(self) -> PixelValues:
-        if self._blank is None:
-            self._blank = map_pixels(self.image_transform(Image.new("RGB", (_PROBE, _PROBE))), torch.zeros_like)
-        return self._blank
-
-    def _name(self, index: int, error: UserError) -> None:
-        """Warn of a skipped row, once."""
-        if index not in self._named:
-            self._named.add(index)
-            print(f"warning: a row is skipped: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        """Zeros in the form of the transform's pixels."""
+        return map_pixels(self.image_transform(Image.new("RGB", (_PROBE, _PROBE))), torch.zeros_like)
 
     def _encode(self, text: str) -> list[int]:
         """Return token ids; what is too long is cut when the whole row is joined."""
@@ -165,12 +157,10 @@ class AlignDataset(_RowDataset):
         super().__init__(chat_json, image_dir, image_transform, tokenizer, on_bad_image)
         rows = self.examples
         for index in np.flatnonzero((rows.turns != 2) | ~rows.has_image)[:1].tolist():
-            where, turns = rows.row_name(index), rows.turns[index]
-            if turns != 2:
-                raise UserError(
-                    f"{where} has {turns} turns; the align stage takes rows of one question and one caption"
-                )
-            raise UserError(f"{where} has no image; the align stage trains the projector, which only images reach")
+            problem = "no image; the align stage trains the projector, which only images reach"
+            if (turns := rows.turns[index]) != 2:
+                problem = f"{turns} turns; the align stage takes rows of one question and one caption"
+            raise UserError(f"{rows.row_name(index)} has {problem}")
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return `pixel_values`, `input_ids` and `labels` (text,) int64 of a row; `skipped_row` where it is skipped."""
@@ -229,17 +219,13 @@ class FinetuneDataset(_RowDataset):
             kept = lengths.kept(tokenizer.model_max_length, self.annotation_file)
             self.left_out = int((~kept).sum())
             self.examples = self.examples.select(np.flatnonzero(kept))
-        self.unlabelled = self._count_unlabelled()
-
-    def _count_unlabelled(self) -> int:
-        unlabelled = count_unlabelled(self.examples, self.tokenizer, self.prompt_builder_fn)
-        if unlabelled == len(self.examples):
+        self.unlabelled = count_unlabelled(self.examples, tokenizer, prompt_builder_fn)
+        if self.unlabelled == len(self.examples):
             raise UserError(
                 f"nothing can be learned from {self.annotation_file}: the first question of every row fills the "
-                f"{self.tokenizer.model_max_length} tokens that a row is cut at. Raise --model.llm_max_length, or "
-                "shorten the questions"
+                f"{tokenizer.model_max_length} tokens that a row is cut at. Raise --model.llm_max_length, or shorten "
+                "the questions"
             )
-        return unlabelled
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return `pixel_values` (None for text only), `input_ids` and `labels` (text,) int64 of a row.

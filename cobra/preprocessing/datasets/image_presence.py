@@ -45,13 +45,7 @@ class Presence:
 
 
 def look_for_images(rows: Rows, image_dir: Path, seconds: float = _SECONDS) -> Presence:
-    """Find the rows whose image is missing, without opening any image.
-
-    Args:
-        rows: The rows; those of text only are passed over.
-        image_dir: Folder that their image paths are relative to.
-        seconds: Time after which no further file is looked for.
-    """
+    """Find rows whose image is missing below `image_dir`, without opening any; none is looked for after `seconds`."""
     folders: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for row, image in enumerate(rows.images()):
         if image is not None:
@@ -59,12 +53,10 @@ def look_for_images(rows: Rows, image_dir: Path, seconds: float = _SECONDS) -> P
             folders[folder][name].append(row)
     end = time.monotonic() + seconds
     missing: list[int] = []
-    looked_for = 0
-    late = False
+    looked_for, late = 0, False
     with ThreadPoolExecutor(_THREADS, "presence") as pool:
         absences = pool.map(_absent, folders, folders.values(), repeat(end))
-        for wanted in track_items(list(folders.values()), "Looking for images"):
-            absent = next(absences)
+        for wanted, absent in zip(track_items(list(folders.values()), "Looking for images"), absences, strict=True):
             if absent is None:
                 late = True
                 continue

@@ -40,33 +40,23 @@ def load_or_build(annotation_file: Path, ending: str, load: Callable[[Path], T],
     elsewhere = (folder / f"{identity}-{rows.name}{ending}" for folder in cache_folders())
     problems = []
     for path in chain([beside], elsewhere):
-        loaded = _try_load(path, load)
-        if loaded is not None:
+        if (loaded := _try_load(path, load)) is not None:
             return loaded
         try:
-            return _build_and_load(path, load, build)
+            if not takes_files(path.parent):
+                raise OSError(errno.EACCES, "takes no files")
+            with _exclusive_access(path):
+                # Another process may have built it meanwhile.
+                if (loaded := _try_load(path, load)) is not None:
+                    return loaded
+                build(path)
+            return load(path)
         except OSError as error:
             problems.append(f"{path} ({error.strerror or error})")
     raise UserError(
         f"what is made once from {annotation_file} cannot be written to {' or '.join(problems)}: make room, or let "
         "XDG_CACHE_HOME name a folder that takes files"
     )
-
-
-def _build_and_load(path: Path, load: Callable[[Path], T], build: Callable[[Path], None]) -> T:
-    """Build a file and load it, unless another process has built it meanwhile.
-
-    Raises:
-        OSError: The file cannot be written there, or not be mapped.
-    """
-    if not takes_files(path.parent):
-        raise OSError(errno.EACCES, "takes no files", str(path))
-    with _exclusive_access(path):
-        loaded = _try_load(path, load)
-        if loaded is not None:
-            return loaded
-        build(path)
-    return load(path)
 
 
 @contextmanager

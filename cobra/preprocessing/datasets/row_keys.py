@@ -67,9 +67,6 @@ def image_of(row: Row) -> str | None:
     Tables cannot leave a key out: null, NaN, blank text and an empty list are no image, and a list of one path is that
     path. `images` is read as `image` is.
 
-    Args:
-        row: The parsed JSON object.
-
     Raises:
         ValueError: It has several images, or one that is not a path; the text follows the row's name.
     """
@@ -103,18 +100,13 @@ def with_image(row: Row, image: str | None) -> Row:
 
 
 def unread_problem(row: Row, image: str | None) -> str | None:
-    """Return what keeps a row from being trained on as it is meant, to follow its name; None where nothing does.
+    """Return what keeps a row of the right form from being trained on as it is meant, to follow its name; or None.
 
-    Args:
-        row: The parsed JSON object, of the right form.
-        image: As :func:`image_of` returns it.
+    `image` is as :func:`image_of` returns it.
     """
     if not _is_absent(row.get("chosen")) and not _is_absent(row.get("rejected")):
         return "has `chosen` and `rejected`; pairs are not trained on: make the chosen one the last answer"
-    if image is not None:
-        return None
-    key = next(_other_pictures(row), None)
-    if key is None:
+    if image is not None or (key := next(_other_pictures(row), None)) is None:
         return None
     return f"has a picture under {key} and none under `image`; call the key `image`, with a path as its value"
 
@@ -142,12 +134,7 @@ def _spelled(key: str) -> str:
 
 
 def remarks_of(row: Row, image: str | None) -> int:
-    """Return which of :data:`REMARKS` hold for a row, a bit each.
-
-    Args:
-        row: The parsed JSON object, of the right form.
-        image: As :func:`image_of` returns it.
-    """
+    """Return which of :data:`REMARKS` hold for a row of the right form, a bit each; for `image` see :func:`image_of`."""
     turns = row["conversations"]
     questions, answers = ([turn["value"] for turn in turns[first::2]] for first in (0, 1))
     keys = [_spelled(key) for key, value in row.items() if not _is_absent(value)]

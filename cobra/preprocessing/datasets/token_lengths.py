@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from cobra.models.backbones.llm.prompting import PromptBuilder
@@ -97,12 +96,9 @@ def token_lengths(
 def count_unlabelled(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, prompt_builder_fn: Callable[..., PromptBuilder]
 ) -> int:
-    """Return how many rows have no label left once they are cut: their first question fills the whole length.
+    """Return how many rows have no label left once they are cut: their first question fills `model_max_length`.
 
-    Args:
-        rows: The rows, each with an answer.
-        tokenizer: Its `model_max_length` is where rows are cut.
-        prompt_builder_fn: Makes an empty conversation; called with `model_family`.
+    Each row has an answer; `prompt_builder_fn`, called with `model_family`, makes an empty conversation.
     """
     limit = tokenizer.model_max_length
     # A token has at least a byte, so that of 100,000 rows only the few with long questions are tokenised.
@@ -150,7 +146,7 @@ def _count(
     for start in track_items(range(0, len(rows), _CHUNK), f"Counting tokens of {rows.annotation_file.name}"):
         chunk = [_write(row, prompt_builder_fn) for row in rows[start : start + _CHUNK]]
         batch = _encode(tokenizer, [text for conversation in chunk for text in conversation.turns])
-        sizes = iter([len(ids) for ids in batch.input_ids])
+        sizes = map(len, batch.input_ids)
         last = -1
         for row, conversation in enumerate(chunk, start):
             turn_sizes = list(islice(sizes, len(conversation.turns)))
@@ -178,14 +174,10 @@ def _tokens_through(tokenizer: PreTrainedTokenizerBase, batch: BatchEncoding, in
     if token is None:
         return size
     # A character of several bytes may be several tokens.
-    while token + 1 < size and _begins_before(batch.encodings[index], token + 1, len(beginning)):
+    to_chars = batch.encodings[index].token_to_chars
+    while token + 1 < size and (span := to_chars(token + 1)) is not None and span[0] < len(beginning):
         token += 1
     return token + 1
-
-
-def _begins_before(encoding: Encoding, token: int, position: int) -> bool:
-    span = encoding.token_to_chars(token)
-    return span is not None and span[0] < position
 
 
 def _fingerprint(tokenizer: PreTrainedTokenizerBase, prompt_builder_fn: Callable[..., PromptBuilder]) -> str:
