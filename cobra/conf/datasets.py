@@ -95,8 +95,7 @@ class LLaVa_Multimodal_Only_Config(DatasetConfig):
     dataset_id: str = "llava-multimodal"
     finetune_stage_components: tuple[Path, Path] = (_INSTRUCT / "llava_v1_5_stripped625k.json", _INSTRUCT)
     published_finetune = Publication(
-        625_000,
-        f"The images come with {_FETCH_INSTRUCT}; the annotation file is none that is published: put yours there",
+        625_000, f"The images come with {_FETCH_INSTRUCT}; the annotation file is not published: put yours there"
     )
 
 

@@ -78,11 +78,8 @@ def member_path(name: str) -> str:
 def sort_out_members(infos: Sequence[zipfile.ZipInfo], end: int) -> tuple[list[zipfile.ZipInfo], list[Refusal]]:
     """Divide the files of a zip's directory into those to unpack and those to refuse; folders are dropped.
 
-    The directory alone decides, nothing is read: no more bytes are ever written than the directory states.
-
-    Args:
-        infos: The members, with their true offsets.
-        end: Offset at which the members end and the directory begins.
+    The directory alone decides, nothing is read: no more bytes are ever written than the directory states. The members
+    have their true offsets; at the offset `end` they end and the directory begins.
     """
     good: list[zipfile.ZipInfo] = []
     refused: list[Refusal] = []
@@ -218,16 +215,11 @@ def write_member(
     """Copy `source` to `target`, whole or not at all.
 
     Not flushed to disk each: 100,000 flushes would take longer than the copy. A file that a power cut leaves short is
-    found by its size. What a kill leaves, :func:`remove_temporaries` removes.
-
-    Args:
-        source: An opened member; its reader checks the CRC.
-        target: The file to write; its folders are made.
-        size: Bytes that the archive's directory states.
-        advance: Called with the bytes of every block written.
+    found by its size. What a kill leaves, :func:`remove_temporaries` removes. The reader of `source` checks the CRC;
+    the folders of `target` are made; `advance` is called with the bytes of every block written.
 
     Raises:
-        EOFError: The member ended early.
+        EOFError: The member has not the `size` that the archive's directory states.
     """
     # The process is in the name because one of a killed run may still be writing.
     temporary = f"{os.path.dirname(target)}/.unpacking.{os.getpid()}.part"

@@ -5,14 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, hf_hub_url
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HTTPError,
-    OfflineModeIsEnabled,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, constants, errors, hf_hub_url
 from huggingface_hub.hf_api import DatasetInfo
 from huggingface_hub.utils import build_hf_headers
 
@@ -45,10 +38,8 @@ class Snapshot:
 def fetch(url: str, folder: Path, token: str | None = None) -> Path:
     """Fetch `url` into `folder` and return the file, named as in the URL; a file that is there already is taken.
 
-    Args:
-        url: A file of any server; datasets of the Hugging Face hub are checked by their hashes.
-        folder: Made here; it keeps the bytes of an interrupted call, and the next call resumes there.
-        token: The hub's token; see :func:`list_dataset`.
+    Datasets of the Hugging Face hub are checked by their hashes; for `token` see :func:`list_dataset`. The folder is
+    made; it keeps the bytes of an interrupted call, and the next call resumes there.
 
     Raises:
         UserError: As :func:`list_dataset` and :func:`fetch_file`, or the dataset has no such file.
@@ -73,12 +64,9 @@ def _remote(url: str, token: str | None) -> Remote:
 
 
 def list_dataset(repo_id: str, revision: str = "main", token: str | None = None) -> Snapshot:
-    """List the files of a dataset of the hub; HF_ENDPOINT is respected.
+    """List the files of the dataset `owner/name` of the hub at a branch, tag or commit; HF_ENDPOINT is respected.
 
-    Args:
-        repo_id: `owner/name`.
-        revision: Branch, tag or commit.
-        token: The hub's token; without one HF_TOKEN and the login of `hf auth login` count.
+    Without a token HF_TOKEN and the login of `hf auth login` count.
 
     Raises:
         HubUnreachable: No network, or HF_HUB_OFFLINE is set.
@@ -108,13 +96,13 @@ def _dataset_info(repo_id: str, revision: str, token: str | None) -> DatasetInfo
             return HfApi().dataset_info(
                 repo_id, revision=revision, token=token, files_metadata=True, timeout=_TIMEOUT_SECONDS
             )
-        except OfflineModeIsEnabled as error:
+        except errors.OfflineModeIsEnabled as error:
             raise HubUnreachable("HF_HUB_OFFLINE is set, so the Hugging Face hub is not asked: unset it") from error
-        except HfHubHTTPError as error:
+        except errors.HfHubHTTPError as error:
             if error.response.status_code not in RETRIED_STATUSES:
                 raise _refusal(repo_id, revision, error) from error
             problem: Exception = error
-        except (HTTPError, OSError) as error:
+        except (errors.HTTPError, OSError) as error:
             if time.monotonic() - began > _REACH_SECONDS:
                 raise HubUnreachable(f"{constants.ENDPOINT} cannot be reached ({reason(error)})") from error
             problem = error
@@ -128,9 +116,9 @@ def _dataset_info(repo_id: str, revision: str, token: str | None) -> DatasetInfo
 def _refusal(repo_id: str, revision: str, error: Exception) -> UserError:
     """Return the error with the remedy for a refusal."""
     page = f"{constants.ENDPOINT}/datasets/{repo_id}"
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         remedy = f"It has no revision {revision!r}: give --revision a branch, tag or commit of {page}/commits."
-    elif isinstance(error, GatedRepoError):
+    elif isinstance(error, errors.GatedRepoError):
         remedy = _terms_remedy(repo_id)
     else:
         remedy = (

@@ -43,13 +43,9 @@ class ByteBars:
 
     @contextmanager
     def bar(self, description: str, total: int | None, done: int = 0, quiet: bool = False) -> Iterator["Bar"]:
-        """Show a bar.
+        """Show a bar of bytes, of which `done` were there before; `quiet` leaves no line when its work has ended.
 
-        Args:
-            description: Name of the work; taken literally, no markup.
-            total: Bytes in all; None where that is not known.
-            done: Bytes that were there before.
-            quiet: Leave no line when its work has ended.
+        The description is taken literally, no markup. The total is None where it is not known.
         """
         bar = Bar(self, description, total, done)
         try:
@@ -104,10 +100,7 @@ def byte_progress(description: str, total: int | None, done: int = 0) -> Iterato
 def track_items(items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
     """Return the items, with a bar on the error stream as they are gone through, where that is a terminal.
 
-    Args:
-        items: The items.
-        description: Name of the work; taken literally, no markup.
-        total: Number of items; None takes their length, where they have one.
+    The description is taken literally, no markup. Without a total the items' length counts, where they have one.
     """
     console = Console(stderr=True)
     return rich_progress.track(

@@ -10,7 +10,6 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -199,28 +198,19 @@ def _receive_all(partial: _Partial, bar: Bar, advance: Callable[[int], None]) ->
     url, failures, most = partial.remote.url, 0, partial.have
     while partial.have != partial.size:
         try:
-            with _http_errors(url):
-                _attempt(partial, bar, advance)
-        except _Retry as error:
+            _attempt(partial, bar, advance)
+        except (_Retry, requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+            problem = error if isinstance(error, _Retry) else f"the connection failed ({reason(error)})"
             failures = 0 if partial.have > most else failures + 1
             most = max(most, partial.have)
             if failures > len(RETRY_DELAYS):
                 raise UserError(
-                    f"{url} could not be fetched: {error}, in {failures} attempts. {partial.have} bytes are kept in "
+                    f"{url} could not be fetched: {problem}, in {failures} attempts. {partial.have} bytes are kept in "
                     f"{partial.data}: run the same command again to go on from there."
                 ) from error
             time.sleep(RETRY_DELAYS[max(failures - 1, 0)])
-
-
-@contextmanager
-def _http_errors(url: str) -> Iterator[None]:
-    """Turn what requests raises into a retry where the connection failed, and into a user's error otherwise."""
-    try:
-        yield
-    except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-        raise _Retry(f"the connection failed ({reason(error)})") from error
-    except requests.RequestException as error:
-        raise UserError(f"{url} could not be fetched: {reason(error)}") from error
+        except requests.RequestException as error:
+            raise UserError(f"{url} could not be fetched: {reason(error)}") from error
 
 
 def _attempt(partial: _Partial, bar: Bar, advance: Callable[[int], None]) -> None:

@@ -39,18 +39,12 @@ _LEVEL = 1
 # Columns of bytes; the others are numbers.
 _BYTES = ("json", "image")
 _COLUMNS = {
-    "json": pa.large_binary(),
-    "image": pa.large_binary(),
+    **dict.fromkeys(_BYTES, pa.large_binary()),
     "number": pa.int64(),
     "has_image": pa.bool_(),
-    "turns": pa.int64(),
-    "words": pa.int64(),
-    "words_without_placeholder": pa.int64(),
-    "special_tokens": pa.bool_(),
-    "other_markers": pa.bool_(),
-    "question_bytes": pa.int64(),
-    "answers": pa.int64(),
-    "remarks": pa.int64(),
+    **dict.fromkeys(("turns", "words", "words_without_placeholder"), pa.int64()),
+    **dict.fromkeys(("special_tokens", "other_markers"), pa.bool_()),
+    **dict.fromkeys(("question_bytes", "answers", "remarks"), pa.int64()),
 }
 
 

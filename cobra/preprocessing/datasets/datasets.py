@@ -57,11 +57,8 @@ class _RowDataset(Dataset[dict[str, Any]]):
         truncation: str = "right",
     ) -> None:
         check_row_options(on_bad_image, truncation)
-        self.annotation_file = Path(annotation_file)
-        self.image_dir = Path(image_dir)
-        self.image_transform = image_transform
-        self.tokenizer = tokenizer
-        self.on_bad_image = on_bad_image
+        self.annotation_file, self.image_dir = Path(annotation_file), Path(image_dir)
+        self.image_transform, self.tokenizer, self.on_bad_image = image_transform, tokenizer, on_bad_image
         self.examples = read_rows(self.annotation_file)
         check_learnable(self.examples)
         if not self.image_dir.is_dir():
@@ -255,12 +252,7 @@ class FinetuneDataset(_RowDataset):
 
 
 def check_learnable(rows: Rows) -> None:
-    """Refuse rows that nothing can be learned from.
-
-    Raises:
-        UserError: A row has no answer; or none of the rows has an answer with a text; or rows ask about an image and
-            none names one.
-    """
+    """Raise a UserError where a row has no answer, no answer has a text, or rows ask about images and none has one."""
     for index in np.flatnonzero(rows.turns < 2)[:1].tolist():
         raise UserError(
             f"{rows.row_name(index)} has a question and no answer, so nothing can be learned from it; add a turn from "

@@ -134,7 +134,7 @@ def _spelled(key: str) -> str:
 
 
 def remarks_of(row: Row, image: str | None) -> int:
-    """Return which of :data:`REMARKS` hold for a row of the right form, a bit each; for `image` see :func:`image_of`."""
+    """Return which of :data:`REMARKS` hold for a row of the right form, a bit each; `image` is :func:`image_of`'s."""
     turns = row["conversations"]
     questions, answers = ([turn["value"] for turn in turns[first::2]] for first in (0, 1))
     keys = [_spelled(key) for key, value in row.items() if not _is_absent(value)]

@@ -66,11 +66,8 @@ def token_lengths(
     """Count the tokens of all rows, or read the counts of an earlier call with the same file, tokenizer and prompts.
 
     The counts lie beside the rows' Arrow file (:func:`cobra.preprocessing.datasets.row_cache.load_or_build`).
-
-    Args:
-        annotation_file: Rows in LLaVA's format.
-        tokenizer: The language model's tokenizer; its `model_max_length` plays no part.
-        prompt_builder_fn: Makes an empty conversation; called with `model_family`.
+    The tokenizer's `model_max_length` plays no part; `prompt_builder_fn`, called with `model_family`, makes an empty
+    conversation.
 
     Raises:
         UserError: The file is missing, is not JSON, or a row is not of the format.
@@ -116,27 +113,16 @@ def _question(prompt_builder_fn: Callable[..., PromptBuilder], text: str) -> str
     return prompt_builder_fn(model_family="cobra").add_turn("human", text)
 
 
-@dataclass(frozen=True)
-class _Conversation:
-    """A row as it stands in the prompt."""
-
-    turns: list[str]
-    """Texts that are tokenised one by one."""
-    answers: int
-    """Turns up to the last answer, that one included; all where there is no answer."""
-    conclusion: str | None
-    """The last answer up to the end of its CONCLUSION; None where it has none."""
-
-
-def _write(row: Row, prompt_builder_fn: Callable[..., PromptBuilder]) -> _Conversation:
+def _write(row: Row, prompt_builder_fn: Callable[..., PromptBuilder]) -> tuple[list[str], int, str | None]:
+    """Return a row's turns in the prompt, how many end with the last answer, and that up to its CONCLUSION's end."""
     builder = prompt_builder_fn(model_family="cobra")
     turns = [builder.add_turn(turn["from"], turn["value"]) for turn in row["conversations"]]
     answers = len(turns) // 2 * 2
     if not answers:
-        return _Conversation(turns, len(turns), None)
+        return turns, len(turns), None
     answer = turns[answers - 1].removesuffix(builder.end)
     end = find_conclusion_end(answer)
-    return _Conversation(turns, answers, None if end is None else answer[:end])
+    return turns, answers, None if end is None else answer[:end]
 
 
 def _count(
@@ -145,16 +131,15 @@ def _count(
     tokens, ends = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.int32)
     for start in track_items(range(0, len(rows), _CHUNK), f"Counting tokens of {rows.annotation_file.name}"):
         chunk = [_write(row, prompt_builder_fn) for row in rows[start : start + _CHUNK]]
-        batch = _encode(tokenizer, [text for conversation in chunk for text in conversation.turns])
+        batch = _encode(tokenizer, [text for turns, _, _ in chunk for text in turns])
         sizes = map(len, batch.input_ids)
         last = -1
-        for row, conversation in enumerate(chunk, start):
-            turn_sizes = list(islice(sizes, len(conversation.turns)))
-            tokens[row], ends[row] = sum(turn_sizes), sum(turn_sizes[: conversation.answers])
-            if conversation.conclusion is not None:
-                answer = last + conversation.answers
-                through = _tokens_through(tokenizer, batch, answer, conversation.conclusion)
-                ends[row] += through - turn_sizes[conversation.answers - 1]
+        for row, (turns, answers, conclusion) in enumerate(chunk, start):
+            turn_sizes = list(islice(sizes, len(turns)))
+            tokens[row], ends[row] = sum(turn_sizes), sum(turn_sizes[:answers])
+            if conclusion is not None:
+                through = _tokens_through(tokenizer, batch, last + answers, conclusion)
+                ends[row] += through - turn_sizes[answers - 1]
             last += len(turn_sizes)
     return TokenLengths(tokens, ends)
 
