@@ -1,7 +1,7 @@
 """The rule by which two conclusions are the same: the same words, option, number, or yes and no.
 
-LLaVA-CoT's CONCLUSION is the exact answer, for a choice its letter; models word it more freely. Two conclusions are
-compared by rules alone, without a tolerance for numbers: a value that is nearly right is wrong.
+LLaVA-CoT's CONCLUSION is the exact answer, for a choice its letter; models word it more freely. Numbers have no
+tolerance: a value that is nearly right is wrong.
 """
 
 import re
@@ -68,12 +68,12 @@ _CHARACTERS = {
     **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"),
     # Normal form KC would make 52 of the square of 5, and 11/2 of one and a half.
     **{
-        character: f"^{unicodedata.digit(character)}"
-        for character in "\u00b9\u00b2\u00b3\u2070\u2074\u2075\u2076\u2077\u2078\u2079"
+        power: f"^{unicodedata.digit(power)}"
+        for power in "\u00b9\u00b2\u00b3\u2070\u2074\u2075\u2076\u2077\u2078\u2079"
     },
     **{
-        character: f" {unicodedata.normalize('NFKC', character)}"
-        for character in "\u00bc\u00bd\u00be\u2153\u2154\u215b\u215c\u215d\u215e"
+        part: f" {unicodedata.normalize('NFKC', part)}"
+        for part in "\u00bc\u00bd\u00be\u2153\u2154\u215b\u215c\u215d\u215e"
     },
 }
 _TRANSLATION = str.maketrans(_CHARACTERS)
@@ -85,10 +85,7 @@ def match_conclusion(answer: str | None, truth: str | None, question: str) -> Ma
     Args:
         answer: A conclusion, without tags; None matches nothing.
         truth: The other conclusion.
-        question: The question: where it lists options (`A. red`, `(B) blue`), their words stand for their letters.
-
-    Returns:
-        The rule by which they are the same, or None.
+        question: Where it lists options (`A. red`, `(B) blue`), their words stand for their letters.
     """
     if answer is None or truth is None:
         return None
@@ -109,11 +106,8 @@ def conclusion_key(text: str, question: str) -> Hashable:
     """Return the key by which votes are counted: equal keys match the same right answers by :func:`match_conclusion`.
 
     That comparison is no equivalence: `45 %` is `45` and `0.45`, which are not the same. Two answers that most right
-    answers take for the same, as `5` and `5 cm`, may still have different keys.
-
-    Args:
-        text: A conclusion, without tags.
-        question: The question; empty for the key of the words alone.
+    answers take for the same, as `5` and `5 cm`, may still have different keys. The text is without tags; an empty
+    question gives the key of the words alone.
     """
     options = options_of(question)
     reading = _read(text, options)
@@ -149,8 +143,7 @@ def options_of(question: str) -> dict[str, str]:
 
 def _read(text: str, options: dict[str, str]) -> _Reading:
     text = _strip(" ".join(_normalize(text).split()))
-    lead_in = _LEAD_IN.match(text)
-    if lead_in:
+    if lead_in := _LEAD_IN.match(text):
         text = _strip(text[lead_in.end() :])
     words, quantity = _fold(text), parse_quantity(text)
     verdict = _verdict(words)
@@ -187,14 +180,12 @@ def _fold(text: str) -> str:
 
 def _verdict(words: str) -> str | None:
     """Return the yes, no, true or false that words begin with."""
-    verdict = _VERDICT.match(words)
-    return verdict[1] if verdict else None
+    return verdict[1] if (verdict := _VERDICT.match(words)) else None
 
 
 def _lettered_option(text: str) -> tuple[str | None, str]:
     """Return the letter that a text chooses and the words behind it."""
-    bare = _BARE_LETTER.fullmatch(text)
-    if bare:
+    if bare := _BARE_LETTER.fullmatch(text):
         return bare[1].upper(), ""
     choice = _LETTER_AND_WORDS.fullmatch(text)
     if choice is None or _SECOND_LETTER.search(choice[3]):
@@ -204,10 +195,8 @@ def _lettered_option(text: str) -> tuple[str | None, str]:
 
 def _says(option: str, words: str, verdict: str | None, quantity: Quantity | None) -> bool:
     """Return True if an answer's words, verdict or quantity are those of an option."""
-    if option in (words, verdict):
-        return True
     number = parse_quantity(option) if quantity else None
-    return quantity is not None and number is not None and same_quantity(quantity, number)
+    return option in (words, verdict) or bool(quantity and number and same_quantity(quantity, number))
 
 
 def _same_option(first: _Reading, second: _Reading, options: dict[str, str]) -> bool:
@@ -219,8 +208,6 @@ def _same_option(first: _Reading, second: _Reading, options: dict[str, str]) -> 
         return not first.option or not second.option or first.option == second.option or first.letter in options
     lettered, plain = (first, second) if first.letter else (second, first)
     option = lettered.option
-    if not option:
-        return False
-    if plain.verdict and options.get(lettered.letter or "") != option:
+    if option and plain.verdict and options.get(lettered.letter or "") != option:
         return _verdict(option) == plain.verdict
-    return _says(option, plain.words, plain.verdict, plain.quantity)
+    return bool(option) and _says(option, plain.words, plain.verdict, plain.quantity)

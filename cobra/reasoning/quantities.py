@@ -16,34 +16,11 @@ _CURRENCIES = {"$": "dollar", "\u20ac": "euro", "\u00a3": "pound", "\u00a5": "ye
 _UNITS = {
     form: forms.split()[0]
     for forms in (
-        "mm millimeter millimetre",
-        "cm centimeter centimetre",
-        "m meter metre",
-        "km kilometer kilometre",
-        "in inch inches",
-        "ft foot feet",
-        "yd yard",
-        "mi mile",
-        "mg milligram",
-        "g gram",
-        "kg kilogram",
-        "lb lbs pound",
-        "oz ounce",
-        "ml milliliter millilitre",
-        "l liter litre",
-        "s sec second",
-        "min minute",
-        "h hr hrs hour",
-        "yr yrs year",
-        "mph",
-        "km/h kph",
-        "degree deg \u00b0",
-        "c celsius",
-        "f fahrenheit",
-        "rad radian",
-        "dollar usd",
-        "euro eur",
-    )
+        "mm millimeter millimetre, cm centimeter centimetre, m meter metre, km kilometer kilometre, "
+        "in inch inches, ft foot feet, yd yard, mi mile, mg milligram, g gram, kg kilogram, lb lbs pound, "
+        "oz ounce, ml milliliter millilitre, l liter litre, s sec second, min minute, h hr hrs hour, yr yrs year, "
+        "mph, km/h kph, degree deg \u00b0, c celsius, f fahrenheit, rad radian, dollar usd, euro eur"
+    ).split(", ")
     for form in forms.split()
 }
 _POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
@@ -80,25 +57,22 @@ class Quantity:
 def parse_quantity(text: str) -> Quantity | None:
     """Read a text that is a number and nothing else but a unit of up to three words; None for any other text.
 
-    Args:
-        text: Without white space around it, in normal form KC, `-` for minus.
+    The text is without white space around it, in normal form KC, with `-` for minus.
     """
-    word = _WORD.match(text)
-    if word:
+    if word := _WORD.match(text):
         text = f"{_WORDS.index(word[1].lower())}{text[word.end() :]}"
     number = _NUMBER.fullmatch(text)
     value = None if number is None else _value(number)
     if number is None or value is None:
         return None
     scale, rest = _scale(number["rest"])
-    percent = _PERCENT.match(rest.lstrip())
-    unit = _unit(
-        rest.lstrip()[percent.end() :] if percent else rest, attached=not percent and rest[:1] not in ("", " ")
-    )
+    attached = rest[:1] not in ("", " ")
+    if percent := _PERCENT.match(rest.lstrip()):
+        rest, attached = rest.lstrip()[percent.end() :], False
+    unit = _unit(rest, attached)
     if unit is None:
         return None
-    unit = " ".join(filter(None, (_CURRENCIES.get(number["currency"]), unit)))
-    return Quantity(value * scale, percent is not None, unit)
+    return Quantity(value * scale, bool(percent), f"{_CURRENCIES.get(number['currency'], '')} {unit}".strip())
 
 
 def same_quantity(first: Quantity, second: Quantity) -> bool:
@@ -139,12 +113,7 @@ def _scale(rest: str) -> tuple[int, str]:
 
 
 def _unit(rest: str, attached: bool) -> str | None:
-    """Return the unit in one form; None where the text is none.
-
-    Args:
-        rest: Text behind the number.
-        attached: True where it follows without a space: only known units may, as in `5cm`; `1990s` is no number.
-    """
+    """Return the unit in one form, or None; attached to the number only known ones may be: `5cm`, but not `1990s`."""
     words = rest.lower().replace("\u00b0", " \u00b0 ").split()
     if len(words) > _MAX_UNIT_WORDS:
         return None

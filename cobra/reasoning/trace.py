@@ -1,4 +1,4 @@
-"""The four stages of a LLaVA-CoT answer (arXiv 2411.10440): their tags, and reading and writing whole answers.
+"""The four stages of a LLaVA-CoT answer (arXiv 2411.10440): their tags, reading whole and growing answers, writing.
 
 The published form is ``<SUMMARY> text </SUMMARY>``, then CAPTION, REASONING and CONCLUSION alike, a blank line between.
 The tags are ordinary upper-case text, and both the published rows and generated answers break the form: stages are
@@ -94,11 +94,7 @@ def extract_reasoning_trace(text: str) -> ReasoningTrace:
 
 
 def find_conclusion_end(text: str) -> int | None:
-    """Return the place behind an answer's first CONCLUSION: its closing tag, or its text where it is unclosed.
-
-    Returns:
-        A number of characters; None where there is no CONCLUSION.
-    """
+    """Return the characters up to the end of an answer's first CONCLUSION, its closing tag included; None without."""
     return next((end for stage, _, _, end in _segments(text) if stage == STAGES[-1]), None)
 
 
@@ -123,11 +119,7 @@ def find_unfinished_tag(text: str) -> re.Match[str] | None:
 
 
 def _segments(text: str) -> Iterator[tuple[str | None, str, str | None, int]]:
-    """Cut a text at its tags into (stage or None, stripped text, stage whose closing tag ends it or None, end).
-
-    The third entry is None where the segment ends at an opening tag or with the answer. The last is the place behind
-    the segment's own closing tag, else behind its text.
-    """
+    """Cut a text at its tags into (stage or None, stripped text, stage whose closing tag ends it or None, its end)."""
     stage: str | None = None
     start = 0
     for tag in STAGE_TAG.finditer(text):
@@ -139,3 +131,67 @@ def _segments(text: str) -> Iterator[tuple[str | None, str, str | None, int]]:
         start = tag.end()
     body = text[start:].rstrip()
     yield stage, body.lstrip(), None, start + len(body)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of an answer's text, without tags."""
+
+    block: int
+    """Index of the stage, or of the text outside the stages, that it belongs to."""
+    stage: str | None
+    """Tag name of the stage, or None outside."""
+    text: str
+    """Follows what the block has; empty where a stage has just been opened."""
+
+
+class StageReader:
+    """Splits the text of one answer into blocks by the rules of this module, in whatever pieces it comes.
+
+    Tags, and white space around blocks, belong to no block.
+    """
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._stage: str | None = None
+        self._block = -1
+        # White space is yielded once something comes after it.
+        self._space = ""
+        self._filled = False
+        self._open = False
+
+    def feed(self, text: str) -> Iterator[Part]:
+        """Read the next piece of text; yield what is certain."""
+        pending = self._held + text
+        start = 0
+        for tag in STAGE_TAG.finditer(pending):
+            yield from self._add_text(pending[start : tag.start()])
+            self._stage, self._open = None if tag["slash"] else tag["name"], False
+            if self._stage is not None:
+                yield from self._open_block()
+            start = tag.end()
+        unfinished = find_unfinished_tag(pending[start:])
+        certain = start + unfinished.start() if unfinished else len(pending)
+        self._held = pending[certain:]
+        yield from self._add_text(pending[start:certain])
+
+    def finish(self) -> Iterator[Part]:
+        """Yield the text that was held back, at the end of the answer."""
+        pending, self._held = self._held, ""
+        yield from self._add_text(pending)
+
+    def _open_block(self) -> Iterator[Part]:
+        self._block += 1
+        self._open, self._filled, self._space = True, False, ""
+        yield Part(self._block, self._stage, "")
+
+    def _add_text(self, text: str) -> Iterator[Part]:
+        solid = text.rstrip()
+        if solid and not self._open:
+            yield from self._open_block()
+        if solid:
+            whole = self._space + solid
+            yield Part(self._block, self._stage, whole if self._filled else whole.lstrip())
+            self._filled, self._space = True, ""
+        if self._open:
+            self._space += text[len(solid) :]

@@ -39,12 +39,10 @@ class Access:
 
     @classmethod
     def for_address(cls, address: str, allowed_hosts: tuple[str, ...] = ()) -> "Access":
-        """Return the access to a page that is served on an address.
+        """Return the access to a page that is served on an IP address, and may have further names.
 
-        Args:
-            address: An IP address. A loopback address is reached by this machine's users alone: it needs no token, but
-                has only its own names. Any other gets a new token, which makes up for unknown names.
-            allowed_hosts: Further names.
+        A loopback address is reached by this machine's users alone: it needs no token, but has only its own names. Any
+        other gets a new token, which makes up for unknown names.
         """
         hosts = (*LOOPBACK, address, *allowed_hosts)
         if ipaddress.ip_address(address).is_loopback:
@@ -74,9 +72,8 @@ class Access:
         if source is None:
             return _refused("the request names no page that it comes from", 400)
         default = _PORTS[scheme]
-        if (source[0], source[1] or default) != (host[0], host[1] or default):
-            return _refused("the request comes from another page", 403)
-        return None
+        is_same = (source[0], source[1] or default) == (host[0], host[1] or default)
+        return None if is_same else _refused("the request comes from another page", 403)
 
     def _refuse_without_token(self, request: Request) -> Response | None:
         if self.token is None:
@@ -137,12 +134,6 @@ def _plain(name: str) -> str:
 
 
 def page_address(access: Access, host: str, port: int) -> str:
-    """Return the address to open in a browser.
-
-    Args:
-        access: The requirements of the page.
-        host: The name or address that it listens on; of every address of the machine (0.0.0.0, ::) its name is shown.
-        port: Port that it listens on.
-    """
+    """Return the address to open in a browser; of every address of the machine (0.0.0.0, ::) its name is shown."""
     shown_host = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     return f"http://{shown_host}:{port}" + ("" if access.token is None else f"/?token={access.token}")

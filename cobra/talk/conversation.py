@@ -56,12 +56,9 @@ class Conversation:
     """
 
     def __init__(self, vlm: CobraVLM, image: "Image.Image | None" = None) -> None:
-        """Start a conversation.
+        """Start a conversation with a model in evaluation mode.
 
-        Args:
-            vlm: In evaluation mode.
-            image: The picture. Only the pixels that the model takes are kept of it, and only up to the first question,
-                with which they are read.
+        Only the pixels that it takes are kept of the image, and only up to the first question, which reads them.
 
         Raises:
             UserError: The picture is too thin for the model's image resize strategy.
@@ -107,25 +104,26 @@ class Conversation:
         ids = self._tokenize(builder.get_prompt())
         branches = options.width if isinstance(options, SearchOptions) else 1
         self.figures = Figures(self.figures.state_bytes, branches=branches)
-        return self._answer(builder, ids, options, seed, question, between_steps)
+
+        def write(state: MambaState, scores: Tensor) -> Iterator[str]:
+            if isinstance(options, SearchOptions):
+                search = self._vlm.new_search(options, between_steps=between_steps)
+                for piece in search.decided(state, scores, str(seed), question):
+                    [self.figures.written] = search.tokens_spent
+                    yield piece
+                return
+            seeded = replace(options, generator=None, seeds=[seed])
+            yield from text_pieces(self._tokens(state, scores, ids, seeded, between_steps), self._vlm.decode)
+
+        return self._answer(builder, ids, write)
 
     def _answer(
-        self,
-        builder: PromptBuilder,
-        ids: list[int],
-        options: GenerationOptions | SearchOptions,
-        seed: int,
-        question: str,
-        between_steps: Callable[[], None],
+        self, builder: PromptBuilder, ids: list[int], write: Callable[[MambaState, Tensor], Iterator[str]]
     ) -> Generator[str, None, None]:
         answer, done, past = "", False, self._past
         try:
             past, state, scores = self._read(ids)
-            if isinstance(options, SearchOptions):
-                pieces = self._search(state, scores, options, seed, question, between_steps)
-            else:
-                seeded = replace(options, generator=None, seeds=[seed])
-                pieces = self._write(state, scores, ids, seeded, between_steps)
+            pieces = write(state, scores)
             began = time.perf_counter()
             for piece in pieces:
                 self.figures.seconds = time.perf_counter() - began
@@ -141,13 +139,8 @@ class Conversation:
                 self._builder, self._past = builder, past
 
     def _tokenize(self, prompt: str) -> list[int]:
-        """Return all ids of a prompt.
-
-        Raises:
-            UserError: There are more than the model's longest text has.
-        """
-        ids = self._vlm.encode(prompt)
-        limit = self._vlm.max_text_length
+        """Return all ids of a prompt; raise a UserError where they are more than the model's longest text has."""
+        ids, limit = self._vlm.encode(prompt), self._vlm.max_text_length
         if len(ids) <= limit:
             return ids
         if self._builder.turn_count == 0:
@@ -169,33 +162,16 @@ class Conversation:
         self.figures.read = len(ids) - len(known)
         return past, *self._vlm.prefill(None, [ids[last_end + 1 :]], state)
 
-    def _write(
+    def _tokens(
         self,
         state: MambaState,
         scores: Tensor,
         ids: list[int],
         options: GenerationOptions,
         between_steps: Callable[[], None],
-    ) -> Iterator[str]:
-        def tokens() -> Iterator[int]:
+    ) -> Iterator[int]:
+        between_steps()
+        for [(_, token)] in generate_ids(self._vlm.llm_backbone.llm, state, scores, [ids], options, self._end):
+            self.figures.written += 1
+            yield token
             between_steps()
-            for [(_, token)] in generate_ids(self._vlm.llm_backbone.llm, state, scores, [ids], options, self._end):
-                self.figures.written += 1
-                yield token
-                between_steps()
-
-        return text_pieces(tokens(), self._vlm.decode)
-
-    def _search(
-        self,
-        state: MambaState,
-        scores: Tensor,
-        options: SearchOptions,
-        seed: int,
-        question: str,
-        between_steps: Callable[[], None],
-    ) -> Iterator[str]:
-        search = self._vlm.new_search(options, between_steps=between_steps)
-        for piece in search.decided(state, scores, str(seed), question):
-            [self.figures.written] = search.tokens_spent
-            yield piece

@@ -51,14 +51,10 @@ class TalkFlags:
         """Load the model, in evaluation mode."""
         from cobra import load
 
-        token = read_hf_token(self.hf_token)
-        return load(self.model_path, hf_token=token, device=self.device, dtype=self.dtype)
+        return load(self.model_path, hf_token=read_hf_token(self.hf_token), device=self.device, dtype=self.dtype)
 
     def options(self, search: str | None = None) -> GenerationOptions | SearchOptions:
-        """Return the options of an answer.
-
-        Args:
-            search: Kind of search, in place of the flag.
+        """Return the options of an answer; `search` is the kind of search, in place of the flag.
 
         Raises:
             UserError: A value is out of its range, or a search does not know it.

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp
 
 from cobra.models.generation.options import KINDS
 from cobra.models.vlms import CobraVLM
-from cobra.reasoning.streaming import Part, StageReader
+from cobra.reasoning.trace import Part, StageReader
 from cobra.talk.access import HEADERS, Access, Guard
 from cobra.talk.conversation import Conversation
 from cobra.talk.options import TalkFlags
@@ -63,11 +63,7 @@ class Question:
 
     @classmethod
     def from_json(cls, body: bytes) -> "Question":
-        """Read a question.
-
-        Raises:
-            UserError: It is not of the form.
-        """
+        """Read a question; raise a UserError where it is not of the form."""
         try:
             fields = json.loads(body)
             question = cls(fields["question"], fields["conversation"], fields["search"], fields["beams"])
@@ -85,13 +81,9 @@ class TalkServer:
     """Conversations with one model, which writes one answer at a time; who asks meanwhile waits in line."""
 
     def __init__(self, vlm: CobraVLM, flags: TalkFlags, name: str, access: Access | None = None) -> None:
-        """Serve a model.
+        """Serve a model in evaluation mode under a name; a question chooses its own search.
 
-        Args:
-            vlm: In evaluation mode.
-            flags: How answers are written; a question chooses its own search.
-            name: Name of the model, for the page.
-            access: The requirements on requests; None allows those of this machine.
+        Without `access` the requests of this machine are allowed.
         """
         self._access = access or Access()
         self._vlm = vlm
@@ -193,10 +185,8 @@ class TalkServer:
         try:
             with closing(talk.ask(question.text, options, self._flags.seed, between_steps)) as pieces:
                 for piece in pieces:
-                    for part in reader.feed(piece):
-                        yield _part_line(part)
-            for part in reader.finish():
-                yield _part_line(part)
+                    yield from map(_part_line, reader.feed(piece))
+            yield from map(_part_line, reader.finish())
             yield _line(figures=asdict(talk.figures))
         except _ReaderGoneError:
             return
@@ -231,19 +221,7 @@ def _in_words(handle: Handler) -> Handler:
 
 
 def web_server(app: ASGIApp) -> uvicorn.Server:
-    """Return the server for a page's application.
-
-    What strangers send wrong is answered with an error, and not written to the terminal.
-    """
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            http="h11",
-            ws="none",
-            lifespan="off",
-            log_level="error",
-            server_header=False,
-            limit_concurrency=_MAX_CONNECTIONS,
-            timeout_graceful_shutdown=1,
-        )
-    )
+    """Return the server for a page's application; what strangers send wrong is not written to the terminal."""
+    options: dict[str, Any] = {"http": "h11", "ws": "none", "lifespan": "off", "log_level": "error"}
+    limits: dict[str, Any] = {"limit_concurrency": _MAX_CONNECTIONS, "timeout_graceful_shutdown": 1}
+    return uvicorn.Server(uvicorn.Config(app, server_header=False, **options, **limits))

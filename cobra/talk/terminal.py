@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from cobra.reasoning.streaming import Part, StageReader
+from cobra.reasoning.trace import Part, StageReader
 from cobra.util.printable import printable
 
 _HEADINGS = {"SUMMARY": "blue", "CAPTION": "cyan", "REASONING": "yellow", "CONCLUSION": "bold magenta"}
@@ -16,10 +16,8 @@ _TEXTS = {"SUMMARY": "dim", "CAPTION": "dim", "REASONING": "dim", "CONCLUSION": 
 def print_answer(pieces: Iterable[str], console: Console) -> None:
     """Print an answer while it is written, and end the line.
 
-    Args:
-        pieces: Pieces of its text, in order.
-        console: Where it is a terminal, stages have headings in place of their tags, and characters that would steer
-            the terminal are written out. Elsewhere the text comes as it is.
+    In a terminal, stages have headings in place of their tags, and characters that would steer it are written out.
+    Elsewhere the text comes as it is.
     """
     reader = StageReader() if console.is_terminal else None
     block = -1

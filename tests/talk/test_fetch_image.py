@@ -13,7 +13,7 @@ from file_server import FileServer
 from PIL import Image
 from scratch import picture
 
-from cobra.talk import fetch_image, web
+from cobra.talk import fetch_image
 from cobra.talk.fetch_image import open_image
 from cobra.util.errors import UserError
 
@@ -26,7 +26,7 @@ def png():
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(web, "_SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(fetch_image, "_SILENCE_SECONDS", 0.2)
     with FileServer() as started:
         started.files["/a.png"] = png()
         yield started
@@ -152,7 +152,7 @@ def test_nobody_answers(server):
 
 def test_a_trickle_ends(monkeypatch):
     """Never silent for long, and never done."""
-    monkeypatch.setattr(web, "_TOTAL_SECONDS", 0.3)
+    monkeypatch.setattr(fetch_image, "_TOTAL_SECONDS", 0.3)
     with (
         raw_server(b"HTTP/1.1 200 OK\r\n\r\nabc", hang=True) as url,
         pytest.raises(UserError, match="did not come whole within"),
@@ -183,7 +183,7 @@ def dripping(begin, pause=0.02):
 )
 def test_the_time_is_that_of_everything_and_the_line_is_hung_up(monkeypatch, begin):
     """Never silent for long, and never done."""
-    monkeypatch.setattr(web, "_TOTAL_SECONDS", 0.5)
+    monkeypatch.setattr(fetch_image, "_TOTAL_SECONDS", 0.5)
     sent = []
     with raw_server(sent.append(1) or piece for piece in dripping(begin)) as url:
         began = time.monotonic()
@@ -199,7 +199,7 @@ def test_the_time_is_that_of_everything_and_the_line_is_hung_up(monkeypatch, beg
 
 @pytest.mark.fault("B3")
 def test_redirects_of_redirects_have_the_time_of_one(monkeypatch):
-    monkeypatch.setattr(web, "_TOTAL_SECONDS", 0.5)
+    monkeypatch.setattr(fetch_image, "_TOTAL_SECONDS", 0.5)
     with raw_server(hang=True) as silent, raw_server(redirect(silent)) as url:
         with pytest.raises(UserError, match="did not come whole within"):
             open_image(url)

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cobra.reasoning.streaming import StageReader
-from cobra.reasoning.trace import STAGE_TAG, STAGE_TAGS, extract_reasoning_trace
+from cobra.reasoning.trace import STAGE_TAG, STAGE_TAGS, StageReader, extract_reasoning_trace
 
 
 def blocks(pieces):
