@@ -12,12 +12,12 @@ from cobra.preprocessing.llava_cot.archive.unpack import Unpacked, find_root, un
 from cobra.preprocessing.llava_cot.config import PrepareConfig
 from cobra.preprocessing.llava_cot.convert import Outputs, convert_rows, decide_fates
 from cobra.preprocessing.llava_cot.report.counts import Report
-from cobra.preprocessing.llava_cot.report.page import write_page
+from cobra.preprocessing.llava_cot.report.page import render_page
 from cobra.preprocessing.llava_cot.rows.image_checks import VERIFY_MODES, ImageChecker
 from cobra.preprocessing.llava_cot.rows.scan import scan_rows
 from cobra.preprocessing.published_files import COT_ROWS, prepare_command
 from cobra.util.errors import UserError, disk_errors
-from cobra.util.files import unfinished_files, write_json
+from cobra.util.files import unfinished_files, write_json, write_text
 from cobra.util.lock import hold
 from cobra.util.parallel import available_cores
 from cobra.util.tokens import read_hf_token
@@ -37,12 +37,6 @@ def prepare(config: PrepareConfig) -> Report:
     unpacked already; fetches what is not there. Writes the images, `llava_cot_100k.json` (unless no row is usable),
     `llava_cot_100k_holdout.json`, `rejected.jsonl`, `report.json`, `report.html` and `coco_ids.json`. A rerun skips
     what is done; an interrupt loses nothing that is done.
-
-    Args:
-        config: The flags.
-
-    Returns:
-        The report on the rows.
 
     Raises:
         UserError: A flag makes no sense, files are absent and cannot be fetched, the archive cannot be read, no row's
@@ -78,7 +72,7 @@ def _prepare(config: PrepareConfig, folder: Path, outputs: Outputs) -> Report:
     )
     report.coco.write(folder / COCO_IDS)
     write_json(folder / REPORT, report.to_json())
-    write_page(report, folder / PAGE, folder / root)
+    write_text(folder / PAGE, render_page(report, folder / root))
     return report
 
 
@@ -104,11 +98,7 @@ def check_config(config: PrepareConfig) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep other runs out of the folder, and clear what a killed one has left of files that it was writing.
-
-    Raises:
-        UserError: Another run is at work there.
-    """
+    """Keep other runs out of the folder, and clear what a killed one has left of files that it was writing."""
     records = folder / RECORDS
     records.mkdir(parents=True, exist_ok=True)
     with hold(records, "another run is at work"):
@@ -120,18 +110,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def _provide_images(
     folder: Path, images: list[str], config: PrepareConfig, workers: int
 ) -> tuple[str, Unpacked | None]:
-    """Unpack the archive, if there is one, where images lie already or else into `folder`.
-
-    Args:
-        folder: The dataset's folder.
-        images: Image paths of rows.
-        config: The flags.
-        workers: Processes.
-
-    Returns:
-        The folder that the rows' paths start from, relative to `folder` (see :func:`find_root`), and the outcome of
-        unpacking.
-    """
+    """Unpack the archive, if any, where images lie already or else into `folder`; return :func:`find_root`'s too."""
     root = find_root(folder, images)
     unpacked = unpack_images(
         folder, folder / (root or ""), images, keep_parts=config.keep_parts, workers=workers, sources=config.sources

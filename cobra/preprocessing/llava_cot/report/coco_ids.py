@@ -21,13 +21,8 @@ _VISUAL_GENOME = re.compile(r"(?:.*/)?(?:vg|vg_100k|vg_100k_2|visual_?genome)/.*
 def coco_image(path: str) -> tuple[str, int] | None:
     """Return split and id of the COCO image that a path names, such as `coco/train2017/000000000009.jpg`.
 
-    The id names the same picture in train2014, val2014, train2017 and val2017.
-
-    Args:
-        path: With `/` between folders.
-
-    Returns:
-        The split in lower case and the id; None for a path that names no COCO image.
+    The split is in lower case; the id names the same picture in train2014, val2014, train2017 and val2017. None is for
+    a path that names no COCO image.
     """
     match = _OLD_FILE.fullmatch(path) or _FOLDER_AND_FILE.fullmatch(path)
     return None if match is None else (match["split"].lower(), int(match["id"]))
@@ -46,10 +41,8 @@ class CocoIds:
 
     def add(self, path: str) -> None:
         """Note a row's image, if it is one of COCO."""
-        coco = coco_image(path)
-        if coco is not None:
-            split, image_id = coco
-            self._ids.setdefault(split, array("q")).append(image_id)
+        if coco := coco_image(path):
+            self._ids.setdefault(coco[0], array("q")).append(coco[1])
 
     def ids(self) -> dict[str, list[int]]:
         """Return each split's distinct ids, ascending; splits other than `MAIN_SPLITS` only where they are used."""

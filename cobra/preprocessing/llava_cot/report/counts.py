@@ -1,10 +1,13 @@
 """Report on the rows: counted while they are converted, written as `report.json`, shown as tables."""
 
+from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
@@ -13,12 +16,12 @@ from cobra.preprocessing.datasets.row_keys import REMARKS
 from cobra.preprocessing.datasets.rows import Defect
 from cobra.preprocessing.llava_cot.archive.unpack import Unpacked
 from cobra.preprocessing.llava_cot.report.coco_ids import CocoIds, is_visual_genome
-from cobra.preprocessing.llava_cot.report.row_sources import RowSources
 from cobra.preprocessing.llava_cot.report.samples import Samples
 from cobra.preprocessing.llava_cot.report.token_counts import TokenCounts
 from cobra.preprocessing.llava_cot.rows.raw_row import Row
 from cobra.reasoning.trace import STAGES, extract_reasoning_trace
 from cobra.util.conversation import SPECIAL_TOKENS, has_other_markers
+from cobra.util.printable import printable
 
 LICENCE_NOTE = (
     "LLaVA-CoT-100k: the dataset card says apache-2.0; its repository adds that it is a research preview for "
@@ -31,8 +34,43 @@ COCO_NOTE = (
 )
 COUNT_TOKENS = "python fine_tune/prepare_llava_cot.py"
 
+# The published rows have about a dozen; a hostile file may not fill the memory with names.
+MAX_SOURCES = 1000
+OTHER = "(other sources)"
+_MAX_NAME = 80
+
 _SHOWN_MEMBERS = 100
 _SHOWN_SOURCES = 30
+
+
+class RowSources:
+    """The source of every row that was written, in 2 bytes; training and held-out rows apart."""
+
+    def __init__(self) -> None:
+        self._indices: dict[str, int] = {}
+        self._rows: dict[bool, array[int]] = {False: array("H"), True: array("H")}
+
+    def name(self, source: str) -> str:
+        """Return the name that a source is counted under: fit to be shown, and one of `MAX_SOURCES` or `OTHER`."""
+        name = source if source.isprintable() and len(source) <= _MAX_NAME else printable(source, _MAX_NAME)
+        if name not in self._indices:
+            if len(self._indices) >= MAX_SOURCES:
+                name = OTHER
+            self._indices.setdefault(name, len(self._indices))
+        return name
+
+    def add(self, name: str, held_out: bool) -> None:
+        """Note a written row's source, as :meth:`name` returned it."""
+        self._rows[held_out].append(self._indices[name])
+
+    @property
+    def names(self) -> list[str]:
+        """The names, each at its index."""
+        return list(self._indices)
+
+    def of_rows(self, held_out: bool) -> NDArray[np.uint16]:
+        """Return the index into `names` of every row (rows,), in the order in which they were written."""
+        return np.array(self._rows[held_out], np.uint16)
 
 
 @dataclass
@@ -90,13 +128,7 @@ class Report:
     samples: Samples = field(default_factory=Samples)
 
     def count_row(self, row: Row, source: str, held_out: bool = False) -> None:
-        """Count a row that was written.
-
-        Args:
-            row: The row; its image path is the published one.
-            source: The part of the collection that it comes from.
-            held_out: True if it was written to the held-out rows, not to the training rows.
-        """
+        """Count a row that was written to the training or the held-out rows, with the image path as published."""
         source = self.sources.name(source)
         self.sources.add(source, held_out)
         self.dropped_turns += row.dropped_turn
@@ -126,13 +158,7 @@ class Report:
             self.visual_genome_rows += is_visual_genome(row.image)
 
     def count_rejected(self, defect: Defect, source: str, entry: Mapping[str, Any]) -> None:
-        """Count a row that was rejected.
-
-        Args:
-            defect: Why.
-            source: The part of the collection that it comes from.
-            entry: `line`, `id` and `reason`, as in the file of rejected rows.
-        """
+        """Count a row that was rejected; `entry` has `line`, `id` and `reason`, as the file of rejected rows."""
         self.rejected[defect.value] += 1
         self.rejected_by_source[self.sources.name(source)] += 1
         self.samples.reject(defect, entry)
@@ -140,6 +166,11 @@ class Report:
     def count_left_out(self, source: str) -> None:
         """Count a usable row that `--sources` or `--max_samples` left out."""
         self.left_out[self.sources.name(source)] += 1
+
+    @property
+    def by_source(self) -> tuple[Counter[str], ...]:
+        """Training, held-out, rejected and left-out rows."""
+        return self.written_by_source, self.held_out_by_source, self.rejected_by_source, self.left_out
 
     @property
     def rejected_share(self) -> float:
@@ -167,22 +198,18 @@ class Report:
 
     def show(self, console: Console) -> None:
         """Print the report as tables, and the licence note."""
-        console.print(_source_table(self))
-        console.print(_answer_table(self))
+        console.print(_source_table(self.by_source), _answer_table(self))
         defects = _defect_table(self)
         if defects.row_count:
             console.print(defects)
         if self.tokens is not None:
             console.print(_token_table(self.tokens))
         else:
-            _print_note(
-                console, f"tokens per row: not known, {self.tokens_missing}. To count them, run again with a network:"
-            )
-            _print_note(console, f"  {COUNT_TOKENS}, with the same flags")
+            note = f"tokens per row: not known, {self.tokens_missing}. To count them, run again with a network:"
+            _print_note(console, f"{note}\n  {COUNT_TOKENS}, with the same flags")
         counts = ", ".join(f"{number:,} of {split}" for split, number in self.coco.counts().items())
-        _print_note(
-            console, f"COCO images in training rows: {counts}; rows with Visual Genome: {self.visual_genome_rows:,}"
-        )
+        note = f"COCO images in training rows: {counts}; rows with Visual Genome: {self.visual_genome_rows:,}"
+        _print_note(console, note)
         if self.archive is not None:
             _show_archive(self.archive, console)
         console.print(LICENCE_NOTE, style="dim", markup=False, soft_wrap=True)
@@ -198,15 +225,19 @@ def _archive_json(archive: Unpacked) -> dict[str, Any]:
     return value
 
 
-def _source_table(report: Report) -> Table:
-    counts = (report.written_by_source, report.held_out_by_source, report.rejected_by_source, report.left_out)
+def biggest(rows: Counter[str]) -> list[str]:
+    """Return the sources by their rows, most first."""
+    return sorted(rows, key=lambda name: (-rows[name], name))
+
+
+def _source_table(counts: tuple[Counter[str], ...]) -> Table:
     table = Table("source", *_right("training", "held out", "rejected", "left out"), title="Rows")
-    rows = sum(counts, Counter[str]())
-    for source in sorted(rows, key=lambda name: (-rows[name], name))[:_SHOWN_SOURCES]:
+    sources = biggest(sum(counts, Counter[str]()))
+    for source in sources[:_SHOWN_SOURCES]:
         # As text: a name in square brackets is no markup.
         table.add_row(Text(source), *(f"{count[source]:,}" for count in counts))
-    if len(rows) > _SHOWN_SOURCES:
-        table.add_row(f"and {len(rows) - _SHOWN_SOURCES:,} more", *("see report.json" for _ in counts))
+    if len(sources) > _SHOWN_SOURCES:
+        table.add_row(f"and {len(sources) - _SHOWN_SOURCES:,} more", *("see report.json" for _ in counts))
     table.add_section()
     table.add_row("all", *(f"{count.total():,}" for count in counts))
     return table

@@ -1,17 +1,23 @@
-"""Write the report as one page, `report.html`: no network, no script, the pictures inside."""
+"""The report as one page, `report.html`: no network, no script, the pictures inside."""
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 from jinja2 import Template
 
-from cobra.preprocessing.llava_cot.report.counts import COCO_NOTE, COUNT_TOKENS, LICENCE_NOTE, Report, answer_lines
+from cobra.preprocessing.llava_cot.report.counts import (
+    COCO_NOTE,
+    COUNT_TOKENS,
+    LICENCE_NOTE,
+    Report,
+    answer_lines,
+    biggest,
+)
 from cobra.preprocessing.llava_cot.report.samples import SampleRow
 from cobra.preprocessing.llava_cot.report.token_counts import TokenCounts
-from cobra.util.files import write_text
 from cobra.util.html_pages import Thumbnail, page_templates, thumbnail
 from cobra.util.printable import printable
 
@@ -54,24 +60,18 @@ class Column(NamedTuple):
     """Share of the fullest bin."""
 
 
-def write_page(report: Report, path: Path, image_dir: Path) -> None:
-    """Write the page, atomically; equal reports and images give equal bytes.
+def render_page(report: Report, image_dir: Path) -> str:
+    """Return the page's HTML; equal reports and images give equal text.
 
     Args:
         report: The report.
-        path: The file.
         image_dir: Folder that the rows' published image paths are relative to.
     """
-    write_text(path, render_page(report, image_dir))
-
-
-def render_page(report: Report, image_dir: Path) -> str:
-    """Return the page's HTML; see :func:`write_page`."""
     tokens = report.tokens
     return _template().render(
         report=report,
         sources=_source_bars(report),
-        all_sources=_totals(report),
+        all_sources=[count.total() for count in report.by_source],
         questions=_question_bars(report.turns),
         answers=[Bar(name, number, number / max(report.answers, 1)) for name, number in answer_lines(report)],
         defects=_share_bars(sorted(report.rejected.items())),
@@ -90,32 +90,18 @@ def render_page(report: Report, image_dir: Path) -> str:
 @cache
 def _template() -> Template:
     environment = page_templates("cobra.preprocessing.llava_cot.report")
-    environment.filters |= {"css": _css, "short": _short}
+    environment.filters |= {
+        # A share as a length of CSS.
+        "css": lambda share: f"{100 * share:.2f}%",
+        "short": partial(printable, limit=_CHARACTERS),
+    }
     return environment.get_template("report.html.j2")
-
-
-def _css(share: float) -> str:
-    """Return a share as a length of CSS."""
-    return f"{100 * share:.2f}%"
-
-
-def _short(text: str) -> str:
-    return printable(text, _CHARACTERS)
-
-
-def _counts(report: Report) -> tuple[Counter[str], ...]:
-    return report.written_by_source, report.held_out_by_source, report.rejected_by_source, report.left_out
-
-
-def _totals(report: Report) -> tuple[int, ...]:
-    return tuple(count.total() for count in _counts(report))
 
 
 def _source_bars(report: Report) -> list[SourceBar]:
     """Return the biggest sources, the rest as one line."""
-    counts = _counts(report)
-    rows = sum(counts, Counter[str]())
-    names = sorted(rows, key=lambda name: (-rows[name], name))
+    counts = report.by_source
+    names = biggest(sum(counts, Counter[str]()))
     lines = [(name, [count[name] for count in counts]) for name in names[:_SOURCES]]
     if smaller := names[_SOURCES:]:
         lines.append((f"{len(smaller):,} smaller sources", [sum(count[name] for name in smaller) for count in counts]))
@@ -127,9 +113,8 @@ def _question_bars(turns: Counter[int]) -> list[Bar]:
     bins = Counter[str]()
     for questions, rows in turns.items():
         bins[_question_label(questions)] += rows
-    order = [
-        _question_label(first) for first in (*range(1, _SINGLE + 1), *(first for first, _ in _SPANS), _SPANS[-1][1] + 1)
-    ]
+    firsts = (*range(1, _SINGLE + 1), *(first for first, _ in _SPANS), _SPANS[-1][1] + 1)
+    order = [_question_label(first) for first in firsts]
     return _share_bars([(label, bins[label]) for label in order if bins[label]])
 
 
@@ -155,16 +140,14 @@ def _histogram(tokens: TokenCounts) -> list[Column]:
 
 def _limit_position(tokens: TokenCounts) -> float:
     """Return where `llm_max_length` lies on the histogram's axis, from 0 to 1; in the open bin it is at its end."""
-    edges = tokens.bin_edges
-    limit = tokens.llm_max_length
+    edges, limit = tokens.bin_edges, tokens.llm_max_length
     return 1.0 if limit > edges[-1] else limit / (edges[1] * len(edges))
 
 
 def _sampled(report: Report, image_dir: Path) -> list[tuple[str, list[tuple[SampleRow, Thumbnail | str | None]]]]:
     """Return the samples of the biggest sources with their pictures: why there is none, or None for a row of text."""
-    biggest = sorted(report.written_by_source.items(), key=lambda item: (-item[1], item[0]))[:_SAMPLED_SOURCES]
     return [
         (name, [(row, None if row.image is None else thumbnail(image_dir / row.image)) for row in rows])
-        for name, _ in biggest
+        for name in biggest(report.written_by_source)[:_SAMPLED_SOURCES]
         if (rows := report.samples.of_source(name))
     ]

@@ -66,12 +66,9 @@ class Samples:
         """By `Defect`."""
 
     def offer(self, row: Row, source: str, traces: list[ReasoningTrace]) -> None:
-        """Keep a training row if it is one of its source's samples.
+        """Keep a training row, with the traces of its answers, if it is one of its source's samples.
 
-        Args:
-            row: The row.
-            source: A name out of no more than :data:`row_sources.MAX_SOURCES`; those after the first 50 get no sample.
-            traces: The traces of the row's answers.
+        Sources after the first 50 get none.
         """
         if source not in self._rows and len(self._rows) >= _SOURCES:
             return
@@ -85,12 +82,7 @@ class Samples:
         del kept[_ROWS:]
 
     def reject(self, defect: Defect, entry: Mapping[str, Any]) -> None:
-        """Keep a rejected row if it is one of the first of its defect.
-
-        Args:
-            defect: Why it was rejected.
-            entry: `line`, `id` and `reason`, as in the file of rejected rows.
-        """
+        """Keep a rejected row (`line`, `id` and `reason`) if it is one of the first of its defect."""
         kept = self.rejected.setdefault(defect.value, [])
         if len(kept) < _REJECTED:
             row_id = "" if entry["id"] is None else printable(str(entry["id"]), _SHORT)

@@ -1,18 +1,20 @@
 """Count the tokens of the prepared rows with the model's tokenizer, where one can be had; brings torch."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError
+from numpy.typing import NDArray
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from cobra.models.backbones.llm import load_tokenizer, prompt_builder_of
 from cobra.models.backbones.llm.specs import llm_spec
 from cobra.preprocessing.datasets.token_lengths import token_lengths
-from cobra.preprocessing.llava_cot.report.row_sources import RowSources
-from cobra.preprocessing.llava_cot.report.token_counts import TokenCounts
+from cobra.preprocessing.llava_cot.report.counts import RowSources
+from cobra.preprocessing.llava_cot.report.token_counts import BIN_EDGES, TokenCounts
 from cobra.util.errors import UserError
 
 # For one answer of the hub, whatever it is: huggingface_hub itself tries for 23 seconds where there is no network.
@@ -36,8 +38,8 @@ def count_tokens(
     Only the tokenizer is loaded, not the model; counts of an earlier run with the same rows are read.
 
     Args:
-        annotation: The file of the training rows; read if there are any.
-        holdout: The file of the held-out rows; read if there are any.
+        annotation: The training rows; read if there are any.
+        holdout: The held-out rows; read if there are any.
         sources: The sources of the written rows.
         llm_backbone_id: A registered language model.
         llm_max_length: Tokens at which training cuts a row.
@@ -57,24 +59,51 @@ def count_tokens(
     except (UserError, _NoTokenizerError) as error:
         return None, str(error)
     lengths = [token_lengths(path, tokenizer, builder) for path in files]
-    counts = TokenCounts.of_rows(
+    tokens = np.concatenate([length.tokens for length in lengths])
+    cut = np.concatenate([length.cut(llm_max_length) for length in lengths])
+    name = source.name if isinstance(source, Path) else source
+    return _count(tokens, cut, sources, llm_backbone_id, name, llm_max_length), None
+
+
+def _count(
+    tokens: NDArray[np.int32],
+    cut: NDArray[np.bool_],
+    sources: RowSources,
+    llm_backbone_id: str,
+    tokenizer: str,
+    llm_max_length: int,
+) -> TokenCounts:
+    """Count by the tokens of each row (rows,), training rows first, and by which lose their CONCLUSION (rows,)."""
+    longer = tokens > llm_max_length
+    source = np.concatenate([sources.of_rows(False), sources.of_rows(True)])
+    median, p95 = np.quantile(tokens, [0.5, 0.95], method="inverted_cdf").tolist()
+    bins = np.bincount(np.searchsorted(BIN_EDGES, tokens, "right") - 1, minlength=len(BIN_EDGES))
+    return TokenCounts(
         llm_backbone_id,
-        source.name if isinstance(source, Path) else source,
+        tokenizer,
         llm_max_length,
-        np.concatenate([length.tokens for length in lengths]),
-        np.concatenate([length.cut(llm_max_length) for length in lengths]),
-        sources,
+        rows=len(tokens),
+        total=int(tokens.sum(dtype=np.int64)),
+        mean=round(float(tokens.mean(dtype=np.float64)), 1),
+        median=median,
+        p95=p95,
+        max=int(tokens.max()),
+        longer=int(longer.sum()),
+        conclusion_cut=int(cut.sum()),
+        longer_by_source=_count_by_source(source[longer], sources.names),
+        conclusion_cut_by_source=_count_by_source(source[cut], sources.names),
+        bin_edges=BIN_EDGES,
+        bin_rows=tuple(bins.tolist()),
     )
-    return counts, None
+
+
+def _count_by_source(sources: NDArray[np.uint16], names: list[str]) -> dict[str, int]:
+    counts = Counter(sources.tolist())
+    return {name: counts[index] for name, index in sorted((names[index], index) for index in counts)}
 
 
 def _tokenizer(source: str | Path, max_length: int, token: str | None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; from the cache where the hub does not answer.
-
-    Raises:
-        _NoTokenizerError: There is none.
-        UserError: A local folder has none.
-    """
+    """Load a tokenizer, from the cache where the hub does not answer; an error where there is none."""
     if isinstance(source, Path):
         return load_tokenizer(source, max_length)
     is_reached = _hub_answers(source)

@@ -16,7 +16,7 @@ from cobra.preprocessing.archives import Refusal
 from cobra.preprocessing.datasets.rows import Defect
 from cobra.preprocessing.llava_cot.archive.unpack import Unpacked
 from cobra.preprocessing.llava_cot.report.counts import Report
-from cobra.preprocessing.llava_cot.report.page import render_page, write_page
+from cobra.preprocessing.llava_cot.report.page import render_page
 from cobra.preprocessing.llava_cot.report.token_counts import BIN_EDGES, TokenCounts
 from cobra.preprocessing.llava_cot.rows.raw_row import Row
 from cobra.util.printable import printable
@@ -141,7 +141,7 @@ def test_hostile_texts_are_shown_as_text(tmp_path, text):
     assert Counter(hostile.tags) == Counter(plain.tags)
     assert Counter(found[:2] for found in hostile.attributes) == Counter(found[:2] for found in plain.attributes)
     assert printable(text, 80) in "".join(hostile.text)
-    write_page(report_of(text), tmp_path / "report.html", tmp_path)
+    (tmp_path / "report.html").write_text(render_page(report_of(text), tmp_path), encoding="utf-8")
     written = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]", written)
     assert len(written) < 200_000
@@ -211,8 +211,9 @@ def test_many_sources_questions_and_members_are_bounded(tmp_path):
 def test_equal_reports_give_equal_bytes(tmp_path):
     (tmp_path / "coco" / "train2017").mkdir(parents=True)
     (tmp_path / "coco/train2017/1.jpg").write_bytes(picture("1.jpg", "red"))
-    for name, new in (("a.html", 0), ("b.html", 99)):
+    pages = []
+    for new in (0, 99):
         report = report_of()
         report.archive.new = new
-        write_page(report, tmp_path / name, tmp_path)
-    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+        pages.append(render_page(report, tmp_path))
+    assert pages[0] == pages[1]
