@@ -1,8 +1,9 @@
 """Convert `train.jsonl` to the JSON lists that Cobra's finetune stage reads, a row at a time."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +15,7 @@ from cobra.preprocessing.datasets.rows import Defect, RowError, source_of
 from cobra.preprocessing.llava_cot.config import PrepareConfig
 from cobra.preprocessing.llava_cot.report.counts import Report
 from cobra.preprocessing.llava_cot.rows.image_checks import ImageChecker
-from cobra.preprocessing.llava_cot.rows.raw_row import Row, check_row, encode_row, parse_line, read_lines, row_digests
+from cobra.preprocessing.llava_cot.rows.raw_row import check_row, encode_row, parse_line, read_lines, row_digests
 from cobra.preprocessing.llava_cot.rows.scan import Scan
 from cobra.preprocessing.llava_cot.rows.splits import draw_rows, hold_out, holdout_size
 from cobra.preprocessing.progress import byte_progress
@@ -86,20 +87,16 @@ def decide_fates(scan: Scan, checker: ImageChecker, root: str, config: PrepareCo
 
 def _groups(scan: Scan, rows: NDArray[np.int64], checker: ImageChecker, root: str) -> NDArray[np.int64]:
     """Return a number for each row: rows with the same image, by its bytes where known, have the same one."""
+    images = scan.images[rows]
     contents: dict[str, int] = {}
     of_image = {
         int(image): contents.setdefault(checker.content(root + scan.image_paths[image]), len(contents))
-        for image in np.unique(scan.images[rows])
+        for image in np.unique(images)
         if image >= 0
     }
     # A row of text only is alone.
-    return np.array(
-        [
-            of_image[image] if image >= 0 else -1 - row
-            for row, image in zip(rows.tolist(), scan.images[rows].tolist(), strict=True)
-        ],
-        np.int64,
-    )
+    groups = [of_image.get(image, -1 - row) for row, image in zip(rows.tolist(), images.tolist(), strict=True)]
+    return np.array(groups, np.int64)
 
 
 def convert_rows(
@@ -111,7 +108,7 @@ def convert_rows(
         train: The published JSON lines.
         outputs: Files to write, each whole or not at all.
         scan: The scan of this file.
-        fates: The fates from :func:`decide_fates`.
+        fates: The fates from :func:`decide_fates`; the other arguments are as there.
         checker: The checker of the images.
         root: Goes in front of the image paths.
         report: Counts are added to it.
@@ -125,12 +122,34 @@ def convert_rows(
         }
         if Fate.HOLD_OUT not in lists:
             outputs.holdout.unlink(missing_ok=True)
+        separators = dict.fromkeys(lists, b"[\n")
+        indices = itertools.count()
         advance = stack.enter_context(byte_progress("converting rows", train.stat().st_size))
-        conversion = _Conversion(rejected, lists, scan, fates, checker, root, report)
         for number, read, line in read_lines(train):
-            conversion.convert_line(number, line)
             advance(read)
-        conversion.end_lists()
+            report.rows_read += 1
+            row_id, source = None, "(malformed line)"
+            try:
+                value = parse_line(line)
+                row_id, source = value.get("id"), source_of(value)
+                row = check_row(value, number)
+                row_digests(row, None)
+                index = next(indices)
+                image = None if row.image is None else root + row.image
+                fate = _checked_fate(scan, fates, index, checker, image)
+                if fate is Fate.LEAVE_OUT:
+                    report.count_left_out(source)
+                    continue
+                lists[fate].write(separators[fate] + encode_row(row, image))
+                separators[fate] = b",\n"
+                report.count_row(row, source, fate is Fate.HOLD_OUT)
+                report.duplicate_ids += int(scan.repeats_id[index])
+            except RowError as error:
+                entry = {"line": number, "id": _shown_id(row_id), "reason": str(error)}
+                rejected.write(to_lines([entry]).encode())
+                report.count_rejected(error.defect, source, entry)
+        for file in lists.values():
+            file.write(b"\n]\n")
     counts = checker.counts()
     report.missing_images = counts[Defect.MISSING_IMAGE]
     report.unreadable_images = counts[Defect.UNREADABLE_IMAGE]
@@ -143,58 +162,14 @@ def _written(path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-@dataclass
-class _Conversion:
-    """State of the pass that writes; the fields are those of :func:`convert_rows`."""
-
-    rejected: IO[bytes]
-    lists: dict[Fate, IO[bytes]]
-    scan: Scan
-    fates: NDArray[np.int8]
-    checker: ImageChecker
-    root: str
-    report: Report
-    begun: set[Fate] = field(default_factory=set)
-    """Lists that have a row."""
-    next_row: int = 0
-    """Position in the scan of the next row of the right form."""
-
-    def convert_line(self, number: int, line: bytes | None) -> None:
-        """Write one line's row to the file of its fate, and count it."""
-        self.report.rows_read += 1
-        value: dict[str, Any] | None = None
-        try:
-            value = parse_line(line)
-            row = check_row(value, number)
-            row_digests(row, None)
-            self.next_row += 1
-            self._write_row(self.next_row - 1, row, source_of(value))
-        except RowError as error:
-            row_id = None if value is None else _shown_id(value.get("id"))
-            entry = {"line": number, "id": row_id, "reason": str(error)}
-            self.rejected.write(to_lines([entry]).encode())
-            source = "(malformed line)" if value is None else source_of(value)
-            self.report.count_rejected(error.defect, source, entry)
-
-    def _write_row(self, index: int, row: Row, source: str) -> None:
-        fate = Fate(int(self.fates[index]))
-        image = None if row.image is None else self.root + row.image
-        if fate in (Fate.REPEATS, Fate.BAD_IMAGE) and image is not None:
-            self.checker.require_usable(image)
-        if fate is Fate.REPEATS:
-            raise RowError(Defect.DUPLICATE, f"of line {self.scan.first_lines[index]}")
-        if fate is Fate.LEAVE_OUT:
-            self.report.count_left_out(source)
-            return
-        self.lists[fate].write((b",\n" if fate in self.begun else b"[\n") + encode_row(row, image))
-        self.begun.add(fate)
-        self.report.count_row(row, source, fate is Fate.HOLD_OUT)
-        self.report.duplicate_ids += int(self.scan.repeats_id[index])
-
-    def end_lists(self) -> None:
-        """Close the brackets."""
-        for file in self.lists.values():
-            file.write(b"\n]\n")
+def _checked_fate(scan: Scan, fates: NDArray[np.int8], index: int, checker: ImageChecker, image: str | None) -> Fate:
+    """Return the fate of a row of the scan; a RowError where it is rejected."""
+    fate = Fate(int(fates[index]))
+    if fate in (Fate.REPEATS, Fate.BAD_IMAGE) and image is not None:
+        checker.require_usable(image)
+    if fate is Fate.REPEATS:
+        raise RowError(Defect.DUPLICATE, f"of line {scan.first_lines[index]}")
+    return fate
 
 
 def _shown_id(row_id: Any) -> str | int | None:

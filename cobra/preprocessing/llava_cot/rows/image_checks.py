@@ -2,7 +2,8 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,13 @@ class Outcome(NamedTuple):
     digest: str | None
     """Digest of the file's bytes, 32 hex digits; only in mode `full`."""
 
+    @property
+    def defect(self) -> Defect | None:
+        """Defect of a row with this image; None if it can be used."""
+        if self.size < 0:
+            return Defect.MISSING_IMAGE
+        return None if self.problem is None else Defect.UNREADABLE_IMAGE
+
 
 _MISSING = Outcome(-1, -1, "full", None, None)
 
@@ -55,52 +63,49 @@ class ImageChecker:
             mode: `full` decodes to RGB, `fast` reads the header, `none` only looks for the file.
             workers: Processes.
         """
-        self._folder = folder
-        self._mode = mode
-        self._workers = workers
-        self._known: dict[str, Outcome] = {}
+        self._folder, self._record, self._mode, self._workers = folder, record, mode, workers
         self._checked: dict[str, Outcome] = {}
+        self._known: dict[str, Outcome] = {}
         record.parent.mkdir(parents=True, exist_ok=True)
         cut_torn_line(record)
-        self._load(record)
-        self._record = record
+        for _, value in read_log(record):
+            # A line that is no outcome is passed over.
+            with suppress(ValueError, TypeError):
+                image, size, mtime_ns, known_mode, problem, digest, *reader = value
+                # What one release could not read, another may.
+                if known_mode in VERIFY_MODES and (problem is None or reader == [_READER]):
+                    self._known[image] = Outcome(size, mtime_ns, known_mode, problem, digest)
 
     def check(self, images: Iterable[str]) -> None:
-        """Check images, as far as that has not been done.
-
-        Args:
-            images: Safe paths below the folder.
-        """
+        """Check images, safe paths below the folder, as far as that has not been done."""
         todo = []
         for image in dict.fromkeys(images):
-            if image not in self._checked and not self._is_known(image):
+            if image in self._checked:
+                continue
+            outcome = self._known_outcome(image)
+            if outcome is None:
                 todo.append(image)
+            else:
+                self._checked[image] = outcome
         chunks = [(self._folder, todo[begin : begin + _CHUNK], self._mode) for begin in range(0, len(todo), _CHUNK)]
         # Starting processes takes longer than a few hundred images.
         workers = self._workers if len(chunks) > 4 * self._workers else 1
-        outcomes = parallel_map(_check_chunk, chunks, workers)
-        tracked = track_items(outcomes, "checking images", len(chunks))
-        for (_, names, _), chunk_outcomes in zip(chunks, tracked, strict=True):
-            self._record_outcomes(names, chunk_outcomes)
+        tracked = track_items(parallel_map(_check_chunk, chunks, workers), "checking images", len(chunks))
+        for (_, names, _), outcomes in zip(chunks, tracked, strict=True):
+            checked = dict(zip(names, outcomes, strict=True))
+            self._checked |= checked
+            lines = [[image, *outcome, _READER] for image, outcome in checked.items() if outcome.size >= 0]
+            append_lines(self._record, lines)
 
     def require_usable(self, image: str) -> None:
-        """Raise where an image has been checked and cannot be used.
-
-        Raises:
-            RowError: It is missing or unreadable.
-        """
+        """Raise a RowError where an image has been checked and is missing or unreadable."""
         outcome = self._checked.get(image)
-        if outcome is None:
-            return
-        if outcome.size < 0:
-            raise RowError(Defect.MISSING_IMAGE, image)
-        if outcome.problem is not None:
-            raise RowError(Defect.UNREADABLE_IMAGE, f"{image}: {outcome.problem}")
+        if outcome is not None and outcome.defect is not None:
+            raise RowError(outcome.defect, image if outcome.problem is None else f"{image}: {outcome.problem}")
 
     def is_usable(self, image: str) -> bool:
         """Return True if an image that has been checked can be used."""
-        outcome = self._checked[image]
-        return outcome.size >= 0 and outcome.problem is None
+        return self._checked[image].defect is None
 
     def content(self, image: str) -> str:
         """Return what files with the same bytes share, where they have been read in full; else the path."""
@@ -108,48 +113,22 @@ class ImageChecker:
 
     def counts(self) -> Counter[Defect]:
         """Return how many of the images checked so far are missing and how many unreadable."""
-        return Counter(
-            Defect.MISSING_IMAGE if outcome.size < 0 else Defect.UNREADABLE_IMAGE
-            for outcome in self._checked.values()
-            if outcome.size < 0 or outcome.problem is not None
-        )
+        return Counter(outcome.defect for outcome in self._checked.values() if outcome.defect is not None)
 
-    def _is_known(self, image: str) -> bool:
-        """Take over an earlier outcome, of the same or a stricter mode, where the file has not changed since."""
+    def _known_outcome(self, image: str) -> Outcome | None:
+        """Return what needs no check, or an earlier outcome, of this or a stricter mode, of a file as it was then."""
         try:
             status = file_status(self._folder / image)
         except FileNotFoundError:
-            self._checked[image] = _MISSING
-            return True
+            return _MISSING
         except BadImageError as error:
-            self._checked[image] = Outcome(0, 0, self._mode, str(error), None)
-            return True
+            return Outcome(0, 0, self._mode, str(error), None)
         if self._mode == "none":
-            self._checked[image] = Outcome(status.st_size, status.st_mtime_ns, "none", None, None)
-            return True
+            return Outcome(status.st_size, status.st_mtime_ns, "none", None, None)
         known = self._known.get(image)
         if known is None or (known.size, known.mtime_ns) != (status.st_size, status.st_mtime_ns):
-            return False
-        if VERIFY_MODES.index(known.mode) > VERIFY_MODES.index(self._mode):
-            return False
-        self._checked[image] = known
-        return True
-
-    def _record_outcomes(self, images: Sequence[str], outcomes: Sequence[Outcome]) -> None:
-        self._checked.update(zip(images, outcomes, strict=True))
-        pairs = zip(images, outcomes, strict=True)
-        append_lines(self._record, [[image, *outcome, _READER] for image, outcome in pairs if outcome.size >= 0])
-
-    def _load(self, record: Path) -> None:
-        """Read the outcomes of earlier runs; a line that is none is passed over."""
-        for _, value in read_log(record):
-            try:
-                image, size, mtime_ns, mode, problem, digest, *reader = value
-                # What one release could not read, another may.
-                if mode in VERIFY_MODES and (problem is None or reader == [_READER]):
-                    self._known[image] = Outcome(size, mtime_ns, mode, problem, digest)
-            except (ValueError, TypeError):
-                continue
+            return None
+        return known if VERIFY_MODES.index(known.mode) <= VERIFY_MODES.index(self._mode) else None
 
 
 def _check_chunk(chunk: tuple[Path, list[str], str]) -> list[Outcome]:

@@ -81,14 +81,10 @@ def parse_line(line: bytes | None) -> dict[str, Any]:
 
 
 def check_row(value: dict[str, Any], line: int) -> Row:
-    """Check one parsed line and normalise what must be.
+    """Check the JSON object of a line, by its number, and normalise what must be.
 
     A last question without an answer is dropped; a missing id becomes `line-{number}`; keys that training does not
     read are left out. Special tokens of the tokenizer are taken out of the texts, which stay as they are otherwise.
-
-    Args:
-        value: The JSON object.
-        line: Its line number.
 
     Raises:
         RowError: The row cannot be used.
@@ -99,21 +95,18 @@ def check_row(value: dict[str, Any], line: int) -> Row:
         raise RowError(error.defect, f"the row {error.detail}") from error
     turns = [{"from": turn["from"], "value": turn["value"]} for turn in value["conversations"]]
     dropped = len(turns) % 2 == 1
-    if dropped:
-        turns = turns[:-1]
+    turns = turns[:-1] if dropped else turns
     if not turns:
         raise RowError(Defect.NO_ANSWER, "the only turn is a question")
     cleaned = any(has_special_tokens(turn["value"]) for turn in turns)
     if cleaned:
         turns = [{**turn, "value": without_special_tokens(turn["value"])} for turn in turns]
-    empty = next(
-        (number for number, turn in enumerate(turns, 1) if not number % 2 and not has_text(turn["value"])), None
-    )
-    if empty is not None:
-        raise RowError(Defect.NO_ANSWER, f"turn {empty} is an empty answer")
-    row_id = value.get("id")
-    key = f"line-{line}" if row_id is None else row_id
-    return Row(key, image, turns, dropped, cleaned, remarks_of(value, image))
+    row_id = f"line-{line}" if value.get("id") is None else value["id"]
+    row = Row(row_id, image, turns, dropped, cleaned, remarks_of(value, image))
+    for number, answer in enumerate(row.answers, 1):
+        if not has_text(answer):
+            raise RowError(Defect.NO_ANSWER, f"turn {2 * number} is an empty answer")
+    return row
 
 
 def _checked_path(image: str | None) -> str | None:
@@ -127,11 +120,7 @@ def _checked_path(image: str | None) -> str | None:
 
 
 def encode_row(row: Row, image: str | None) -> bytes:
-    """Write a row as one line of JSON in LLaVA's format, UTF-8, without a line end.
-
-    Args:
-        row: The row.
-        image: Its image path as it shall stand there.
+    """Return a row, with this image path, as one line of JSON in LLaVA's format, UTF-8, without a line end.
 
     Raises:
         RowError: The row holds what neither JSON nor UTF-8 has: a lone surrogate or NaN.
@@ -147,11 +136,7 @@ def _encode(value: Any) -> bytes:
 
 
 def row_digests(row: Row, published_id: Any) -> tuple[bytes, bytes]:
-    """Return digests that identify a row: 16 bytes of the whole row, and 8 bytes of its id.
-
-    Args:
-        row: The row.
-        published_id: Its id before a missing one was replaced.
+    """Return digests that identify a row: 16 bytes of it with its published id (or None), and 8 bytes of its id.
 
     Raises:
         RowError: The row holds what neither JSON nor UTF-8 has, as :func:`encode_row`.
@@ -170,12 +155,10 @@ def sample_images(train: Path, count: int = 2000) -> list[str]:
     sample: list[str] = []
     rows = malformed = seen = 0
     first_problem = ""
-    opens_list = False
     for number, _, line in read_lines(train):
         try:
             value = parse_line(line)
         except RowError as error:
-            opens_list = opens_list or (not rows and not malformed and (line or b"").lstrip()[:1] == b"[")
             malformed += 1
             first_problem = first_problem or f"line {number}: {error}"
             continue
@@ -183,7 +166,7 @@ def sample_images(train: Path, count: int = 2000) -> list[str]:
         try:
             image = _checked_path(image_of(value))
         except (RowError, ValueError):
-            continue
+            image = None
         if image is None:
             continue
         seen += 1
@@ -191,10 +174,9 @@ def sample_images(train: Path, count: int = 2000) -> list[str]:
             sample.append(image)
         elif (index := draw.randrange(seen)) < count:
             sample[index] = image
-    if not rows or (opens_list and malformed > rows):
-        problem = (
-            f"{malformed} of its {malformed + rows} lines are none, first {first_problem}" if malformed else "empty"
-        )
+    if not rows or (malformed > rows and jsonl.opens_list(train)):
+        lines = malformed + rows
+        problem = f"{malformed} of its {lines} lines are none, first {first_problem}" if malformed else "empty"
         raise UserError(
             f"{train} is not JSON lines, one object a line: {problem}. Fetch it again, or convert it: "
             "`jq -c .[] FILE` writes a JSON list so."

@@ -3,7 +3,7 @@
 import hashlib
 from array import array
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -56,18 +56,6 @@ class Scan:
         return np.isin(self.sources, wanted)
 
 
-@dataclass
-class _Columns:
-    """The columns of a scan while they grow."""
-
-    lines: array = field(default_factory=lambda: array("q"))
-    sources: array = field(default_factory=lambda: array("i"))
-    images: array = field(default_factory=lambda: array("i"))
-    draws: bytearray = field(default_factory=bytearray)
-    contents: bytearray = field(default_factory=bytearray)
-    ids: bytearray = field(default_factory=bytearray)
-
-
 def scan_rows(train: Path, seed: int) -> Scan:
     """Read all rows once; rows of the wrong form are passed over.
 
@@ -75,9 +63,10 @@ def scan_rows(train: Path, seed: int) -> Scan:
         train: The published JSON lines.
         seed: Decides the order of drawing.
     """
-    columns = _Columns()
-    sources: dict[str, int] = {}
-    images: dict[str, int] = {}
+    lines, sources, images = array("q"), array("i"), array("i")
+    draws, contents, ids = bytearray(), bytearray(), bytearray()
+    source_names: dict[str, int] = {}
+    image_paths: dict[str, int] = {}
     key = str(seed).encode()
     with byte_progress("reading rows", train.stat().st_size) as advance:
         for number, read, line in read_lines(train):
@@ -88,31 +77,25 @@ def scan_rows(train: Path, seed: int) -> Scan:
                 content, row_id = row_digests(row, value.get("id"))
             except RowError:
                 continue
-            columns.lines.append(number)
-            columns.sources.append(sources.setdefault(source_of(value), len(sources)))
-            columns.images.append(-1 if row.image is None else images.setdefault(row.image, len(images)))
-            columns.draws += hashlib.blake2b(content, digest_size=8, key=key).digest()
-            columns.contents += content
-            columns.ids += row_id
-    return _scan(columns, list(sources), list(images))
-
-
-def _scan(columns: _Columns, source_names: list[str], image_paths: list[str]) -> Scan:
-    lines = np.array(columns.lines, np.int64)
-    firsts = _first_places(np.frombuffer(bytes(columns.contents), "V16"))
-    repeats_id = np.zeros(len(lines), bool)
+            lines.append(number)
+            sources.append(source_names.setdefault(source_of(value), len(source_names)))
+            images.append(-1 if row.image is None else image_paths.setdefault(row.image, len(image_paths)))
+            draws += hashlib.blake2b(content, digest_size=8, key=key).digest()
+            contents += content
+            ids += row_id
+    firsts = _first_places(np.frombuffer(bytes(contents), "V16"))
     distinct = np.flatnonzero(firsts == np.arange(len(lines)))
-    first_ids = _first_places(np.frombuffer(bytes(columns.ids), "V8")[distinct])
-    repeats_id[distinct] = first_ids != np.arange(len(distinct))
+    repeats_id = np.zeros(len(lines), bool)
+    repeats_id[distinct] = _first_places(np.frombuffer(bytes(ids), "V8")[distinct]) != np.arange(len(distinct))
     return Scan(
-        lines,
-        np.array(columns.sources, np.int32),
-        np.array(columns.images, np.int32),
-        np.frombuffer(bytes(columns.draws), "<u8"),
-        lines[firsts],
+        np.array(lines, np.int64),
+        np.array(sources, np.int32),
+        np.array(images, np.int32),
+        np.frombuffer(bytes(draws), "<u8"),
+        np.array(lines, np.int64)[firsts],
         repeats_id,
-        source_names,
-        image_paths,
+        list(source_names),
+        list(image_paths),
     )
 
 

@@ -38,7 +38,7 @@ def draw_rows(scan: Scan, candidates: Indices, count: int, check: Callable[[Indi
         check: Returns which of some rows are usable; called only with rows that are drawn.
 
     Returns:
-        The usable rows that were drawn, ascending.
+        The drawn rows, ascending.
     """
     sources = scan.sources[candidates]
     left = proportional(np.bincount(sources, minlength=len(scan.source_names)), count)
@@ -57,11 +57,7 @@ def draw_rows(scan: Scan, candidates: Indices, count: int, check: Callable[[Indi
 
 
 def holdout_size(requested: int | None, rows: int) -> int:
-    """Return how many of `rows` usable rows are held out.
-
-    Args:
-        requested: A number of rows, or None for 1,000, of fewer than 20,000 rows 1 %.
-        rows: Usable rows.
+    """Return how many of `rows` usable rows are held out: by default 1,000, of fewer than 20,000 rows 1 %.
 
     Raises:
         UserError: As many or more rows are requested than there are.
@@ -85,15 +81,14 @@ def hold_out(scan: Scan, rows: Indices, groups: Indices, count: int) -> NDArray[
     Returns:
         (rows,) which of `rows` are held out.
     """
-    names, members, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    _, members, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     # A group is drawn by the lowest number of its rows, and counts for the source of that row.
     order = np.argsort(scan.draws[rows], kind="stable")
-    _, leaders = np.unique(members[order], return_index=True)
-    leaders = order[leaders]
+    leaders = order[np.unique(members[order], return_index=True)[1]]
     sources = scan.sources[rows[leaders]]
     left = proportional(np.bincount(scan.sources[rows], minlength=len(scan.source_names)), count)
     by_draw = np.argsort(scan.draws[rows[leaders]], kind="stable")
-    chosen = np.zeros(len(names), bool)
+    chosen = np.zeros(len(sizes), bool)
     for group in by_draw:
         if sizes[group] <= left[sources[group]]:
             chosen[group] = True
@@ -101,7 +96,7 @@ def hold_out(scan: Scan, rows: Indices, groups: Indices, count: int) -> NDArray[
     # What the sizes of groups have left open is filled from any source.
     open_places = int(left.sum())
     for group in by_draw:
-        if open_places and not chosen[group] and sizes[group] <= open_places:
+        if not chosen[group] and sizes[group] <= open_places:
             chosen[group] = True
             open_places -= int(sizes[group])
     return chosen[members]
