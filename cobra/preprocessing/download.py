@@ -7,7 +7,7 @@ from pathlib import Path
 from cobra.preprocessing.archives import extract_archive
 from cobra.preprocessing.fetch import HubUnreachable, fetch
 from cobra.preprocessing.llava_cot.archive.hub_files import download_publication
-from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS, consumed_parts
+from cobra.preprocessing.llava_cot.archive.joined_parts import RECORDS, consumed_parts
 from cobra.preprocessing.progress import track_items
 from cobra.preprocessing.published_files import COT_ID, DATASET_REGISTRY, Component
 from cobra.util.errors import UserError, check_known, disk_errors

@@ -7,16 +7,11 @@ from cobra.util.lazy import lazy_names
 if TYPE_CHECKING:
     from cobra.preprocessing.llava_cot.config import PrepareConfig
     from cobra.preprocessing.llava_cot.preparation import prepare
-    from cobra.preprocessing.llava_cot.report.counts import Report
 
-__all__ = ["PrepareConfig", "Report", "prepare"]
+__all__ = ["PrepareConfig", "prepare"]
 
 # Worker processes import a single module of this package, and should not wait for the others.
 __getattr__ = lazy_names(
     __name__,
-    {
-        "PrepareConfig": "cobra.preprocessing.llava_cot.config",
-        "Report": "cobra.preprocessing.llava_cot.report.counts",
-        "prepare": "cobra.preprocessing.llava_cot.preparation",
-    },
+    {"PrepareConfig": "cobra.preprocessing.llava_cot.config", "prepare": "cobra.preprocessing.llava_cot.preparation"},
 )

@@ -5,8 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cobra.conf.datasets import LLaVa_CoT_100k_Config
-from cobra.preprocessing.llava_cot.archive.joined_parts import find_archive
-from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS
+from cobra.preprocessing.llava_cot.archive.joined_parts import RECORDS, find_archive
 from cobra.preprocessing.llava_cot.archive.source_files import provide_files
 from cobra.preprocessing.llava_cot.archive.unpack import Unpacked, find_root, unpack_images
 from cobra.preprocessing.llava_cot.config import PrepareConfig
@@ -21,13 +20,6 @@ from cobra.util.files import unfinished_files, write_json, write_text
 from cobra.util.lock import hold
 from cobra.util.parallel import available_cores
 from cobra.util.tokens import read_hf_token
-
-REJECTED = "rejected.jsonl"
-REPORT = "report.json"
-PAGE = "report.html"
-COCO_IDS = "coco_ids.json"
-
-_CHECKED_IMAGES = "images.jsonl"
 
 
 def prepare(config: PrepareConfig) -> Report:
@@ -46,14 +38,13 @@ def prepare(config: PrepareConfig) -> Report:
     if not (config.download or config.dataset_root.is_dir()):
         raise UserError(f"--dataset_root {config.dataset_root} does not exist, and --download false fetches nothing")
     annotation, folder = (config.dataset_root / path for path in LLaVa_CoT_100k_Config.finetune_stage_components)
-    outputs = Outputs(annotation, annotation.with_stem(f"{annotation.stem}_holdout"), folder / REJECTED)
+    outputs = Outputs(annotation, annotation.with_stem(f"{annotation.stem}_holdout"), folder / "rejected.jsonl")
     with disk_errors(f"{folder} cannot be prepared"), _alone(folder):
         return _prepare(config, folder, outputs)
 
 
 def _prepare(config: PrepareConfig, folder: Path, outputs: Outputs) -> Report:
-    train = folder / COT_ROWS
-    workers = config.num_workers or available_cores()
+    train, workers = folder / COT_ROWS, config.num_workers or available_cores()
     token = read_hf_token(config.hf_token)
     images = provide_files(config, folder, token)
     report = Report()
@@ -61,7 +52,7 @@ def _prepare(config: PrepareConfig, folder: Path, outputs: Outputs) -> Report:
     if images:
         root, report.archive = _provide_images(folder, images, config, workers)
     scan = scan_rows(train, config.seed)
-    checker = ImageChecker(folder, folder / RECORDS / _CHECKED_IMAGES, config.verify, workers)
+    checker = ImageChecker(folder, folder / RECORDS / "images.jsonl", config.verify, workers)
     fates = decide_fates(scan, checker, root, config)
     convert_rows(train, outputs, scan, fates, checker, root, report)
     # Imported here because it brings torch, which all before does without.
@@ -70,9 +61,9 @@ def _prepare(config: PrepareConfig, folder: Path, outputs: Outputs) -> Report:
     report.tokens, report.tokens_missing = count_tokens(
         outputs.annotation, outputs.holdout, report.sources, config.llm_backbone_id, config.llm_max_length, token
     )
-    report.coco.write(folder / COCO_IDS)
-    write_json(folder / REPORT, report.to_json())
-    write_text(folder / PAGE, render_page(report, folder / root))
+    report.coco.write(folder / "coco_ids.json")
+    write_json(folder / "report.json", report.to_json())
+    write_text(folder / "report.html", render_page(report, folder / root))
     return report
 
 

@@ -6,14 +6,15 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from cobra.preprocessing.archives import DAMAGE_ERRORS, check_free_space, disk_bytes, write_member
 from cobra.preprocessing.llava_cot.archive.joined_parts import JoinedParts, PartGone
-from cobra.preprocessing.llava_cot.archive.manifest import Entry, Manifest
 from cobra.preprocessing.zip_members import MemberStream, open_member
+from cobra.util.jsonl import append_lines, cut_torn_line, read_log
 from cobra.util.mounts import lock_file
 
 # Held by the workers, so that the next run can wait for those of a run that was killed.
@@ -24,6 +25,44 @@ _CHUNK_MEMBERS = 128
 _CHUNK_BYTES = 2**22
 _READ_AHEAD_BYTES = 2**18
 _BLOCK_BYTES = 2**20
+
+
+class Entry(NamedTuple):
+    """A file that was whole when its size and time of change were these."""
+
+    path: str
+    """Relative to the folder that is unpacked into."""
+    size: int
+    mtime_ns: int
+    crc: int
+
+
+class Manifest:
+    """Record of the images that earlier runs unpacked and checked, which a rerun need not read.
+
+    A file of JSON lines, appended to as images are unpacked, so an interrupt loses little. A line that a kill or a full
+    disk left torn costs a second look at the images in it, no more.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cut_torn_line(path)
+        self._path = path
+        self._entries: dict[str, Entry] = {}
+        for _, value in read_log(path):
+            # A line that is no entry is passed over.
+            with suppress(TypeError):
+                entry = Entry(**value)
+                self._entries[entry.path] = entry
+
+    def knows(self, entry: Entry) -> bool:
+        """Return True if this file was found whole, and has not changed since."""
+        return self._entries.get(entry.path) == entry
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Remember files that are whole; an OSError where the record cannot be written."""
+        self._entries.update((entry.path, entry) for entry in entries)
+        append_lines(self._path, [entry._asdict() for entry in entries])
 
 
 @dataclass(frozen=True)
@@ -87,35 +126,26 @@ class _Extractor:
 
     def __init__(self, paths: Sequence[Path], sizes: Sequence[int], destination: Path, lock: Path) -> None:
         # Text, not paths: taking those apart takes longer than unpacking a small image.
-        self._destination = os.fspath(destination)
+        self.destination = os.fspath(destination)
         self._lock: IO[str] = lock.open("w")
         lock_file(self._lock, fcntl.LOCK_SH)
         self._stream = MemberStream(JoinedParts(paths, sizes), _READ_AHEAD_BYTES)
 
     def extract(self, task: Task) -> Outcome:
-        target = f"{self._destination}/{task.path}"
-        if task.is_there and _crc_of(target) == task.info.CRC:
-            return self._whole(task, target, is_new=False)
-        try:
-            with open_member(self._stream, task.info) as source:
-                write_member(source, target, task.info.file_size, lambda count: None)
-        except (*DAMAGE_ERRORS, PartGone) as error:
-            return Outcome(None, False, str(error))
-        return self._whole(task, target, is_new=True)
-
-    def check_space(self, tasks: Sequence[Task]) -> None:
-        check_free_space(
-            Path(self._destination), sum(disk_bytes(task.info.file_size) for task in tasks if not task.is_there)
-        )
+        target = f"{self.destination}/{task.path}"
+        is_new = not task.is_there or _crc_of(target) != task.info.CRC
+        if is_new:
+            try:
+                with open_member(self._stream, task.info) as source:
+                    write_member(source, target, task.info.file_size, lambda count: None)
+            except (*DAMAGE_ERRORS, PartGone) as error:
+                return Outcome(None, False, str(error))
+        status = os.stat(target)
+        return Outcome(Entry(task.path, status.st_size, status.st_mtime_ns, task.info.CRC), is_new, None)
 
     def close(self) -> None:
         self._stream.close()
         self._lock.close()
-
-    @staticmethod
-    def _whole(task: Task, target: str, is_new: bool) -> Outcome:
-        status = os.stat(target)
-        return Outcome(Entry(task.path, status.st_size, status.st_mtime_ns, task.info.CRC), is_new, None)
 
 
 def _crc_of(path: str) -> int:
@@ -130,13 +160,13 @@ _extractor: _Extractor | None = None
 
 
 def begin(paths: Sequence[Path], sizes: Sequence[int], destination: Path, lock: Path) -> None:
-    """Prepare this process for :func:`extract`.
+    """Prepare this process for :func:`extract`; it holds a shared lock on the file `lock` while it lives.
 
     Args:
         paths: The parts of the archive in order.
         sizes: Their bytes.
         destination: The folder to unpack into, which exists.
-        lock: A file to hold a shared lock on while the process lives.
+        lock: The file.
     """
     global _extractor
     _extractor = _Extractor(paths, sizes, destination, lock)
@@ -158,5 +188,6 @@ def extract(tasks: Sequence[Task]) -> list[Outcome]:
         OSError: It could not be written, or a part of the archive could not be read.
     """
     assert _extractor is not None, "begin was not called"
-    _extractor.check_space(tasks)
+    needed = sum(disk_bytes(task.info.file_size) for task in tasks if not task.is_there)
+    check_free_space(Path(_extractor.destination), needed)
     return [_extractor.extract(task) for task in tasks]

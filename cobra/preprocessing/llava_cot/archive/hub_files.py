@@ -8,10 +8,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from cobra.preprocessing.archives import check_free_space
+from cobra.preprocessing.archives import check_free_space, is_whole
 from cobra.preprocessing.fetch import HubUnreachable, list_dataset
-from cobra.preprocessing.llava_cot.archive.joined_parts import PART, WHOLE
-from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS
+from cobra.preprocessing.llava_cot.archive.joined_parts import PART, RECORDS, WHOLE
 from cobra.preprocessing.progress import Bar, ByteBars
 from cobra.preprocessing.published_files import COT_ID, COT_REPO, COT_ROWS, DATASET_REGISTRY
 from cobra.preprocessing.transfer import Remote, bytes_there, fetch_file, hash_file
@@ -127,15 +126,9 @@ def _compare_with_hub(folder: Path, revision: str, token: str | None, skip: Coll
 
 
 def _report_changes(record: _Record, commit: str, files: Mapping[str, Remote], skip: Collection[str]) -> None:
-    """Print the differences since the last call.
-
-    Raises:
-        UserError: Parts that are gone were of another content, so their images and the new rows do not match.
-    """
-    changed = sorted(
-        name for name, remote in files.items() if record.files.get(name, {}).get("digest") != remote.digest
-    )
-    changed = [name for name in changed if name in record.files]
+    """Print the differences since the last call; refuse where images of deleted parts do not match the new rows."""
+    known = record.files
+    changed = [name for name in sorted(files.keys() & known) if known[name].get("digest") != files[name].digest]
     gone = [name for name in changed if name in skip]
     if gone:
         raise UserError(
@@ -148,11 +141,7 @@ def _report_changes(record: _Record, commit: str, files: Mapping[str, Remote], s
 
 
 def _check_without_hub(folder: Path, skip: Collection[str], error: HubUnreachable) -> None:
-    """Check that the files that are there suffice.
-
-    Raises:
-        UserError: Some are missing.
-    """
+    """Check that the files that are there suffice."""
     names = _Record.read(folder).published or [component["name"] for component in DATASET_REGISTRY[COT_ID]]
     missing = [name for name in names if name not in skip and not (folder / name).is_file()]
     if (folder / WHOLE).is_file():
@@ -176,13 +165,11 @@ class _Publication:
 
     @property
     def bytes_to_come(self) -> int:
-        return sum((remote.size or 0) - self._bytes_there(name) for name, remote in self.files.items())
-
-    def _bytes_there(self, name: str) -> int:
-        path, remote = self.folder / name, self.files[name]
-        if path.is_file() and path.stat().st_size == remote.size:
-            return path.stat().st_size
-        return bytes_there(remote, path, self.folder / _WORKSPACE)
+        total = 0
+        for name, remote in self.files.items():
+            path, size = self.folder / name, remote.size or 0
+            total += 0 if is_whole(path, size) else size - bytes_there(remote, path, self.folder / _WORKSPACE)
+        return total
 
     def fetch(self) -> None:
         """Fetch all files; see :func:`download_publication`."""
@@ -245,10 +232,9 @@ class _Publication:
 
     def _file_problem(self, path: Path, remote: Remote, bars: ByteBars) -> str | None:
         """Return what is wrong with a file that is there; None if it is right."""
-        size = path.stat().st_size
+        size, hasher = path.stat().st_size, remote.hasher()
         if size != remote.size:
             return f"has {size} bytes instead of {remote.size}"
-        hasher = remote.hasher()
         if hasher is None:
             return None
         with bars.bar(f"checking {path.name}", size, quiet=True) as bar:
@@ -275,11 +261,7 @@ class _Gauge:
         self._next_look = left - _SPACE_BYTES
 
     def move(self, count: int) -> None:
-        """Count bytes that have come, negative where some are given up.
-
-        Raises:
-            UserError: The disk has become too small for the rest.
-        """
+        """Count bytes that have come, negative where some are given up; refuse where the disk is too small now."""
         if self._stop.is_set():
             raise _Stopped
         self._bar.advance(count)

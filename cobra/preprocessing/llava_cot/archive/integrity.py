@@ -9,13 +9,12 @@ import itertools
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from cobra.preprocessing.archives import DAMAGE_ERRORS
-from cobra.preprocessing.llava_cot.archive.joined_parts import JoinedParts, find_archive
-from cobra.preprocessing.llava_cot.archive.parts_record import PartsRecord
+from cobra.preprocessing.llava_cot.archive.joined_parts import JoinedParts, PartsRecord, find_archive
 from cobra.preprocessing.zip_members import LOCAL_HEADER, LOCAL_SIGNATURE, UTF8_NAME, MemberStream
 from cobra.util.errors import UserError
 
@@ -96,14 +95,13 @@ def inspect_archive(folder: Path) -> ImageArchive | None:
     if not paths:
         return None
     record = PartsRecord.load(folder)
-    archive = _open(paths) if record is None else _open_consumed(paths, record)
+    archive = _open(paths) if record is None else _open_consumed(folder, paths, record)
     _check_places(archive)
     return archive
 
 
-def _open_consumed(paths: list[Path], record: PartsRecord) -> ImageArchive:
+def _open_consumed(folder: Path, paths: list[Path], record: PartsRecord) -> ImageArchive:
     """Open an archive some parts of which are gone; its directory is in a file of its own."""
-    folder = paths[0].parent
     sizes = list(record.sizes.values())
     for path, size in zip(paths, sizes, strict=True):
         if path.is_file() and path.stat().st_size != size:
@@ -183,12 +181,7 @@ def _explain_no_directory(paths: list[Path], sizes: list[int], error: Exception)
 
 
 def _explain_shift(archive: ImageArchive, shift: int) -> str:
-    """Say which part has `shift` bytes too many (fewer where negative), which puts all members after it elsewhere.
-
-    Args:
-        archive: With offsets as they would be without the fault.
-        shift: Not 0.
-    """
+    """Say which part has `shift` bytes too many (fewer where negative); offsets are as they would be without them."""
     if shift in archive.sizes and (extra := _part_too_many(archive, shift)):
         return (
             f"{archive.paths[0].parent}: {extra.name} does not belong to the archive, or is there twice. Move it away, "
@@ -206,8 +199,7 @@ def _shifting_part(archive: ImageArchive, shift: int) -> int | None:
     for index, path in enumerate(archive.paths):
         start, end = archive.starts[index], archive.starts[index + 1]
         if _matches(path, archive.probes(start - shift, end - shift)):
-            aligned = _matches(path, archive.probes(start, end))
-            return index if aligned else max(index - 1, 0)
+            return index if _matches(path, archive.probes(start, end)) else max(index - 1, 0)
     return None
 
 
@@ -215,13 +207,9 @@ def _part_too_many(archive: ImageArchive, size: int) -> Path | None:
     """Return the part of `size` bytes without which all members are where they should be; None if there is none."""
     for index in reversed(range(len(archive.paths))):
         if archive.sizes[index] == size:
-            without = ImageArchive(
-                [*archive.paths[:index], *archive.paths[index + 1 :]],
-                [*archive.sizes[:index], *archive.sizes[index + 1 :]],
-                archive.members,
-                archive.directory_start - size,
-                None,
-            )
+            paths, sizes = list(archive.paths), list(archive.sizes)
+            del paths[index], sizes[index]
+            without = replace(archive, paths=paths, sizes=sizes, directory_start=archive.directory_start - size)
             if all(_matches(path, probes) or not probes for path, probes in _expected(without)):
                 return archive.paths[index]
     return None
@@ -245,11 +233,7 @@ def _matches(path: Path, probes: dict[int, bytes]) -> int:
 
 
 def _check_places(archive: ImageArchive) -> None:
-    """Check that each part that is there holds what the directory puts there.
-
-    Raises:
-        UserError: A part holds what belongs to another, or nothing that is known.
-    """
+    """Check that each part that is there holds what the directory puts there."""
     expected = _expected(archive)
     strange = [(path, probes) for path, probes in expected if path.is_file() and probes and not _matches(path, probes)]
     exchanged = [

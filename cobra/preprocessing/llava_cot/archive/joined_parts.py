@@ -1,4 +1,4 @@
-"""Read the parts of `image.zip` as one file, so that the joined 160 GB are never written.
+"""The parts of `image.zip`, those deleted once unpacked too, read as one file: the joined 160 GB are never written.
 
 The publication is cut by bytes, as `split` does: `image.zip.part-aa`, `-ab`, ... (no multi-volume zip).
 """
@@ -9,28 +9,94 @@ import itertools
 import re
 import string
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from cobra.preprocessing.llava_cot.archive.parts_record import PartsRecord
 from cobra.preprocessing.published_files import prepare_command
 from cobra.util.errors import UserError
+from cobra.util.files import atomic_path, read_json, write_json
 
 WHOLE = "image.zip"
 PART = re.compile(re.escape(WHOLE) + r"\.part-[a-z]{2}")
 
-_SUFFIXES = ["".join(letters) for letters in itertools.product(string.ascii_lowercase, repeat=2)]
+RECORDS = ".prepare"
+_STATE = "parts.json"
+_DIRECTORY = "directory.bin"
+_BEGIN_ANEW = f"Delete the folder {RECORDS} beside train.jsonl and run again: the deleted parts are fetched anew."
 
 
 class PartGone(OSError):
     """A byte was asked for that lies in a part of the archive that is not there any more."""
 
 
+@dataclass
+class PartsRecord:
+    """The parts as they were before the first was deleted; with the archive's directory, kept beside it in a file."""
+
+    sizes: dict[str, int]
+    """Bytes of every part by its name, in order."""
+    directory_start: int
+    """Offset in the archive from which on its bytes are in the file of the directory."""
+    consumed: set[str] = field(default_factory=set)
+    """Names of the parts that were deleted."""
+    wanted: set[str] = field(default_factory=set)
+    """Those of them that are needed again, because an image in them was lost or altered later."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Self | None:
+        """Return the record of the archive in `folder`; None where no part of it was deleted.
+
+        Raises:
+            UserError: The record is damaged.
+        """
+        path = folder / RECORDS / _STATE
+        if not path.is_file():
+            return None
+        value = read_json(path, "the record of deleted parts", _BEGIN_ANEW)
+        try:
+            record = cls(value["sizes"], value["directory_start"], set(value["consumed"]), set(value["wanted"]))
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} is not the record that prepare writes. {_BEGIN_ANEW}") from error
+        # With every part there again, the parts speak for themselves.
+        return record if any(not (folder / name).is_file() for name in record.consumed) else None
+
+    def save(self, folder: Path) -> None:
+        """Write the record, atomically and flushed to disk."""
+        value = {**asdict(self), "consumed": sorted(self.consumed), "wanted": sorted(self.wanted)}
+        write_json(folder / RECORDS / _STATE, value)
+
+    def save_directory(self, folder: Path, content: bytes) -> None:
+        """Write the archive's bytes from `directory_start` on."""
+        with atomic_path(folder / RECORDS / _DIRECTORY) as temporary:
+            temporary.write_bytes(content)
+
+    def directory_file(self, folder: Path) -> Path:
+        """Return the file with the archive's bytes from `directory_start` on.
+
+        Raises:
+            UserError: It is not there.
+        """
+        path = folder / RECORDS / _DIRECTORY
+        if not path.is_file():
+            raise UserError(f"{path} is missing, without which the archive's other parts cannot be read. {_BEGIN_ANEW}")
+        return path
+
+
+def consumed_parts(folder: Path) -> set[str]:
+    """Return the names of parts that need not be fetched: they were deleted once all their images were unpacked.
+
+    A part that held an image that was lost or altered since is not among them, once a run has found that out.
+    """
+    record = PartsRecord.load(folder)
+    return record.consumed - record.wanted if record else set()
+
+
 def find_archive(folder: Path) -> list[Path]:
     """Return the parts of the image archive in `folder` in order, or the one `image.zip`, or nothing.
 
     Parts go before an `image.zip` beside them, which an interrupted `cat` may have left short. Parts that were deleted
-    once their images were unpacked (:mod:`cobra.preprocessing.llava_cot.archive.part_deletion`) are in the list too.
+    once their images were unpacked are in the list too.
 
     Raises:
         UserError: A letter in the sequence of parts is missing, or a file only looks like a part.
@@ -44,8 +110,9 @@ def find_archive(folder: Path) -> list[Path]:
     if record:
         expected, there = known, {*names, *record.consumed}
     elif names:
-        expected = [f"{WHOLE}.part-{suffix}" for suffix in _SUFFIXES[: _SUFFIXES.index(names[-1][-2:]) + 1]]
-        there = set(names)
+        letters = itertools.product(string.ascii_lowercase, repeat=2)
+        possible = (f"{WHOLE}.part-{first}{second}" for first, second in letters)
+        expected, there = [name for name in possible if name <= names[-1]], set(names)
     else:
         return [folder / WHOLE] if (folder / WHOLE).is_file() else []
     absent = [name for name in expected if name not in there and not (folder / name).is_file()]
@@ -65,25 +132,18 @@ class JoinedParts(io.RawIOBase):
     """
 
     def __init__(self, paths: Sequence[Path], sizes: Sequence[int] | None = None) -> None:
-        """Join files.
+        """Join files in their order.
 
-        Args:
-            paths: The files, in order.
-            sizes: Their bytes, where some of the files may be gone; reading in one of those raises
-                :class:`PartGone`. None looks at the files.
+        `sizes` has their bytes, where some may be gone: reading in one of those raises :class:`PartGone`.
         """
         super().__init__()
         self.paths = list(paths)
         self.sizes = [path.stat().st_size for path in self.paths] if sizes is None else list(sizes)
         # starts[i] is the offset of part i; the last entry is the size of the whole.
         self._starts = list(itertools.accumulate(self.sizes, initial=0))
+        self.size = self._starts[-1]
         self._open: tuple[int, io.FileIO] | None = None
         self._position = 0
-
-    @property
-    def size(self) -> int:
-        """Bytes in all parts together."""
-        return self._starts[-1]
 
     def readable(self) -> bool:
         """Return True."""

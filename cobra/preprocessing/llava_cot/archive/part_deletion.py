@@ -8,14 +8,13 @@ should be and which part held it.
 import io
 import os
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
 
 from cobra.preprocessing.archives import disk_bytes
 from cobra.preprocessing.llava_cot.archive.integrity import ImageArchive
-from cobra.preprocessing.llava_cot.archive.joined_parts import JoinedParts
-from cobra.preprocessing.llava_cot.archive.parts_record import PartsRecord
+from cobra.preprocessing.llava_cot.archive.joined_parts import JoinedParts, PartsRecord
 
 
 class PartLedger:
@@ -25,7 +24,7 @@ class PartLedger:
     """
 
     def __init__(
-        self, folder: Path, archive: ImageArchive, wanted: Sequence[zipfile.ZipInfo], kept: Iterable[zipfile.ZipInfo]
+        self, folder: Path, archive: ImageArchive, wanted: Iterable[zipfile.ZipInfo], kept: Iterable[zipfile.ZipInfo]
     ) -> None:
         """Begin, and keep the directory in a file if no earlier run has.
 
@@ -35,8 +34,7 @@ class PartLedger:
             wanted: Images that :meth:`release` will name.
             kept: Images that are not unpacked now and must not be lost.
         """
-        self._folder = folder
-        self._archive = archive
+        self._folder, self._archive = folder, archive
         self._record = archive.record or _begin(folder, archive)
         # How many reasons each part has to stay.
         self._pending = [0] * len(archive.paths)
@@ -46,10 +44,7 @@ class PartLedger:
         self._directory = archive.parts_between(archive.directory_start, archive.starts[-1])
 
     def space_needed(self, absent: Iterable[zipfile.ZipInfo]) -> int:
-        """Return the bytes that writing these members, in their order, needs at the worst moment.
-
-        The parts before the one that is being read are deleted by then.
-        """
+        """Return the most bytes that writing these members in order needs at once; parts that were read are deleted."""
         there = (path.is_file() for path in self._archive.paths)
         sizes = zip(self._archive.sizes, there, self._kept, strict=True)
         freed = [0, *accumulate(size if is_there and not kept else 0 for size, is_there, kept in sizes)]

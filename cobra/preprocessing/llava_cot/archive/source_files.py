@@ -7,8 +7,7 @@ from rich.console import Console
 
 from cobra.preprocessing.llava_cot.archive.hub_files import bytes_to_come, download_publication
 from cobra.preprocessing.llava_cot.archive.integrity import inspect_archive
-from cobra.preprocessing.llava_cot.archive.joined_parts import WHOLE, find_archive
-from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS, consumed_parts
+from cobra.preprocessing.llava_cot.archive.joined_parts import RECORDS, WHOLE, consumed_parts, find_archive
 from cobra.preprocessing.llava_cot.archive.unpack import MANIFEST, find_root
 from cobra.preprocessing.llava_cot.config import PrepareConfig
 from cobra.preprocessing.llava_cot.rows.raw_row import sample_images
@@ -23,11 +22,6 @@ def provide_files(config: PrepareConfig, folder: Path, token: str | None) -> lis
     """Provide the rows and the images, or the archive that they are in.
 
     The network is not used where they are there and in order, unless another revision than `main` is wanted.
-
-    Args:
-        config: The flags.
-        folder: The dataset's folder.
-        token: The hub's token, not needed.
 
     Returns:
         Image paths of rows, a sample of the whole file; empty where no row has an image.
@@ -45,8 +39,7 @@ def provide_files(config: PrepareConfig, folder: Path, token: str | None) -> lis
     consumed = consumed_parts(folder)
     _check_space(config, folder, bytes_to_come(folder, config.revision, token, consumed))
     download_publication(folder, config.revision, token, consumed)
-    problem = _problem(folder)
-    if problem:
+    if problem := _problem(folder):
         raise UserError(f"what was fetched cannot be used: {problem}")
     return sample_images(folder / COT_ROWS)
 
@@ -71,27 +64,18 @@ def _problem(folder: Path) -> str | None:
 
 
 def _check_space(config: PrepareConfig, folder: Path, to_come: int) -> None:
-    """Refuse to begin a download after which the images would not fit.
-
-    Raises:
-        UserError: The disk is too small.
-    """
+    """Refuse to begin a download after which the images would not fit."""
     parts = [path.stat().st_size for path in folder.glob(f"{WHOLE}*")]
     # Images are packed as they are, so they take about as much as the archive; some may be there already.
     archive = 0 if (folder / RECORDS / MANIFEST).is_file() else sum(parts) + to_come
-    beside = archive if config.keep_parts else archive * _PARTS_IN_WORK // 16
+    in_work = archive * _PARTS_IN_WORK // 16
+    beside = archive if config.keep_parts else in_work
     free = shutil.disk_usage(folder).free
     if to_come + beside > free:
-        remedy = (
-            ""
-            if not config.keep_parts
-            else (
-                f", or give --keep_parts false, which deletes the parts as they are unpacked and takes "
-                f"{(to_come + archive * _PARTS_IN_WORK // 16) / 1e9:,.0f} GB"
-            )
-        )
+        least = f"{(to_come + in_work) / 1e9:,.0f} GB"
+        remedy = f", or give --keep_parts false, which deletes the parts as they are unpacked and takes {least}"
         raise UserError(
             f"{folder} needs about {(to_come + beside) / 1e9:,.0f} GB ({to_come / 1e9:,.0f} GB to fetch and "
             f"{beside / 1e9:,.0f} GB to unpack) and its disk has {free / 1e9:,.0f} GB free: free some space, give "
-            f"another folder with --dataset_root{remedy}"
+            f"another folder with --dataset_root{remedy if config.keep_parts else ''}"
         )

@@ -21,11 +21,10 @@ from cobra.preprocessing.archives import (
 )
 from cobra.preprocessing.datasets.rows import source_of
 from cobra.preprocessing.llava_cot.archive import extract_worker
-from cobra.preprocessing.llava_cot.archive.extract_worker import Outcome, Task, chunks, find_whole
+from cobra.preprocessing.llava_cot.archive.extract_worker import Manifest, Outcome, Task, chunks, find_whole
 from cobra.preprocessing.llava_cot.archive.integrity import ImageArchive, inspect_archive
-from cobra.preprocessing.llava_cot.archive.manifest import Manifest
+from cobra.preprocessing.llava_cot.archive.joined_parts import RECORDS
 from cobra.preprocessing.llava_cot.archive.part_deletion import PartLedger, mark_wanted_parts
-from cobra.preprocessing.llava_cot.archive.parts_record import RECORDS
 from cobra.preprocessing.progress import byte_progress
 from cobra.util.errors import UserError, disk_errors
 from cobra.util.mounts import lock_file
@@ -68,11 +67,7 @@ class Unpacked:
 
 
 def find_prefix(members: Collection[str], images: Sequence[str]) -> str | None:
-    """Find the folders in front of the rows' image paths in the archive.
-
-    Args:
-        members: Names of the archive's files.
-        images: Image paths of rows.
+    """Find the folders in front of the rows' image paths in the archive, whose files are `members`.
 
     Returns:
         The prefix under which most of `images` are members, the shortest of equals; None if none of them is.
@@ -162,7 +157,7 @@ def unpack_images(
         total = sum(info.file_size for info in wanted.values())
         check_total(f"the archive of images ({archive.paths[0]} ...)", archive.starts[-1], total)
         kept = [info for path, info in archived.items() if path not in wanted]
-        ledger = None if keep_parts else PartLedger(folder, archive, list(wanted.values()), kept)
+        ledger = None if keep_parts else PartLedger(folder, archive, wanted.values(), kept)
         manifest = Manifest(folder / RECORDS / MANIFEST)
         _Unpacking(folder, destination, archive, manifest, ledger, result).run(wanted, workers)
     return result
@@ -174,11 +169,7 @@ def _is_image(name: str, prefix: str) -> bool:
 
 
 def _wait_for_workers(folder: Path) -> None:
-    """Wait until the processes of a run that was killed have ended, which takes them a second at most.
-
-    Raises:
-        UserError: The folder cannot be written to.
-    """
+    """Wait until the processes of a run that was killed have ended, which takes them a second at most."""
     lock = folder / RECORDS / extract_worker.WORKERS_LOCK
     try:
         lock.parent.mkdir(exist_ok=True)
@@ -203,12 +194,7 @@ class _Unpacking:
     result: Unpacked
 
     def run(self, wanted: dict[str, zipfile.ZipInfo], workers: int) -> None:
-        """Unpack what is not whole yet, in the order of the archive, and count it in the result.
-
-        Args:
-            wanted: The images by their path below the destination.
-            workers: Processes.
-        """
+        """Unpack images (by path) that are not whole yet, in the order of the archive, and count them in the result."""
         whole, tasks = find_whole(self.destination, wanted, self.manifest)
         done = sum(info.file_size for info in whole)
         left = sum(task.info.file_size for task in tasks)
@@ -237,11 +223,10 @@ class _Unpacking:
             ) from error
         remove_temporaries(self.destination / name for name in {task.path.rpartition("/")[0] for task in tasks})
         absent = [task.info for task in tasks if not task.is_there]
-        same_disk = self.folder.stat().st_dev == self.destination.stat().st_dev
-        if self.ledger is not None and same_disk:
-            check_free_space(self.destination, self.ledger.space_needed(absent))
-        else:
-            check_free_space(self.destination, sum(disk_bytes(info.file_size) for info in absent))
+        needed = sum(disk_bytes(info.file_size) for info in absent)
+        if self.ledger is not None and self.folder.stat().st_dev == self.destination.stat().st_dev:
+            needed = self.ledger.space_needed(absent)
+        check_free_space(self.destination, needed)
 
     def _extract_chunks(self, tasks: Sequence[Task], workers: int) -> Iterable[tuple[Sequence[Task], list[Outcome]]]:
         """Yield every chunk of the tasks with its outcomes."""
@@ -257,16 +242,17 @@ class _Unpacking:
 
     def _record_outcomes(self, chunk: Sequence[Task], outcomes: Sequence[Outcome]) -> list[zipfile.ZipInfo]:
         """Record the outcomes of a chunk, delete parts that are done with, and return the damaged members."""
-        damaged = []
+        damaged, whole = [], []
         for task, outcome in zip(chunk, outcomes, strict=True):
-            if outcome.problem is not None:
+            if outcome.problem is None:
+                whole.append(task.info)
+            else:
                 damaged.append(task.info)
                 self.result.damaged.append(Refusal(task.info.filename, self._explain(task.info, outcome.problem)))
             self.result.new += outcome.is_new
-        self.manifest.add(outcome.entry for outcome in outcomes if outcome.entry is not None)
+        self.manifest.add([outcome.entry for outcome in outcomes if outcome.entry is not None])
         if self.ledger is not None:
-            pairs = zip(chunk, outcomes, strict=True)
-            self.ledger.release(task.info for task, outcome in pairs if outcome.entry is not None)
+            self.ledger.release(whole)
         return damaged
 
     def _explain(self, info: zipfile.ZipInfo, problem: str) -> str:

@@ -2,8 +2,7 @@
 
 import pytest
 
-from cobra.preprocessing.llava_cot.archive.joined_parts import JoinedParts, PartGone, find_archive
-from cobra.preprocessing.llava_cot.archive.parts_record import PartsRecord
+from cobra.preprocessing.llava_cot.archive.joined_parts import JoinedParts, PartGone, PartsRecord, find_archive
 from cobra.util.errors import UserError
 
 

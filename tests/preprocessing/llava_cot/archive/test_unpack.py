@@ -9,7 +9,7 @@ from parted_archive import PREFIX, cut, make_images, part_name, parts_in, unpack
 
 from cobra.preprocessing.llava_cot.archive import extract_worker as extracting
 from cobra.preprocessing.llava_cot.archive.integrity import inspect_archive
-from cobra.preprocessing.llava_cot.archive.parts_record import consumed_parts
+from cobra.preprocessing.llava_cot.archive.joined_parts import consumed_parts
 from cobra.preprocessing.llava_cot.archive.unpack import unpack_images
 from cobra.util.errors import UserError
 

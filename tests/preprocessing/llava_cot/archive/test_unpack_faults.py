@@ -238,7 +238,7 @@ import json, os, signal, sys
 from pathlib import Path
 from cobra.preprocessing import archives
 from cobra.preprocessing.llava_cot.archive import extract_worker, unpack
-from cobra.preprocessing.llava_cot.archive.parts_record import PartsRecord
+from cobra.preprocessing.llava_cot.archive.joined_parts import PartsRecord
 
 def die_after(owner, name, calls):
     function = getattr(owner, name)
