@@ -24,17 +24,11 @@ def get_dataset_and_collator(
     padding_side: str = "right",
     row_fields: tuple[str, ...] = (),
 ) -> tuple[AlignDataset | FinetuneDataset, PaddedCollatorForLanguageModeling]:
-    """Open the rows of a stage.
+    """Open the rows of a stage: `align`, `finetune` or `full-finetune`.
 
-    Args:
-        stage: `align`, `finetune` or `full-finetune`.
-        dataset_cfg: The dataset's configuration.
-        image_transform: From a picture to pixels.
-        tokenizer: Cuts rows at its `model_max_length`.
-        prompt_builder_fn: Makes an empty conversation; for the finetune stages.
-        default_image_resolution: (3, height, width).
-        padding_side: `right`.
-        row_fields: Names of numbers that rows hold beside their conversation and that batches shall have too.
+    `image_transform` makes pixels of a picture, `tokenizer` cuts rows at its `model_max_length`, `prompt_builder_fn`
+    makes an empty conversation of the finetune stages, `default_image_resolution` is (3, height, width), `padding_side`
+    is `right`. `row_fields` names numbers that rows hold beside their conversation and that batches shall have too.
 
     Raises:
         UserError: The stage or an option is unknown, a file or folder is missing (with the command that makes it), or

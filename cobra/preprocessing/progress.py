@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 _LINE_SECONDS = 60.0
 
 
-class ByteBars:
+class ByteBars(rich_progress.Progress):
     """Bars with rate and time left on the error stream, while the context is entered.
 
     A bar whose work ends becomes a line of text. Where the error stream is no terminal there are only such lines, and
@@ -24,18 +24,11 @@ class ByteBars:
     """
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
+        console = Console(stderr=True)
         name = rich_progress.TextColumn("{task.description}", markup=False)
         amounts = (rich_progress.BarColumn(), rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn())
         columns = (name, *amounts, rich_progress.TimeRemainingColumn())
-        self.progress = rich_progress.Progress(*columns, console=self.console, disable=not self.console.is_terminal)
-
-    def __enter__(self) -> "ByteBars":
-        self.progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.progress.stop()
+        super().__init__(*columns, console=console, disable=not console.is_terminal)
 
     def print_line(self, text: str) -> None:
         """Print a line above the bars; taken literally, no markup."""
@@ -52,7 +45,7 @@ class ByteBars:
             yield bar
         finally:
             task = bar.task
-            self.progress.remove_task(task.id)
+            self.remove_task(task.id)
             if not quiet:
                 self.print_line(f"{_amount(task)} in {task.elapsed or 0:.0f} s")
 
@@ -62,12 +55,12 @@ class Bar:
 
     def __init__(self, bars: ByteBars, description: str, total: int | None, done: int) -> None:
         self._bars = bars
-        self._id = bars.progress.add_task(description, total=total, completed=done)
+        self._id = bars.add_task(description, total=total, completed=done)
         self._printed_at = time.monotonic()
 
     def advance(self, count: int) -> None:
         """Count bytes that have come; a negative number takes some back."""
-        self._bars.progress.advance(self._id, count)
+        self._bars.advance(self._id, count)
         if not self._bars.console.is_terminal and time.monotonic() - self._printed_at > _LINE_SECONDS:
             self._printed_at = time.monotonic()
             task = self.task
@@ -77,12 +70,12 @@ class Bar:
 
     def expect(self, total: int | None) -> None:
         """Set the bytes in all."""
-        self._bars.progress.update(self._id, total=total)
+        self._bars.update(self._id, total=total)
 
     @property
     def task(self) -> rich_progress.Task:
         """The bar's present state."""
-        return next(task for task in self._bars.progress.tasks if task.id == self._id)
+        return next(task for task in self._bars.tasks if task.id == self._id)
 
 
 def _amount(task: rich_progress.Task) -> str:

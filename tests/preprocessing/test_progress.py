@@ -11,13 +11,13 @@ def test_bars_of_parts_and_total_show_rate_and_time_left(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "120")
     clock = [0.0]
     with ByteBars() as bars:
-        bars.progress.get_time = lambda: clock[0]
+        bars.get_time = lambda: clock[0]
         with bars.bar("all [files]", 2000, 1000) as total, bars.bar("part-aa", 500) as part:
             for _ in range(2):
                 clock[0] += 1
                 total.advance(100)
                 part.advance(100)
-            bars.progress.refresh()
+            bars.refresh()
             shown = capsys.readouterr().err
             assert "all [files]" in shown and "1.2/2.0 kB" in shown and "0:00:08" in shown
             assert "part-aa" in shown and "200/500 bytes" in shown and "100 bytes/s" in shown

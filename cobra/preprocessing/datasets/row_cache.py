@@ -21,15 +21,9 @@ T = TypeVar("T")
 def load_or_build(annotation_file: Path, ending: str, load: Callable[[Path], T], build: Callable[[Path], None]) -> T:
     """Load a file that belongs to an annotation file; build it first where it is absent, stale or damaged.
 
-    It lies beside the annotation file under a hidden name, or, where that cannot be written, in a folder of
-    :func:`cobra.util.cache.cache_folders`. Of several processes one builds while the others wait.
-
-    Args:
-        annotation_file: The annotation file.
-        ending: End of the file's name.
-        load: Maps or reads the file at a path; raises any error where it is not whole or not of the annotation file's
-            present state.
-        build: Writes the file at a path, atomically.
+    It lies beside the annotation file under a hidden name with this ending, or, where that cannot be written, in a
+    folder of :func:`cobra.util.cache.cache_folders`. Of several processes one builds, atomically; the others wait.
+    `load` raises any error where the file is not whole or not of the annotation file's present state.
 
     Raises:
         UserError: The file cannot be written anywhere; or what `build` raises.
