@@ -138,10 +138,7 @@ class LLaVa_CoT_100k_Config(DatasetConfig):
 
 @dataclass
 class Custom_Config(DatasetConfig):
-    """One's own rows in LLaVA's format: give the components on the command line.
-
-    `--dataset.type custom --dataset.finetune_stage_components '[rows.json, images/]' --dataset.dataset_root_dir my`
-    """
+    """One's own rows: `--dataset.finetune_stage_components '[rows.json, images/]' --dataset.dataset_root_dir my`."""
 
     dataset_id: str = "custom"
     align_stage_components: tuple[Path, Path] = _OWN

@@ -1,7 +1,4 @@
-"""Model configurations: backbones, projector and the optimisation of each stage of training.
-
-Field names and values are Cobra's; `--model.type cobra+3b` picks a model and `--model.<field>` overrides a field.
-"""
+"""Model configurations, with Cobra's names and values; `--model.type` picks one, `--model.<field>` overrides."""
 
 from dataclasses import dataclass
 from enum import Enum, unique
