@@ -9,7 +9,6 @@ bucket, their states move to its buffers.
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -50,21 +49,16 @@ class CapturedStep:
         with torch.inference_mode(False), torch.no_grad():
             self.tokens = torch.zeros(rows, dtype=torch.long, device=device)
             self.state = MambaState.zeros(llm.config, rows, device)
-            self.scores, self.replay = _capture(lambda: read_tokens(llm, self.tokens, self.state))
-
-
-def _capture(step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-    """Capture a function without arguments; return its result's buffer and what runs it again."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(_WARM_UP_STEPS):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        scores = step()
-    return scores, graph.replay
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UP_STEPS):
+                    read_tokens(llm, self.tokens, self.state)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.scores = read_tokens(llm, self.tokens, self.state)
+            self.replay = graph.replay
 
 
 class _Steps:
@@ -109,9 +103,7 @@ class GraphDecoder(Decoder):
     @property
     def state(self) -> MambaState:
         """See :attr:`Decoder.state`."""
-        if self._step is None:
-            return self._state
-        return self._step.state.rows(slice(self._rows))
+        return self._state if self._step is None else self._step.state.rows(slice(self._rows))
 
     def read(self, tokens: Tensor) -> Tensor:
         """See :meth:`Decoder.read`."""
@@ -159,11 +151,9 @@ class GraphDecoder(Decoder):
 
 
 def open_decoder(llm: MambaLM, state: MambaState) -> Decoder:
-    """Return the fastest decoder for a model: one of captured graphs on CUDA where possible, else a plain one.
+    """Return the fastest decoder for a model in evaluation mode: captured graphs on CUDA if possible, or a plain one.
 
-    Args:
-        llm: In evaluation mode.
-        state: The rows' past; owned by the decoder from now on, and changed in place.
+    The rows' state is the decoder's own from now on, and changed in place.
     """
     graphs = state.device.type == "cuda" and can_capture(llm)
     return GraphDecoder(llm, state) if graphs else Decoder(llm, state)

@@ -1,26 +1,36 @@
 """Readers of tokens on the constant-size state: whole prompts, and one token of every row at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from cobra.models.generation.threads import threads_for
 from cobra.models.mamba import MambaLM, MambaState
+
+# Numbers of in_proj below which a step of 32 answers takes less than a millisecond on one thread. Each of its
+# operations waits for all its threads: where the cores are busy, every wait may take a time slice of some milliseconds,
+# and 350 answers of the demo's model took 8 times as long on two threads as on one.
+_SMALL = 2**17
+
+
+@contextmanager
+def threads_for(llm: MambaLM) -> Iterator[None]:
+    """Let PyTorch work on one thread for a small model, and on those that it has for any other."""
+    before = torch.get_num_threads()
+    if before == 1 or 4 * llm.config.d_model**2 >= _SMALL:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def read_tokens(llm: MambaLM, tokens: Tensor, state: MambaState) -> Tensor:
-    """Read a token of every row.
-
-    Args:
-        llm: The language model.
-        tokens: (batch,) int64.
-        state: The rows' past; updated in place.
-
-    Returns:
-        Scores of the next token (batch, vocabulary), fp32.
-    """
+    """Read a token of every row, (batch,) int64, into `state`; return the next scores (batch, vocabulary), fp32."""
     return llm.logits(llm(llm.embed(tokens.unsqueeze(1)), state)[:, -1])
 
 
@@ -97,6 +107,14 @@ class Decoder:
     def keep(self, rows: Tensor) -> None:
         """Go on with some rows only, by their indices (n,) int64 among the current ones."""
         self._state = self._state.select(rows)
+
+    def advance(self, tokens: Tensor, places: list[int]) -> Tensor:
+        """Go on with the rows at some places, reading theirs of all rows' tokens (batch,); return their next scores."""
+        if len(places) < len(tokens):
+            kept = torch.tensor(places, device=tokens.device)
+            self.keep(kept)
+            tokens = tokens[kept]
+        return self.read(tokens)
 
     def close(self) -> None:
         """Release what the decoder holds; it cannot be used afterwards."""

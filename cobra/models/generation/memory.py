@@ -37,11 +37,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def _left_to_groups() -> list[int]:
-    """Return the bytes that control groups still leave to this process, as in a container or a cluster's job.
-
-    The limit of each group that it is in, of version 2 or 1, less what is used, files that can be given up aside; empty
-    where there is none.
-    """
+    """Return what each control group (version 2 or 1) still leaves this process: limit less use, files cached aside."""
     left = []
     for line in _CGROUPS.read_text().splitlines() if _CGROUPS.is_file() else []:
         _, controllers, path = line.split(":", 2)
@@ -58,8 +54,7 @@ def _left_to_groups() -> list[int]:
                     files = (folder / "memory.stat").read_text().partition(f"{cached} ")[2].split()
                     left.append(int(most) - int((folder / used).read_text()) + int(files[0]))
             except (OSError, ValueError, IndexError):
-                # No such group, or none with a limit.
-                continue
+                continue  # No such group, or none with a limit.
     return left
 
 

@@ -62,13 +62,11 @@ class GenerationOptions:
             "repetition_penalty": self.repetition_penalty > 0,
             "stop_strings": not isinstance(self.stop_strings, str) and all(self.stop_strings),
         }
-        for name, good in checks.items():
-            if not good:
-                raise UserError(
-                    f"{name} is {getattr(self, name)}: the limits and the temperature must be positive, top_k at least "
-                    "0, top_p in (0, 1], min_p in [0, 1], stop_strings a list of texts; for the best token at every "
-                    "step use do_sample=False"
-                )
+        if name := next((name for name, good in checks.items() if not good), None):
+            raise UserError(
+                f"{name} is {getattr(self, name)}: the limits and the temperature must be positive, top_k at least 0, "
+                "top_p in (0, 1], min_p in [0, 1], stop_strings a list of texts; the best token takes do_sample=False"
+            )
 
     @classmethod
     def from_kwargs(cls, kwargs: dict[str, Any]) -> "GenerationOptions":
@@ -83,10 +81,8 @@ class GenerationOptions:
 
     def budget(self, prompt_length: int) -> int:
         """Return how many tokens may follow a prompt of that length."""
-        limits = [] if self.max_new_tokens is None else [self.max_new_tokens]
-        if self.max_length is not None:
-            limits.append(max(self.max_length - prompt_length, 0))
-        return min(limits, default=512)
+        left = None if self.max_length is None else max(self.max_length - prompt_length, 0)
+        return min((limit for limit in (self.max_new_tokens, left) if limit is not None), default=512)
 
 
 SEARCH_SAMPLING = GenerationOptions(max_new_tokens=512, do_sample=True, temperature=0.6, top_p=0.9)
@@ -140,9 +136,7 @@ class SearchOptions:
         for field in fields(self.sampling):
             value = getattr(self.sampling, field.name)
             if field.name not in _SEARCHED and value != field.default:
-                raise UserError(
-                    f"a search does not know {field.name}, and {value} is given: leave it out, or do not search"
-                )
+                raise UserError(f"a search does not know {field.name}, and {value} is given: leave it out")
         object.__setattr__(self, "sampling", replace(self.sampling, do_sample=self.kind != "none"))
 
     @property

@@ -1,4 +1,4 @@
-"""Filters of scores, the repetition penalty, and draws of tokens that depend on a row alone, not on its batch.
+"""Choice of tokens: filters of scores, the repetition penalty, and draws that depend on a row alone, not on its batch.
 
 A token is drawn with one number from [0, 1) by inverting the cumulated probabilities. Every row takes its numbers from
 a stream of its own, seeded by its seed alone, so that a sampled answer depends on its prompt, the options and that seed
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cobra.models.generation.options import GenerationOptions
 from cobra.util.errors import UserError
 
 # Tokens of a row that the filters look at first: finding them among 50,280 costs a thirtieth of sorting these.
@@ -45,9 +46,7 @@ def keep_top_k(scores: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(scores: Tensor, p: float, total: Tensor | None = None) -> Tensor:
-    """Keep the smallest set of best scores whose probability reaches p, at least one; others become -inf.
-
-    Nucleus sampling (arXiv 1904.09751).
+    """Keep the fewest best scores whose probability reaches p, at least one (arXiv 1904.09751); others become -inf.
 
     Args:
         scores: (batch, vocabulary), or the best of them.
@@ -58,8 +57,7 @@ def keep_top_p(scores: Tensor, p: float, total: Tensor | None = None) -> Tensor:
         return scores
     if total is None:
         total = scores.logsumexp(-1, keepdim=True)
-    order = None
-    ordered = scores
+    ordered, order = scores, None
     if bool((scores[..., 1:] > scores[..., :-1]).any()):
         ordered, order = scores.sort(descending=True)
     probabilities = (ordered - total).exp()
@@ -70,10 +68,7 @@ def keep_top_p(scores: Tensor, p: float, total: Tensor | None = None) -> Tensor:
 
 
 def keep_min_p(scores: Tensor, p: float) -> Tensor:
-    """Keep the tokens that are at least p times as probable as the best one; others become -inf.
-
-    Min-p sampling (arXiv 2407.01082). Scores are (batch, vocabulary); p = 0 keeps all.
-    """
+    """Keep tokens at least p times as probable as the best (arXiv 2407.01082); others become -inf; p = 0 keeps all."""
     if p <= 0.0:
         return scores
     floor = scores.amax(-1, keepdim=True) + math.log(p)
@@ -81,13 +76,7 @@ def keep_min_p(scores: Tensor, p: float) -> Tensor:
 
 
 def keep_likely(scores: Tensor, top_k: int, top_p: float, min_p: float) -> tuple[Tensor, Tensor]:
-    """Filter by top-k, then top-p, then min-p, looking at as few tokens as that takes.
-
-    Args:
-        scores: (batch, vocabulary).
-        top_k: See :func:`keep_top_k`.
-        top_p: See :func:`keep_top_p`.
-        min_p: See :func:`keep_min_p`.
+    """Filter (batch, vocabulary) by :func:`keep_top_k`, `keep_top_p`, then `keep_min_p`, looking at few tokens.
 
     Returns:
         Scores (batch, n), -inf where filtered, and the tokens (batch, n) that they are of, in ascending order: by it
@@ -111,38 +100,50 @@ def keep_likely(scores: Tensor, top_k: int, top_p: float, min_p: float) -> tuple
 def penalise_repetition(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Push down tokens already seen (arXiv 1909.05858): positive scores are divided, negative ones multiplied.
 
-    Args:
-        scores: (batch, vocabulary).
-        seen: Bool of the same shape.
-        penalty: 1.0 changes nothing.
+    Scores are (batch, vocabulary), `seen` bool of that shape.
     """
     return torch.where(seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
 
 
-def row_seeds(seeds: Sequence[int] | None, rows: int, generator: torch.Generator | None) -> list[str]:
-    """Return the seed of every row.
+def choose(scores: Tensor, options: GenerationOptions, seen: Tensor | None, numbers: Tensor | None = None) -> Tensor:
+    """Return the next token of every row.
 
     Args:
-        seeds: One for each row. None: a number is taken from the generator, and a row's seed is made of it and of its
-            place.
-        rows: Their count.
-        generator: None is torch's own; not touched where there are seeds.
+        scores: (batch, vocabulary), fp32.
+        options: How to choose. Filters come after the temperature, in the order top-k, top-p, min-p.
+        seen: Tokens of prompt and answer (batch, vocabulary), bool; None where repetition is free.
+        numbers: The rows' random numbers (batch,), see :func:`draw`; None takes them from the options' generator.
+
+    Returns:
+        (batch,) int64.
+    """
+    if seen is not None:
+        scores = penalise_repetition(scores, seen, options.repetition_penalty)
+    if not options.do_sample:
+        return best_tokens(scores)
+    if numbers is None:
+        device = scores.device if options.generator is None else options.generator.device
+        numbers = torch.rand(len(scores), generator=options.generator, device=device).to(scores.device)
+    scores = scores / options.temperature
+    if not options.top_k and options.top_p == 1.0 and not options.min_p:
+        return draw(scores, numbers)
+    kept, tokens = keep_likely(scores, options.top_k, options.top_p, options.min_p)
+    return tokens.gather(-1, draw(kept, numbers).unsqueeze(-1)).squeeze(-1)
+
+
+def row_seeds(seeds: Sequence[int] | None, rows: int, generator: torch.Generator | None) -> list[str]:
+    """Return the seed of every row: its own, or one of its place and a number from the generator (None is torch's).
 
     Raises:
         UserError: There are more or fewer seeds than rows.
     """
     if seeds is None:
-        base = draw_seed(generator)
+        device = "cpu" if generator is None else generator.device
+        base = int(torch.randint(2**62, (), generator=generator, device=device))
         return [f"{base}/{row}" for row in range(rows)]
     if len(seeds) != rows:
         raise UserError(f"there are {len(seeds)} seeds for {rows} prompts: give one for every prompt")
     return [str(seed) for seed in seeds]
-
-
-def draw_seed(generator: torch.Generator | None) -> int:
-    """Take a whole number from a generator; None is torch's own."""
-    device = "cpu" if generator is None else generator.device
-    return int(torch.randint(2**62, (), generator=generator, device=device))
 
 
 def next_numbers(streams: Sequence[random.Random], device: torch.device) -> Tensor:

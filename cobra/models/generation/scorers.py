@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from cobra.models.backbones.llm.prompting import PromptBuilder
-from cobra.models.generation.beams import Branch
 from cobra.models.generation.decoder import read_rows
+from cobra.models.generation.generate import Branch
 from cobra.models.generation.options import LIKELIHOOD
 from cobra.models.mamba import MambaLM, MambaState
 from cobra.reasoning.matching import conclusion_key
@@ -33,83 +32,68 @@ class Candidate:
     """Candidates with the same conclusion, itself included, in a vote."""
 
 
-class Scorer(Protocol):
-    """Sets the scores of branches."""
+class LikelihoodScorer:
+    """The mean log-likelihood of the tokens that the model chose, since the prompt; other scorers derive from it.
 
-    reads_state: bool
-    """True if it looks at the states."""
+    The mean and not the sum: a sum falls with every token, so that among branches of one stage it takes the shortest.
+    """
+
+    reads_state = False
+    """True if the scorer looks at the states."""
 
     def score(self, branches: Sequence[Branch], state: MambaState | None) -> list[int]:
-        """Set the branches' scores, and return how many tokens were read for each.
+        """Set the branches' scores, in place, and return how many tokens were read for each.
 
         Args:
             branches: Changed in place.
             state: A row for each, which has read all but its unread tokens, and stays as it is; None where the scorer
                 reads none.
         """
-
-
-class LikelihoodScorer:
-    """The mean log-likelihood of the tokens that the model chose, since the prompt.
-
-    The mean and not the sum: a sum falls with every token, so that among branches of one stage it takes the shortest.
-    """
-
-    reads_state = False
-
-    def score(self, branches: Sequence[Branch], state: MambaState | None) -> list[int]:
-        """See :meth:`Scorer.score`."""
         for branch in branches:
             branch.score = branch.mean_log_likelihood
         return [0] * len(branches)
 
 
-class FunctionScorer:
+@dataclass(frozen=True)
+class FunctionScorer(LikelihoodScorer):
     """A user's function of the text."""
 
-    reads_state = False
-
-    def __init__(self, function: TextScorer, decode: Callable[[Sequence[int]], str]) -> None:
-        self._function = function
-        self._decode = decode
+    function: TextScorer
+    decode: Callable[[Sequence[int]], str]
 
     def score(self, branches: Sequence[Branch], state: MambaState | None) -> list[int]:
-        """See :meth:`Scorer.score`.
-
-        Raises:
-            UserError: The function returned something that is not a number.
-        """
+        """See :class:`LikelihoodScorer`; raise a UserError where the function returns something that is no number."""
         for branch in branches:
-            value = self._function(branch.prompt, self._decode(branch.ids).strip())
+            value = self.function(branch.prompt, self.decode(branch.ids).strip())
             branch.score = float(value) if isinstance(value, int | float) else float("nan")
             if branch.score != branch.score:
                 raise UserError(f"the scorer returned {value!r} for prompt {branch.prompt}: it must return a number")
         return [0] * len(branches)
 
 
-class JudgementScorer:
-    """The model's own probability of yes against no to a question put after the branch.
+@dataclass(frozen=True)
+class JudgementScorer(LikelihoodScorer):
+    """The model's own probability of `yes` against `no`, both ids, to a question put after the branch.
 
     The question is read on a copy of the state, so that the branch goes on as if nobody had asked.
     """
 
+    llm: MambaLM
+    question: list[int]
+    yes: int
+    no: int
+
     reads_state = True
 
-    def __init__(self, llm: MambaLM, question: Sequence[int], yes: int, no: int) -> None:
-        """Take the question's ids, and those of the two answers."""
-        self._llm = llm
-        self._question = list(question)
-        self._answers = [yes, no]
-
     def score(self, branches: Sequence[Branch], state: MambaState | None) -> list[int]:
-        """See :meth:`Scorer.score`."""
+        """See :class:`LikelihoodScorer`."""
         if state is None:
             raise TypeError("a judgement needs the states")
         # An answer that ended by itself has said its end token already, with which the question begins.
-        done = [branch.unread[-1:] == self._question[:1] for branch in branches]
-        rows = [[*branch.unread, *self._question[end:]] for branch, end in zip(branches, done, strict=True)]
-        scores = read_rows(self._llm, rows, state.clone())
-        chances = scores[:, self._answers].softmax(-1)[:, 0].tolist()
+        done = [branch.unread[-1:] == self.question[:1] for branch in branches]
+        rows = [[*branch.unread, *self.question[end:]] for branch, end in zip(branches, done, strict=True)]
+        scores = read_rows(self.llm, rows, state.clone())
+        chances = scores[:, [self.yes, self.no]].softmax(-1)[:, 0].tolist()
         for branch, chance in zip(branches, chances, strict=True):
             branch.score = chance
         return [len(row) for row in rows]
@@ -118,11 +102,10 @@ class JudgementScorer:
 def question_after_answer(builder: PromptBuilder, question: str) -> str:
     """Return a question as it follows an answer that has not been ended: its end token, and a human turn."""
     builder.add_turn("human", "?")
-    answer = "!"
-    turn = builder.add_turn("gpt", answer)
+    turn = builder.add_turn("gpt", "!")
     before = builder.get_prompt()
     builder.add_turn("human", question)
-    return turn.removeprefix(answer) + builder.get_prompt().removeprefix(before)
+    return turn.removeprefix("!") + builder.get_prompt().removeprefix(before)
 
 
 def judgement_scorer(
@@ -143,8 +126,7 @@ def judgement_scorer(
     missing = [answer for answer in ("Yes", "No") if answer not in answers]
     if missing:
         raise UserError(
-            f"{' and '.join(missing)} is not a single token of this model, so that it cannot judge its answers: use "
-            f"the scorer {LIKELIHOOD!r}"
+            f"{' and '.join(missing)} is not a single token of this model, which cannot judge: use {LIKELIHOOD!r}"
         )
     if not question.strip():
         raise UserError("the question for the model's judgement is empty: it must be answered by Yes or No")

@@ -6,6 +6,7 @@ best; a vote takes the CONCLUSION that most of them share. A branch costs a copy
 with what was read. All prompts and branches are written in one batch, as far as memory allows.
 """
 
+import itertools
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +15,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cobra.models.generation.beams import Branch, Limits, write_branches
 from cobra.models.generation.decoder import read_rows
+from cobra.models.generation.generate import Branch, Limits, write_branches
 from cobra.models.generation.memory import branches_at_once, state_bytes
 from cobra.models.generation.options import SearchOptions
-from cobra.models.generation.scorers import Candidate, Scorer, sort_by_vote
+from cobra.models.generation.scorers import Candidate, LikelihoodScorer, sort_by_vote
 from cobra.models.generation.stage_guard import StageGuard, TokenTexts
 from cobra.models.mamba import MambaLM, MambaState
 
@@ -52,30 +53,20 @@ class Search:
         texts: TokenTexts,
         decode: Callable[[Sequence[int]], str],
         end_token_id: int,
-        scorer: Scorer,
+        scorer: LikelihoodScorer,
         options: SearchOptions,
         between_steps: Callable[[], None] = lambda: None,
     ) -> None:
-        """Set up a search.
+        """Set up a search by a model in evaluation mode, with the scorer that `options` ask for.
 
-        Args:
-            llm: In evaluation mode.
-            texts: The tokens' texts.
-            decode: From ids to text, without special tokens.
-            end_token_id: Token that ends an answer without a guard.
-            scorer: The scorer that `options` ask for.
-            options: The options of the search.
-            between_steps: Called before every token of the branches; what it raises ends the search.
+        `decode` leaves special tokens out; `end_token_id` ends an answer without a guard; `between_steps` is called
+        before every token of the branches, and what it raises ends the search.
 
         Raises:
             UserError: The limits leave no room for four stages.
         """
-        self._llm = llm
-        self._decode = decode
-        self._texts = texts
-        self._scorer = scorer
-        self._options = options
-        self._between_steps = between_steps
+        self._llm, self._texts, self._decode = llm, texts, decode
+        self._scorer, self._options, self._between_steps = scorer, options, between_steps
         by_stage = options.kind == "stage-beam"
         self._spent: list[int] = []
         self._branched: list[int] = []
@@ -86,14 +77,7 @@ class Search:
     def run(
         self, state: MambaState, scores: Tensor, seeds: Sequence[str], questions: Sequence[str]
     ) -> list[SearchResult]:
-        """Search to the end; see :meth:`rounds`.
-
-        Args:
-            state: As :meth:`rounds`.
-            scores: Likewise.
-            seeds: Likewise.
-            questions: The question of each prompt, for a vote: a listed option is the same by its letter and words.
-        """
+        """Search to the end, as :meth:`rounds`; a vote takes a question's options as the same by letter and words."""
         rounds = list(self.rounds(state, scores, seeds))
         return [
             self._result([candidates[prompt] for candidates in rounds], prompt, question)
@@ -119,9 +103,8 @@ class Search:
 
     def _result(self, rounds: list[list[Candidate]], prompt: int, question: str) -> SearchResult:
         last = sort_by_vote(rounds[-1], question) if self._options.kind == "vote" else rounds[-1]
-        size = state_bytes(self._llm.config)
-        copied = size * self._branched[prompt]
-        return SearchResult(last[0].text, last[0].score, self._spent[prompt], last, rounds, size, copied)
+        size, spent = state_bytes(self._llm.config), self._spent[prompt]
+        return SearchResult(last[0].text, last[0].score, spent, last, rounds, size, size * self._branched[prompt])
 
     def rounds(self, state: MambaState, scores: Tensor, seeds: Sequence[str]) -> Iterator[list[list[Candidate]]]:
         """Write stage after stage, or whole answers in one go.
@@ -132,8 +115,7 @@ class Search:
             seeds: A seed for each prompt: its draws depend on it alone.
 
         Yields:
-            The candidates of every prompt after each round, best first; of those that differ the first
-            :attr:`SearchOptions.kept` go on.
+            Every prompt's candidates after a round, best first; of distinct ones :attr:`SearchOptions.kept` go on.
 
         Raises:
             UserError: Memory is too small for what is kept.
@@ -141,39 +123,39 @@ class Search:
         self._spent = [0] * len(seeds)
         self._branched = [0] * len(seeds)
         beams = [Branch(prompt, [], [], guard=self._guard and self._guard.copy()) for prompt in range(len(seeds))]
-        number = 0
-        while not all(branch.ended for branch in beams):
-            state, scores = self._read(beams, state, scores)
+        for number in itertools.count():
+            if all(branch.ended for branch in beams):
+                return
+            scores = self._read(beams, state, scores)
             written, state = self._round(beams, state, scores, [f"{seed}/{number}" for seed in seeds])
             yield [[self._candidate(branch) for branch in branches] for branches in written]
             beams = [branch for branches in written for branch in self._kept(branches)]
-            number += 1
 
     def _candidate(self, branch: Branch) -> Candidate:
         text = self._decode(branch.ids).strip()
         return Candidate(text, branch.score, branch.mean_log_likelihood, len(branch.ids))
 
-    def _read(self, beams: list[Branch], state: MambaState, scores: Tensor) -> tuple[MambaState, Tensor]:
+    def _read(self, beams: list[Branch], state: MambaState, scores: Tensor) -> Tensor:
         """Read the tokens written since, and the opening tags that come next, all at once."""
         for branch in beams:
             if branch.guard is not None:
                 forced = branch.guard.take_forced()
                 branch.ids += forced
-                branch.unread = branch.unread + forced
+                branch.unread += forced
                 self._spent[branch.prompt] += len(forced)
         rows = [branch.unread for branch in beams]
-        return state, read_rows(self._llm, rows, state) if any(rows) else scores
+        return read_rows(self._llm, rows, state) if any(rows) else scores
 
     def _round(
         self, beams: list[Branch], state: MambaState, scores: Tensor, seeds: Sequence[str]
     ) -> tuple[list[list[Branch]], MambaState]:
         """Branch, write, score and sort; return what there is by prompt, and the states of those that go on."""
         by_stage = self._limits.by_stage
-        by_prompt: list[list[Branch]] = [[] for _ in seeds]
+        by_prompt = [
+            [branch for branch in beams if branch.ended and branch.prompt == prompt] for prompt in range(len(seeds))
+        ]
         for row, branch in enumerate(beams):
             branch.row = row
-            if branch.ended:
-                by_prompt[branch.prompt].append(branch)
         plan = self._plan(beams, len(seeds))
         kept = len(beams) + (self._options.kept * len(seeds) if by_stage else 0)
         at_once = branches_at_once(self._llm.config, state.device, kept, len(plan), self._options.memory)
@@ -190,8 +172,8 @@ class Search:
                 going = [branch for branches in by_prompt for branch in self._kept(branches)]
                 rows = torch.tensor([branch.row for branch in going], device=scores.device)
                 best = [MambaState.join([state, *best, final]).select(rows)]
-                for row, branch in enumerate(going):
-                    branch.row = state.batch_size + row
+                for row, branch in enumerate(going, state.batch_size):
+                    branch.row = row
         return by_prompt, best[0] if best else state
 
     def _kept(self, branches: list[Branch]) -> list[Branch]:
@@ -209,26 +191,20 @@ class Search:
         return [(rows[number % len(rows)], number) for rows in going if rows for number in range(width)]
 
     def _write(
-        self,
-        beams: list[Branch],
-        plan: Sequence[tuple[int, int]],
-        state: MambaState,
-        scores: Tensor,
-        seeds: Sequence[str],
+        self, beams: list[Branch], plan: list[tuple[int, int]], state: MambaState, scores: Tensor, seeds: Sequence[str]
     ) -> tuple[list[Branch], MambaState | None]:
         """Write and score some of the branches; return them and, where they are needed, their states."""
         index = torch.tensor([row for row, _ in plan], device=scores.device)
-        branches = []
-        for row, number in plan:
-            seed = f"{seeds[beams[row].prompt]}/{number}"
-            branches.append(beams[row].branch(random.Random(seed) if self._limits.sampling.do_sample else None))
+        sampled = self._limits.sampling.do_sample
+        branches = [
+            beams[row].branch(random.Random(f"{seeds[beams[row].prompt]}/{number}") if sampled else None)
+            for row, number in plan
+        ]
         final = None
         if self._limits.by_stage or self._scorer.reads_state:
             final = MambaState.zeros(self._llm.config, len(plan), state.device)
-        states = state.select(index)
-        write_branches(
-            self._llm, branches, states, scores[index], self._limits, self._texts, final, self._between_steps
-        )
+        states, steps = state.select(index), self._between_steps
+        write_branches(self._llm, branches, states, scores[index], self._limits, self._texts, final, steps)
         read = self._scorer.score(branches, final)
         for position, ((row, _), branch, judged) in enumerate(zip(plan, branches, read, strict=True)):
             branch.row = position

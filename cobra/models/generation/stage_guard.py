@@ -20,22 +20,19 @@ _SHARES = 8
 _MAX_REFUSED = 32
 
 
-class TokenTexts:
-    """The text of each token by itself; special tokens have none.
+class TokenTexts(dict[int, str]):
+    """The text of each token by itself, decoded when first asked for; special tokens have none.
 
     Tags are ASCII, and a tokenizer of bytes shows those of a token by itself as it does among others; parts of other
     characters show as U+FFFD.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], encode: Callable[[str], list[int]]) -> None:
-        self._decode = decode
-        self.encode = encode
-        self._texts: dict[int, str] = {}
+        super().__init__()
+        self._decode, self.encode = decode, encode
 
-    def __getitem__(self, token: int) -> str:
-        text = self._texts.get(token)
-        if text is None:
-            text = self._texts[token] = self._decode([token])
+    def __missing__(self, token: int) -> str:
+        text = self[token] = self._decode([token])
         return text
 
 
@@ -70,7 +67,7 @@ class StageGuard:
         least = sum(self._tags) + len(STAGE_TAGS)
         if max_tokens < least or stage_tokens < 1:
             raise UserError(
-                f"{max_tokens} new tokens, {stage_tokens} a stage, leave no room for the four stages: their tags alone "
+                f"{max_tokens} new tokens, {stage_tokens} a stage, leave no room for the four stages: their tags "
                 f"and a token of each take {least}; allow at least that many, and a token a stage"
             )
         self._left = max_tokens
@@ -97,16 +94,13 @@ class StageGuard:
 
     def take_forced(self) -> list[int]:
         """Advance past the forced tokens, and return them."""
-        taken = list(self.forced)
+        taken = self.forced
         for token in taken:
             self.advance(token)
         return taken
 
     def admits(self, token: int) -> bool:
-        """Return True if a token may come next; otherwise it counts as refused.
-
-        After many refusals the closing tag is forced, and nothing else is admitted any more.
-        """
+        """Return True if a token may come next; else it counts as refused, and after many the closing tag is forced."""
         if self.forced:
             return token == self.forced[0]
         if self._fits(self._texts[token]):
@@ -149,8 +143,7 @@ class StageGuard:
         if not body.strip() and self._spent + 1 >= self._limit:
             return False
         # A tag holds no `<`: what began before the last one is decided.
-        start = max(self._body.rfind("<"), 0)
-        return all(self._tag_fits(body, tag) for tag in PARTIAL_TAG.finditer(body, start))
+        return all(self._tag_fits(body, tag) for tag in PARTIAL_TAG.finditer(body, max(self._body.rfind("<"), 0)))
 
     def _tag_fits(self, body: str, tag: re.Match[str]) -> bool:
         """Return True if a tag, whole or begun, may stand in this stage."""
@@ -158,11 +151,9 @@ class StageGuard:
         if tag["slash"] and not filled and (not tag["name"] or due.startswith(tag["name"])):
             return False
         unfinished = not tag["end"] and tag.end() == len(body)
-        if not tag["end"] and not unfinished:
-            # No tag: something else follows the letters.
-            return True
         alike = [name for name in STAGE_TAGS if name == tag["name"] or (unfinished and name.startswith(tag["name"]))]
-        if len(tag["name"]) < _LETTERS or not alike:
+        # Without an end, and with more text, no tag: something else follows the letters.
+        if not (tag["end"] or unfinished) or len(tag["name"]) < _LETTERS or not alike:
             return True
         return alike == [due] and bool(tag["slash"]) and (unfinished or not body[tag.end() :].strip())
 
@@ -170,8 +161,7 @@ class StageGuard:
         """Return the tokens that close the stage, going on from a closing tag that has been begun."""
         tag = f"</{STAGE_TAGS[self.stage]}>"
         begun = find_unfinished_tag(self._body)
-        if begun and self._body[: begun.start()].strip():
-            written = "".join(begun[0].split())
-            if tag.startswith(written):
-                return self._texts.encode(tag[len(written) :])
+        written = "".join(begun[0].split()) if begun and self._body[: begun.start()].strip() else ""
+        if written and tag.startswith(written):
+            return self._texts.encode(tag[len(written) :])
         return list(self._closing[self.stage])

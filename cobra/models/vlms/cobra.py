@@ -66,28 +66,22 @@ class VLMOutput:
 
 
 def build_projector(arch_specifier: str, vision_dim: int, llm_dim: int) -> nn.Module:
-    """Build the projector that an architecture names.
-
-    Args:
-        arch_specifier: `linear`, or ending in `fused-gelu-mlp`, `gelu-mlp` or `fused-ldpnet`.
-        vision_dim: Channels of a patch.
-        llm_dim: Width of the language model.
+    """Build the projector that an architecture names, from channels of a patch to the language model's width.
 
     Raises:
-        UserError: The architecture is unknown.
+        UserError: The architecture is neither `linear` nor ends in `fused-gelu-mlp`, `gelu-mlp` or `fused-ldpnet`.
     """
+    kinds = (kind for ending, kind in _PROJECTORS.items() if arch_specifier.endswith(ending))
+    projector = LinearProjector if arch_specifier == "linear" else next(kinds, None)
+    if projector is None:
+        raise UserError(
+            f"the architecture {arch_specifier!r} is unknown: it must be 'linear' or end in {', '.join(_PROJECTORS)}; "
+            "a leading 'no-align+' says that no align stage is needed"
+        )
     # Every run starts from the same projector: its own seed, outside the run's random numbers.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(vision_dim)
-        if arch_specifier == "linear":
-            return LinearProjector(vision_dim, llm_dim)
-        for ending, projector in _PROJECTORS.items():
-            if arch_specifier.endswith(ending):
-                return projector(vision_dim, llm_dim)
-    raise UserError(
-        f"the architecture {arch_specifier!r} is unknown: it must be 'linear' or end in {', '.join(_PROJECTORS)}; a "
-        "leading 'no-align+' says that no align stage is needed"
-    )
+        return projector(vision_dim, llm_dim)
 
 
 # Tested in this order: `fused-gelu-mlp` ends in `gelu-mlp` too.
@@ -101,8 +95,6 @@ class CobraVLM(GenerationMixin, nn.Module):
         model_id: Name of the model.
         is_stock: Loaded as released; False for models trained by this project.
         checkpoint_path: The file that :func:`cobra.load` read the weights from, or None.
-        checkpoint_modules: Modules that a checkpoint must hold to give this model back: those that were trained, and
-            those that were loaded with other values than their backbone's own.
         string2idx: Token id of each single-token answer.
     """
 
@@ -154,10 +146,7 @@ class CobraVLM(GenerationMixin, nn.Module):
         """
         vlm = cls(model_id, vision_backbone, llm_backbone, arch_specifier, enable_mixed_precision_training)
         vlm.load_modules(read_whole_model(Path(pretrained_checkpoint)), pretrained_checkpoint)
-        if freeze_weights:
-            vlm.requires_grad_(False)
-            vlm.eval()
-        return vlm
+        return vlm.requires_grad_(False).eval() if freeze_weights else vlm
 
     @property
     def image_tokens(self) -> int:
@@ -171,31 +160,20 @@ class CobraVLM(GenerationMixin, nn.Module):
 
     @property
     def checkpoint_modules(self) -> list[str]:
-        """Modules that a checkpoint of this model must hold, in a fixed order."""
+        """Modules that a checkpoint must hold, in a fixed order: those trained or loaded with values not their own."""
         return [key for key in MODULE_KEYS if key in self.altered_module_keys or key in self.trainable_module_keys]
 
     def load_modules(self, checkpoint: Checkpoint, where: str | Path) -> list[str]:
-        """Load every module that a checkpoint holds, strictly.
-
-        Args:
-            checkpoint: Tensors by module; this model is changed in place.
-            where: Source of the tensors, for errors.
-
-        Returns:
-            The names of the loaded modules.
-        """
+        """Load every module that a checkpoint holds, strictly; return their names. Errors name its source, `where`."""
         for key, tensors in checkpoint.items():
             if load_strictly(getattr(self, key), tensors, key, where):
                 self.altered_module_keys.add(key)
         return list(checkpoint)
 
     def load_from_checkpoint(self, stage: str, run_dir: Path, pretrained_checkpoint: Path | None = None) -> list[str]:
-        """Load what a stage starts from: a checkpoint if given, else the model's own align run where it needs one.
+        """Load every module of a stage's start: a checkpoint if given, else the model's own align run if it needs one.
 
-        Args:
-            stage: `align`, `finetune` or `full-finetune`.
-            run_dir: Directory of this run; the align run is looked for beside it.
-            pretrained_checkpoint: A `.pt` or `.safetensors`; every module that it holds is loaded.
+        The align run is looked for beside `run_dir`, this run's directory.
 
         Returns:
             The names of the loaded modules; empty where the stage starts from the bare backbones.
@@ -203,9 +181,7 @@ class CobraVLM(GenerationMixin, nn.Module):
         Raises:
             UserError: The architecture needs an align run and there is none, or a file is not of this architecture.
         """
-        if pretrained_checkpoint is not None:
-            return self.load_modules(read_checkpoint(pretrained_checkpoint), pretrained_checkpoint)
-        path = self.find_align_checkpoint(stage, run_dir)
+        path = pretrained_checkpoint or self.find_align_checkpoint(stage, run_dir)
         return [] if path is None else self.load_modules(read_checkpoint(path), path)
 
     def find_align_checkpoint(self, stage: str, run_dir: Path) -> Path | None:
@@ -234,11 +210,7 @@ class CobraVLM(GenerationMixin, nn.Module):
         return self.llm_backbone.prompt_builder_fn(model_family="cobra", system_prompt=system_prompt)
 
     def freeze_backbones(self, stage: str) -> None:
-        """Let gradients flow into the modules that a stage trains, and into no other.
-
-        Raises:
-            UserError: The stage is unknown.
-        """
+        """Let gradients flow into just the modules that a stage trains; raise a UserError where it is unknown."""
         check_stage(stage)
         self.trainable_module_keys = list(_TRAINED[stage])
         for key in MODULE_KEYS:
@@ -295,8 +267,7 @@ class CobraVLM(GenerationMixin, nn.Module):
             if input_ids is None:
                 raise UserError("forward needs input_ids or inputs_embeds")
             inputs_embeds, labels = self._embed(input_ids, pixel_values, labels, multimodal_indices)
-        state = past_key_values
-        if use_cache and state is None:
+        if (state := past_key_values) is None and use_cache:
             state = MambaState.zeros(self.llm_backbone.llm.config, len(inputs_embeds), inputs_embeds.device)
         hidden = self.llm_backbone.llm(inputs_embeds, state)
         loss = None if labels is None else self._loss(hidden, labels, loss_reduction)
@@ -340,15 +311,11 @@ class CobraVLM(GenerationMixin, nn.Module):
             nothing = hidden.float().sum() * 0.0
             return nothing.expand(len(labels)) if reduction == "rows" else nothing
         # The function is not on autocast's list; with options it works in chunks and never holds all logits at once.
-        kind = chosen.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else chosen.dtype
-        weight = self.llm_backbone.llm.lm_head.weight.to(dtype)
+        device = chosen.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else chosen.dtype
+        weight, kind = self.llm_backbone.llm.lm_head.weight.to(dtype), "none" if reduction == "rows" else reduction
         loss = F.linear_cross_entropy(
-            chosen.to(dtype),
-            weight,
-            targets[labelled],
-            reduction="none" if reduction == "rows" else reduction,
-            options=_LOSS_OPTIONS,
+            chosen.to(dtype), weight, targets[labelled], reduction=kind, options=_LOSS_OPTIONS
         ).float()
         return loss if reduction != "rows" else loss.new_zeros(len(labels)).index_add(0, labelled.nonzero()[:, 0], loss)
 

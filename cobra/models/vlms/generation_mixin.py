@@ -11,14 +11,13 @@ from transformers import PreTrainedTokenizerBase
 from cobra.models.backbones.llm import MambaLLMBackbone
 from cobra.models.backbones.vision import PixelValues, VisionBackbone
 from cobra.models.backbones.vision.transforms import map_pixels, stack_pixels
-from cobra.models.generation.decoder import read_rows
+from cobra.models.generation.decoder import read_rows, threads_for
 from cobra.models.generation.generate import generate_ids, stops_after, text_pieces
 from cobra.models.generation.options import JUDGEMENT, GenerationOptions, SearchOptions
 from cobra.models.generation.sampling import row_seeds
-from cobra.models.generation.scorers import FunctionScorer, LikelihoodScorer, Scorer, TextScorer, judgement_scorer
+from cobra.models.generation.scorers import FunctionScorer, LikelihoodScorer, TextScorer, judgement_scorer
 from cobra.models.generation.search import Search, SearchResult
 from cobra.models.generation.stage_guard import TokenTexts
-from cobra.models.generation.threads import threads_for
 from cobra.models.mamba import MambaState
 from cobra.util.errors import UserError, check_known
 from cobra.util.images import to_rgb
@@ -65,10 +64,7 @@ class GenerationMixin:
 
     @torch.no_grad()
     def read_images(self, pixel_values: PixelValues) -> MambaState:
-        """Read images once for any number of prompts about them: the `prefix` of the other methods.
-
-        Args:
-            pixel_values: Pixels with a row for each image (see :meth:`preprocess`).
+        """Read images (see :meth:`preprocess`) once for any number of prompts: the `prefix` of the other methods.
 
         Returns:
             The state after each image's patches, of constant size whatever their number. Prompts read after it get
@@ -80,8 +76,7 @@ class GenerationMixin:
             count, positions = patches.shape[:2]
             state = MambaState.zeros(llm.config, count, self.device)
             rows = max(1, _CPU_POSITIONS // positions) if self.device.type == "cpu" else count
-            for start in range(0, count, rows):
-                part = slice(start, start + rows)
+            for part in (slice(start, start + rows) for start in range(0, count, rows)):
                 llm(patches[part], state.rows(part))
             return state
 
@@ -100,8 +95,8 @@ class GenerationMixin:
             The state after each prompt, and the scores (batch, vocabulary) of each first new token in fp32.
 
         Raises:
-            UserError: The number of images is not that of prompts, a prompt without pixels is empty, or the prefix
-                has other rows than the prompts, is of another model, or comes with pixels.
+            UserError: There are not as many images as prompts, a prompt without pixels is empty, or the prefix is not
+                for them.
         """
         if pixel_values is not None:
             count = len(next(iter(pixel_values.values())) if isinstance(pixel_values, dict) else pixel_values)
@@ -139,18 +134,14 @@ class GenerationMixin:
             UserError: There are more than :attr:`max_text_length`. Cut on the right, as training cuts its examples, a
                 prompt would lose the header after which the model answers.
         """
-        ids = self.encode(text)
-        if len(ids) > self.max_text_length:
-            raise UserError(
-                f"the prompt has {len(ids):,} tokens, and the model reads {self.max_text_length:,} at most: give a "
-                "shorter one"
-            )
+        ids, most = self.encode(text), self.max_text_length
+        if len(ids) > most:
+            raise UserError(f"the prompt has {len(ids):,} tokens, and the model reads {most:,} at most: shorten it")
         return ids
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, however long."""
-        ids: list[int] = self.llm_backbone.tokenizer(text, truncation=False, verbose=False).input_ids
-        return ids
+        return list(self.llm_backbone.tokenizer(text, truncation=False, verbose=False).input_ids)
 
     @property
     def max_text_length(self) -> int:
@@ -158,15 +149,12 @@ class GenerationMixin:
         return int(self.llm_backbone.tokenizer.model_max_length)
 
     def generate(self, image: Image.Image | None, prompt_text: str, **kwargs: Any) -> str:
-        """Answer a prompt about an image.
+        """Answer a prompt about an image; return the answer alone, without special tokens.
 
         Args:
             image: The picture, or None for text only.
             prompt_text: A prompt from :meth:`get_prompt_builder`.
             **kwargs: See :class:`GenerationOptions`.
-
-        Returns:
-            The answer, without the prompt and without special tokens.
         """
         pixel_values = None if image is None else self.preprocess([image])
         return self.generate_batch(pixel_values, [prompt_text], **kwargs)[0]
@@ -176,8 +164,7 @@ class GenerationMixin:
         pixel_values = None if image is None else self.preprocess([image])
         options = GenerationOptions.from_kwargs(kwargs)
         prompts = [self.tokenize(prompt_text)]
-        state, scores = self.prefill(pixel_values, prompts)
-        steps = self._steps(state, scores, prompts, options)
+        steps = self._steps(*self.prefill(pixel_values, prompts), prompts, options)
         yield from text_pieces((token for [(_, token)] in steps), self.decode)
 
     def generate_batch(
@@ -202,8 +189,7 @@ class GenerationMixin:
             The answers; with `return_string_probabilities` a pair of them and a list of probabilities for each.
 
         Raises:
-            UserError: As :meth:`prefill`; or an answer is not a single token, or an argument is unknown or out of its
-                range.
+            UserError: As :meth:`prefill`; or an answer is not a single token, or an argument unknown or out of range.
         """
         return_strings = list(return_string_probabilities or [])
         check_known(return_strings, self.string2idx, "the single-token answer")
@@ -225,8 +211,7 @@ class GenerationMixin:
         prefix: MambaState | None = None,
     ) -> list[list[int]]:
         """Return the new ids of each prompt, the end token included; see :meth:`generate_batch`."""
-        state, scores = self.prefill(pixel_values, prompts, prefix)
-        return self._collect(state, scores, prompts, options)
+        return self._collect(*self.prefill(pixel_values, prompts, prefix), prompts, options)
 
     def _collect(
         self, state: MambaState, scores: Tensor, prompts: Sequence[Sequence[int]], options: GenerationOptions
@@ -241,11 +226,9 @@ class GenerationMixin:
     def _steps(
         self, state: MambaState, scores: Tensor, prompts: Sequence[Sequence[int]], options: GenerationOptions
     ) -> Iterator[list[tuple[int, int]]]:
-        end = options.eos_token_id
-        if end is None:
-            end = int(self.llm_backbone.tokenizer.eos_token_id)
+        end = self.llm_backbone.tokenizer.eos_token_id if options.eos_token_id is None else options.eos_token_id
         stop = stops_after(options.stop_strings, self.decode, len(prompts))
-        return generate_ids(self.llm_backbone.llm, state, scores, prompts, options, end, stop)
+        return generate_ids(self.llm_backbone.llm, state, scores, prompts, options, int(end), stop)
 
     def search_batch(
         self,
@@ -273,8 +256,7 @@ class GenerationMixin:
                 None reads them from the prompts.
 
         Raises:
-            UserError: As :meth:`prefill`; or there are more branches than memory, no room for the four stages, more or
-                fewer seeds than prompts, or the model cannot judge its answers.
+            UserError: As :meth:`prefill` and :meth:`new_search`; or memory is too small, or seeds are not as prompts.
         """
         if not texts:
             return []
@@ -285,25 +267,19 @@ class GenerationMixin:
     def new_search(
         self, options: SearchOptions, scorer: TextScorer | None = None, between_steps: Callable[[], None] = lambda: None
     ) -> Search:
-        """Return a search that goes on from states and scores of :meth:`prefill`.
-
-        Args:
-            options: How to search.
-            scorer: As :meth:`search_batch`.
-            between_steps: As :class:`Search`.
+        """Return a search that goes on from states and scores of :meth:`prefill`; arguments as of :meth:`search_batch`.
 
         Raises:
             UserError: There is no room for the four stages, or the model cannot judge its answers.
         """
-        llm, tokenizer = self.llm_backbone.llm, self.llm_backbone.tokenizer
-        texts = TokenTexts(self.decode, self.encode)
-        chosen: Scorer = LikelihoodScorer()
+        llm, end = self.llm_backbone.llm, int(self.llm_backbone.tokenizer.eos_token_id)
+        chosen = LikelihoodScorer()
         if scorer is not None:
             chosen = FunctionScorer(scorer, self.decode)
         elif options.scorer == JUDGEMENT:
             builder = self.llm_backbone.prompt_builder_fn(model_family="cobra")
             chosen = judgement_scorer(llm, self.encode, self.string2idx, builder, options.question)
-        return Search(llm, texts, self.decode, int(tokenizer.eos_token_id), chosen, options, between_steps)
+        return Search(llm, TokenTexts(self.decode, self.encode), self.decode, end, chosen, options, between_steps)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, without special tokens."""

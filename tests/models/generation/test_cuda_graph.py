@@ -44,7 +44,6 @@ def llm(vlm):
 def captured(monkeypatch):
     """Graphs are captured on the CPU; the class of the stand-in counts them."""
     monkeypatch.setattr("cobra.models.generation.generate.open_decoder", decoder_for)
-    monkeypatch.setattr("cobra.models.generation.beams.open_decoder", decoder_for)
     return install(monkeypatch)
 
 
@@ -134,7 +133,7 @@ def test_answers_are_the_plain_ones(vlm, monkeypatch, options):
 def test_a_search_by_graphs_finds_the_same(vlm, monkeypatch):
     options = search_options("stage-beam", beams=3, keep=2, max_new_tokens=160, stage_tokens=12, temperature=2.0)
     expected = vlm.search_batch(None, TEXTS[:2], options, seeds=[1, 2])
-    monkeypatch.setattr("cobra.models.generation.beams.open_decoder", decoder_for)
+    monkeypatch.setattr("cobra.models.generation.generate.open_decoder", decoder_for)
     captured = install(monkeypatch)
     found = vlm.search_batch(None, TEXTS[:2], options, seeds=[1, 2])
     assert [result.text for result in found] == [result.text for result in expected]

@@ -10,8 +10,8 @@ from scratch import enliven, picture, scratch_vlm
 
 from cobra.models.backbones.llm.backbone import load_tokenizer
 from cobra.models.backbones.llm.specs import TINY_FOLDER
-from cobra.models.generation.generate import choose, stops_after
-from cobra.models.generation.sampling import keep_top_k, keep_top_p, penalise_repetition
+from cobra.models.generation.generate import stops_after
+from cobra.models.generation.sampling import choose, keep_top_k, keep_top_p, penalise_repetition
 from cobra.models.vlms import CobraVLM, GenerationOptions, SearchOptions
 from cobra.util.errors import UserError
 

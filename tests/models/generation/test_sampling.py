@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from scratch import enliven, picture, scratch_vlm
 
 from cobra.models.generation import sampling
-from cobra.models.generation.generate import choose
-from cobra.models.generation.sampling import best_tokens, draw, keep_likely, keep_min_p, next_numbers, row_seeds
+from cobra.models.generation.sampling import best_tokens, choose, draw, keep_likely, keep_min_p, next_numbers, row_seeds
 from cobra.models.vlms import GenerationOptions
 from cobra.util.errors import UserError
 

@@ -534,7 +534,7 @@ def test_the_question_follows_as_a_turn(lively, monkeypatch):
     scorer = JudgementScorer.score
 
     def recorded(self, branches, state):
-        read.append(lively.llm_backbone.tokenizer.decode(self._question))
+        read.append(lively.llm_backbone.tokenizer.decode(self.question))
         return scorer(self, branches, state)
 
     monkeypatch.setattr(JudgementScorer, "score", recorded)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scratch import enliven, picture, scratch_vlm
 
-from cobra.models.generation.threads import threads_for
+from cobra.models.generation.decoder import threads_for
 from cobra.models.mamba import MambaState
 
 pytestmark = pytest.mark.fault("E15")
