@@ -29,9 +29,9 @@ from harness_memory import ask, can_measure_memory, peak_of, resident
 from torch import Tensor
 
 from cobra.models.generation.cuda_graph import open_decoder
+from cobra.models.load import get_llm_backbone_and_tokenizer
 from cobra.models.mamba import MambaState
 from cobra.models.mamba.ops import use_op
-from cobra.models.materialize import get_llm_backbone_and_tokenizer
 from cobra.util import cli
 from cobra.util.errors import UserError
 

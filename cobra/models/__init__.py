@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from cobra.util.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from cobra.models.materialize import get_llm_backbone_and_tokenizer, get_vision_backbone_and_transform, get_vlm
+    from cobra.models.load import get_llm_backbone_and_tokenizer, get_vision_backbone_and_transform, get_vlm
     from cobra.models.registry import available_model_names, available_models, get_model_description
 
 _BUILDERS = ("get_llm_backbone_and_tokenizer", "get_vision_backbone_and_transform", "get_vlm")
@@ -20,6 +20,5 @@ __all__ = [
 ]
 
 __getattr__ = lazy_names(
-    __name__,
-    {**dict.fromkeys(__all__, "cobra.models.registry"), **dict.fromkeys(_BUILDERS, "cobra.models.materialize")},
+    __name__, {**dict.fromkeys(__all__, "cobra.models.registry"), **dict.fromkeys(_BUILDERS, "cobra.models.load")}
 )

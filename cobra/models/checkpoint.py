@@ -35,12 +35,10 @@ def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
         verify: See :func:`read_tensors`.
 
     Returns:
-        Tensors by module (`projector`, `llm_backbone`, `vision_backbone`), then by name. Low-rank adapters come merged
-        into the language model that they were trained on.
+        Tensors by module (see `MODULE_KEYS`), then by name; low-rank adapters come merged into their language model.
 
     Raises:
-        UserError: See :func:`read_tensors`; or there is no module of this kind in it; or it holds adapters, and the
-            weights that belong to them cannot be had.
+        UserError: See :func:`read_tensors`; or it has no such module, or adapters whose base cannot be had.
     """
     values = read_tensors(path, verify)
     modules: dict = {}
@@ -69,11 +67,7 @@ def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
 
 
 def read_whole_model(path: Path) -> Checkpoint:
-    """Read a checkpoint that must hold at least a projector; see :func:`read_checkpoint`.
-
-    Raises:
-        UserError: See :func:`read_checkpoint`; or there is no projector in it.
-    """
+    """Read a checkpoint as :func:`read_checkpoint`; raise a UserError too where it holds no projector."""
     checkpoint = read_checkpoint(path)
     if "projector" not in checkpoint:
         raise UserError(f"{path} holds {', '.join(checkpoint)} and no projector: it is not a whole model")
@@ -113,28 +107,9 @@ def merge_adapter(llm: dict[str, Tensor], adapter: dict[str, Tensor], scaling: f
 
 
 def _merge_into_base(path: Path, modules: Checkpoint, adapter: dict[str, Tensor]) -> Checkpoint:
-    """Complete a run's checkpoint by the weights that its adapters were trained on, with the adapters merged.
-
-    Args:
-        path: The checkpoint; the run's `config.json` and `provenance.json` lie in one of the two folders above it.
-        modules: The modules that it holds beside the adapters.
-        adapter: The adapters' weights by name.
-
-    Returns:
-        The modules of the run's start, those of the checkpoint in their place, and the merged language model.
-
-    Raises:
-        UserError: The run's files are missing or not as they must be, or the weights of its start are gone or changed.
-    """
+    """Return the modules of the run's start, the checkpoint's in their place, and the merged language model."""
     folder = run_folder(path)
     config = read_config(folder)
-    scaling = _scaling(config, folder)
-    base = _read_start(folder, config)
-    llm = base["llm_backbone"] if "llm_backbone" in base else _bare_language_model(folder)
-    return base | modules | {"llm_backbone": merge_adapter(llm, adapter, scaling, str(path))}
-
-
-def _scaling(config: dict[str, Any], folder: Path) -> float:
     lora = config.get("lora")
     rank, alpha = (lora.get("rank"), lora.get("alpha")) if isinstance(lora, dict) else (None, None)
     if type(rank) is not int or rank < 1 or type(alpha) is not int or alpha < 1:
@@ -142,7 +117,9 @@ def _scaling(config: dict[str, Any], folder: Path) -> float:
             f"{folder / 'config.json'} has lora.rank {rank!r} and lora.alpha {alpha!r}, and the run's checkpoint holds "
             "adapters: take the config.json that scripts/pretrain.py wrote for this run"
         )
-    return alpha / rank
+    base = _read_start(folder, config)
+    llm = base["llm_backbone"] if "llm_backbone" in base else _bare_language_model(folder)
+    return base | modules | {"llm_backbone": merge_adapter(llm, adapter, alpha / rank, str(path))}
 
 
 def _read_start(folder: Path, config: dict[str, Any]) -> Checkpoint:
@@ -183,8 +160,7 @@ def _find_start(path: Path, given: str | None, folder: Path) -> Path:
 def _bare_language_model(folder: Path) -> dict[str, Tensor]:
     fields = model_fields(folder)
     identifier = fields["llm_backbone_id"]
-    spec = llm_spec(identifier)
-    if not spec.pretrained:
+    if not (spec := llm_spec(identifier)).pretrained:
         raise UserError(
             f"the adapters of {folder} were trained on the random initial values of {identifier}, which no file holds"
         )

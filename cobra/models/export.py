@@ -14,7 +14,6 @@ from torch import Tensor
 
 from cobra.models.checkpoint import ADAPTER, Checkpoint, read_whole_model
 from cobra.models.integrity import check_finite, checksums
-from cobra.models.model_card import model_card
 from cobra.models.run_folder import LATEST, PROVENANCE, SAFETENSORS, CheckpointSource, find_checkpoint, read_config
 from cobra.models.tensors import EMBEDDING, TIED_HEAD, read_tensors, surface_os_errors
 from cobra.util.errors import UserError, check_known
@@ -49,12 +48,7 @@ class ExportConfig:
 
 
 def export(config: ExportConfig) -> Path:
-    """Export a model.
-
-    Everything that can be wrong is checked first; the folder then appears under its name when it is whole.
-
-    Returns:
-        The folder.
+    """Export a model and return the folder, which appears under its name when it is whole.
 
     Raises:
         UserError: A flag makes no sense, the model cannot be found or read, the folder exists or cannot be written, or
@@ -78,9 +72,8 @@ def export(config: ExportConfig) -> Path:
     except (OSError, SafetensorError) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         problem = "the disk is full" if full else reason(error)
-        raise UserError(
-            f"{output} cannot be written ({problem}); nothing is left of it. Choose another --output"
-        ) from error
+        message = f"{output} cannot be written ({problem}); nothing is left of it. Choose another --output"
+        raise UserError(message) from error
     size = sum(path.stat().st_size for path in output.rglob("*"))
     say(f"wrote {config.output}: {size / 1e6:,.1f} MB", markup=False)
     if config.push_to is not None:
@@ -144,7 +137,7 @@ def _configuration(source: CheckpointSource) -> dict[str, Any]:
     dataset = values.get("dataset")
     if isinstance(dataset, dict) and "dataset_id" in dataset:
         public["dataset"] = {"dataset_id": dataset["dataset_id"]}
-    public |= {"model": values["model"]}
+    public["model"] = values["model"]
     if ADAPTER in read_tensors(source.path, verify=False).get("model", {}):
         # The settings of the merged adapters; readers go by the checkpoint, which holds no adapters any more.
         public["merged_lora"] = values[ADAPTER]
@@ -163,16 +156,9 @@ def _public_record(provenance: Any, path: Path) -> dict[str, Any]:
 
 
 def push(folder: Path, repo_id: str, private: bool, token: str | None) -> str:
-    """Upload a folder to the hub; `HF_ENDPOINT` names another hub.
+    """Upload a folder to a repository, made where there is none, and return its address; `HF_ENDPOINT` names the hub.
 
-    Args:
-        folder: The folder to upload.
-        repo_id: `user/name`; made where there is none.
-        private: Refuse to upload to a repository that is open to everybody.
-        token: A token that may write; None is that of the hub's own login.
-
-    Returns:
-        The address of the upload.
+    `private` refuses a repository that is open to everybody; without a token that of the hub's own login is taken.
 
     Raises:
         UserError: The hub cannot be reached or refuses, or the repository is not private.
@@ -197,3 +183,115 @@ def push(folder: Path, repo_id: str, private: bool, token: str | None) -> str:
         f"the repository {repo_id} is there already and is open to everybody, so nothing was uploaded: give --private "
         f"false if that is wanted, or another --push_to; {again}"
     )
+
+
+_CARD = """\
+---
+library_name: cobra-vlm
+pipeline_tag: image-text-to-text
+license: other
+tags:
+- mamba
+- vision-language
+---
+
+# {title}
+
+A vision-language model of the Cobra family: vision towers, a projector, and the Mamba language model.
+The weights are in `{weights}`; parts that are not in it are those of the named backbones.
+
+## Use
+
+```python
+import cobra
+from PIL import Image
+
+vlm = cobra.load("{folder}")
+builder = vlm.get_prompt_builder()
+builder.add_turn("human", "What is in the picture?")
+print(vlm.generate(Image.open("photo.jpg"), builder.get_prompt()))
+```
+{download}
+To train on from here: `scripts/pretrain.py --pretrained_checkpoint {folder}`.
+
+## What it was made of
+
+| | |
+|---|---|
+{rows}
+
+`provenance.json`, where there is one, has the versions of all packages.
+
+## Licences
+
+These weights are made from other people's work, whose terms hold for them too:
+
+- the language model and the vision towers named above, and the weights that training started from: see their pages;
+- the training data{data}
+"""
+
+_LLAVA_COT = """\
+, LLaVA-CoT-100k: Apache 2.0 by its card, a research preview for non-commercial use by its repository, answers
+  written by GPT-4o (OpenAI's terms), images under the licences of their ten collections."""
+
+
+def model_card(
+    config: dict[str, Any], checkpoint: Checkpoint, record: dict[str, Any] | None, weights: Path, repo_id: str | None
+) -> str:
+    """Return a model card as Markdown.
+
+    Args:
+        config: The exported `config.json`.
+        checkpoint: The exported weights.
+        record: The exported provenance; None for a model as released.
+        weights: Their file, relative to the folder.
+        repo_id: Repository of the hub that the folder is uploaded to, if any.
+    """
+    folder = repo_id.partition("/")[2] if repo_id else "path/to/this/folder"
+    facts = _facts(config, checkpoint, record)
+    dataset_id = str((config.get("dataset") or {}).get("dataset_id"))
+    return _CARD.format(
+        title=_cell(config.get("run_id") or config["model"]["model_id"]),
+        weights=weights.as_posix(),
+        folder=folder,
+        download=f"\nfetched by `hf download {repo_id} --local-dir {folder}`.\n" if repo_id else "",
+        data=_LLAVA_COT if dataset_id.startswith("llava-cot") else ": see its pages.",
+        rows="\n".join(f"| {name} | {_cell(value)} |" for name, value in facts.items()),
+    )
+
+
+def _facts(config: dict[str, Any], checkpoint: Checkpoint, record: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the values of the table by its first column."""
+    model = config["model"]
+    facts = {
+        "Model": model["model_id"],
+        "Language model": model["llm_backbone_id"],
+        "Vision towers": model["vision_backbone_id"],
+        "Projector": model["arch_specifier"],
+    }
+    for module, tensors in checkpoint.items():
+        # A tied weight has two names.
+        unique = {value.data_ptr(): value.numel() for value in tensors.values()}
+        facts[f"Parameters of the {module}"] = f"{sum(unique.values()):,}"
+    if "merged_lora" in config:
+        lora = config["merged_lora"]
+        sizes = f"rank {lora['rank']}, alpha {lora['alpha']}, on {', '.join(lora.get('target_modules', []))}"
+        facts["Training of the language model"] = f"low-rank adapters, merged: {sizes}"
+    if "stage" in config:
+        facts["Stage"] = config["stage"]
+    if record is None:
+        return facts
+    data, start, code = record["data"], record["weights"], record["code"]
+    facts["Data"] = f"{(config.get('dataset') or {}).get('dataset_id', data.get('path'))}, {data.get('rows')} rows"
+    facts["SHA-256 of the rows"] = data.get("sha256")
+    facts["Started from"] = start.get("path") or "the bare backbones"
+    if start.get("sha256"):
+        facts["SHA-256 of the start"] = start["sha256"]
+    facts["Code"] = f"cobra-vlm {code.get('cobra-vlm')}, commit {code.get('commit')}"
+    facts["SHA-256 of the exported checkpoint"] = record["exported_from"]["sha256"]
+    return facts
+
+
+def _cell(value: object) -> str:
+    """Return text for a cell of a table, or for a heading."""
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -11,8 +11,7 @@ def fetch(repo_id: str, filename: str, token: str | None = None, cache_dir: str 
     """Return the local path of a file of a hub repository, downloaded once into the cache.
 
     Raises:
-        UserError: The hub cannot be reached, a variable of the network is wrong, or the repository or file is not there
-            or not open to the token.
+        UserError: The hub cannot be reached, or the repository or file is not there or not open to the token.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -27,8 +26,7 @@ def fetch(repo_id: str, filename: str, token: str | None = None, cache_dir: str 
         if not absent or isinstance(error, LocalEntryNotFoundError):
             raise UserError(
                 f"{filename} of {repo_id} is not in the cache and the hub cannot be reached ({type(error).__name__}: "
-                f"{reason(error, 200)}): check the network, or fill the cache (HF_HOME) where there "
-                "is one"
+                f"{reason(error, 200)}): check the network, or fill the cache (HF_HOME) where there is one"
             ) from error
         raise UserError(
             f"the hub has no file {filename} in {repo_id} that this token may read ({type(error).__name__}): check the "

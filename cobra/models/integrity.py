@@ -35,11 +35,7 @@ class DamagedError(ValueError):
 
 
 def check_archive(file: Path | IO[bytes], where: str) -> None:
-    """Compare the checksums of a zip archive as `torch.save` writes it.
-
-    Args:
-        file: A path or an open file.
-        where: Name of the archive, for the error.
+    """Compare the checksums of a zip archive as `torch.save` writes it; `where` names it in the error.
 
     Raises:
         DamagedError: It is no such archive, a checksum differs, or a part is compressed, which torch's never is.
@@ -89,12 +85,7 @@ def checksums(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def check_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], where: str) -> None:
-    """Compare the checksums in a safetensors file's header, where it has them.
-
-    Args:
-        tensors: All that the file holds, by name, on the CPU.
-        metadata: Metadata of its header.
-        where: Name of the file's content, for the error.
+    """Compare all tensors of a safetensors file with the checksums in its header's metadata, where it has them.
 
     Raises:
         DamagedError: One differs; the first few tensors are named.
@@ -118,9 +109,7 @@ def _crc32(tensor: Tensor) -> int:
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """Refuse weights that are not finite: a model with one of them answers nothing, and cannot be trained.
 
-    Args:
-        tensors: Floating-point tensors by name; read once, without a copy (4.5 GB/s on one core).
-        where: Name of their source, for the error.
+    Floating-point tensors are read once, without a copy (4.5 GB/s on one core).
 
     Raises:
         UserError: Some are not finite in fp32; the first tensors are named, with their number of such values.
@@ -137,11 +126,8 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    if tensor.numel() == 0:
-        return True
-    # Both are NaN where any number is.
-    low, high = torch.aminmax(tensor.detach())
-    return bool(low.float().isfinite() & high.float().isfinite())
+    # The smallest and the largest are both NaN where any number is.
+    return tensor.numel() == 0 or all(bool(end.float().isfinite()) for end in torch.aminmax(tensor.detach()))
 
 
 def _threads() -> int:

@@ -1,30 +1,73 @@
-"""Load a trained model from a run directory, a checkpoint file, or by name."""
+"""Build models and their parts by id, and load trained ones from a run directory, a checkpoint file, or by name."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
+from cobra.models.backbones.llm import MambaLLMBackbone, build_llm_backbone
 from cobra.models.backbones.llm.specs import llm_spec
+from cobra.models.backbones.vision import ImageTransform, VisionBackbone
 from cobra.models.backbones.vision.specs import vision_spec
 from cobra.models.checkpoint import Checkpoint, read_whole_model
 from cobra.models.mamba.mixer import fp32_parameters
-from cobra.models.materialize import get_llm_backbone_and_tokenizer, get_vision_backbone_and_transform, get_vlm
 from cobra.models.run_folder import find_checkpoint
 from cobra.models.vlms import CobraVLM
 from cobra.util.torch_utils import resolve_device, resolve_dtype
 
 
-def build_vlm(fields: dict[str, Any], checkpoint: Checkpoint, hf_token: str | None = None) -> CobraVLM:
-    """Build a model, taking pretrained backbones only where a checkpoint does not bring them.
+def get_vision_backbone_and_transform(
+    vision_backbone_id: str, image_resize_strategy: str, inference_mode: bool = False
+) -> tuple[VisionBackbone, ImageTransform]:
+    """Build a vision backbone with its pretrained weights, and its image transform.
 
     Args:
-        fields: `model_id`, `vision_backbone_id`, `image_resize_strategy`, `llm_backbone_id`, `llm_max_length`,
-            `arch_specifier`.
-        checkpoint: Its modules; the values are not loaded here.
-        hf_token: Access token of the hub, for closed repositories.
+        vision_backbone_id: A registered id.
+        image_resize_strategy: `resize-naive`, `resize-crop` or `letterbox`.
+        inference_mode: Leave random weights, because a checkpoint will bring them.
+
+    Raises:
+        UserError: The id or the strategy is unknown (the known ones are listed), or weights cannot be fetched.
     """
+    spec = vision_spec(vision_backbone_id)
+    backbone = VisionBackbone(vision_backbone_id, spec, image_resize_strategy, load_weights=not inference_mode)
+    return backbone, backbone.image_transform
+
+
+def get_llm_backbone_and_tokenizer(
+    llm_backbone_id: str, llm_max_length: int = 2048, hf_token: str | None = None, inference_mode: bool = False
+) -> tuple[MambaLLMBackbone, PreTrainedTokenizerBase]:
+    """Build a language model with its pretrained weights, and its tokenizer.
+
+    Args:
+        llm_backbone_id: A registered id.
+        llm_max_length: Tokens at which text is cut, on the right.
+        hf_token: Access token of the hub, for closed repositories.
+        inference_mode: Leave random weights, because a checkpoint will bring them.
+
+    Raises:
+        UserError: The id is unknown (the known ones are listed), or files cannot be fetched.
+    """
+    spec = llm_spec(llm_backbone_id)
+    backbone = build_llm_backbone(llm_backbone_id, spec, llm_max_length, hf_token, load_weights=not inference_mode)
+    return backbone, backbone.tokenizer
+
+
+def get_vlm(
+    model_id: str,
+    arch_specifier: str,
+    vision_backbone: VisionBackbone,
+    llm_backbone: MambaLLMBackbone,
+    enable_mixed_precision_training: bool = True,
+) -> CobraVLM:
+    """Join backbones by a new projector; raise a UserError where its architecture is unknown."""
+    return CobraVLM(model_id, vision_backbone, llm_backbone, arch_specifier, enable_mixed_precision_training)
+
+
+def build_vlm(fields: dict[str, Any], checkpoint: Checkpoint, hf_token: str | None = None) -> CobraVLM:
+    """Build a model of some `model_fields`, with pretrained backbones where a checkpoint, not loaded yet, has none."""
     vision_backbone, _ = get_vision_backbone_and_transform(
         fields["vision_backbone_id"], fields["image_resize_strategy"], inference_mode="vision_backbone" in checkpoint
     )
@@ -66,10 +109,8 @@ def load(
     checkpoint = read_whole_model(source.path)
     vlm = build_vlm(source.fields, checkpoint, hf_token)
     vlm.load_modules(checkpoint, source.path)
-    vlm.is_stock = source.is_stock
-    vlm.checkpoint_path = source.path
-    vlm.requires_grad_(False)
-    vlm.eval()
+    vlm.is_stock, vlm.checkpoint_path = source.is_stock, source.path
+    vlm.requires_grad_(False).eval()
     cast(vlm, resolve_dtype(dtype, target))
     return vlm.to(target)
 

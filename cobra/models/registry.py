@@ -22,13 +22,11 @@ class ModelDescription:
     config: ModelConfig
 
 
-_NAMES: dict[str, tuple[str, ...]] = {"cobra+3b": ("Cobra-DINOSigLIP 3B",)}
-
-
 def _describe(member: ModelRegistry) -> ModelDescription:
     config_class: Any = member.value
-    aliases = tuple(alias for alias, target in MODEL_ALIASES.items() if target == member.model_id)
-    names = aliases + _NAMES.get(member.model_id, ())
+    names = tuple(alias for alias, target in MODEL_ALIASES.items() if target == member.model_id)
+    if member.model_id == "cobra+3b":
+        names += ("Cobra-DINOSigLIP 3B",)
     return ModelDescription(member.model_id, names, (config_class.__doc__ or "").strip(), config_class())
 
 
@@ -51,22 +49,14 @@ def available_model_names() -> list[tuple[str, list[str]]]:
 
 
 def get_model_description(id_or_name: str) -> dict[str, Any]:
-    """Return the facts about a model.
-
-    Args:
-        id_or_name: Its id or one of its names.
-
-    Raises:
-        UserError: There is no such model; the known ones are listed.
-    """
+    """Return the facts about a model; raise a UserError that lists the known ones where there is none such."""
     model = find_model(id_or_name) or lookup(MODELS, id_or_name, "the model")
-    config = model.config
     return {
         "model_id": model.model_id,
         "names": list(model.names),
         "description": model.description,
-        "vision_backbone": config.vision_backbone_id,
-        "llm_backbone": config.llm_backbone_id,
-        "arch_specifier": config.arch_specifier,
-        "image_resize_strategy": config.image_resize_strategy,
+        "vision_backbone": model.config.vision_backbone_id,
+        "llm_backbone": model.config.llm_backbone_id,
+        "arch_specifier": model.config.arch_specifier,
+        "image_resize_strategy": model.config.image_resize_strategy,
     }

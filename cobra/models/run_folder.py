@@ -19,15 +19,11 @@ PROVENANCE = "provenance.json"
 # Where an export in that format has its weights (:mod:`cobra.models.export`).
 SAFETENSORS = "model.safetensors"
 
-# Entries of a run's configuration that its model is built of.
-_FIELDS = (
-    "model_id",
-    "vision_backbone_id",
-    "image_resize_strategy",
-    "llm_backbone_id",
-    "llm_max_length",
-    "arch_specifier",
-)
+# Entries of a run's configuration that its model is built of, and their types.
+_FIELDS = {
+    **dict.fromkeys(("model_id", "vision_backbone_id", "image_resize_strategy", "llm_backbone_id"), str),
+    **{"llm_max_length": int, "arch_specifier": str},
+}
 
 
 @dataclass(frozen=True)
@@ -78,11 +74,7 @@ def find_checkpoint(
 
 
 def run_folder(checkpoint: Path) -> Path:
-    """Return the folder with the `config.json` that belongs to a checkpoint file: its own, or the one above.
-
-    Raises:
-        UserError: Neither has one.
-    """
+    """Return the folder with a checkpoint file's `config.json`: its own or the one above, or raise a UserError."""
     for folder in list(checkpoint.absolute().parents)[:2]:
         if (folder / "config.json").is_file():
             return folder
@@ -100,11 +92,7 @@ def _from_run(run_dir: Path, checkpoint: Path) -> CheckpointSource:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return a run's `config.json`; empty where it holds no object.
-
-    Raises:
-        UserError: The file is absent or not JSON.
-    """
+    """Return a run's `config.json`, empty where it holds no object; raise a UserError where it is absent or no JSON."""
     remedy = "Give a run directory that scripts/pretrain.py has written."
     values = read_json(folder / "config.json", "the run's config.json", remedy)
     return values if isinstance(values, dict) else {}
@@ -120,8 +108,7 @@ def model_fields(folder: Path) -> dict[str, Any]:
     missing = [name for name in _FIELDS if not isinstance(model, dict) or name not in model]
     if not isinstance(model, dict) or missing:
         raise UserError(f"{config} lacks the entries {', '.join(f'model.{name}' for name in missing)}")
-    for name in _FIELDS:
-        expected = int if name == "llm_max_length" else str
+    for name, expected in _FIELDS.items():
         if type(model[name]) is not expected:
             raise UserError(f"{config} has model.{name} {model[name]!r}, which is not of the type {expected.__name__}")
     return {name: model[name] for name in _FIELDS}

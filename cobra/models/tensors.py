@@ -35,15 +35,13 @@ def surface_os_errors() -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        raise
     except RuntimeError as error:
-        cause = os_error_behind(error)
-        if cause is None:
-            raise
-        raise OSError(cause.errno, cause.strerror) from error
+        if cause := os_error_behind(error):
+            raise OSError(cause.errno, cause.strerror) from error
+        raise
 
 
 def read_tensors(path: Path, verify: bool = True) -> dict:
@@ -51,7 +49,7 @@ def read_tensors(path: Path, verify: bool = True) -> dict:
 
     Args:
         path: The file.
-        verify: Compare the checksums of what it holds; False where only names and shapes are of interest.
+        verify: Compare the checksums; False where only names and shapes are of interest.
 
     Raises:
         UserError: The file is absent, damaged, or needs unpickling of objects.
@@ -129,11 +127,7 @@ def _odd_kind(value: object) -> str:
 
 
 def read_module(path: Path, prefix: str) -> dict[str, Tensor]:
-    """Read the weights of one module from its own file, or from that of a whole model.
-
-    Args:
-        path: A file of tensors by name.
-        prefix: Beginning of the module's names in a whole model, which is taken off.
+    """Read a module's weights from its own file, or from that of a whole model, where its names begin with `prefix`.
 
     Raises:
         UserError: See :func:`read_tensors`; or it holds more than weights.
@@ -165,21 +159,19 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], name: str, wher
         True if any value differs from what the module held before.
 
     Raises:
-        UserError: Names or shapes differ; the first few are listed. Or a value is not finite, or names of one tied
-            weight differ in value.
+        UserError: Names or shapes differ (the first few are listed), a value is not finite, or tied weights differ.
     """
     expected = module.state_dict()
-    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    shapes = [
-        f"{key} {tuple(tensors[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in expected.keys() & tensors.keys()
-        if tensors[key].shape != expected[key].shape
-    ]
-    problems = [
-        f"{label}: {listed(names)}"
-        for label, names in (("missing", missing), ("not known here", unknown), ("of another shape", sorted(shapes)))
-        if names
-    ]
+    differences = {
+        "missing": expected.keys() - tensors.keys(),
+        "not known here": tensors.keys() - expected.keys(),
+        "of another shape": [
+            f"{key} {tuple(tensors[key].shape)} instead of {tuple(expected[key].shape)}"
+            for key in expected.keys() & tensors.keys()
+            if tensors[key].shape != expected[key].shape
+        ],
+    }
+    problems = [f"{label}: {listed(sorted(names))}" for label, names in differences.items() if names]
     if problems:
         raise UserError(
             f"the {name} in {where} is of another architecture than the model that was asked for; {'; '.join(problems)}"

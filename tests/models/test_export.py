@@ -19,8 +19,7 @@ import cobra
 from cobra.models import export as export_module
 from cobra.models.backbones.llm.specs import TINY_FOLDER
 from cobra.models.checkpoint import read_checkpoint
-from cobra.models.export import ExportConfig, export
-from cobra.models.model_card import model_card
+from cobra.models.export import ExportConfig, export, model_card
 from cobra.models.run_folder import LATEST, PROVENANCE
 from cobra.models.tensors import EMBEDDING, TIED_HEAD
 from cobra.util.errors import UserError

@@ -84,7 +84,7 @@ def test_positions_are_those_that_the_passes_of_an_epoch_read(data):
 
 
 def test_tokens_are_counted_as_training_makes_them(data):
-    from cobra.models.materialize import get_llm_backbone_and_tokenizer
+    from cobra.models.load import get_llm_backbone_and_tokenizer
     from cobra.preprocessing.datasets import FinetuneDataset
 
     backbone, tokenizer = get_llm_backbone_and_tokenizer("mamba-0.5m-zephyr", 512)

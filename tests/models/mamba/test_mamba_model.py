@@ -145,7 +145,7 @@ def test_pieces_of_ragged_rows_end_where_each_row_ends(by_op, chunk):
 
 @torch.no_grad()
 def test_20000_tokens_are_read_in_chunks():
-    from cobra.models.materialize import get_llm_backbone_and_tokenizer
+    from cobra.models.load import get_llm_backbone_and_tokenizer
 
     lm = get_llm_backbone_and_tokenizer("mamba-0.5m-zephyr", 512)[0].llm.eval()
     ids = torch.randint(2, 500, (1, 20_000), generator=torch.Generator().manual_seed(0))
