@@ -71,9 +71,7 @@ def apply_lora(vlm: CobraVLM, config: LoraConfig) -> None:
     optimiser built. Adapters start as zero, so the model's answers do not change; every process draws the same values.
     The language model is then no more among `checkpoint_modules`: :func:`adapter_state` is what is saved of it.
 
-    Args:
-        vlm: The model; changed in place.
-        config: Adapters with a rank above 0; see :func:`check_lora`.
+    The configuration has a rank above 0 and has passed :func:`check_lora`.
 
     Raises:
         UserError: The mixer has no layer of a target's name, or peft is not installed.

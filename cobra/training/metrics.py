@@ -30,7 +30,7 @@ class Tracker(NamedTuple):
     """Place that the metrics of every step are written to."""
 
     write: Callable[[int, dict[str, float]], None]
-    """Writes the metrics of one step, which comes first."""
+    """Takes the number of a step and its metrics."""
     finalize: Callable[[], None]
     """Flushes and closes."""
     earlier: Iterable[Mapping[str, Any]] = ()

@@ -24,7 +24,7 @@ def decayed_names(module: nn.Module) -> set[str]:
 def build_optimizer(module: nn.Module, rate: float, weight_decay: float, offload: bool = False) -> torch.optim.AdamW:
     """Build AdamW (betas 0.9 and 0.999, eps 1e-8) over the parameters that require gradients.
 
-    The module may be sharded. The decay is that of :func:`decayed_names`; with `offload` the state is in main memory.
+    The module may be sharded. Only what :func:`decayed_names` lists decays; `offload` keeps the state in main memory.
     """
     decayed, groups = decayed_names(module), {True: list[Tensor](), False: list[Tensor]()}
     for name, parameter in module.named_parameters():

@@ -296,17 +296,8 @@ class _Start:
             evaluator.cut_back(run_dir, reached or 0)
         hparams = write_run_dir(config, self.run_id, run_dir)
         write_json(run_dir / PROVENANCE, made_of if reached is None else resumed_record(run_dir / PROVENANCE, made_of))
-        return Metrics(
-            config.trackers,
-            self.run_id,
-            run_dir,
-            hparams,
-            config.stage,
-            config.wandb_project,
-            config.wandb_entity,
-            resumed_step=reached,
-            peak_flops=_peak_flops(world),
-        )
+        names = config.trackers, self.run_id, run_dir, hparams, config.stage, config.wandb_project, config.wandb_entity
+        return Metrics(*names, resumed_step=reached, peak_flops=_peak_flops(world))
 
     def finish(self, strategy: TrainStrategy, result: StepResult | None, rows: int) -> None:
         """Mark the run as finished, say so, and delete the states that it will not go on from."""

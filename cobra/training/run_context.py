@@ -51,12 +51,7 @@ class RunContext:
     ) -> None:
         """Prepare to save; nothing is written yet.
 
-        Args:
-            strategy: Set up.
-            plan: See the attributes.
-            run_dir: See the attributes.
-            setting: Values that have to stay the same when the run goes on later.
-            keep_checkpoints: States that are kept.
+        `setting` has to stay the same when the run goes on later; of its states `keep_checkpoints` are kept.
         """
         self.strategy, self.world, self.plan, self.run_dir = strategy, strategy.world, plan, run_dir
         # By every process: counting a sharded model may send messages.

@@ -97,15 +97,7 @@ class RunSaver:
     """
 
     def __init__(self, run_dir: Path, world: World, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int = 2):
-        """Prepare to save; nothing is written yet.
-
-        Args:
-            run_dir: Directory of the run.
-            world: The processes; each takes part in every call.
-            model: Sharded or not.
-            optimizer: Optimiser of its trained parameters.
-            keep: Whole states that stay.
-        """
+        """Prepare to save; nothing is written yet. Every process takes part in every call; `keep` whole states stay."""
         self.folder = run_dir / RESUME
         self._world, self._model, self._optimizer, self._keep = world, model, optimizer, keep
         # Two lines at every save of a single process, which asks for just that. Not for the length of a call: torch
@@ -223,32 +215,26 @@ def read_state(path: Path) -> RunState:
     try:
         if (path / _STATE).stat().st_size > _MOST_BYTES:
             raise ValueError(f"{_STATE} has more than {_MOST_BYTES:,} bytes")
-        values = _unsealed(read_json(path / _STATE, "what is kept beside the tensors"))
-        # States of older versions lack it.
+        values = read_json(path / _STATE, "what is kept beside the tensors")
+        if not isinstance(values, dict):
+            raise ValueError(f"{_STATE} holds a {type(values).__name__} where an object was expected")
+        # States of older versions lack both checksums.
+        if _CHECKSUM in values and values.pop(_CHECKSUM) != _checksum(values):
+            raise ValueError(f"{_STATE} is not what was written: its checksum differs")
         checksum = values.pop(_METADATA_CHECKSUM, None)
         if checksum is not None and checksum != sha256_file(path / METADATA):
             raise ValueError(f"{METADATA} is not what was written: its checksum differs")
         state = RunState(**values)
         if state.step != state_step(path):
             raise ValueError(f"its step is {state.step:,}, which is not that of its name")
+        return state
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise _unreadable(path, error) from error
-    return state
 
 
-def _sealed(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values with their checksum; the tensors' archives have their own."""
-    return values | {_CHECKSUM: hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()}
-
-
-def _unsealed(values: Any) -> dict[str, Any]:
-    """Return the values without their checksum, which those of older versions lack; a ValueError if it differs."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{_STATE} holds a {type(values).__name__} where an object was expected")
-    rest = {name: value for name, value in values.items() if name != _CHECKSUM}
-    if _CHECKSUM in values and _sealed(rest) != values:
-        raise ValueError(f"{_STATE} is not what was written: its checksum differs")
-    return rest
+def _checksum(values: dict[str, Any]) -> str:
+    """Return the checksum of what is beside the tensors, whose archives have their own."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def state_step(path: Path) -> int:
@@ -295,7 +281,7 @@ class _Writer(dcp.FileSystemWriter):
         assert self._state is not None
         path = Path(self.path)
         values = asdict(self._state) | {_METADATA_CHECKSUM: sha256_file(path / METADATA)}
-        write_json(path / _STATE, _sealed(values))
+        write_json(path / _STATE, values | {_CHECKSUM: _checksum(values)})
 
 
 def _unreadable(path: Path, error: BaseException) -> UserError:
