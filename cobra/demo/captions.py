@@ -1,6 +1,7 @@
 """Captions of scenes: one canonical wording to learn from, and several human-like wordings to be scored against."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 from cobra.demo.scenes import Scene, SceneObject
@@ -30,12 +31,8 @@ def cell_name(item: SceneObject) -> str:
 
 def groups(objects: Sequence[SceneObject]) -> list[tuple[int, SceneObject]]:
     """Return how often each kind occurs, with its first object, in the objects' order."""
-    counts: dict[str, int] = {}
-    first: dict[str, SceneObject] = {}
-    for item in objects:
-        counts[item.kind] = counts.get(item.kind, 0) + 1
-        first.setdefault(item.kind, item)
-    return [(count, first[kind]) for kind, count in counts.items()]
+    first = {item.kind: item for item in reversed(objects)}
+    return [(count, first[kind]) for kind, count in Counter(item.kind for item in objects).items()]
 
 
 def listing(objects: Sequence[SceneObject]) -> str:
@@ -78,10 +75,8 @@ def reference_captions(rng: random.Random, scene: Scene) -> list[str]:
         sentence(f"{count} shape{'' if len(objects) == 1 else 's'}: {listed}"),
     ]
     if len(objects) == 1:
-        pool += [
-            sentence(f"a single {objects[0].kind} at the {cell_name(objects[0])} of the image"),
-            sentence(f"the {objects[0].kind} is at the {cell_name(objects[0])}"),
-        ]
+        kind, place = objects[0].kind, cell_name(objects[0])
+        pool += [sentence(f"a single {kind} at the {place} of the image"), sentence(f"the {kind} is at the {place}")]
     if len(objects) == 2 and len(groups(objects)) == 2:
         pool += _relations(*objects)
     # A relation may be worded as in the canonical caption: then the next caption of the pool steps in.

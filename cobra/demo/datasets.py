@@ -8,8 +8,9 @@ import io
 import json
 import random
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,7 @@ def write_llava_cot(folder: Path | str, n_rows: int, seed: int) -> LlavaCotSumma
     """Write training rows in the published form of LLaVA-CoT-100k: `train.jsonl` and `image.zip.part-aa`, -ab, -ac.
 
     A few rows carry the defects that are known of the original, so that preparing the data has something to report.
-
-    Args:
-        folder: Where to write; made if absent.
-        n_rows: Number of rows, before a few of them are repeated; at least 50, so that the defects stay few.
-        seed: Seed of scenes and questions.
+    `n_rows` is their number before a few of them are repeated; at least 50, so that the defects stay few.
     """
     folder = Path(folder)
     rng = random.Random(f"llava-cot {seed}")
@@ -83,13 +80,13 @@ def write_llava_cot(folder: Path | str, n_rows: int, seed: int) -> LlavaCotSumma
             scene, exchanges = _draw_conversation(rng, "train")
             number = _FIRST_IMAGE_NUMBER + index
             source = rng.randrange(len(SOURCES))
-            row = _row(number, SOURCES[source].format(number), exchanges)
-            if source % 2:
-                # Ids of both types occur where ten sources are merged.
-                row["id"] = str(number)
+            turns = [turn for exchange in exchanges for turn in _turns(exchange.question, exchange.answer)]
+            # Ids of both types occur where ten sources are merged.
+            row_id = str(number) if source % 2 else number
+            row: Row = {"id": row_id, "image": SOURCES[source].format(number), "conversations": turns}
             image = _encode(scene, row["image"])
             defect = defects.get(index)
-            _spoil_conversation(row["conversations"], exchanges[-1], defect)
+            _spoil_conversation(turns, exchanges[-1], defect)
             if defect == "unreadable image":
                 image = image[: len(image) // 2]
             if defect != "missing image":
@@ -103,16 +100,7 @@ def write_llava_cot(folder: Path | str, n_rows: int, seed: int) -> LlavaCotSumma
 
 
 def write_coco_captions(folder: Path | str, n_images: int, seed: int) -> tuple[Path, Path]:
-    """Write held-out scenes with five captions each as a COCO annotation file and a folder of images.
-
-    Args:
-        folder: Where to write; made if absent.
-        n_images: Number of images.
-        seed: Seed of scenes and wordings.
-
-    Returns:
-        The annotation file `captions_val.json` and the folder `images`.
-    """
+    """Write held-out scenes with five captions each: a COCO file, `captions_val.json`, and a folder, `images`."""
     folder = Path(folder)
     rng = random.Random(f"coco captions {seed}")
     images: list[Row] = []
@@ -133,48 +121,43 @@ def write_coco_captions(folder: Path | str, n_images: int, seed: int) -> tuple[P
 def write_caption_rows(folder: Path | str, n_rows: int, seed: int, max_objects: int = MAX_OBJECTS) -> tuple[Path, Path]:
     """Write training scenes with their canonical captions as plain answers: what the shipped baseline learns from.
 
-    Args:
-        folder: Where to write; made if absent.
-        n_rows: Number of rows, one image each.
-        seed: Seed of scenes and prompts.
-        max_objects: Objects a scene holds at most, 1 to 3.
-
     Returns:
         The LLaVA rows `rows.json` and the folder `images`, where `--dataset.type custom` looks for them.
     """
-    folder = Path(folder)
     rng = random.Random(f"captions {seed}")
-    rows = []
-    for index in _progress(n_rows, "caption rows"):
+
+    def draw(index: int) -> tuple[Scene, Row]:
         scene = random_scene(rng, "train", max_objects)
-        row = _row(index, f"{index:06d}.png", [])
-        row["conversations"] = _turns(rng.choice(CAPTION_PROMPTS), canonical_caption(scene))
-        _save(folder / "images" / row["image"], scene)
-        rows.append(row)
-    write_json(folder / "rows.json", rows, indent=None)
-    return folder / "rows.json", folder / "images"
+        return scene, {"conversations": _turns(rng.choice(CAPTION_PROMPTS), canonical_caption(scene))}
+
+    return _write_rows(Path(folder), n_rows, "caption rows", draw)
 
 
 def write_question_rows(folder: Path | str, n_rows: int, seed: int) -> tuple[Path, Path]:
     """Write single questions about held-out scenes, every kind of question equally often, with four-stage answers.
 
-    Args:
-        folder: Where to write; made if absent.
-        n_rows: Number of rows, one image each.
-        seed: Seed of scenes and questions.
-
     Returns:
         The LLaVA rows `rows.json`, with the further keys `kind` and `options` (see :class:`Exchange`), and the folder
         `images`.
     """
-    folder = Path(folder)
     rng = random.Random(f"questions {seed}")
-    rows = []
-    for index in _progress(n_rows, "held-out questions"):
+
+    def draw(index: int) -> tuple[Scene, Row]:
         scene, exchange = _draw_question(rng, "held-out", tuple(KINDS)[index % len(KINDS)])
-        row = _row(index, f"{index:06d}.png", [exchange]) | {"kind": exchange.kind, "options": list(exchange.options)}
-        _save(folder / "images" / row["image"], scene)
-        rows.append(row)
+        turns = _turns(exchange.question, exchange.answer)
+        return scene, {"conversations": turns, "kind": exchange.kind, "options": list(exchange.options)}
+
+    return _write_rows(Path(folder), n_rows, "held-out questions", draw)
+
+
+def _write_rows(
+    folder: Path, n_rows: int, description: str, draw: Callable[[int], tuple[Scene, Row]]
+) -> tuple[Path, Path]:
+    rows: list[Row] = []
+    for index in _progress(n_rows, description):
+        scene, row = draw(index)
+        rows.append({"id": index, "image": f"{index:06d}.png"} | row)
+        _save(folder / "images" / f"{index:06d}.png", scene)
     write_json(folder / "rows.json", rows, indent=None)
     return folder / "rows.json", folder / "images"
 
@@ -201,11 +184,6 @@ def _draw_conversation(rng: random.Random, split: Split) -> tuple[Scene, list[Ex
         second = ask(rng, scene, rng.choice([kind for kind in kinds if kind != first.kind]))
         exchanges += [second] if second else []
     return scene, exchanges
-
-
-def _row(row_id: int, image: str, exchanges: list[Exchange]) -> Row:
-    turns = [turn for exchange in exchanges for turn in _turns(exchange.question, exchange.answer)]
-    return {"id": row_id, "image": image, "conversations": turns}
 
 
 def _turns(question: str, answer: str) -> list[dict[str, str]]:
@@ -242,10 +220,8 @@ def _save(path: Path, scene: Scene) -> None:
 def _write_parts(folder: Path, archive: bytes) -> tuple[Path, ...]:
     """Cut a zip as `split` does: joining the parts' bytes in the order of their names gives it back."""
     bounds = [0, *(int(len(archive) * cut) for cut in _CUTS), len(archive)]
-    parts = []
-    for position, suffix in enumerate("abc"):
-        part = folder / f"image.zip.part-a{suffix}"
+    parts = tuple(folder / f"image.zip.part-a{suffix}" for suffix in "abc")
+    for part, (begin, end) in zip(parts, pairwise(bounds), strict=True):
         with atomic_path(part) as temporary:
-            temporary.write_bytes(archive[bounds[position] : bounds[position + 1]])
-        parts.append(part)
-    return tuple(parts)
+            temporary.write_bytes(archive[begin:end])
+    return parts

@@ -7,6 +7,7 @@ stage grounds the answer in the image, the REASONING leads from it to the CONCLU
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from cobra.demo.captions import COLUMNS, COUNT_WORDS, ROWS, canonical_caption, groups, listing, plural
@@ -49,25 +50,9 @@ class Exchange:
 
 
 def ask(rng: random.Random, scene: Scene, kind: str) -> Exchange | None:
-    """Draw a question of a kind about a scene; None where the scene has no answer to any such question.
-
-    Args:
-        rng: Source of randomness; its state moves on.
-        scene: The scene asked about.
-        kind: A key of `KINDS`.
-    """
+    """Draw a question of a kind in `KINDS`; None where the scene has no answer to any such question; `rng` moves on."""
     parts = KINDS[kind](rng, scene)
-    if parts is None:
-        return None
-    return Exchange(
-        kind=kind,
-        question=parts.question,
-        summary=parts.summary,
-        caption=canonical_caption(scene),
-        reasoning=parts.reasoning,
-        conclusion=parts.conclusion,
-        options=parts.options,
-    )
+    return None if parts is None else Exchange(kind=kind, caption=canonical_caption(scene), **parts._asdict())
 
 
 class _Parts(NamedTuple):
@@ -84,7 +69,7 @@ def _describe(rng: random.Random, scene: Scene) -> _Parts:
     objects = scene.objects
     if len(objects) == 2 and len(groups(objects)) == 2:
         first, second = objects
-        reasoning = _rows(first, second) if first.column == second.column else _columns(first, second)
+        reasoning = _places(first, second, "row" if first.column == second.column else "column")
     else:
         reasoning = f"I see {COUNT_WORDS[len(objects)]} shape{'' if len(objects) == 1 else 's'}."
     # The benchmark's prompt is half of all, since it is what the captions are scored with.
@@ -127,56 +112,40 @@ def _shape(rng: random.Random, scene: Scene) -> _Parts | None:
     return _Parts(question, summary, f"The {item.colour} shape is a {item.shape}.", item.shape)
 
 
-def _horizontal(rng: random.Random, scene: Scene) -> _Parts | None:
-    pair = _pair(rng, scene, lambda item: item.column)
+def _compare(rng: random.Random, scene: Scene, axis: str, sides: tuple[str, str]) -> _Parts | None:
+    """Ask for the order of two objects along an axis, `column` or `row`; `sides` name it from its beginning and end."""
+    pair = _pair(rng, scene, axis)
     if pair is None:
         return None
     first, second = pair
-    side = rng.choice(("left", "right"))
-    question = f"Is the {first.kind} {side} of the {second.kind}?"
-    true = (first.column < second.column) == (side == "left")
-    return _Parts(question, "I compare two columns.", _columns(first, second), "Yes" if true else "No")
-
-
-def _vertical(rng: random.Random, scene: Scene) -> _Parts | None:
-    pair = _pair(rng, scene, lambda item: item.row)
-    if pair is None:
-        return None
-    first, second = pair
-    side = rng.choice(("above", "below"))
+    side = rng.choice(sides)
+    holds = (getattr(first, axis) < getattr(second, axis)) == (side == sides[0])
     question = f"Is the {first.kind} {side} the {second.kind}?"
-    true = (first.row < second.row) == (side == "above")
-    return _Parts(question, "I compare two rows.", _rows(first, second), "Yes" if true else "No")
+    return _Parts(question, f"I compare two {axis}s.", _places(first, second, axis), "Yes" if holds else "No")
 
 
 def _which(rng: random.Random, scene: Scene) -> _Parts | None:
-    pair = _pair(rng, scene, lambda item: item.row)
+    pair = _pair(rng, scene, "row")
     if pair is None:
         return None
     side = rng.choice(("above", "below"))
     question = f"Which is {side}, the {pair[0].kind} or the {pair[1].kind}?"
     chosen = sorted(pair, key=lambda item: item.row)[0 if side == "above" else 1]
     options = (f"The {pair[0].kind}", f"The {pair[1].kind}")
-    return _Parts(question, "I compare two rows.", _rows(*pair), f"The {chosen.kind}", options)
+    return _Parts(question, "I compare two rows.", _places(*pair, "row"), f"The {chosen.kind}", options)
 
 
-def _pair(
-    rng: random.Random, scene: Scene, coordinate: Callable[[SceneObject], int]
-) -> tuple[SceneObject, SceneObject] | None:
-    """Draw two objects that their kinds identify and whose coordinates differ, in either order."""
+def _pair(rng: random.Random, scene: Scene, axis: str) -> tuple[SceneObject, SceneObject] | None:
+    """Draw two objects that their kinds identify and that lie apart along an axis, in either order."""
     single = [item for count, item in groups(scene.objects) if count == 1]
-    pairs = [(a, b) for a in single for b in single if coordinate(a) != coordinate(b)]
+    pairs = [(a, b) for a in single for b in single if getattr(a, axis) != getattr(b, axis)]
     return rng.choice(pairs) if pairs else None
 
 
-def _columns(first: SceneObject, second: SceneObject) -> str:
-    columns = COLUMNS[first.column], COLUMNS[second.column]
-    return f"The {first.kind} is in the {columns[0]} column, the {second.kind} in the {columns[1]} column."
-
-
-def _rows(first: SceneObject, second: SceneObject) -> str:
-    rows = ROWS[first.row], ROWS[second.row]
-    return f"The {first.kind} is in the {rows[0]} row, the {second.kind} in the {rows[1]} row."
+def _places(first: SceneObject, second: SceneObject, axis: str) -> str:
+    names = COLUMNS if axis == "column" else ROWS
+    here, there = names[getattr(first, axis)], names[getattr(second, axis)]
+    return f"The {first.kind} is in the {here} {axis}, the {second.kind} in the {there} {axis}."
 
 
 KINDS: dict[str, Callable[[random.Random, Scene], _Parts | None]] = {
@@ -184,7 +153,7 @@ KINDS: dict[str, Callable[[random.Random, Scene], _Parts | None]] = {
     "count": _count,
     "colour": _colour,
     "shape": _shape,
-    "left or right": _horizontal,
-    "above or below": _vertical,
+    "left or right": partial(_compare, axis="column", sides=("left of", "right of")),
+    "above or below": partial(_compare, axis="row", sides=("above", "below")),
     "which": _which,
 }

@@ -5,8 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from cobra.demo.accuracy import AnswerScore, KindScore, answer_rows, score_answers
+from cobra.demo.accuracy import AnswerScore, answer_rows, score_answers
 from cobra.demo.config import DemoConfig
 from cobra.demo.datasets import LlavaCotSummary, write_coco_captions, write_llava_cot, write_question_rows
 from cobra.models.load import load
@@ -35,44 +34,23 @@ _SAMPLES = 3
 _SIGNIFICANT = 0.05
 
 
-@dataclass
 class _Demo:
     """The paths of one demonstration and the seconds that its parts took."""
 
-    config: DemoConfig
-    console: Console
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def data(self) -> Path:
-        return self.config.output_dir / "data"
-
-    @property
-    def cot(self) -> Path:
-        return self.data / "download" / "llava-cot-100k"
-
-    @property
-    def captions(self) -> Path:
-        return self.data / "captions"
-
-    @property
-    def questions(self) -> Path:
-        return self.data / "questions"
-
-    @property
-    def run_dir(self) -> Path:
-        return self.config.output_dir / RUN_ID
-
-    @property
-    def benchmark(self) -> Path:
-        return self.config.output_dir / "benchmark"
+    def __init__(self, config: DemoConfig) -> None:
+        self.config = config
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.seconds: dict[str, float] = {}
+        self.data = config.output_dir / "data"
+        self.cot = self.data / "download" / "llava-cot-100k"
+        self.captions = self.data / "captions"
+        self.questions = self.data / "questions"
+        self.run_dir = config.output_dir / RUN_ID
+        self.benchmark = config.output_dir / "benchmark"
 
 
 def run_demo(config: DemoConfig) -> dict[str, Any]:
     """Run the demonstration and print what each part does.
-
-    Args:
-        config: Sizes and the folder of everything written.
 
     Returns:
         What `summary.json` holds: sizes, seconds by part, scores of captions and of answers.
@@ -85,18 +63,26 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         # The commands run in the repository's root.
         config = replace(config, output_dir=config.output_dir.resolve())
     with hold(config.output_dir, "another demonstration runs"):
-        return _run(_Demo(config, Console(highlight=False, soft_wrap=True)))
+        return _run(_Demo(config))
 
 
 def _run(demo: _Demo) -> dict[str, Any]:
     config = demo.config
     _empty_folder(config)
     cot = _write_data(demo)
-    _command(demo, "prepare", "Unpack the images, convert and check the rows, report what is wrong with them", _prepare)
-    _command(demo, "train", "Fine-tune the shipped baseline on four-stage answers, in two processes", _pretrain)
-    _command(demo, "benchmark", "Score captions of the held-out images: four variants, one protocol", _benchmark)
+    prepare = ["python", "fine_tune/prepare_llava_cot.py", "--dataset_root", str(demo.data)]
+    _command(demo, "prepare", "Unpack the images, convert and check the rows, report what is wrong with them", prepare)
+    _command(demo, "train", "Fine-tune the shipped baseline on four-stage answers, in two processes", _pretrain(demo))
+    _command(demo, "benchmark", "Score captions of the held-out images: four variants, one protocol", _benchmark(demo))
     score, samples = _measure(demo)
-    summary = _summarise(demo, cot, score)
+    metrics = read_json(demo.benchmark / "metrics.json", "the benchmark's result")
+    summary = {
+        "rows": cot.rows,
+        "steps": config.steps,
+        "seconds": {name: round(value, 1) for name, value in demo.seconds.items()},
+        "captions": {"n": metrics["n"], "variants": metrics["variants"]},
+        "answers": score.to_dict(),
+    }
     write_json(config.output_dir / "summary.json", summary)
     _report(demo, score, samples)
     return summary
@@ -131,10 +117,6 @@ def _write_data(demo: _Demo) -> LlavaCotSummary:
     )
     demo.seconds["data"] = time.monotonic() - start
     return cot
-
-
-def _prepare(demo: _Demo) -> list[str]:
-    return ["python", "fine_tune/prepare_llava_cot.py", "--dataset_root", str(demo.data)]
 
 
 def _pretrain(demo: _Demo) -> list[str]:
@@ -177,14 +159,9 @@ def _start(demo: _Demo, name: str, purpose: str) -> float:
     return time.monotonic()
 
 
-def _command(demo: _Demo, name: str, purpose: str, build: Callable[[_Demo], list[str]]) -> None:
-    """Run one of the user's commands, shown as the user would type it.
-
-    Raises:
-        UserError: Its exit code is not 0.
-    """
+def _command(demo: _Demo, name: str, purpose: str, words: list[str]) -> None:
+    """Run one of the user's commands, shown as the user would type it; raise a UserError where it fails."""
     start = _start(demo, name, purpose)
-    words = build(demo)
     demo.console.print(f"[bold]$ {escape(' '.join(words))}")
     # The programs of this very environment, whatever the PATH says.
     program = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "torch.distributed.run"]
@@ -203,25 +180,12 @@ def _measure(demo: _Demo) -> tuple[AnswerScore, list[tuple[str, str]]]:
     rows = read_json(demo.questions / "rows.json", "the held-out questions")
     with torch.inference_mode():
         answers = answer_rows(load(demo.run_dir, device="cpu"), rows, demo.questions / "images")
-    write_json(
-        demo.config.output_dir / "answers.json",
-        [row | {"answer": answer} for row, answer in zip(rows, answers, strict=True)],
-    )
+    answered = [row | {"answer": answer} for row, answer in zip(rows, answers, strict=True)]
+    write_json(demo.config.output_dir / "answers.json", answered)
     demo.seconds["answers"] = time.monotonic() - start
     # One sample each of different kinds: rows go through the kinds in turn.
     samples = [(rows[index]["conversations"][0]["value"], answers[index]) for index in range(min(_SAMPLES, len(rows)))]
     return score_answers(rows, answers), samples
-
-
-def _summarise(demo: _Demo, cot: LlavaCotSummary, score: AnswerScore) -> dict[str, Any]:
-    metrics = read_json(demo.benchmark / "metrics.json", "the benchmark's result")
-    return {
-        "rows": cot.rows,
-        "steps": demo.config.steps,
-        "seconds": {name: round(value, 1) for name, value in demo.seconds.items()},
-        "captions": {"n": metrics["n"], "variants": metrics["variants"]},
-        "answers": score.to_dict(),
-    }
 
 
 def _report(demo: _Demo, score: AnswerScore, samples: list[tuple[str, str]]) -> None:
@@ -232,7 +196,8 @@ def _report(demo: _Demo, score: AnswerScore, samples: list[tuple[str, str]]) -> 
     for name in ("n", "right", "commonest answer", "p"):
         table.add_column(name, justify="right")
     for kind, numbers in {**score.kinds, "all": score.overall}.items():
-        table.add_row(kind, *_cells(numbers))
+        accuracy, constant = f"{numbers.accuracy:.1%}", f"{numbers.majority / numbers.n:.1%}"
+        table.add_row(kind, str(numbers.n), accuracy, constant, f"{numbers.p_value:.1g}")
     say(table)
     say(
         f"{score.valid} of {score.overall.n} answers have all four stages. p: exact binomial test of the right ones\n"
@@ -255,7 +220,3 @@ def _report(demo: _Demo, score: AnswerScore, samples: list[tuple[str, str]]) -> 
         say(f"{what:<20} {path}")
     parts = ", ".join(f"{name} {value:.0f} s" for name, value in demo.seconds.items())
     say(f"{'time':<20} {sum(demo.seconds.values()):.0f} s: {parts}")
-
-
-def _cells(score: KindScore) -> list[str]:
-    return [str(score.n), f"{score.accuracy:.1%}", f"{score.majority / score.n:.1%}", f"{score.p_value:.1g}"]

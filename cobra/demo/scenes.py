@@ -91,13 +91,7 @@ class Scene:
 
 
 def random_scene(rng: random.Random, split: Split, max_objects: int = MAX_OBJECTS) -> Scene:
-    """Draw a scene of a split, with 1 to `max_objects` objects in equal shares.
-
-    Args:
-        rng: Source of randomness; its state moves on.
-        split: The split that the scene shall belong to.
-        max_objects: 1 to 3.
-    """
+    """Draw a scene of a split, with 1 to `max_objects` (3 at most) objects in equal shares; `rng` moves on."""
     while True:
         scene = _any_scene(rng, max_objects)
         if scene.split == split:
@@ -160,19 +154,13 @@ _OUTLINES: dict[str, list[tuple[float, float]]] = {
     "circle": _spokes((1.0,), 48),
     "square": [(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)],
     "triangle": [(0.0, -1.0), (1.02, 0.85), (-1.02, 0.85)],
-    "cross": [
-        (-0.34, -1.0),
-        (0.34, -1.0),
-        (0.34, -0.34),
-        (1.0, -0.34),
-        (1.0, 0.34),
-        (0.34, 0.34),
-        (0.34, 1.0),
-        (-0.34, 1.0),
-        (-0.34, 0.34),
-        (-1.0, 0.34),
-        (-1.0, -0.34),
-        (-0.34, -0.34),
-    ],
+    # Columns of the corners, then rows.
+    "cross": list(
+        zip(
+            (-0.34, 0.34, 0.34, 1.0, 1.0, 0.34, 0.34, -0.34, -0.34, -1.0, -1.0, -0.34),
+            (-1.0, -1.0, -0.34, -0.34, 0.34, 0.34, 1.0, 1.0, 0.34, 0.34, -0.34, -0.34),
+            strict=True,
+        )
+    ),
     "star": _spokes((1.02, 0.43), 10),
 }

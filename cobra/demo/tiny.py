@@ -68,9 +68,7 @@ STEPS = ("all", "tokenizer", "train", "package")
 def make_tiny(work_dir: Path, step: str = "all") -> None:
     """Make the packaged files of `cobra-tiny`; runs that are complete are skipped.
 
-    Args:
-        work_dir: Folder of the data (`data/`) and of the runs.
-        step: One of `STEPS`: `tokenizer` and `package` write into the package, `train` into `work_dir` only.
+    Of `STEPS`, `tokenizer` and `package` write into the package, `train` into `work_dir` only: the data and the runs.
 
     Raises:
         UserError: The step is unknown, a run failed, or the last run is not complete.
@@ -114,11 +112,7 @@ def command(index: int, work_dir: Path) -> list[str]:
 
 
 def train(index: int, work_dir: Path) -> None:
-    """Write the data of one run and train it, unless it is complete with these very settings.
-
-    Raises:
-        UserError: The training failed.
-    """
+    """Write the data of a run and train it, unless it is complete with these settings; a UserError where that fails."""
     run = RUNS[index]
     arguments = command(index, work_dir)
     # A run depends on all runs before it.
@@ -142,14 +136,7 @@ def package(run_dir: Path, path: Path) -> Path:
     """Write the weights of a full-finetune run as a small safetensors file.
 
     Matrices become bf16; the rates of the recurrence (A_log, D, dt's bias) stay as they are. Names are
-    `<module>.<name>`; the tied head is left out.
-
-    Args:
-        run_dir: The run directory; its `checkpoints/latest-checkpoint.pt` is read.
-        path: The file to write.
-
-    Returns:
-        The path.
+    `<module>.<name>`; the tied head is left out. `path` is returned.
 
     Raises:
         UserError: The run has no checkpoint, a module is missing in it, or the file would be over 4 MB.

@@ -122,11 +122,7 @@ def _authority(text: str) -> tuple[str, str] | None:
 
 
 def _plain(name: str) -> str:
-    """Return a host's name as it is compared.
-
-    Raises:
-        ValueError: It stands in brackets and is no IPv6 address.
-    """
+    """Return a host's name as it is compared; raise a ValueError where it has brackets and is no IPv6 address."""
     bare = name.lower().removesuffix(".")
     if bare.startswith("[") or ":" in bare:
         return str(ipaddress.IPv6Address(bare.strip("[]")))

@@ -90,10 +90,10 @@ class Conversation:
 
         Args:
             question: Any text; special tokens of the tokenizer are taken out of it.
-            options: How to write the answer, or to search for it.
+            options: See :class:`GenerationOptions` and :class:`SearchOptions`.
             seed: Seed of sampling.
-            between_steps: Called before every token that the model writes, also where no piece of the answer comes of
-                it; what it raises ends the answer.
+            between_steps: Called before every token, also where no piece of the answer comes of it; what it raises
+                ends the answer.
 
         Raises:
             UserError: Conversation and question are longer than the model's longest text; or as the search.
@@ -143,10 +143,9 @@ class Conversation:
         ids, limit = self._vlm.encode(prompt), self._vlm.max_text_length
         if len(ids) <= limit:
             return ids
-        if self._builder.turn_count == 0:
-            what, remedy = "the question has", "ask a shorter one"
-        else:
-            what, remedy = "conversation and question have", "ask a shorter one, or begin anew"
+        what, remedy = "the question has", "ask a shorter one"
+        if self._builder.turn_count:
+            what, remedy = "conversation and question have", f"{remedy}, or begin anew"
         raise UserError(f"{what} {len(ids):,} tokens, and the model reads {limit:,} at most: {remedy}")
 
     def _read(self, ids: list[int]) -> tuple[tuple[list[int], MambaState | None], MambaState, Tensor]:

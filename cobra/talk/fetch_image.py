@@ -239,9 +239,7 @@ def _reason(error: BaseException) -> str:
     from urllib3.exceptions import LocationParseError
 
     chain = [error]
-    while (below := chain[-1].__cause__ or chain[-1].__context__ or _argument(chain[-1])) is not None:
-        if below in chain:
-            break
+    while (below := chain[-1].__cause__ or chain[-1].__context__ or _argument(chain[-1])) and below not in chain:
         chain.append(below)
     for cause in reversed(chain):
         if isinstance(cause, TimeoutError | requests.Timeout):

@@ -54,11 +54,7 @@ class TalkFlags:
         return load(self.model_path, hf_token=read_hf_token(self.hf_token), device=self.device, dtype=self.dtype)
 
     def options(self, search: str | None = None) -> GenerationOptions | SearchOptions:
-        """Return the options of an answer; `search` is the kind of search, in place of the flag.
-
-        Raises:
-            UserError: A value is out of its range, or a search does not know it.
-        """
+        """Return the options of an answer, `search` in place of the flag; a UserError where they do not go together."""
         kind = self.search if search is None else search
         given = {name: getattr(self, name) for name in _SAMPLING if getattr(self, name) is not None}
         if kind == "none":

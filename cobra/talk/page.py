@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import uvicorn
 from starlette.applications import Starlette
@@ -44,7 +44,6 @@ _PIXEL_BYTES = 3_538_944
 _MAX_WAITING = 64
 _MAX_CONNECTIONS = 256
 
-Result = TypeVar("Result")
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
@@ -152,7 +151,7 @@ class TalkServer:
 
         When the reader goes, this is cancelled, and the answer or search ends with the model's step.
         """
-        gone, waiting = threading.Event(), self._asking
+        gone, waiting, loop = threading.Event(), self._asking, asyncio.get_running_loop()
 
         def stop_if_gone() -> None:
             if gone.is_set():
@@ -164,7 +163,7 @@ class TalkServer:
             async with self._turn:
                 parts = self._parts(talk, question, stop_if_gone)
                 try:
-                    while (part := await self._work(next, parts, None)) is not None:
+                    while (part := await loop.run_in_executor(self._worker, lambda: next(parts, None))) is not None:
                         yield part
                 finally:
                     gone.set()
@@ -172,9 +171,6 @@ class TalkServer:
                     self._worker.submit(parts.close)
         finally:
             self._asking -= 1
-
-    async def _work(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
 
     def _parts(
         self, talk: Conversation, question: Question, between_steps: Callable[[], None]

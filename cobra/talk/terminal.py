@@ -3,14 +3,13 @@
 from collections.abc import Iterable
 
 from rich.console import Console
-from rich.style import Style
 from rich.text import Text
 
 from cobra.reasoning.trace import Part, StageReader
 from cobra.util.printable import printable
 
-_HEADINGS = {"SUMMARY": "blue", "CAPTION": "cyan", "REASONING": "yellow", "CONCLUSION": "bold magenta"}
-_TEXTS = {"SUMMARY": "dim", "CAPTION": "dim", "REASONING": "dim", "CONCLUSION": "bold"}
+_HEADINGS = {None: "", "SUMMARY": "blue", "CAPTION": "cyan", "REASONING": "yellow", "CONCLUSION": "bold magenta"}
+_TEXTS = {None: "", "SUMMARY": "dim", "CAPTION": "dim", "REASONING": "dim", "CONCLUSION": "bold"}
 
 
 def print_answer(pieces: Iterable[str], console: Console) -> None:
@@ -42,10 +41,6 @@ def _print_part(part: Part, block: int, console: Console) -> int:
     if part.block != block:
         between = "" if block < 0 else "\n\n"
         heading = "" if part.stage is None else f"{part.stage}\n"
-        console.print(Text(between + heading, _style(_HEADINGS, part.stage)), end="", soft_wrap=True)
-    console.print(Text(printable(part.text), _style(_TEXTS, part.stage)), end="", soft_wrap=True)
+        console.print(Text(between + heading, _HEADINGS[part.stage]), end="", soft_wrap=True)
+    console.print(Text(printable(part.text), _TEXTS[part.stage]), end="", soft_wrap=True)
     return part.block
-
-
-def _style(styles: dict[str, str], stage: str | None) -> Style:
-    return Style.parse(styles[stage]) if stage else Style.null()

@@ -3,6 +3,7 @@
 import heapq
 import math
 from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
 
 import torch
 import torch.distributed as dist
@@ -34,14 +35,8 @@ class SplitModalitySampler(Sampler[int]):
     ) -> None:
         """Check the sizes.
 
-        Args:
-            dataset: The rows; only for compatibility.
-            modality_lengths: (has an image, length) of every row.
-            global_batch_size: Rows of one optimiser step, over all processes.
-            num_replicas: Processes; None asks torch.distributed.
-            rank: This process; None asks torch.distributed.
-            seed: Seed of the order.
-            drop_last: Leave out the last short batch of each modality.
+        `dataset` is there for compatibility alone; `modality_lengths` is (has an image, length) of every row, and
+        `global_batch_size` counts rows of all processes. None for `num_replicas` and `rank` asks torch.distributed.
 
         Raises:
             UserError: There are no rows, or the global batch does not divide among the processes.
@@ -97,17 +92,14 @@ class SplitModalitySampler(Sampler[int]):
 
         Which rows a batch holds depends on seed and epoch only; their order within it, on the number of processes too.
         """
-        generator = torch.Generator()
-        generator.manual_seed(self.seed + epoch)
+        generator = torch.Generator().manual_seed(self.seed + epoch)
         batches = self._cut_batches(self._images, generator)
         image_batches = len(batches)
         batches += self._cut_batches(self._texts, generator)
         dealt = [self._deal_rows(batch) for batch in batches]
         # The longest row of a batch is the first one dealt to the first process.
-        longest = [
-            self._lengths[batch[0]] + (_COUNTED_PATCHES if index < image_batches else 0)
-            for index, batch in enumerate(dealt)
-        ]
+        patches = [_COUNTED_PATCHES if index < image_batches else 0 for index in range(len(dealt))]
+        longest = [self._lengths[batch[0]] + extra for batch, extra in zip(dealt, patches, strict=True)]
         order = torch.randperm(len(dealt), generator=generator).tolist()
         front = max(range(len(order)), key=lambda position: longest[order[position]])
         order[0], order[front] = order[front], order[0]
@@ -120,21 +112,19 @@ class SplitModalitySampler(Sampler[int]):
         size = self.global_batch_size
         shuffled = [rows[index] for index in torch.randperm(len(rows), generator=generator).tolist()]
         batches = [shuffled[begin : begin + size] for begin in range(0, len(shuffled), size)]
-        if len(batches[-1]) < size:
-            if self.drop_last:
-                batches.pop()
-            else:
-                last = batches[-1]
-                last += [shuffled[index % len(shuffled)] for index in range(size - len(last))]
+        missing = size - len(batches[-1])
+        if missing and self.drop_last:
+            batches.pop()
+        elif missing:
+            batches[-1] += islice(cycle(shuffled), missing)
         return batches
 
     def _deal_rows(self, batch: list[int]) -> list[int]:
         """Sort a batch, longest first, and deal it to the processes: each row to the one with the least so far."""
-        ordered = sorted(batch, key=lambda row: -self._lengths[row])
         share = len(batch) // self.num_replicas
         parts: list[list[int]] = [[] for _ in range(self.num_replicas)]
         heap: list[tuple[int, int]] = [(0, part) for part in range(self.num_replicas)]
-        for row in ordered:
+        for row in sorted(batch, key=lambda row: -self._lengths[row]):
             total, part = heapq.heappop(heap)
             parts[part].append(row)
             if len(parts[part]) < share:

@@ -11,25 +11,21 @@ _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 def provide_cache() -> None:
     """Give libraries a cache folder where there is no home: they would make one called `~`."""
-    if not os.path.isabs(os.path.expanduser("~")):
-        folder = _private_folder()
-        if folder is not None:
-            os.environ.setdefault("XDG_CACHE_HOME", str(folder))
-            os.environ.setdefault("TRITON_HOME", str(folder))
+    if not os.path.isabs(os.path.expanduser("~")) and (folder := _private_folder()):
+        for name in ("XDG_CACHE_HOME", "TRITON_HOME"):
+            os.environ.setdefault(name, str(folder))
 
 
 def cache_folders() -> Iterator[Path]:
     """Yield folders to try in turn: `cobra` in the user's cache folder, then one in the folder for temporary files.
 
-    The first, in `$XDG_CACHE_HOME` or `~/.cache`, is left out where there is no home; it may not be there yet. The
-    second is made here, and left out where it is not this user's alone.
+    The first is left out where there is no home, and may not be there yet; the second where it is not the user's alone.
     """
     home = os.path.expanduser("~")
     user = os.environ.get("XDG_CACHE_HOME") or (os.path.join(home, ".cache") if os.path.isabs(home) else None)
     if user is not None:
         yield Path(user) / "cobra"
-    temporary = _private_folder()
-    if temporary is not None:
+    if temporary := _private_folder():
         yield temporary
 
 

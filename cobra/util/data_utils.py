@@ -12,10 +12,8 @@ from cobra.util.errors import UserError
 
 IGNORE_INDEX = -100
 """Label of tokens that no loss is taken of."""
-
 SKIPPED_ROW = "skipped_row"
 """Key of a row's own number, in rows that are skipped for a bad image."""
-
 SKIPPED_ROWS = "skipped_rows"
 """Key of those numbers in a batch."""
 

@@ -27,14 +27,11 @@ _LONGEST_WAIT = 5.0
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together."""
+    """This process, with its device, among the `size` that train together."""
 
     rank: int
-    """Number of this process."""
     size: int
-    """Number of processes."""
     device: torch.device
-    """Device of this process."""
 
     @property
     def is_main(self) -> bool:
@@ -76,10 +73,8 @@ class World:
         if self.is_main:
             try:
                 value = work()
-            except UserError as error:
-                problem = str(error)
-            except OSError as error:
-                problem = file_problem(error)
+            except (UserError, OSError) as error:
+                problem = str(error) if isinstance(error, UserError) else file_problem(error)
                 if problem is None:
                     raise
         [problem, *_] = self.gather(problem)
@@ -120,9 +115,7 @@ def _workers_run() -> bool:
 def join_world(device: str | None = None) -> World:
     """Join the processes that torchrun has started, or be the only one.
 
-    Args:
-        device: `cuda`, `mps` or `cpu`; None is the best at hand. With CUDA each process takes the GPU of its
-            local rank.
+    The device is `cuda`, where each process takes the GPU of its local rank, `mps` or `cpu`; None is the best at hand.
 
     Raises:
         UserError: The device is not there, or there are fewer GPUs than processes on this machine.

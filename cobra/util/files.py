@@ -98,16 +98,10 @@ def unfinished_files(folder: Path) -> Iterator[Path]:
 
 
 def refuse_link(path: Path) -> None:
-    """Make sure that a file which is written in place is the folder's own: a stranger's may lead anywhere.
-
-    Raises:
-        UserError: It is a link, or no plain file.
-    """
+    """Raise a UserError if a file that is written in place is a link, which may lead anywhere, or no plain file."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise UserError(
-            f"{path} is a link, or no plain file, and what it leads to would be changed: delete it, or put the file in "
-            "its place"
-        )
+        problem = "is a link, or no plain file, and what it leads to would be changed"
+        raise UserError(f"{path} {problem}: delete it, or put the file in its place")
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -129,10 +123,8 @@ def encoding_of(beginning: bytes) -> str:
 def read_text(path: Path | str, what: str, remedy: str = "") -> str:
     """Read a text file: UTF-8, or UTF-16 or UTF-32 with a byte order mark, which is no part of the text.
 
-    Args:
-        path: The file.
-        what: Name of the file, for the error, e.g. ``the annotation file``.
-        remedy: A closing sentence for the errors, e.g. the command that makes the file.
+    For the errors, `what` names the file, as in `the annotation file`, and `remedy` is a closing sentence, such as
+    the command that makes it.
 
     Raises:
         UserError: The file is absent, or is no text in these encodings.
@@ -165,20 +157,19 @@ def decode(content: bytes, encoding: str, where: str, remedy: str = "") -> str:
 def read_json(path: Path | str, what: str, remedy: str = "", lines: bool = False) -> Any:
     """Read a JSON file, encoded as :func:`read_text` takes it; the other arguments are its own.
 
-    Args:
-        path: The file.
-        what: See there.
-        remedy: See there.
-        lines: True where the file may be JSON lines, whatever it is called: they are the list of their values. A single
-            line is that where the file is named so.
+    With `lines` it may be JSON lines, whatever it is called: they are the list of their values, a single one where the
+    file is named so.
 
     Raises:
         UserError: The file is absent, is no text, or is not JSON (with line and column).
     """
     path = Path(path)
     text = read_text(path, what, remedy)
-    if lines and (values := _values_of_lines(text)):
-        return values if len(values) > 1 or path.suffix.lower() in _LINES else values[0]
+    if lines and not text.lstrip().startswith("["):
+        with suppress(ValueError, RecursionError):
+            values = [json.loads(line) for line in text.split("\n") if line.strip()]
+            if values:
+                return values if len(values) > 1 or path.suffix.lower() in _LINES else values[0]
     return parse_json(text, f"{path} ({what})", remedy)
 
 
@@ -216,22 +207,8 @@ def _problem(text: str, error: json.JSONDecodeError) -> str:
     return error.msg
 
 
-def _values_of_lines(text: str) -> list[Any] | None:
-    """Return the values of JSON lines; None where a line is none, or the text is a list."""
-    if text.lstrip()[:1] == "[":
-        return None
-    try:
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, RecursionError):
-        return None
-
-
 def kind_of_content(beginning: bytes) -> str:
-    """Return what a file is and what to do, `a packed archive: unpack it`; empty where its kind is not known.
-
-    Args:
-        beginning: The first 512 bytes or more; letters' case does not matter.
-    """
+    """Return what a file is by its first 512 bytes or more, and what to do, as in `_KINDS`; empty for other kinds."""
     if beginning[257:262] == b"ustar":
         return "a packed archive: unpack it"
     start = beginning.lower().lstrip(b"\xef\xbb\xbf \t\r\n")

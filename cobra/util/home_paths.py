@@ -17,19 +17,15 @@ def is_path(kind: Any) -> bool:
 def expand_home(path: str, flag: str) -> str:
     """Put the home directory of this user (`~`) or another (`~name`) in the place of a path's beginning.
 
-    A shell leaves `--flag=~/data` and `'[~/rows.json, ~/images]'` as they are.
-
-    Args:
-        path: Any text.
-        flag: Flag that it was given to, for the error.
+    A shell leaves `--flag=~/data` and `'[~/rows.json, ~/images]'` as they are. `flag` is its name, for the error.
 
     Raises:
         UserError: There is no such home directory, and no file of that name either.
     """
-    expanded = os.path.expanduser(path)
-    if path.startswith("~") and not os.path.isabs(expanded) and not os.path.lexists(path.split("/")[0]):
+    expanded, home = os.path.expanduser(path), path.split("/")[0]
+    if path.startswith("~") and not os.path.isabs(expanded) and not os.path.lexists(home):
         raise UserError(
-            f"--{flag} {path}: there is no home directory {path.split('/')[0]}; write the whole path (./{path} for a "
-            "file whose name begins so)"
+            f"--{flag} {path}: there is no home directory {home}; write the whole path (./{path} for a file whose name "
+            "begins so)"
         )
     return expanded

@@ -1,10 +1,10 @@
 """Picture decoding: the one place where files become pixels.
 
 Pillow does it, because nothing at hand is faster with the same pixels. On 120 photos of COCO, decoded and resized to
-384 pixels on one core (166 a second), its draft mode took 1.00 of its time, torchvision's decode_image 1.03 and
-simplejpeg 1.01, all with a largest difference of 0: they are the same libjpeg-turbo, and 60 % of the time is the
-resize. Draft mode would act on pictures of 768 pixels and more, and change them; simplejpeg differs by one level in
-CMYK and reads JPEG alone; torchvision reads 16-bit PNG to 16 bits. `benchmarks/dataset.py` measures it again.
+384 pixels on one core (166 a second), its draft mode took 1.00 of its time, torchvision 1.03 and simplejpeg 1.01, with
+the same pixels: all are libjpeg-turbo, and 60 % of the time is the resize. Draft mode changes pictures of 768 pixels
+and more; simplejpeg differs in CMYK and reads JPEG alone; torchvision reads 16-bit PNG to 16 bits.
+`benchmarks/dataset.py` measures it again.
 """
 
 import os
@@ -86,13 +86,7 @@ def read_rgb(file: Path | str | IO[bytes]) -> Image.Image:
 
 
 def read_upright(file: Path | str | IO[bytes]) -> tuple[Image.Image, bool]:
-    """Decode a picture as :func:`read_rgb` does, and turn it as EXIF says, as viewers and browsers show it.
-
-    Args:
-        file: See :func:`read_rgb`.
-
-    Returns:
-        The picture, and True if it is stored turned.
+    """Decode a picture as :func:`read_rgb` does, turned as EXIF says and viewers show it; True if it is stored turned.
 
     Raises:
         OSError: See :func:`read_rgb`.
@@ -106,9 +100,6 @@ def check_decodes(file: Path | str | IO[bytes]) -> None:
 
     JPEG is decoded to an eighth of its size: all its data are read and checked as ever, in half the time or less.
 
-    Args:
-        file: See :func:`read_rgb`.
-
     Raises:
         OSError: See :func:`read_rgb`.
     """
@@ -118,9 +109,6 @@ def check_decodes(file: Path | str | IO[bytes]) -> None:
 def read_header(file: Path | str | IO[bytes]) -> Header:
     """Return the format and size in the header of a file's first picture; nothing else is read.
 
-    Args:
-        file: See :func:`read_rgb`.
-
     Raises:
         OSError: See :func:`read_rgb`, so far as the header tells.
     """
@@ -129,7 +117,7 @@ def read_header(file: Path | str | IO[bytes]) -> Header:
 
 
 def file_status(path: Path | str) -> os.stat_result:
-    """Return the status of a file that may be opened: its size and time of change, say.
+    """Return the status of a file that may be opened.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -156,9 +144,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Transparent pixels show white. Of 16 bits, and of whole or floating-point numbers, all levels are kept apart: Pillow
     would make white of everything above 255. The same as `convert("RGB")` for all other pictures.
-
-    Args:
-        image: A picture of any mode; it is left as it is.
     """
     if image.mode.startswith("I") or image.mode == "F":
         return _to_grey(image).convert("RGB")
@@ -172,16 +157,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
-    """Return a picture of wide numbers in 8 bits; what exceeds black or white is cut, a number that is none is black.
-
-    White is known for 16 bits. Else it is the first of 1 (of floating-point numbers), 255 and 65,535 that no pixel
-    exceeds, or the highest pixel.
-    """
+    """Return a picture of wide numbers in 8 bits; what exceeds black or white is cut, and NaN is black."""
     stored = np.asarray(image)
     values = np.nan_to_num(stored.astype(np.float32), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     if image.mode.startswith("I;16") or image.format == "PPM" and image.mode == "I":
         white = 65535.0
     else:
+        # The first of these that no pixel exceeds, or the highest pixel.
         peak = float(values.max(initial=0))
         whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
         white = next((white for white in whites if peak <= white), peak)

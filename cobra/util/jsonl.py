@@ -65,9 +65,8 @@ def to_json(value: Any) -> bytes:
 def read_lines(path: Path, limit: int = -1) -> Iterator[bytes]:
     r"""Yield the lines of a text file as UTF-8, each with its `\n`; bytes of other files are left as they are.
 
-    Args:
-        path: UTF-8, or UTF-16 or UTF-32 with a byte order mark.
-        limit: A longer line is yielded in pieces of at most so many bytes (of UTF-8 files; else characters).
+    It is UTF-8, or UTF-16 or UTF-32 with a byte order mark. A line longer than the limit is yielded in pieces of at
+    most so many bytes (of UTF-8 files; else characters).
 
     Raises:
         UserError: The file has the mark of UTF-16 or UTF-32 and is not of that encoding.

@@ -1,8 +1,7 @@
 """Exclusive use of a folder by one process, also where machines share it; others learn who holds it.
 
-The folder's file `lock` names its holder, who holds the system's lock on it and touches it every few seconds. The
-system's lock is gone with its holder, however that ends. Where it cannot be trusted, across machines on some network
-file systems, or is not to be had, the touches tell.
+The folder's file `lock` names its holder, who holds the system's lock on it, which is gone with its holder, and touches
+it every few seconds: that tells where no lock is to be had, or none to trust, as on some network file systems.
 """
 
 import json
@@ -72,10 +71,8 @@ class Holder:
         )
 
     def __str__(self) -> str:
-        command = printable(self.command, _SHOWN)
-        return (
-            f"process {self.pid} on {printable(self.host, _SHOWN)}, begun {printable(self.started, _SHOWN)}: {command}"
-        )
+        host, started, command = (printable(text, _SHOWN) for text in (self.host, self.started, self.command))
+        return f"process {self.pid} on {host}, begun {started}: {command}"
 
     def is_here(self) -> bool:
         """Return True if this process can tell whether the holder lives."""
@@ -90,10 +87,8 @@ class Holder:
 def hold(folder: Path, what: str, say: Callable[[str], object] = print) -> Iterator["Hold"]:
     """Be the only one in a folder for a while; it and its parents are made, and removed if nothing is put there.
 
-    Args:
-        folder: The folder.
-        what: The work, for the error: `another run is training`.
-        say: Gets the reason of a delay, where a holder on another machine may be gone.
+    `what` is the work, for the error: `another run is training`. `say` gets the reason of a delay, where a holder on
+    another machine may be gone.
 
     Raises:
         UserError: Somebody is there: who, and what to do about it; or the folder takes no files, or the file is a link.
@@ -142,11 +137,7 @@ class Hold:
         threading.Thread(target=self._keep_touching, daemon=True).start()
 
     def confirm(self, what: str) -> None:
-        """Make sure that no other process has taken the folder at the same moment, where there are no locks.
-
-        Raises:
-            UserError: One has.
-        """
+        """Raise a UserError if another process has taken the folder at the same moment, where there are no locks."""
         holder = _read_holder(self._path)
         if holder is None or holder.token != self._me.token:
             raise UserError(f"{what} in {self._path.parent} already: {holder or 'its file of that name is gone'}")
@@ -214,9 +205,8 @@ def _reason_to_refuse(path: Path, is_locked: bool | None, say: Callable[[str], o
 
 def _seconds_since_touch(path: Path) -> float:
     """Return the seconds since a file was touched, by the clock of who keeps it: machines may disagree."""
-    with tempfile.TemporaryFile(dir=path.parent) as probe:
+    with tempfile.TemporaryFile(dir=path.parent, buffering=0) as probe:
         probe.write(b"now")
-        probe.flush()
         return max(0.0, os.fstat(probe.fileno()).st_mtime - path.stat().st_mtime)
 
 
@@ -249,18 +239,16 @@ def _read_holder(path: Path) -> Holder | None:
 
 def _boot_id() -> str:
     """Return what this boot of this machine is called; empty where nothing tells."""
-    try:
+    with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
+    return ""
 
 
 def _process_namespace() -> str:
     """Return what the numbering of processes is called that this one is in; containers have their own."""
-    try:
+    with suppress(OSError):
         return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
+    return ""
 
 
 def _start_of_process(pid: int) -> str:

@@ -50,11 +50,7 @@ def can_map(path: Path) -> bool:
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush the names in a folder to disk, where its file system lets folders be opened and flushed.
-
-    Raises:
-        OSError: See :func:`flush`.
-    """
+    """Flush the names in a folder to disk as :func:`flush` does, where its file system lets folders be opened."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -70,9 +66,6 @@ def replace(source: Path, target: Path) -> None:
 
     Where the file system does not do that in one step while the other is open, the other is deleted first: a kill just
     then leaves neither.
-
-    Raises:
-        OSError: The file system refuses both.
     """
     try:
         source.replace(target)
@@ -84,11 +77,7 @@ def replace(source: Path, target: Path) -> None:
 
 
 def lock_file(file: IO[str], operation: int) -> None:
-    """Wait for a lock on an open file (`fcntl.flock`), where its file system has locks.
-
-    Raises:
-        OSError: It has, and has failed.
-    """
+    """Wait for a lock on an open file (`fcntl.flock`), where its file system has locks."""
     try:
         fcntl.flock(file, operation)
     except OSError as error:

@@ -84,10 +84,5 @@ class LDPProjector(_Projector):
 
     def __init__(self, vision_dim: int, llm_dim: int) -> None:
         super().__init__()
-        self.projector = nn.Sequential(
-            nn.Linear(vision_dim, llm_dim),
-            nn.GELU(),
-            nn.Linear(llm_dim, llm_dim),
-            nn.Identity(),
-            _PooledPositions(llm_dim),
-        )
+        first, second = nn.Linear(vision_dim, llm_dim), nn.Linear(llm_dim, llm_dim)
+        self.projector = nn.Sequential(first, nn.GELU(), second, nn.Identity(), _PooledPositions(llm_dim))

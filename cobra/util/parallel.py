@@ -43,7 +43,7 @@ def parallel_map(
         items: Its arguments; an item should be worth some milliseconds at least.
         workers: Processes; with 1 or fewer, everything happens in this one.
         initializer: Called once in each process before its first item, with `initargs`.
-        initargs: See `initializer`.
+        initargs: See there.
 
     Raises:
         UserError: A process was killed from outside, for want of memory say.
@@ -83,15 +83,11 @@ def _prepare_worker(parent: int, initializer: Callable[..., None] | None, initar
 
 
 def end_with_parent(parent: int) -> None:
-    """End this process soon after its parent has ended: one that is killed cannot tell its children.
+    """End this process soon after its parent has: one that is killed cannot tell. `parent` is its id at the start."""
 
-    Args:
-        parent: Process id of the parent, as it was when this process began.
-    """
-    threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_ORPHAN_CHECK_SECONDS)
+        os._exit(1)
 
-
-def _watch_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_ORPHAN_CHECK_SECONDS)
-    os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()

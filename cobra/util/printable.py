@@ -13,12 +13,7 @@ _UNSHOWN = re.compile(
 
 
 def printable(text: str, limit: int | None = None) -> str:
-    r"""Return a text with such characters written out, as `\u202e`.
-
-    Args:
-        text: Any text.
-        limit: Characters after which it is cut, and `...` added; None leaves it whole.
-    """
+    r"""Return a text with such characters written out, as `\u202e`, and `...` in place of what exceeds the limit."""
     if limit is not None and len(text) > limit:
         text = text[:limit] + "..."
     return _UNSHOWN.sub(_written_out, text.replace("\r\n", "\n"))

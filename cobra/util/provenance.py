@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess  # noqa: S404 - git alone is run, with fixed arguments
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -21,12 +22,10 @@ _PACKAGES = ("torch", "torchvision", "transformers", "timm", "draccus", "numpy",
 
 def package_versions(names: tuple[str, ...] = _PACKAGES) -> dict[str, str | None]:
     """Return the versions of installed packages, and None for those that are not installed."""
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = dict.fromkeys(names)
     for name in names:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     return versions
 
 
@@ -41,11 +40,10 @@ def code_version() -> dict[str, Any]:
 def _git(folder: Path, *arguments: str) -> str | None:
     if not (folder.parent / ".git").exists():
         return None
-    try:
-        result = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.strip()
+    with suppress(OSError, subprocess.CalledProcessError):
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return None
 
 
 def describe_run(
@@ -53,13 +51,8 @@ def describe_run(
 ) -> dict[str, Any]:
     """Return the provenance of a run as JSON values.
 
-    Args:
-        world: The processes.
-        annotation_file: The rows' file.
-        data_sha256: Its hash.
-        rows: Their number.
-        checkpoint: Weights the run starts from, or None for the bare backbones; hashed.
-        loaded_modules: Modules taken from it.
+    `checkpoint` is what the run starts from, or None for the bare backbones; it is hashed, and `loaded_modules` are
+    those taken from it.
     """
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.processor()
     return {
@@ -83,9 +76,7 @@ def describe_run(
 def resumed_record(path: Path, start: dict[str, Any]) -> dict[str, Any]:
     """Return the record of a resumed run: that of its beginning, which stays, with this start in `resumed`.
 
-    Args:
-        path: The record as it is; where it cannot be read, this start's takes its place.
-        start: Record of this start (:func:`describe_run`).
+    Where the record at `path` cannot be read, that of this start (:func:`describe_run`) takes its place.
     """
     try:
         record = dict(json.loads(path.read_text(encoding="utf-8")))

@@ -41,21 +41,12 @@ def redacted(text: str) -> str:
 
 
 def redacted_address(where: str) -> str:
-    """Return an address without secrets, and with dots for what follows `?` or `#`.
-
-    Args:
-        where: An address; a path of a file is returned as it is.
-    """
+    """Return an address without secrets, and with dots for what follows `?` or `#`; a file's path as it is."""
     return _QUERY.sub("?...", redacted(where)) if "://" in where else where
 
 
 def reason(error: BaseException, limit: int = 300) -> str:
-    """Return what an error says as one line without secrets; its type where it says nothing.
-
-    Args:
-        error: An error of any library.
-        limit: Greatest number of characters.
-    """
+    """Return what an error says as one line without secrets, cut at the limit; its type where it says nothing."""
     return redacted(" ".join(str(error).split()))[:limit] or type(error).__name__
 
 

@@ -35,7 +35,12 @@ def _read_named(name_or_path: str) -> str | None:
     where = f"the token file {path}"
     try:
         if not path.exists():
-            _refuse_token(name_or_path)
+            if re.fullmatch(r"\s*hf_[A-Za-z0-9]{8,}\s*", name_or_path):
+                remember_secret(name_or_path.strip())
+                raise UserError(
+                    "--hf_token is given what looks like a token itself, which would stay in the shell's history and "
+                    "the run's files: put it into a file or an environment variable, and give the name of that"
+                )
             return None
         # Anything else may never end.
         if not path.is_file():
@@ -53,15 +58,6 @@ def _read_named(name_or_path: str) -> str | None:
             f"{where} cannot be read ({getattr(error, 'strerror', None) or type(error).__name__}): mend its "
             "permissions, or give another with --hf_token"
         ) from None
-
-
-def _refuse_token(name: str) -> None:
-    if re.fullmatch(r"\s*hf_[A-Za-z0-9]{8,}\s*", name):
-        remember_secret(name.strip())
-        raise UserError(
-            "--hf_token is given what looks like a token itself, which would stay in the shell's history and the run's "
-            "files: put it into a file or an environment variable, and give the name of that"
-        )
 
 
 def _checked_token(text: str, where: str) -> str | None:

@@ -8,12 +8,9 @@ import torch
 from cobra.util.errors import UserError, lookup
 
 DTYPES = {
-    "fp32": torch.float32,
-    "float32": torch.float32,
-    "bf16": torch.bfloat16,
-    "bfloat16": torch.bfloat16,
-    "fp16": torch.float16,
-    "float16": torch.float16,
+    **dict.fromkeys(("fp32", "float32"), torch.float32),
+    **dict.fromkeys(("bf16", "bfloat16"), torch.bfloat16),
+    **dict.fromkeys(("fp16", "float16"), torch.float16),
 }
 
 
@@ -32,24 +29,21 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
         UserError: The name is not a device, or the device is not available on this machine.
     """
     if device is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(best)
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise UserError(f"{device!r} is not a device; use one of: cuda, cuda:N, mps, cpu") from error
+    asked = f"the device {str(device)!r} was asked for, but"
     if resolved.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(
-                f"the device {str(device)!r} was asked for, but torch {torch.__version__} finds no usable CUDA device "
-                "on this machine: use --device cpu, or install a CUDA build of torch and check what nvidia-smi lists"
+                f"{asked} torch {torch.__version__} finds no usable CUDA device on this machine: use --device cpu, or "
+                "install a CUDA build of torch and check what nvidia-smi lists"
             )
         if resolved.index is not None and resolved.index >= torch.cuda.device_count():
-            raise UserError(
-                f"the device {str(device)!r} was asked for, but there are {torch.cuda.device_count()} CUDA devices: "
-                "use a smaller index"
-            )
+            raise UserError(f"{asked} there are {torch.cuda.device_count()} CUDA devices: use a smaller index")
     elif resolved.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("the device 'mps' was asked for, but Metal is not available on this machine: use --device cpu")
     elif resolved.type not in ("cuda", "mps", "cpu"):
