@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.utils.data import default_collate
 
 from cobra.models.backbones.vision import PixelValues
-from cobra.models.backbones.vision.transforms import map_pixels, stack_pixels
+from cobra.models.backbones.vision.transforms import map_pixels
 from cobra.models.vlms import CobraVLM, as_turn
 from cobra.preprocessing.datasets import FinetuneDataset
 from cobra.preprocessing.datasets.rows import source_of
@@ -134,7 +135,7 @@ class Evaluator:
                 between()
                 batch = alike[begin : begin + self._size]
                 pixels = [row_pixels for index in batch if (row_pixels := self._pixels[index]) is not None]
-                stacked = map_pixels(stack_pixels(pixels), lambda value: value.to(vlm.device)) if pixels else None
+                stacked = map_pixels(default_collate(pixels), lambda value: value.to(vlm.device)) if pixels else None
                 prompts = [as_turn(vlm, self.rows[index].question) for index in batch]
                 written = vlm.generate_batch(stacked, prompts, max_new_tokens=self._max_new_tokens, do_sample=False)
                 for index, answer in zip(batch, written, strict=True):

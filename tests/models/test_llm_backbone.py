@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from cobra.models import get_llm_backbone_and_tokenizer
-from cobra.models.backbones.llm import LLMSpec, build_llm_backbone, load_tokenizer, register_llm_backbone
+from cobra.models.backbones.llm import LLMSpec, build_llm_backbone, register_llm_backbone
+from cobra.models.backbones.llm.backbone import load_tokenizer
 from cobra.models.backbones.llm.prompting import MambaPromptBuilder, ZephyrChatPromptBuilder
 from cobra.models.backbones.llm.specs import LLM_BACKBONES, TINY_FOLDER
 from cobra.models.mamba import MambaConfig, MambaLM

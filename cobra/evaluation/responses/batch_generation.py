@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from torch.utils.data import default_collate
+
 from cobra.evaluation.data.captioned_image import CaptionedImage, count_images
 from cobra.evaluation.responses.protocol import (
     ANALYSIS_PROMPT,
@@ -15,7 +17,7 @@ from cobra.evaluation.responses.protocol import (
     second_prompt,
 )
 from cobra.models.backbones.vision import PixelValues
-from cobra.models.backbones.vision.transforms import map_pixels, stack_pixels
+from cobra.models.backbones.vision.transforms import map_pixels
 from cobra.models.generation.options import SEARCH_SAMPLING, GenerationOptions, SearchOptions
 from cobra.models.mamba import MambaState
 from cobra.models.vlms import as_turn
@@ -59,7 +61,7 @@ class BatchGenerator:
     def read_images(self, pixels: Sequence[PixelValues]) -> list[MambaState]:
         """Return the states after images, the model's transform of each being `pixels`, in batches."""
         size, device = self._protocol.batch_size, self._vlm.device
-        batches = [stack_pixels(list(pixels[start : start + size])) for start in range(0, len(pixels), size)]
+        batches = [default_collate(list(pixels[start : start + size])) for start in range(0, len(pixels), size)]
         return [self._vlm.read_images(map_pixels(batch, lambda value: value.to(device))) for batch in batches]
 
     def answer(

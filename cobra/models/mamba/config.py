@@ -28,8 +28,8 @@ class MambaConfig:
     dt_max: float = 0.1
     dt_init_floor: float = 1e-4
     x_proj_gain: float = 1.0
-    """Multiplies the initial weights of x_proj. At 1 what is written into the state and read from it starts near 1e-3
-    of what passes by; a tiny model trained from scratch on short captions learns to look three times sooner at 8."""
+    """Multiplies the initial weights of x_proj. At 1 the state's part of the output starts near 1e-3 of what passes by;
+    a tiny model trained from scratch on short captions learns to look three times sooner at 8."""
     conv_bias: bool = True
     proj_bias: bool = False
     norm_epsilon: float = 1e-5
@@ -74,8 +74,7 @@ class MambaConfig:
             where: Source of the object, for errors.
 
         Raises:
-            UserError: Neither format's keys are there, a size is missing or impossible, or the kind of mixer is
-                unknown.
+            UserError: A key or size is missing or impossible, or the kind of mixer is unknown.
         """
         try:
             return cls._parse(values)
@@ -94,44 +93,19 @@ class MambaConfig:
         if not values.get("rms_norm", True):
             raise UserError("it has layer norms, and only models with RMS norms are supported")
         if "d_model" in values and "n_layer" in values:
-            rank = ssm.pop("dt_rank", "auto")
-            return cls(
-                d_model=values["d_model"],
-                n_layer=values["n_layer"],
-                vocab_size=values["vocab_size"],
-                dt_rank=None if rank == "auto" else rank,
-                norm_epsilon=values.get("norm_epsilon", 1e-5),
-                residual_in_fp32=values.get("residual_in_fp32", True),
-                pad_vocab_size_multiple=values.get("pad_vocab_size_multiple", 8),
-                conv_bias=ssm.pop("conv_bias", True),
-                proj_bias=ssm.pop("bias", False),
-                **{key: ssm.pop(key) for key in _SHARED_SSM_KEYS if key in ssm},
-                mixer=mixer,
-                mixer_options=ssm,
+            sizes = {name: values[name] for name in _STATE_SPACES if name in values}
+            sizes |= {name: ssm.pop(key) for name, key in _SSM.items() if key in ssm}
+            sizes |= {"mixer": mixer, "mixer_options": ssm}
+        elif "hidden_size" in values and "num_hidden_layers" in values:
+            sizes = {name: values[key] for name, key in _TRANSFORMERS.items() if key in values}
+        else:
+            raise UserError(
+                "expected d_model and n_layer (state-spaces) or hidden_size and num_hidden_layers (transformers), "
+                f"found {', '.join(sorted(values)) or 'nothing'}"
             )
-        if "hidden_size" in values and "num_hidden_layers" in values:
-            rank = values.get("time_step_rank", "auto")
-            return cls(
-                d_model=values["hidden_size"],
-                n_layer=values["num_hidden_layers"],
-                vocab_size=values["vocab_size"],
-                d_state=values.get("state_size", 16),
-                d_conv=values.get("conv_kernel", 4),
-                expand=values.get("expand", 2),
-                dt_rank=None if rank == "auto" else rank,
-                dt_min=values.get("time_step_min", 0.001),
-                dt_max=values.get("time_step_max", 0.1),
-                dt_init_floor=values.get("time_step_floor", 1e-4),
-                conv_bias=values.get("use_conv_bias", True),
-                proj_bias=values.get("use_bias", False),
-                norm_epsilon=values.get("layer_norm_epsilon", 1e-5),
-                residual_in_fp32=values.get("residual_in_fp32", True),
-                pad_vocab_size_multiple=values.get("pad_vocab_size_multiple", 8),
-            )
-        raise UserError(
-            "expected d_model and n_layer (state-spaces) or hidden_size and num_hidden_layers (transformers), found "
-            f"{', '.join(sorted(values)) or 'nothing'}"
-        )
+        if sizes.get("dt_rank") == "auto":
+            sizes["dt_rank"] = None
+        return cls(vocab_size=values["vocab_size"], **sizes)
 
     @classmethod
     def from_file(cls, path: Path) -> "MambaConfig":
@@ -139,6 +113,16 @@ class MambaConfig:
         return cls.from_dict(read_json(path, "the language model's config"), str(path))
 
 
-_SHARED_SSM_KEYS = ("d_state", "d_conv", "expand", "dt_min", "dt_max", "dt_init_floor", "x_proj_gain")
+# Keys of state-spaces' config.json that are our names; ours by those of its `ssm_cfg`, and by those of transformers.
+_STATE_SPACES = ("d_model", "n_layer", "norm_epsilon", "residual_in_fp32", "pad_vocab_size_multiple")
+_SSM = {name: name for name in ("d_state", "d_conv", "expand", "dt_rank", "dt_min", "dt_max", "dt_init_floor")}
+_SSM |= {"x_proj_gain": "x_proj_gain", "conv_bias": "conv_bias", "proj_bias": "bias"}
+_TRANSFORMERS = {
+    **{"d_model": "hidden_size", "n_layer": "num_hidden_layers", "d_state": "state_size", "d_conv": "conv_kernel"},
+    **{"expand": "expand", "dt_rank": "time_step_rank", "dt_min": "time_step_min", "dt_max": "time_step_max"},
+    **{"dt_init_floor": "time_step_floor", "conv_bias": "use_conv_bias", "proj_bias": "use_bias"},
+    **{"norm_epsilon": "layer_norm_epsilon"},
+    **{name: name for name in ("residual_in_fp32", "pad_vocab_size_multiple")},
+}
 _SIZES = ("d_model", "n_layer", "vocab_size", "d_state", "d_conv", "expand", "dt_rank", "pad_vocab_size_multiple")
 _MEASURES = ("dt_min", "dt_max", "dt_init_floor", "x_proj_gain", "norm_epsilon")

@@ -1,7 +1,6 @@
 """Mamba-1's mixer, the selective state-space model of arXiv 2312.00752."""
 
 import math
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +10,8 @@ from cobra.models.mamba.config import MambaConfig
 from cobra.models.mamba.mixer import LayerState, Mixer
 from cobra.models.mamba.ops import ops_for, torch_ops
 
-# Operations of one step of the scan for each channel and state: decay (2), drive (2), state (2), read (2), and the
-# step's part of D and gate; the count that is usual for this kernel, without counting exponentials more than once.
+# Operations of a step of the scan for each channel and state, as is usual for this kernel: decay, drive, state and read
+# (2 each), and a part of D and gate; an exponential counts once.
 _SCAN = 9
 
 
@@ -32,8 +31,7 @@ class Mamba1Mixer(Mixer):
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
         width, rank = config.d_inner, config.rank
-        self.d_state = config.d_state
-        self.rank = rank
+        self.d_state, self.rank = config.d_state, rank
         self.in_proj = nn.Linear(config.d_model, 2 * width, bias=config.proj_bias)
         self.conv1d = nn.Conv1d(
             width, width, config.d_conv, groups=width, padding=config.d_conv - 1, bias=config.conv_bias
@@ -43,11 +41,8 @@ class Mamba1Mixer(Mixer):
         self.A_log = nn.Parameter(torch.log(torch.arange(1, config.d_state + 1).float()).repeat(width, 1))
         self.D = nn.Parameter(torch.ones(width))
         self.out_proj = nn.Linear(width, config.d_model, bias=config.proj_bias)
-        self._initialise_steps(config)
-
-    def _initialise_steps(self, config: MambaConfig) -> None:
-        """Start the step sizes log-uniform in [dt_min, dt_max]: without it images are not learned (section 3.6)."""
-        bound = self.rank**-0.5
+        # Step sizes start log-uniform in [dt_min, dt_max]: without it images are not learned (section 3.6).
+        bound = rank**-0.5
         nn.init.uniform_(self.dt_proj.weight, -bound, bound)
         low, high = math.log(config.dt_min), math.log(config.dt_max)
         dt = torch.exp(torch.rand(config.d_inner) * (high - low) + low).clamp(min=config.dt_init_floor)
@@ -80,18 +75,18 @@ class Mamba1Mixer(Mixer):
         ops = ops_for(x.device)
         A = -torch.exp(torch_ops.wide(self.A_log))
         xz = self.in_proj(x)
-        if state is not None and x.shape[1] == 1 and valid is None:
-            return self._step(ops, xz.squeeze(1), A, state)
+        is_step = state is not None and x.shape[1] == 1 and valid is None
         if state is None and valid is None and torch.is_grad_enabled() and ops.inner is not None:
             return ops.inner(xz, self, A)
-        inputs, gate = xz.chunk(2, dim=-1)
-        weight = self.conv1d.weight.squeeze(1)
-        u = ops.causal_conv(inputs, weight, self.conv1d.bias, None if state is None else state["conv"])
+        inputs, gate = (xz.squeeze(1) if is_step else xz).chunk(2, dim=-1)
+        taps, bias, window = self.conv1d.weight.squeeze(1), self.conv1d.bias, None if state is None else state["conv"]
+        u = (ops.causal_conv_step if is_step else ops.causal_conv)(inputs, taps, bias, window)
         dt, B, C = self.x_proj(u).split([self.rank, self.d_state, self.d_state], dim=-1)
         # The bias is added in fp32 inside the scan: in bf16 it would be off by up to 1.6 %.
-        dt = F.linear(dt, self.dt_proj.weight)
-        before = None if state is None else state["ssm"]
-        y, last = ops.selective_scan(u, dt, A, B, C, self.D, gate, self.dt_proj.bias, before, valid)
+        scan = (u, F.linear(dt, self.dt_proj.weight), A, B, C, self.D, gate, self.dt_proj.bias)
+        if state is not None and is_step:
+            return self.out_proj(ops.selective_scan_step(*scan, state["ssm"])).unsqueeze(1)
+        y, last = ops.selective_scan(*scan, None if state is None else state["ssm"], valid)
         if state is not None:
             state["conv"].copy_(_last_window(state["conv"], inputs, valid))
             state["ssm"].copy_(last)
@@ -103,16 +98,6 @@ class Mamba1Mixer(Mixer):
         """See :meth:`Mixer.block_step`; only numba's operations have it."""
         fused = ops_for(hidden.device).block_step
         return None if fused is None else fused(self, norm, hidden, residual, state)
-
-    def _step(self, ops: ModuleType, xz: Tensor, A: Tensor, state: LayerState) -> Tensor:
-        """Read one token a row: xz (batch, 2 * width) -> (batch, 1, d_model)."""
-        inputs, gate = xz.chunk(2, dim=-1)
-        weight = self.conv1d.weight.squeeze(1)
-        u = ops.causal_conv_step(inputs, weight, self.conv1d.bias, state["conv"])
-        dt, B, C = self.x_proj(u).split([self.rank, self.d_state, self.d_state], dim=-1)
-        dt = F.linear(dt, self.dt_proj.weight)
-        y = ops.selective_scan_step(u, dt, A, B, C, self.D, gate, self.dt_proj.bias, state["ssm"])
-        return self.out_proj(y).unsqueeze(1)
 
 
 def _last_window(window: Tensor, inputs: Tensor, valid: Tensor | None) -> Tensor:

@@ -60,11 +60,7 @@ class MambaBackbone(nn.Module):
 
 
 def _check_lengths(lengths: Tensor, inputs: Tensor) -> None:
-    """Check the lengths of rows (batch, time, ...), without waiting for another device.
-
-    Raises:
-        UserError: They are not (batch,) whole numbers or, on the CPU, do not lie between 0 and time.
-    """
+    """Raise a UserError where lengths of rows (batch, time, ...) do not fit; another device is not waited for."""
     batch, steps = inputs.shape[:2]
     if lengths.shape != (batch,) or lengths.is_floating_point():
         raise UserError(f"lengths are {tuple(lengths.shape)} {lengths.dtype}: expected ({batch},) of whole numbers")
@@ -108,13 +104,9 @@ class MambaLM(nn.Module):
         """
         if lengths is not None:
             _check_lengths(lengths, inputs_embeds)
-        return self.backbone.norm_f(self._stream(inputs_embeds, state, lengths))
-
-    def _stream(self, hidden: Tensor, state: MambaState | None, lengths: Tensor | None) -> Tensor:
-        """Return what the final norm takes; rows are padded on the right."""
-        residual, valid = None, None
         if state is not None:
-            state.check(self.config, len(hidden))
+            state.check(self.config, len(inputs_embeds))
+        hidden, residual, valid = inputs_embeds, None, None
         if lengths is not None:
             valid = torch.arange(hidden.shape[1], device=hidden.device) < lengths.unsqueeze(1)
             hidden = hidden.masked_fill(~valid.unsqueeze(-1), 0.0)
@@ -124,7 +116,7 @@ class MambaLM(nn.Module):
                 hidden, residual = checkpoint(block, hidden, residual, layer_state, valid, use_reentrant=False)
             else:
                 hidden, residual = block(hidden, residual, layer_state, valid)
-        return hidden if residual is None else hidden + residual
+        return self.backbone.norm_f(hidden if residual is None else hidden + residual)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return scores over the padded vocabulary (..., padded_vocab_size), in fp32."""

@@ -25,8 +25,7 @@ class MambaState:
     @classmethod
     def zeros(cls, config: MambaConfig, batch: int, device: torch.device | str) -> "MambaState":
         """Return the state of `batch` rows that have read nothing."""
-        shapes = state_shapes(config, batch)
-        return cls({name: torch.zeros(shape, device=device) for name, shape in shapes.items()})
+        return cls({name: torch.zeros(shape, device=device) for name, shape in _shapes(config, batch).items()})
 
     def __getitem__(self, name: str) -> Tensor:
         return self.parts[name]
@@ -64,11 +63,7 @@ class MambaState:
         return self._map(Tensor.clone)
 
     def select(self, rows: Tensor) -> "MambaState":
-        """Return a copy with the given rows, in order; a row may be repeated.
-
-        Args:
-            rows: Indices (n,) int64.
-        """
+        """Return a copy with the given rows, by their indices (n,) int64, in order; a row may be repeated."""
         return self._map(lambda part: part.index_select(1, rows))
 
     @classmethod
@@ -80,40 +75,34 @@ class MambaState:
         return MambaState({name: function(part) for name, part in self.parts.items()})
 
     def check(self, config: MambaConfig, batch: int) -> None:
-        """Check that a model of these sizes can go on from this state with so many rows.
-
-        Args:
-            config: The model's sizes.
-            batch: Rows that there must be.
+        """Check that a model of these sizes can go on from this state with `batch` rows.
 
         Raises:
             UserError: The state is of another model, of another number of rows, or not in fp32; it names both.
         """
-        shapes, dtypes = {}, set()
-        for name, part in self.parts.items():
-            shapes[name] = part.shape
-            dtypes.add(part.dtype)
+        shapes = {name: part.shape for name, part in self.parts.items()}
+        dtypes = {part.dtype for part in self.parts.values()}
         if dtypes != {torch.float32}:
             raise UserError(
                 f"the state is in {' and '.join(sorted(str(dtype) for dtype in dtypes))}, but a Mamba state is in "
                 "torch.float32, whatever the dtype of the model"
             )
         rows = max((shape[1] for shape in shapes.values() if len(shape) > 1), default=0)
-        expected = state_shapes(config, rows)
+        expected = _shapes(config, rows)
         if shapes != expected:
-            described = (
-                ", ".join(f"{name} {tuple(shape)}" for name, shape in side.items()) for side in (shapes, expected)
-            )
             raise UserError(
-                "the state is of another model: it holds {}, but this model has {} of (layer, batch, ...)".format(
-                    *described
-                )
+                f"the state is of another model: it holds {_described(shapes)}, but this model has "
+                f"{_described(expected)} of (layer, batch, ...)"
             )
         if rows != batch:
             raise UserError(f"the state has {rows} rows, but {batch} rows of tokens are to be read")
 
 
-def state_shapes(config: MambaConfig, batch: int) -> dict[str, torch.Size]:
+def _described(shapes: dict[str, torch.Size]) -> str:
+    return ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+
+
+def _shapes(config: MambaConfig, batch: int) -> dict[str, torch.Size]:
     """Return the shapes of a state's parts (layer, batch, ...) by name."""
     shapes = mixer_class(config).state_shapes(config)
     return {name: torch.Size((config.n_layer, batch, *shape)) for name, shape in shapes.items()}

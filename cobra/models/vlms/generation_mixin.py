@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import default_collate
 from transformers import PreTrainedTokenizerBase
 
 from cobra.models.backbones.llm import MambaLLMBackbone
 from cobra.models.backbones.vision import PixelValues, VisionBackbone
-from cobra.models.backbones.vision.transforms import map_pixels, stack_pixels
+from cobra.models.backbones.vision.transforms import map_pixels
 from cobra.models.generation.decoder import read_rows, threads_for
 from cobra.models.generation.generate import generate_ids, stops_after, text_pieces
 from cobra.models.generation.options import JUDGEMENT, GenerationOptions, SearchOptions
@@ -60,7 +61,7 @@ class GenerationMixin:
     def preprocess(self, images: Sequence[Image.Image]) -> PixelValues:
         """Return the pixels of pictures of any mode, stacked on the model's device and, if several, by tower."""
         pixels = [self.vision_backbone.image_transform(to_rgb(image)) for image in images]
-        return map_pixels(stack_pixels(pixels), lambda value: value.to(self.device))
+        return map_pixels(default_collate(pixels), lambda value: value.to(self.device))
 
     @torch.no_grad()
     def read_images(self, pixel_values: PixelValues) -> MambaState:

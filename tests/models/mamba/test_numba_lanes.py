@@ -150,7 +150,7 @@ def empty_cache(monkeypatch, tmp_path):
 
 def run_count():
     out = (ctypes.c_int64 * 5)()
-    numba_runtime.kernel(("target",))(count_up).run(5, 1, {"target": ctypes.addressof(out)})
+    numba_runtime.Kernel(count_up).run(5, 1, {"target": ctypes.addressof(out)})
     return list(out)
 
 

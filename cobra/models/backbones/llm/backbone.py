@@ -1,5 +1,6 @@
 """The language model of a vision-language model: Mamba, its tokenizer and its prompt format."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from torch import nn
@@ -40,19 +41,12 @@ class MambaLLMBackbone(nn.Module):
 
 
 def prompt_builder_of(identifier: str) -> type[PromptBuilder]:
-    """Return the prompt builder that belongs to a language model's id.
-
-    Raises:
-        UserError: The id has none of the known forms.
-    """
+    """Return the prompt builder that belongs to a language model's id; a UserError if none does."""
     if identifier.endswith("zephyr"):
         return ZephyrChatPromptBuilder
     if identifier.startswith("mamba"):
         return MambaPromptBuilder
-    raise UserError(
-        f"no prompt format is known for the language model {identifier!r}: its id must end in 'zephyr' or start with "
-        "'mamba'"
-    )
+    raise UserError(f"no prompt format belongs to {identifier!r}: its id must end in 'zephyr' or start with 'mamba'")
 
 
 def build_llm_backbone(
@@ -120,13 +114,11 @@ def load_tokenizer(source: str | Path, max_length: int, token: str | None = None
 def _find_file(source: str | Path, names: list[str], token: str | None) -> Path:
     """Return the first of the named files that the folder or repository has."""
     if isinstance(source, Path):
-        for name in names:
-            if (source / name).is_file():
-                return source / name
-        raise UserError(f"the language model's folder {source} has no {' or '.join(names)}")
+        path = next((source / name for name in names if (source / name).is_file()), None)
+        if path is None:
+            raise UserError(f"the language model's folder {source} has no {' or '.join(names)}")
+        return path
     for name in names[:-1]:
-        try:
+        with suppress(UserError):
             return fetch(source, name, token)
-        except UserError:
-            continue
     return fetch(source, names[-1], token)

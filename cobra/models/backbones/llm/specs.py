@@ -44,9 +44,5 @@ def register_llm_backbone(llm_backbone_id: str, spec: LLMSpec) -> None:
 
 
 def llm_spec(llm_backbone_id: str) -> LLMSpec:
-    """Return the registered specification.
-
-    Raises:
-        UserError: The id is unknown; the known ones are listed.
-    """
+    """Return the registered specification, or raise a UserError that lists the known ids."""
     return lookup(LLM_BACKBONES, llm_backbone_id, "the language model")

@@ -1,8 +1,8 @@
 """Vision backbones and their image transforms."""
 
 from cobra.models.backbones.vision.backbone import VisionBackbone
-from cobra.models.backbones.vision.specs import VISION_BACKBONES, TowerSpec, VisionSpec, register_vision_backbone
-from cobra.models.backbones.vision.tower import Tower
+from cobra.models.backbones.vision.specs import VISION_BACKBONES, VisionSpec, register_vision_backbone
+from cobra.models.backbones.vision.tower import Tower, TowerSpec
 from cobra.models.backbones.vision.transforms import ImageTransform, PixelValues, build_transform
 
 __all__ = [

@@ -5,9 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cobra.models.backbones.vision.specs import TowerSpec, VisionSpec
-from cobra.models.backbones.vision.timm_tower import build_timm_tower
-from cobra.models.backbones.vision.tower import Tower
+from cobra.models.backbones.vision.specs import VisionSpec
+from cobra.models.backbones.vision.tower import Tower, TowerSpec, build_timm_tower
 from cobra.models.backbones.vision.transforms import FusedTransform, ImageTransform, PixelValues, build_transform
 from cobra.models.tensors import load_strictly, read_module
 from cobra.util.errors import UserError

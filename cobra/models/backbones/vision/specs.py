@@ -1,45 +1,33 @@
 """Registered vision backbones and the specs by which others are registered."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from cobra.models.backbones.vision.tower import Tower
+from cobra.models.backbones.vision.tower import Tower, TowerSpec
 from cobra.util.errors import lookup
 
 DINO = "vit_large_patch14_reg4_dinov2.lvd142m"
-
-
-TowerBuilder: TypeAlias = Callable[[bool], Tower]
-
-
-@dataclass(frozen=True)
-class TowerSpec:
-    """A ViT of timm: its architecture, its input size, and the arguments that differ from timm's entry."""
-
-    timm_id: str
-    image_size: int
-    kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class VisionSpec:
     """One tower, or several whose features are joined on the channels in the given order."""
 
-    towers: dict[str, TowerSpec | TowerBuilder]
+    towers: dict[str, TowerSpec | Callable[[bool], Tower]]
     """Towers by the prefix of their parameter names: `""` for a single one, `dino`, `siglip`, `clip` for fused ones.
     A function builds one that is not timm's (:class:`cobra.models.backbones.vision.tower.Tower`); it is told whether to
     fetch pretrained weights."""
     weights: Path | None = None
-    """A safetensors file with the weights (names as in a checkpoint's `vision_backbone`, with or without that
-    prefix). None takes timm's pretrained weights from the hub."""
+    """A safetensors file (names as in a checkpoint's `vision_backbone`, with or without that prefix). None takes timm's
+    pretrained weights from the hub."""
     pretrained: bool = True
     """False leaves the towers at random initial values, for training them from scratch."""
 
 
-def _single(timm_id: str, image_size: int, **kwargs: Any) -> VisionSpec:
-    return VisionSpec({"": TowerSpec(timm_id, image_size, kwargs)})
+def _single(timm_id: str, image_size: int) -> VisionSpec:
+    return VisionSpec({"": TowerSpec(timm_id, image_size)})
 
 
 def _clip(timm_id: str, image_size: int) -> TowerSpec:
@@ -85,17 +73,10 @@ VISION_BACKBONES: dict[str, VisionSpec] = {
 
 
 def register_vision_backbone(vision_backbone_id: str, spec: VisionSpec) -> None:
-    """Make a vision backbone of any size known under an id, for research and tests; a known id is replaced.
-
-    For a tower that is not timm's see :class:`cobra.models.backbones.vision.tower.Tower`.
-    """
+    """Make a vision backbone of any size known under an id, for research and tests; a known id is replaced."""
     VISION_BACKBONES[vision_backbone_id] = spec
 
 
 def vision_spec(vision_backbone_id: str) -> VisionSpec:
-    """Return the registered specification.
-
-    Raises:
-        UserError: The id is unknown; the known ones are listed.
-    """
+    """Return the registered specification, or raise a UserError that lists the known ids."""
     return lookup(VISION_BACKBONES, vision_backbone_id, "the vision backbone")

@@ -1,9 +1,9 @@
 """Image transforms: pictures to normalised pixels, in the three resize strategies."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
-import torch
 import torchvision.transforms
 from PIL import Image
 from torch import Tensor
@@ -17,8 +17,7 @@ ImageTransform: TypeAlias = Callable[[Image.Image], PixelValues]
 
 RESIZE_STRATEGIES = ("resize-naive", "resize-crop", "letterbox")
 
-# Pixels that a picture may grow to on its way to a square, as many as Pillow opens at most: a strip of 1 x 60,000
-# pixels would be padded to 11 GB.
+# Pixels that a picture may grow to, as many as Pillow opens at most: a strip of 1 x 60,000 would be padded to 11 GB.
 _MOST_PIXELS = 180_000_000
 
 
@@ -51,11 +50,11 @@ class Resize(torchvision.transforms.Resize):
         return super().forward(image)
 
 
+@dataclass
 class LetterboxPad:
     """Pad an image to a square with a colour, evenly on both sides."""
 
-    def __init__(self, fill: tuple[int, ...]) -> None:
-        self.fill = fill
+    fill: tuple[int, ...]
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """Return the RGB image padded to a square (of one pixel less where the margin is odd).
@@ -93,23 +92,15 @@ def build_transform(
     return Compose([*steps, CenterCrop((image_size, image_size)), ToTensor(), Normalize(mean, std)])
 
 
+@dataclass
 class FusedTransform:
     """The transforms of several towers on one image."""
 
-    def __init__(self, transforms: dict[str, Callable[[Image.Image], Tensor]]) -> None:
-        self.transforms = transforms
+    transforms: dict[str, Callable[[Image.Image], Tensor]]
 
     def __call__(self, image: Image.Image) -> dict[str, Tensor]:
         """Return the pixels (3, height, width) for each tower."""
         return {name: transform(image) for name, transform in self.transforms.items()}
-
-
-def stack_pixels(pixels: list[PixelValues]) -> PixelValues:
-    """Stack the pixels of several images on a new first dimension, per tower where there are several."""
-    first = pixels[0]
-    if isinstance(first, dict):
-        return {name: torch.stack([image[name] for image in pixels]) for name in first}  # type: ignore[index]
-    return torch.stack(pixels)  # type: ignore[arg-type]
 
 
 def map_pixels(pixels: PixelValues, function: Callable[[Tensor], Tensor]) -> PixelValues:

@@ -29,8 +29,8 @@ _chosen: list[str | Any] = []
 def ops_for(device: torch.device) -> ModuleType:
     """Return the module whose functions run on `device`: the one that was named, else the fastest that works there.
 
-    The first call for the CPU may import numba: what that takes, and what is gained, is told in `numba_ops`. A warning
-    says once why something that is installed is not used.
+    The first call for the CPU may import numba; `numba_ops` says what that takes. A warning says once why something
+    that is installed is not used.
 
     Raises:
         UserError: The operations that were named are unknown, not installed, or do not work on this device.

@@ -5,6 +5,7 @@ initial state and no notion of padding: layout, continuation and padding are add
 """
 
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,25 +15,20 @@ from torch import Tensor, nn
 block_step = None
 
 
-class Kernels:
-    """The vendor's functions; tests substitute pure-PyTorch stand-ins of the same signatures."""
-
-    def __init__(self) -> None:
-        from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
-        from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn, selective_scan_fn
-        from mamba_ssm.ops.triton.selective_state_update import selective_state_update
-
-        self.causal_conv1d_fn = causal_conv1d_fn
-        self.causal_conv1d_update = causal_conv1d_update
-        self.mamba_inner_fn = mamba_inner_fn
-        self.selective_scan_fn = selective_scan_fn
-        self.selective_state_update = selective_state_update
-
-
 @cache
 def kernels() -> Any:
-    """Return the vendor's functions, imported once."""
-    return Kernels()
+    """Return the vendor's functions by name, imported once; tests substitute stand-ins of the same signatures."""
+    from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+    from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn, selective_scan_fn
+    from mamba_ssm.ops.triton.selective_state_update import selective_state_update
+
+    return SimpleNamespace(
+        causal_conv1d_fn=causal_conv1d_fn,
+        causal_conv1d_update=causal_conv1d_update,
+        mamba_inner_fn=mamba_inner_fn,
+        selective_scan_fn=selective_scan_fn,
+        selective_state_update=selective_state_update,
+    )
 
 
 @cache
@@ -43,10 +39,8 @@ def failure(device_index: int) -> str | None:
     """
     device = torch.device("cuda", device_index)
     try:
-        x = torch.zeros(1, 4, 8, device=device)
-        weight = torch.zeros(8, 4, device=device)
-        states = torch.zeros(8, 4, device=device)
-        y = causal_conv(x, weight, None, None)
+        x, states = torch.zeros(1, 4, 8, device=device), torch.zeros(8, 4, device=device)
+        y = causal_conv(x, states, None, None)
         selective_scan(y, x, states, y[..., :4], y[..., :4], states[:, 0], x, states[:, 0], None, None)
         one, last = y[:, 0], y.new_zeros(1, 8, 4)
         selective_scan_step(one, one, states, one[:, :4], one[:, :4], states[:, 0], one, states[:, 0], last)
@@ -69,13 +63,12 @@ def _probe_mixer(device: torch.device) -> Any:
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor | None) -> Tensor:
     """See :func:`torch_ops.causal_conv`."""
-    kernel = weight.shape[1]
     inputs = x.transpose(1, 2)
     if window is not None:
         # The last inputs go in front and their outputs are dropped: exact, and no layout of the kernel's is needed.
         inputs = torch.cat([window[:, :, 1:].to(x.dtype), inputs], dim=2)
     out = kernels().causal_conv1d_fn(inputs, weight.to(x.dtype), _cast(bias, x.dtype), activation="silu")
-    return out[:, :, kernel - 1 :].transpose(1, 2) if window is not None else out.transpose(1, 2)
+    return out[:, :, out.shape[2] - x.shape[1] :].transpose(1, 2)
 
 
 def causal_conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor) -> Tensor:
@@ -98,8 +91,7 @@ def selective_scan(
     valid: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`torch_ops.selective_scan`."""
-    arguments = [tensor.transpose(1, 2).contiguous() for tensor in (u, dt, B, C, z)]
-    inputs, steps, drive, read, gate = arguments
+    inputs, steps, drive, read, gate = (tensor.transpose(1, 2).contiguous() for tensor in (u, dt, B, C, z))
     if state is None and valid is None:
         y, last = kernels().selective_scan_fn(
             inputs, steps, A, drive, read, D, gate, dt_bias, delta_softplus=True, return_last_state=True
@@ -108,17 +100,9 @@ def selective_scan(
     delta = F.softplus(dt.float() + dt_bias)
     if valid is not None:
         delta = delta * valid.unsqueeze(-1)
+    steps = delta.transpose(1, 2).contiguous()
     y, last = kernels().selective_scan_fn(
-        inputs.float(),
-        delta.transpose(1, 2).contiguous(),
-        A,
-        drive.float(),
-        read.float(),
-        D,
-        None,
-        None,
-        delta_softplus=False,
-        return_last_state=True,
+        inputs.float(), steps, A, drive.float(), read.float(), D, return_last_state=True
     )
     y = y.transpose(1, 2)
     if state is not None:
@@ -128,15 +112,13 @@ def selective_scan(
 
 
 def _carry_state(delta: Tensor, A: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what an initial state adds to the outputs and to the last state: the recurrence is linear in it.
-
-    Every exponent is at most 0, so nothing overflows. Done in pieces of time to bound memory.
-    """
+    """Return what an initial state adds to the outputs and to the last state: the recurrence is linear in it."""
+    # No exponent is above 0, so nothing overflows; pieces of time bound the memory.
     elapsed = delta.cumsum(1)
-    carried = []
-    for piece, read in zip(elapsed.split(64, dim=1), C.split(64, dim=1), strict=True):
-        fade = torch.exp(piece.unsqueeze(-1) * A)
-        carried.append(torch.einsum("btn,btdn,bdn->btd", read, fade, state))
+    carried = [
+        torch.einsum("btn,btdn,bdn->btd", read, torch.exp(piece.unsqueeze(-1) * A), state)
+        for piece, read in zip(elapsed.split(64, dim=1), C.split(64, dim=1), strict=True)
+    ]
     return torch.cat(carried, dim=1), torch.exp(elapsed[:, -1].unsqueeze(-1) * A) * state
 
 
@@ -158,21 +140,10 @@ def inner(xz: Tensor, mixer: Any, A: Tensor) -> Tensor:
     Returns:
         (batch, time, d_model).
     """
-    return kernels().mamba_inner_fn(
-        xz.transpose(1, 2).contiguous(),
-        mixer.conv1d.weight,
-        mixer.conv1d.bias,
-        mixer.x_proj.weight,
-        mixer.dt_proj.weight,
-        mixer.out_proj.weight,
-        mixer.out_proj.bias,
-        A,
-        None,
-        None,
-        mixer.D.float(),
-        delta_bias=mixer.dt_proj.bias.float(),
-        delta_softplus=True,
-    )
+    conv, dt_proj, out_proj = mixer.conv1d, mixer.dt_proj, mixer.out_proj
+    weights = (conv.weight, conv.bias, mixer.x_proj.weight, dt_proj.weight, out_proj.weight, out_proj.bias)
+    inputs, bias = xz.transpose(1, 2).contiguous(), dt_proj.bias.float()
+    return kernels().mamba_inner_fn(inputs, *weights, A, D=mixer.D.float(), delta_bias=bias, delta_softplus=True)
 
 
 def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:

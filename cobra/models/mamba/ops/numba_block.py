@@ -26,14 +26,9 @@ from cobra.models.mamba.ops.numba_lanes import (
     store_one,
     total,
 )
-from cobra.models.mamba.ops.numba_runtime import kernel, next_slot, next_task
+from cobra.models.mamba.ops.numba_runtime import Kernel, next_slot, next_task
 from cobra.models.mamba.ops.numba_scan import step_block
 
-BLOCK_STEP = (
-    *("batch", "rows", "d_model", "width", "rank", "states", "taps", "eps", "hidden", "residual", "stream", "out"),
-    *("norm", "in_proj", "in_bias", "conv", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D"),
-    *("out_proj", "out_bias", "window", "state", "scratch", "scratch_size"),
-)
 # Rows of a matrix whose products with a vector are formed at a time.
 _AT_A_TIME = 4
 
@@ -43,7 +38,7 @@ def scratch_numbers(rows: int, d_model: int, width: int, reads: int, states: int
     return rows * (d_model + 4 * width + reads) + width * (1 + states) + (2 + 2 * states) * LANES
 
 
-@kernel(BLOCK_STEP)
+@Kernel
 def block_step(pointer: Any) -> None:
     """Add, norm, mix: a task is `rows` rows of the batch.
 
@@ -105,12 +100,8 @@ def _products(matrix: int, bias: int, height: int, length: int, x: int, out: int
     """Write matrix @ x + bias for rows of x (rows, length) to `out` (rows, height); a part of the matrix at a time."""
     line = length * 4
     for top in range(0, height - height % _AT_A_TIME, _AT_A_TIME):
-        a, b, c, d = (
-            matrix + top * line,
-            matrix + (top + 1) * line,
-            matrix + (top + 2) * line,
-            matrix + (top + 3) * line,
-        )
+        a = matrix + top * line
+        b, c, d = a + line, a + 2 * line, a + 3 * line
         for row in range(rows):
             sum_a, sum_b, sum_c, sum_d = spread(0.0), spread(0.0), spread(0.0), spread(0.0)
             for at in range(0, line, BYTES):

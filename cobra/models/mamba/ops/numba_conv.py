@@ -10,15 +10,10 @@ import numba
 from numba import carray
 
 from cobra.models.mamba.ops.numba_lanes import BYTES, LANES, load, load_one, sigmoid, spread, store, store_one
-from cobra.models.mamba.ops.numba_runtime import kernel, next_task
-
-_CONV = ("x", "x_row", "x_step", "front", "weight", "bias", "steps", "blocks", "taps")
-CONV_FORWARD = (*_CONV, "out")
-CONV_BACKWARD = (*_CONV, "grad", "grad_row", "grad_step", "dx", "d_front", "d_weight", "d_bias")
-CONV_STEP = ("x", "x_row", "window", "weight", "bias", "blocks", "taps", "out")
+from cobra.models.mamba.ops.numba_runtime import Kernel, next_task
 
 
-@kernel(CONV_FORWARD)
+@Kernel
 def conv_forward(pointer: Any) -> None:
     """Convolve: a task is a block of a row. `out` is (batch, time, width)."""
     job = carray(pointer, 1)[0]
@@ -58,7 +53,7 @@ def _early_sum(job: Any, row: int, at: int, step: int, bias: Any) -> Any:
     return total
 
 
-@kernel(CONV_BACKWARD)
+@Kernel
 def conv_backward(pointer: Any) -> None:
     """Gradient of the convolution: a task is a block of a row.
 
@@ -100,7 +95,7 @@ def _gradients_before_silu(job: Any, row: int, at: int) -> None:
     store(job.d_bias + row * width + at, d_bias)
 
 
-@kernel(CONV_STEP)
+@Kernel
 def conv_step(pointer: Any) -> None:
     """One position of the convolution, for every row: a task is a block of a row; see :func:`conv_block`."""
     job = carray(pointer, 1)[0]

@@ -8,6 +8,7 @@ on the number of threads nor on the place in memory.
 
 import operator
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import numba
@@ -16,9 +17,6 @@ from numba import extending, types
 from numba.core import cgutils
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-
-# Its own type says nothing of the functions that it makes, which take one argument less.
-intrinsic: Any = extending.intrinsic
 
 LANES = 16
 BYTES = 4 * LANES
@@ -44,11 +42,8 @@ LN_2 = 0.6931471805599453
 class LanesType(types.Type):
     """Numba's type of a vector."""
 
-    def __init__(self) -> None:
-        super().__init__(name="Lanes")
 
-
-lanes = LanesType()
+lanes = LanesType(name="Lanes")
 
 
 @extending.register_model(LanesType)
@@ -73,178 +68,130 @@ def _operator(function: Callable[..., Any], instruction: str) -> None:
         return getattr(builder, instruction)(*args, flags=_CONTRACT)
 
 
-for _function, _instruction in (
-    (operator.add, "fadd"),
-    (operator.sub, "fsub"),
-    (operator.mul, "fmul"),
-    (operator.truediv, "fdiv"),
-):
-    _operator(_function, _instruction)
+_operator(operator.add, "fadd")
+_operator(operator.sub, "fsub")
+_operator(operator.mul, "fmul")
+_operator(operator.truediv, "fdiv")
+
+
+def _intrinsic(result: types.Type, *arguments: types.Type) -> Callable[[Callable[..., Any]], Any]:
+    """Make what writes instructions with LLVM's builder, which it takes first, a function of numba of these types."""
+
+    def decorate(write: Callable[..., Any]) -> Any:
+        @wraps(write)
+        def typing(typingctx: Any, *kinds: Any) -> Any:
+            def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+                value = write(builder, *args)
+                return context.get_dummy_value() if result is types.void else value
+
+            return result(*arguments), build
+
+        return extending.intrinsic(typing)
+
+    return decorate
 
 
 def _pointer(builder: Any, address: Any, kind: Any) -> Any:
     return builder.inttoptr(address, kind.as_pointer())
 
 
-def _spread(builder: Any, value: Any) -> Any:
-    """Return a vector of sixteen times one fp32 value."""
+@_intrinsic(lanes, types.int64)
+def load(builder: Any, address: Any) -> Any:
+    """Read a vector at an address."""
+    return builder.load(_pointer(builder, address, _VECTOR), align=4)
+
+
+@_intrinsic(types.void, types.int64, lanes)
+def store(builder: Any, address: Any, value: Any) -> None:
+    """Write a vector at an address."""
+    builder.store(value, _pointer(builder, address, _VECTOR), align=4)
+
+
+@_intrinsic(types.void, types.int64)
+def prefetch(builder: Any, address: Any) -> None:
+    """Ask for the cache line at an address, which is read soon."""
+    byte = ir.IntType(8)
+    kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), _INT, _INT, _INT])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    flags = [ir.Constant(_INT, value) for value in (0, 3, 1)]
+    builder.call(function, [_pointer(builder, address, byte), *flags])
+
+
+@_intrinsic(types.float32, types.int64)
+def load_one(builder: Any, address: Any) -> Any:
+    """Read one fp32 number."""
+    return builder.load(_pointer(builder, address, _FLOAT), align=4)
+
+
+@_intrinsic(types.void, types.int64, types.float32)
+def store_one(builder: Any, address: Any, value: Any) -> None:
+    """Write one fp32 number."""
+    builder.store(value, _pointer(builder, address, _FLOAT), align=4)
+
+
+@_intrinsic(lanes, types.float32)
+def spread(builder: Any, value: Any) -> Any:
+    """Return a vector of sixteen times one number."""
     undefined = ir.Constant(_VECTOR, ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(_INT, 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(_INT_VECTOR, None))
 
 
-@intrinsic
-def load(typingctx: Any, address: Any) -> Any:
-    """Read a vector at an address."""
-
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(_pointer(builder, args[0], _VECTOR), align=4)
-
-    return lanes(types.int64), build
-
-
-@intrinsic
-def store(typingctx: Any, address: Any, value: Any) -> Any:
-    """Write a vector at an address."""
-
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(args[1], _pointer(builder, args[0], _VECTOR), align=4)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, lanes), build
-
-
-@intrinsic
-def prefetch(typingctx: Any, address: Any) -> Any:
-    """Ask for the cache line at an address, which is read soon."""
-
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        byte = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, _INT, _INT, _INT])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        flags = [ir.Constant(_INT, value) for value in (0, 3, 1)]
-        builder.call(function, [_pointer(builder, args[0], ir.IntType(8)), *flags])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), build
-
-
-@intrinsic
-def load_one(typingctx: Any, address: Any) -> Any:
-    """Read one fp32 number."""
-
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(_pointer(builder, args[0], _FLOAT), align=4)
-
-    return types.float32(types.int64), build
-
-
-@intrinsic
-def store_one(typingctx: Any, address: Any, value: Any) -> Any:
-    """Write one fp32 number."""
-
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(args[1], _pointer(builder, args[0], _FLOAT), align=4)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.float32), build
-
-
-@intrinsic
-def spread(typingctx: Any, value: Any) -> Any:
-    """Return a vector of sixteen times one number."""
-
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _spread(builder, context.cast(builder, args[0], sig.args[0], types.float32))
-
-    return lanes(value), build
-
-
-@intrinsic
-def fused(typingctx: Any, x: Any, y: Any, z: Any) -> Any:
+@_intrinsic(lanes, lanes, lanes, lanes)
+def fused(builder: Any, x: Any, y: Any, z: Any) -> Any:
     """Return x y + z, rounded once on machines that can; a product that is used twice is not fused by itself."""
-
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32"), args)
-
-    return lanes(lanes, lanes, lanes), build
+    kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32")
+    return builder.call(function, (x, y, z))
 
 
-@intrinsic
-def maximum(typingctx: Any, x: Any, least: Any) -> Any:
+@_intrinsic(lanes, lanes, lanes)
+def maximum(builder: Any, x: Any, least: Any) -> Any:
     """Return x where it is not below `least`, and so a NaN in x, else `least`."""
-
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.select(builder.fcmp_ordered("<", *args), args[1], args[0])
-
-    return lanes(lanes, lanes), build
+    return builder.select(builder.fcmp_ordered("<", x, least), least, x)
 
 
-@intrinsic
-def where_negative(typingctx: Any, x: Any, then: Any, otherwise: Any) -> Any:
+@_intrinsic(lanes, lanes, lanes, lanes)
+def where_negative(builder: Any, x: Any, then: Any, otherwise: Any) -> Any:
     """Return `then` where x is below 0, else `otherwise`."""
-
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        below = builder.fcmp_ordered("<", args[0], ir.Constant(_VECTOR, None))
-        return builder.select(below, args[1], args[2])
-
-    return lanes(lanes, lanes, lanes), build
+    return builder.select(builder.fcmp_ordered("<", x, ir.Constant(_VECTOR, None)), then, otherwise)
 
 
-@intrinsic
-def _times_power(typingctx: Any, value: Any, rounded: Any) -> Any:
+@_intrinsic(lanes, lanes, lanes)
+def _times_power(builder: Any, value: Any, rounded: Any) -> Any:
     """Multiply by 2^n, where n, at least -127, is in the low bits of `rounded`: added to the exponents' bits."""
-
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        shift = ir.Constant(_INT_VECTOR, [ir.Constant(_INT, 23)] * LANES)
-        exponent = builder.shl(builder.bitcast(args[1], _INT_VECTOR), shift)
-        return builder.bitcast(builder.add(builder.bitcast(args[0], _INT_VECTOR), exponent), _VECTOR)
-
-    return lanes(lanes, lanes), build
+    shift = ir.Constant(_INT_VECTOR, [ir.Constant(_INT, 23)] * LANES)
+    exponent = builder.shl(builder.bitcast(rounded, _INT_VECTOR), shift)
+    return builder.bitcast(builder.add(builder.bitcast(value, _INT_VECTOR), exponent), _VECTOR)
 
 
-@intrinsic
-def total(typingctx: Any, value: Any) -> Any:
+@_intrinsic(types.float32, lanes)
+def total(builder: Any, value: Any) -> Any:
     """Return the sum of the sixteen numbers, by halves: always in the same order."""
-
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        found, size = args[0], LANES
-        while size > 1:
-            size //= 2
-            mask = ir.VectorType(_INT, size)
-            low, high = (
-                builder.shuffle_vector(
-                    found, found, ir.Constant(mask, [ir.Constant(_INT, at + k) for k in range(size)])
-                )
-                for at in (0, size)
-            )
-            found = builder.fadd(low, high)
-        return builder.extract_element(found, ir.Constant(_INT, 0))
-
-    return types.float32(lanes), build
+    size = LANES
+    while size > 1:
+        size //= 2
+        masks = (ir.Constant(ir.VectorType(_INT, size), list(range(at, at + size))) for at in (0, size))
+        value = builder.fadd(*(builder.shuffle_vector(value, value, mask) for mask in masks))
+    return builder.extract_element(value, ir.Constant(_INT, 0))
 
 
-@intrinsic
-def fetch_add(typingctx: Any, address: Any, amount: Any) -> Any:
+@_intrinsic(types.int64, types.int64, types.int64)
+def fetch_add(builder: Any, address: Any, amount: Any) -> Any:
     """Add to the int64 at an address and return what was there, as one step that no other thread sees half of."""
-
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", _pointer(builder, args[0], cgutils.intp_t), args[1], "monotonic")
-
-    return types.int64(types.int64, types.int64), build
+    return builder.atomic_rmw("add", _pointer(builder, address, cgutils.intp_t), amount, "monotonic")
 
 
 @numba.njit
 def _power(rest: Any, rounded: Any) -> Any:
     """Return 2^(n + rest) for |rest| <= 1/2 and the n in the low bits of `rounded`."""
-    found = spread(_EXP[5])
-    found = found * rest + spread(_EXP[4])
-    found = found * rest + spread(_EXP[3])
-    found = found * rest + spread(_EXP[2])
-    found = found * rest + spread(_EXP[1])
-    found = found * rest + spread(_EXP[0])
-    return _times_power(found * rest + spread(1.0), rounded)
+    series = spread(_EXP[5])
+    series = series * rest + spread(_EXP[4])
+    series = series * rest + spread(_EXP[3])
+    series = series * rest + spread(_EXP[2])
+    series = series * rest + spread(_EXP[1])
+    series = series * rest + spread(_EXP[0])
+    return _times_power(series * rest + spread(1.0), rounded)
 
 
 @numba.njit

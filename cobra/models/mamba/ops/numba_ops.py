@@ -31,7 +31,6 @@ CHUNK = 16
 _NUMBERS_FOR_THREADS = 32_768
 # Blocks of channels that one task of the backward pass takes, and the tasks that are to be left for threads.
 _GROUP, _TASKS = 4, 32
-
 # Numbers of in_proj up to which a thread alone is as fast as several that have to be called forty times.
 _SMALL_MATRIX = 2**20
 
@@ -42,10 +41,10 @@ inner = None
 def failure() -> str | None:
     """Return why these operations do not work here, or None where they do: one is compiled and run."""
     try:
-        found = causal_conv_step(torch.ones(1, LANES), torch.ones(LANES, 2), None, torch.ones(1, LANES, 2))
+        out = causal_conv_step(torch.ones(1, LANES), torch.ones(LANES, 2), None, torch.ones(1, LANES, 2))
     except Exception as error:  # noqa: BLE001 - whatever a compiler raises means that it is of no use
         return f"{type(error).__name__}: {error}"
-    return None if torch.allclose(found, F.silu(torch.full_like(found, 2.0))) else "it computes wrong numbers"
+    return None if torch.allclose(out, F.silu(torch.full_like(out, 2.0))) else "it computes wrong numbers"
 
 
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor | None) -> Tensor:
@@ -53,9 +52,7 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor |
     if x.dtype == torch.float64:
         return torch_ops.causal_conv(x, weight, bias, window)
     batch, _, width = x.shape
-    front = None if window is None else window[:, :, 1:].transpose(1, 2)
-    if front is None:
-        front = x.new_zeros(batch, weight.shape[1] - 1, width)
+    front = x.new_zeros(batch, weight.shape[1] - 1, width) if window is None else window[:, :, 1:].transpose(1, 2)
     offset = x.new_zeros(width) if bias is None else bias
     out = _Conv.apply(*(_blocks(tensor) for tensor in (x, weight.t(), offset, front)))
     return out[:, :, :width].to(x.dtype)
@@ -119,18 +116,9 @@ def selective_scan_step(
 def block_step(
     mixer: Any, norm: Any, hidden: Tensor, residual: Tensor | None, state: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor] | None:
-    """Take one token a row through a whole block, where its weights are small, fp32 and nothing but weights.
+    """Do what :meth:`Mamba1Mixer.block_step` does, where weights are small, fp32 and nothing but weights.
 
-    Args:
-        mixer: A :class:`cobra.models.mamba.mamba1.Mamba1Mixer`.
-        norm: The block's norm.
-        hidden: (batch, 1, d_model).
-        residual: The stream (batch, 1, d_model), or None in the first block.
-        state: The layer's part of the state; updated in place.
-
-    Returns:
-        The mixer's output and the stream, or None, with nothing done, where the block is not such a one: then threads
-        or other layers' code are worth their calls.
+    None, with nothing done, where they are not: then threads or other layers' code are worth their calls.
     """
     batch, _, d_model = hidden.shape
     conv, in_proj, x_proj, dt_proj, out_proj = mixer.conv1d, mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj
@@ -194,43 +182,31 @@ class _Scan(torch.autograd.Function):
     """The gated scan of `torch_ops.selective_scan` in fp32, with whole blocks of channels.
 
     u, dt, z (batch, time, width); D, bias (width,); A (state, width); state (batch, state, width);
-    B, C (batch, time, state); mask (batch, time) or None.
+    B, C (batch, time, state); mask (batch, time) or None; then True where gradients may be asked for.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        u: Tensor,
-        dt: Tensor,
-        z: Tensor,
-        D: Tensor,
-        bias: Tensor,
-        A: Tensor,
-        state: Tensor,
-        B: Tensor,
-        C: Tensor,
-        mask: Tensor | None,
-        is_training: bool,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        u, dt, z, D, bias, A, state, B, C, mask, is_training = inputs
         batch, steps, width = u.shape
         blocks, states = width // LANES, len(A)
-        rates = _split(A * LOG2_E)
-        h = _split(state)
+        rates, h, y = _split(A * LOG2_E), _split(state), u.new_empty(u.shape)
         chunks = -(-steps // CHUNK) if is_training and any(ctx.needs_input_grad) else 0
         starts = u.new_empty(batch, blocks, chunks, states, LANES)
-        y = u.new_empty(u.shape)
+        kept = (u, dt, z, D, bias, rates, B, C, mask, starts)
         threads = _threads(y.numel() * states)
         scratch = u.new_empty(threads, CHUNK * LANES)
-        job = _scan_job(u, dt, z, D, bias, rates, B, C, mask, starts, scratch)
+        job = _scan_job(*kept, scratch)
         scan_forward.run(batch * blocks, threads, job | _starts(out=y, state=h))
         if chunks:
-            ctx.save_for_backward(u, dt, z, D, bias, rates, B, C, mask, starts)
+            ctx.save_for_backward(*kept)
         return y, _join(h)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
-        u, dt, z, D, bias, rates, B, C, mask, starts = ctx.saved_tensors
+        kept = ctx.saved_tensors
+        u, *_, B, _, _, _ = kept
         batch, steps, width = u.shape
         blocks, states = width // LANES, B.shape[2]
         group = max(1, min(_GROUP, batch * blocks // _TASKS))
@@ -241,7 +217,7 @@ class _Scan(torch.autograd.Function):
         d_reads = u.new_empty(2, groups, batch, steps, states)
         threads = _threads(u.numel() * states)
         scratch = u.new_empty(threads, ((4 * CHUNK + 1) * states + 2 * CHUNK) * LANES)
-        job = _scan_job(u, dt, z, D, bias, rates, B, C, mask, starts, scratch) | _rows(grad=grad)
+        job = _scan_job(*kept, scratch) | _rows(grad=grad)
         job |= _starts(du=du, ddt=ddt, dz=dz, dB=d_reads[0], dC=d_reads[1], carry=carry)
         job |= _starts(d_rates=d_rates, dD=d_rows[0], d_bias=d_rows[1])
         scan_backward.run(batch * groups, threads, job | {"group": group})
@@ -250,19 +226,9 @@ class _Scan(torch.autograd.Function):
         return du, ddt, dz, dD, d_bias, _join(d_rates.sum(0)), _join(carry), dB, dC, None, None
 
 
-def _scan_job(
-    u: Tensor,
-    dt: Tensor,
-    z: Tensor,
-    D: Tensor,
-    bias: Tensor,
-    rates: Tensor,
-    B: Tensor,
-    C: Tensor,
-    mask: Tensor | None,
-    starts: Tensor,
-    scratch: Tensor,
-) -> dict[str, int]:
+def _scan_job(*tensors: Any) -> dict[str, int]:
+    """Return what both passes tell their kernels; the tensors are those that are kept between them, and scratch."""
+    u, dt, z, D, bias, rates, B, C, mask, starts, scratch = tensors
     sizes = {"steps": u.shape[1], "blocks": u.shape[2] // LANES, "states": B.shape[2], "chunk": CHUNK}
     sizes["scratch_size"] = 4 * scratch.shape[1]
     kept = starts if starts.numel() else None
@@ -294,10 +260,7 @@ def _join(tensor: Tensor) -> Tensor:
 
 def _is_plain(*tensors: Tensor | None) -> bool:
     """Return True if tensors are such that a kernel may read them as they lie."""
-    for tensor in tensors:
-        if tensor is not None and (tensor.dtype != torch.float32 or not tensor.is_contiguous()):
-            return False
-    return True
+    return all(tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous()) for tensor in tensors)
 
 
 def _threads(numbers: int) -> int:
@@ -311,12 +274,11 @@ def _starts(**tensors: Tensor | None) -> dict[str, int]:
 
 def _rows(**tensors: Tensor) -> dict[str, int]:
     """Return where tensors (batch, width) or (batch, time, width) lie, and their strides in bytes."""
-    found = {}
+    places = _starts(**tensors)
     for name, tensor in tensors.items():
-        found[name] = _address(tensor)
         for axis, stride in zip(("row", "step"), tensor.stride()[:-1], strict=False):
-            found[f"{name}_{axis}"] = 4 * stride
-    return found
+            places[f"{name}_{axis}"] = 4 * stride
+    return places
 
 
 def _address(tensor: Tensor) -> int:

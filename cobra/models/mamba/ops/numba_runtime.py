@@ -44,28 +44,25 @@ def next_slot(job: Any) -> int:
 class Kernel:
     """A function of one argument, the address of its arguments; compiled when it is first run, or read from the cache.
 
-    Its arguments are named int64 numbers; inside they are the attributes of `carray(pointer, 1)[0]`.
+    Its arguments are named int64 numbers, the same names in every run; inside they are the attributes of
+    `carray(pointer, 1)[0]`.
     """
 
-    def __init__(self, function: Callable[[Any], None], fields: tuple[str, ...]) -> None:
+    def __init__(self, function: Callable[[Any], None]) -> None:
         self._function = function
-        self._fields = fields
+        self._fields: list[str] = []
         self._start: Any = None
-        self.__doc__ = function.__doc__
 
     def run(self, tasks: int, threads: int, values: dict[str, int]) -> None:
-        """Do tasks 0 to `tasks` - 1 on that many threads and return when all are done.
-
-        Args:
-            tasks: How often :func:`next_task` gives one out.
-            threads: At most so many threads take part.
-            values: An int64 for each of the kernel's fields.
-        """
+        """Do tasks 0 to `tasks` - 1, which :func:`next_task` gives out, on at most `threads` threads; wait for all."""
         if tasks == 0:
             return
         if self._start is None:
             with _compiling:
-                self._start = self._start or _compile(self._function, (*_COMMON, *self._fields))
+                if self._start is None:
+                    # Sorted: the cache knows compiled code by its arguments' order.
+                    self._fields = sorted(values)
+                    self._start = _compile(self._function, [*_COMMON, *self._fields])
         words = array("q", [0, tasks, 0, 0, *[values[name] for name in self._fields]])
         address = words[0] = words.buffer_info()[0]
         threads = min(threads, tasks)
@@ -75,12 +72,7 @@ class Kernel:
             _on_threads()(self._start, address, threads)
 
 
-def kernel(fields: tuple[str, ...]) -> Callable[[Callable[[Any], None]], Kernel]:
-    """Make a function a :class:`Kernel` with arguments of these names."""
-    return lambda function: Kernel(function, fields)
-
-
-def _compile(function: Callable[[Any], None], fields: tuple[str, ...]) -> Any:
+def _compile(function: Callable[[Any], None], fields: list[str]) -> Any:
     """Return the compiled function; calling it releases the interpreter's lock."""
     record = numba.from_dtype(np.dtype([(name, np.int64) for name in fields]))
     kind = types.void(types.CPointer(record))
@@ -104,11 +96,8 @@ def _compile(function: Callable[[Any], None], fields: tuple[str, ...]) -> Any:
 
 @cache
 def _cache_folder() -> Path | None:
-    """Return a folder for code compiled of this version of the sources, or None where none takes files.
-
-    It is in NUMBA_CACHE_DIR, or `numba` in a folder of :func:`cobra.util.cache.cache_folders`. Numba's own cache looks
-    only at the file of the function that is compiled, and would keep what another file has made stale.
-    """
+    """Return a folder for code compiled of this version of the sources, or None where none takes files."""
+    # Numba itself looks only at the file of the compiled function, and would keep what another file has made stale.
     sources = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("numba_*.py")):
         sources.update(path.read_bytes())
@@ -125,17 +114,14 @@ def _cache_folder() -> Path | None:
 
 def _is_of_others(folder: Path) -> bool:
     """Return True if somebody else may have put files into a folder; numba unpickles and runs what it finds."""
-    found = folder.stat()
-    return found.st_uid != os.getuid() or bool(found.st_mode & stat.S_IWOTH)
+    status = folder.stat()
+    return status.st_uid != os.getuid() or bool(status.st_mode & stat.S_IWOTH)
 
 
 @cache
 def _on_threads() -> Callable[[Any, int, int], None]:
-    """Return a function that calls a kernel on several threads at once.
-
-    They are those of PyTorch's OpenMP, so that two pools do not spin for one set of cores; any number of callers may
-    do so at the same time, which numba's own threads do not survive. Threads of Python's where PyTorch has no OpenMP.
-    """
+    """Return a function that calls a kernel on several threads: of PyTorch's OpenMP, or Python's where it has none."""
+    # Of one pool, so that two do not spin for one set of cores; numba's own does not survive callers at the same time.
     try:
         # Loaded already, by torch, and of any vendor: GNU's, LLVM's and Intel's library all have it.
         parallel = ctypes.CDLL(None).GOMP_parallel

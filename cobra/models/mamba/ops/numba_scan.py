@@ -27,22 +27,7 @@ from cobra.models.mamba.ops.numba_lanes import (
     store_one,
     total,
 )
-from cobra.models.mamba.ops.numba_runtime import kernel, next_slot, next_task
-
-_SCAN = (
-    *("u", "u_row", "u_step", "dt", "dt_row", "dt_step", "z", "z_row", "z_step"),
-    *("B", "B_row", "B_step", "C", "C_row", "C_step", "rates", "D", "bias", "valid", "starts"),
-    *("steps", "blocks", "states", "chunk", "scratch", "scratch_size"),
-)
-SCAN_FORWARD = (*_SCAN, "out", "state")
-SCAN_BACKWARD = (
-    *(*_SCAN, "group", "grad", "grad_row", "grad_step", "du", "ddt", "dz"),
-    *("dB", "dC", "carry", "d_rates", "dD", "d_bias"),
-)
-SCAN_STEP = (
-    *("u", "u_row", "dt", "dt_row", "z", "z_row", "B", "B_row", "C", "C_row"),
-    *("A", "D", "bias", "blocks", "states", "scratch", "scratch_size", "state", "out"),
-)
+from cobra.models.mamba.ops.numba_runtime import Kernel, next_slot, next_task
 
 
 @numba.njit
@@ -65,11 +50,7 @@ def _clear(target: int, count: int) -> None:
 
 @numba.njit
 def _deltas(job: Any, row: int, block: int, begin: int, count: int, target: int) -> None:
-    """Write the step sizes of a chunk.
-
-    What is one number a channel is computed for a whole chunk at a time: within the loop over states, each step would
-    wait for these long chains of instructions.
-    """
+    """Write the step sizes of a chunk; in the loop over states each step would wait for these long chains."""
     bias = load(job.bias + block * BYTES)
     dt = job.dt + row * job.dt_row + begin * job.dt_step + block * BYTES
     for k in range(count):
@@ -86,7 +67,7 @@ def _fetch(job: Any, row: int, block: int, begin: int, end: int) -> None:
         prefetch(job.z + row * job.z_row + step * job.z_step + at)
 
 
-@kernel(SCAN_FORWARD)
+@Kernel
 def scan_forward(pointer: Any) -> None:
     """Scan: a task is a block of a row. `state` (batch, block, state, lane) is read and written.
 
@@ -136,7 +117,7 @@ def _forward_chunk(job: Any, row: int, block: int, begin: int, count: int, delta
             store(out + k * width, load(out + k * width) * (gate * sigmoid(gate)))
 
 
-@kernel(SCAN_BACKWARD)
+@Kernel
 def scan_backward(pointer: Any) -> None:
     """Gradient of the scan: a task is `group` blocks of a row, taken together for the sums over channels in dB and dC.
 
@@ -279,7 +260,7 @@ def _through_softplus(job: Any, row: int, block: int, begin: int, count: int) ->
     store(job.d_bias + row * width + at, d_bias)
 
 
-@kernel(SCAN_STEP)
+@Kernel
 def scan_step(pointer: Any) -> None:
     """One position of the scan, for every row: a task is a block of a row; `state` (batch, width, state) is updated."""
     job = carray(pointer, 1)[0]

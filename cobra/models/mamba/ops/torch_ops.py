@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Elements of one chunk's buffer: 2 MB of fp32, which stay in the cache between passes; with smaller ones the calls, and
-# not the numbers, would take the time.
+# Elements of one chunk's buffer: 2 MB of fp32, which stay in the cache; with fewer the calls would take the time.
 _CHUNK_ELEMENTS = 524_288
 # At least so many steps a chunk, so that the kept states stay a small share of the inputs.
 _MIN_CHUNK_STEPS = 8
@@ -38,8 +37,7 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor |
     Returns:
         (batch, time, width) in x's dtype.
     """
-    kernel = weight.shape[1]
-    steps = x.shape[1]
+    kernel, steps = weight.shape[1], x.shape[1]
     if window is None:
         padded = F.pad(x, (0, 0, kernel - 1, 0))
     else:
@@ -51,16 +49,9 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor |
 
 
 def causal_conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor) -> Tensor:
-    """One step of :func:`causal_conv`.
+    """One step of :func:`causal_conv`: x (batch, width) -> (batch, width) in x's dtype.
 
-    Args:
-        x: The current input (batch, width).
-        weight: (width, kernel).
-        bias: (width,) or None.
-        window: The last `kernel` inputs, oldest first (batch, width, kernel); shifted in place, so that it ends in x.
-
-    Returns:
-        (batch, width) in x's dtype.
+    `window` (batch, width, kernel) is shifted in place, so that it ends in x.
     """
     window.copy_(torch.cat([window[:, :, 1:], x.unsqueeze(-1).to(window.dtype)], dim=-1))
     out = (window * weight).sum(-1)
@@ -111,21 +102,9 @@ def selective_scan(
 def selective_scan_step(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, state: Tensor
 ) -> Tensor:
-    """One step of :func:`selective_scan`.
+    """One step of :func:`selective_scan`, whose tensors have no time here: y (batch, width) in u's dtype.
 
-    Args:
-        u: (batch, width).
-        dt: (batch, width), before bias and softplus.
-        A: (width, state), fp32.
-        B: (batch, state).
-        C: (batch, state).
-        D: (width,).
-        z: (batch, width).
-        dt_bias: (width,).
-        state: (batch, width, state), fp32; updated in place.
-
-    Returns:
-        y (batch, width) in u's dtype.
+    `state` (batch, width, state), fp32, is updated in place.
     """
     delta = F.softplus(wide(dt) + wide(dt_bias))
     inputs = wide(u)
@@ -160,8 +139,7 @@ class _ChunkedScan(torch.autograd.Function):
     def forward(
         ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        batch, steps, width = u.shape
-        states = A.shape[1]
+        (batch, steps, width), states = u.shape, A.shape[1]
         size = chunk_steps(batch, width, states, steps)
         decay_rates = A.t().contiguous()
         u_t, dt_t, B_t, C_t = (tensor.transpose(0, 1).contiguous() for tensor in (u, dt, B, C))
@@ -177,8 +155,7 @@ class _ChunkedScan(torch.autograd.Function):
             y[part] = torch.matmul(C_t[part].unsqueeze(2), hidden.whole[:count]).squeeze(2)
             h = hidden.steps[count - 1].clone()
         ctx.save_for_backward(u_t, dt_t, decay_rates, B_t, C_t, starts)
-        ctx.size = size
-        ctx.has_state = state is not None
+        ctx.size, ctx.has_state = size, state is not None
         return y.transpose(0, 1), h.transpose(1, 2).contiguous()
 
     @staticmethod

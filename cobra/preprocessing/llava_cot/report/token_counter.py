@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from cobra.models.backbones.llm import load_tokenizer, prompt_builder_of
+from cobra.models.backbones.llm.backbone import load_tokenizer, prompt_builder_of
 from cobra.models.backbones.llm.specs import llm_spec
 from cobra.preprocessing.datasets.token_lengths import token_lengths
 from cobra.preprocessing.llava_cot.report.counts import RowSources

@@ -83,14 +83,11 @@ class MambaPromptBuilder(PromptBuilder):
         return f"In: {message}\nOut: "
 
 
-class PurePromptBuilder(PromptBuilder):
+class PurePromptBuilder(MambaPromptBuilder):
     """`In: ... Out: ...` with Llama's end token, no line break between turns, and no space after an open `Out:`."""
 
     end = "</s>"
     _open_end = " "
-
-    def _question(self, message: str) -> str:
-        return f"In: {message}\nOut: "
 
     def _human(self, message: str) -> str:
         return self._question(message)
