@@ -52,11 +52,7 @@ class Fate(Enum):
 def decide_fates(scan: Scan, checker: ImageChecker, root: str, config: PrepareConfig) -> NDArray[np.int8]:
     """Decide the fate of every row, and check the images that are needed for that.
 
-    Args:
-        scan: The rows.
-        checker: Checks the images, whose paths are `root` + the row's path.
-        root: Goes in front of the image paths: the empty string or a folder with a slash at its end.
-        config: The flags.
+    The paths of images are `root`, which is empty or a folder with a slash at its end, and the row's own.
 
     Returns:
         The value of a :class:`Fate` for each row of the scan.
@@ -104,14 +100,8 @@ def convert_rows(
 ) -> None:
     """Write every row to where its fate sends it, and count it; only one row at a time is in memory.
 
-    Args:
-        train: The published JSON lines.
-        outputs: Files to write, each whole or not at all.
-        scan: The scan of this file.
-        fates: The fates from :func:`decide_fates`; the other arguments are as there.
-        checker: The checker of the images.
-        root: Goes in front of the image paths.
-        report: Counts are added to it.
+    `train` is the file of the scan, `fates` are those from :func:`decide_fates`, whose arguments the others are; counts
+    are added to `report`. The outputs are written whole or not at all.
     """
     with ExitStack() as stack:
         rejected = stack.enter_context(_written(outputs.rejected))

@@ -160,14 +160,7 @@ _extractor: _Extractor | None = None
 
 
 def begin(paths: Sequence[Path], sizes: Sequence[int], destination: Path, lock: Path) -> None:
-    """Prepare this process for :func:`extract`; it holds a shared lock on the file `lock` while it lives.
-
-    Args:
-        paths: The parts of the archive in order.
-        sizes: Their bytes.
-        destination: The folder to unpack into, which exists.
-        lock: The file.
-    """
+    """Prepare this process for :func:`extract`: open the parts, of these bytes, and hold a shared lock."""
     global _extractor
     _extractor = _Extractor(paths, sizes, destination, lock)
 

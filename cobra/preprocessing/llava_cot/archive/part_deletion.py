@@ -28,11 +28,8 @@ class PartLedger:
     ) -> None:
         """Begin, and keep the directory in a file if no earlier run has.
 
-        Args:
-            folder: The folder of the parts.
-            archive: The archive.
-            wanted: Images that :meth:`release` will name.
-            kept: Images that are not unpacked now and must not be lost.
+        :meth:`release` will name the images that are `wanted`; those that are `kept` are not unpacked now and must not
+        be lost.
         """
         self._folder, self._archive = folder, archive
         self._record = archive.record or _begin(folder, archive)

@@ -1,13 +1,10 @@
 """Report on the rows: counted while they are converted, written as `report.json`, shown as tables."""
 
-from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
@@ -17,11 +14,10 @@ from cobra.preprocessing.datasets.rows import Defect
 from cobra.preprocessing.llava_cot.archive.unpack import Unpacked
 from cobra.preprocessing.llava_cot.report.coco_ids import CocoIds, is_visual_genome
 from cobra.preprocessing.llava_cot.report.samples import Samples
-from cobra.preprocessing.llava_cot.report.token_counts import TokenCounts
+from cobra.preprocessing.llava_cot.report.token_counts import RowSources, TokenCounts
 from cobra.preprocessing.llava_cot.rows.raw_row import Row
 from cobra.reasoning.trace import STAGES, extract_reasoning_trace
 from cobra.util.conversation import SPECIAL_TOKENS, has_other_markers
-from cobra.util.printable import printable
 
 LICENCE_NOTE = (
     "LLaVA-CoT-100k: the dataset card says apache-2.0; its repository adds that it is a research preview for "
@@ -34,43 +30,8 @@ COCO_NOTE = (
 )
 COUNT_TOKENS = "python fine_tune/prepare_llava_cot.py"
 
-# The published rows have about a dozen; a hostile file may not fill the memory with names.
-MAX_SOURCES = 1000
-OTHER = "(other sources)"
-_MAX_NAME = 80
-
 _SHOWN_MEMBERS = 100
 _SHOWN_SOURCES = 30
-
-
-class RowSources:
-    """The source of every row that was written, in 2 bytes; training and held-out rows apart."""
-
-    def __init__(self) -> None:
-        self._indices: dict[str, int] = {}
-        self._rows: dict[bool, array[int]] = {False: array("H"), True: array("H")}
-
-    def name(self, source: str) -> str:
-        """Return the name that a source is counted under: fit to be shown, and one of `MAX_SOURCES` or `OTHER`."""
-        name = source if source.isprintable() and len(source) <= _MAX_NAME else printable(source, _MAX_NAME)
-        if name not in self._indices:
-            if len(self._indices) >= MAX_SOURCES:
-                name = OTHER
-            self._indices.setdefault(name, len(self._indices))
-        return name
-
-    def add(self, name: str, held_out: bool) -> None:
-        """Note a written row's source, as :meth:`name` returned it."""
-        self._rows[held_out].append(self._indices[name])
-
-    @property
-    def names(self) -> list[str]:
-        """The names, each at its index."""
-        return list(self._indices)
-
-    def of_rows(self, held_out: bool) -> NDArray[np.uint16]:
-        """Return the index into `names` of every row (rows,), in the order in which they were written."""
-        return np.array(self._rows[held_out], np.uint16)
 
 
 @dataclass
@@ -178,6 +139,12 @@ class Report:
         duplicates = self.rejected[Defect.DUPLICATE.value]
         return (self.rejected.total() - duplicates) / max(self.rows_read - duplicates, 1)
 
+    def answer_lines(self) -> list[tuple[str, int]]:
+        """Return the lines of the answers' table: label and number."""
+        lines = [("all four stages in order", self.valid_answers), ("without tags", self.untagged_answers)]
+        lines += [(f"without {stage.upper()}", self.missing_stages[stage]) for stage in STAGES]
+        return lines + sorted(self.form_problems.items())
+
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values, in a fixed order."""
         value: dict[str, Any] = {}
@@ -245,20 +212,13 @@ def _source_table(counts: tuple[Counter[str], ...]) -> Table:
 
 def _answer_table(report: Report) -> Table:
     table = Table("answers", *_right("number", "share"), title="Answers")
-    for name, number in answer_lines(report):
+    for name, number in report.answer_lines():
         table.add_row(name, f"{number:,}", f"{number / max(report.answers, 1):.1%}")
     table.add_section()
     table.add_row("all", f"{report.answers:,}", "")
     multi = sum(rows for questions, rows in report.turns.items() if questions > 1)
     table.add_row("rows with several questions", f"{multi:,}", "")
     return table
-
-
-def answer_lines(report: Report) -> list[tuple[str, int]]:
-    """Return the lines of the answers' table: label and number."""
-    lines = [("all four stages in order", report.valid_answers), ("without tags", report.untagged_answers)]
-    lines += [(f"without {stage.upper()}", report.missing_stages[stage]) for stage in STAGES]
-    return lines + sorted(report.form_problems.items())
 
 
 def _defect_table(report: Report) -> Table:

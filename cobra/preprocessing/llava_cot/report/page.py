@@ -8,14 +8,7 @@ from typing import NamedTuple
 
 from jinja2 import Template
 
-from cobra.preprocessing.llava_cot.report.counts import (
-    COCO_NOTE,
-    COUNT_TOKENS,
-    LICENCE_NOTE,
-    Report,
-    answer_lines,
-    biggest,
-)
+from cobra.preprocessing.llava_cot.report.counts import COCO_NOTE, COUNT_TOKENS, LICENCE_NOTE, Report, biggest
 from cobra.preprocessing.llava_cot.report.samples import SampleRow
 from cobra.preprocessing.llava_cot.report.token_counts import TokenCounts
 from cobra.util.html_pages import Thumbnail, page_templates, thumbnail
@@ -73,12 +66,10 @@ def render_page(report: Report, image_dir: Path) -> str:
         sources=_source_bars(report),
         all_sources=[count.total() for count in report.by_source],
         questions=_question_bars(report.turns),
-        answers=[Bar(name, number, number / max(report.answers, 1)) for name, number in answer_lines(report)],
+        answers=[Bar(name, number, number / max(report.answers, 1)) for name, number in report.answer_lines()],
         defects=_share_bars(sorted(report.rejected.items())),
-        token_lines=[] if tokens is None else tokens.lines(),
         histogram=[] if tokens is None else _histogram(tokens),
         limit_at=0 if tokens is None else _limit_position(tokens),
-        coco=report.coco.counts(),
         samples=_sampled(report, image_dir),
         max_members=_MEMBERS,
         coco_note=COCO_NOTE,

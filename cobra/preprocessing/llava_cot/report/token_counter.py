@@ -13,8 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from cobra.models.backbones.llm.backbone import load_tokenizer, prompt_builder_of
 from cobra.models.backbones.llm.specs import llm_spec
 from cobra.preprocessing.datasets.token_lengths import token_lengths
-from cobra.preprocessing.llava_cot.report.counts import RowSources
-from cobra.preprocessing.llava_cot.report.token_counts import BIN_EDGES, TokenCounts
+from cobra.preprocessing.llava_cot.report.token_counts import BIN_EDGES, RowSources, TokenCounts
 from cobra.util.errors import UserError
 
 # For one answer of the hub, whatever it is: huggingface_hub itself tries for 23 seconds where there is no network.
@@ -33,17 +32,10 @@ def count_tokens(
     llm_max_length: int,
     token: str | None = None,
 ) -> tuple[TokenCounts | None, str | None]:
-    """Count the tokens of the written rows.
+    """Count the tokens of the written rows, and those that training cuts at `llm_max_length` tokens.
 
-    Only the tokenizer is loaded, not the model; counts of an earlier run with the same rows are read.
-
-    Args:
-        annotation: The training rows; read if there are any.
-        holdout: The held-out rows; read if there are any.
-        sources: The sources of the written rows.
-        llm_backbone_id: A registered language model.
-        llm_max_length: Tokens at which training cuts a row.
-        token: The hub's token, not needed.
+    Only the tokenizer is loaded, not the model; counts of an earlier run with the same rows are read. A file is read
+    only where `sources` has rows of it.
 
     Returns:
         The counts and None; or None and the reason, where the rows cannot be counted.

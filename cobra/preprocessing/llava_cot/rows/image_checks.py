@@ -55,13 +55,9 @@ class ImageChecker:
     """
 
     def __init__(self, folder: Path, record: Path, mode: str = "full", workers: int = 1) -> None:
-        """Read the outcomes of earlier runs.
+        """Read the outcomes of earlier runs from `record`.
 
-        Args:
-            folder: The image root.
-            record: The file of outcomes.
-            mode: `full` decodes to RGB, `fast` reads the header, `none` only looks for the file.
-            workers: Processes.
+        Mode `full` decodes to RGB, `fast` reads the header, `none` only looks for the file.
         """
         self._folder, self._record, self._mode, self._workers = folder, record, mode, workers
         self._checked: dict[str, Outcome] = {}

@@ -57,12 +57,7 @@ class Scan:
 
 
 def scan_rows(train: Path, seed: int) -> Scan:
-    """Read all rows once; rows of the wrong form are passed over.
-
-    Args:
-        train: The published JSON lines.
-        seed: Decides the order of drawing.
-    """
+    """Read all rows of the published JSON lines once, passing over the malformed; the seed decides `draws`."""
     lines, sources, images = array("q"), array("i"), array("i")
     draws, contents, ids = bytearray(), bytearray(), bytearray()
     source_names: dict[str, int] = {}

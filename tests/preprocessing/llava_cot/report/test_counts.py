@@ -11,7 +11,8 @@ from small_publication import ANSWER, turns
 from cobra.preprocessing.archives import Refusal
 from cobra.preprocessing.datasets.rows import Defect
 from cobra.preprocessing.llava_cot.archive.unpack import Unpacked
-from cobra.preprocessing.llava_cot.report.counts import MAX_SOURCES, OTHER, Report
+from cobra.preprocessing.llava_cot.report.counts import Report
+from cobra.preprocessing.llava_cot.report.token_counts import MAX_SOURCES, OTHER
 from cobra.preprocessing.llava_cot.rows.raw_row import Row
 from cobra.util.files import write_json
 
