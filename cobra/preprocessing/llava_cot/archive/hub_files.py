@@ -267,9 +267,6 @@ class _Gauge:
         self._bar.advance(count)
         with self._lock:
             self._left -= count
-            left = self._left
-            look = left <= self._next_look
-            if look:
-                self._next_look = left - _SPACE_BYTES
-        if look:
-            check_free_space(self._folder, left)
+            if self._left <= self._next_look:
+                self._next_look = self._left - _SPACE_BYTES
+                check_free_space(self._folder, self._left)
