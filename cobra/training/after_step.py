@@ -37,7 +37,7 @@ def step_parts(
     validation = [] if evaluator is None else [partial(_validate, evaluator, metrics, eval_interval_steps)]
     return [
         *validation,
-        partial(_save_best_and_milestones, keep_epochs),
+        partial(_save_model, keep_epochs),
         *further,
         partial(_log, metrics),
         partial(_save_state, save_interval_steps, save_interval_minutes),
@@ -62,19 +62,14 @@ def _validate(
     report.values |= values
 
 
-def _save_best_and_milestones(keep_epochs: int | None, run: RunContext, report: StepReport) -> None:
+def _save_model(keep_epochs: int | None, run: RunContext, report: StepReport) -> None:
     """Save the model where that is due: before the state of this step, so that a run going on from it has it."""
-    loss = report.values.get(_LOSS, math.inf)
+    loss, step = report.values.get(_LOSS, math.inf), report.step
     # A loss that is not a number is never the best: no later one would be less than it.
     best = loss < (math.inf if run.best is None else run.best)
-    milestone = run.plan.is_milestone(report.step)
-    if (milestone or best) and _save_model(keep_epochs, run, report, milestone, best) and best:
-        run.best = loss
-
-
-def _save_model(keep_epochs: int | None, run: RunContext, report: StepReport, milestone: bool, best: bool) -> bool:
-    """Save the model; return True if there was room for it, which the last step's must have."""
-    step, epoch = report.step, (report.step - 1) // run.plan.batches_per_epoch + 1
+    milestone = run.plan.is_milestone(step)
+    if not (milestone or best):
+        return
     run.leave_if_asked()
     try:
         save_checkpoint(
@@ -82,7 +77,7 @@ def _save_model(keep_epochs: int | None, run: RunContext, report: StepReport, mi
             run.run_dir,
             run.world,
             step,
-            epoch,
+            (step - 1) // run.plan.batches_per_epoch + 1,
             report.result.loss,
             milestone,
             best,
@@ -98,8 +93,9 @@ def _save_model(keep_epochs: int | None, run: RunContext, report: StepReport, mi
             f"warning: the checkpoint of step {step} could not be written ({error.reason}); the run goes on, and the "
             "checkpoints before it are kept"
         )
-        return False
-    return True
+        return
+    if best:
+        run.best = loss
 
 
 def _log(metrics: Metrics | None, run: RunContext, report: StepReport) -> None:

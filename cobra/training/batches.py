@@ -50,13 +50,7 @@ def open_loader(
 ) -> DataLoader:
     """Return a loader whose workers outlive a request to stop, end with this process, and fail in words.
 
-    Args:
-        dataset: Rows.
-        collator: From rows to a batch.
-        sampler: Order of the rows.
-        batch_size: Rows of a forward pass.
-        num_workers: Processes that read rows; 0 reads them in this one.
-        pin_memory: Copy batches to memory from which they go to a GPU meanwhile.
+    Without workers (0) this process reads the rows; pinned memory is what batches go to a GPU from meanwhile.
     """
     return DataLoader(
         ErrorsAsValues(dataset),
@@ -175,16 +169,10 @@ def count_workers(
     world: World,
     say: Callable[[str], None],
 ) -> int:
-    """Return how many worker processes read rows for this training process.
+    """Return how many worker processes read rows for this training process: as many as asked, or by default up to 4.
 
-    Args:
-        asked: Value of `--num_workers`; None takes up to 4 where there are cores to spare, on CUDA.
-        dataset: Rows; the longest one with an image is read to learn its size.
-        collator: From rows to a batch.
-        modality_lengths: (has an image, length) of every row.
-        batch_size: Rows of a forward pass.
-        world: The processes.
-        say: Prints a line.
+    By default there are some only on CUDA where cores are to spare, and where shared memory holds their batches. The
+    longest row with an image is read to learn its size.
 
     Raises:
         UserError: There is too little shared memory for the workers that were asked for.

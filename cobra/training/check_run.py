@@ -23,21 +23,17 @@ def check_run(config: PretrainConfig, world_size: int) -> None:
     check_stage(config.stage)
     check_trackers(config.trackers)
     find_objective(config.objective)
-    values = {name: getattr(config, name) for name in (*_AT_LEAST_ONE, *_ABOVE_ZERO)}
-    length, workers = config.model.llm_max_length, config.num_workers
+    values, length, workers = vars(config), config.model.llm_max_length, config.num_workers
     check_values(
         {name: (values[name], values[name] is None or values[name] >= 1, "at least 1") for name in _AT_LEAST_ONE}
         | {name: (values[name], values[name] is None or values[name] > 0, "above 0") for name in _ABOVE_ZERO}
-        | {
-            "num_workers": (workers, workers is None or workers >= 0, "at least 0"),
-            "model.llm_max_length": (length, length >= 1, "at least 1"),
-        }
+        | {"num_workers": (workers, workers is None or workers >= 0, "at least 0")}
+        | {"model.llm_max_length": (length, length >= 1, "at least 1")}
     )
     check_lora(config.lora, config.stage)
-    prefix = stage_prefix(config.stage)
+    prefix, settings = stage_prefix(config.stage), stage_hyperparameters(config.model, config.stage)
     strategy = getattr(config.model, f"{prefix}_train_strategy")
-    hyperparameters = stage_hyperparameters(config.model, config.stage)
-    check_optimisation(hyperparameters, strategy, world_size, config.sharding_group_size, prefix)
+    check_optimisation(settings, strategy, world_size, config.sharding_group_size, prefix)
     check_row_options(config.dataset.on_bad_image, config.dataset.truncation)
 
 

@@ -122,8 +122,12 @@ class Evaluator:
                 return values
             with gathered(vlm), bf16_autocast(world.device, mixed_precision):
                 answers = self._answers(vlm, between)
-        if world.is_main:
-            self._write(run_dir, step, answers)
+        try:
+            if world.is_main:
+                self._log.write(run_dir, step, answers)
+        except OSError as error:
+            text = f"warning: the answers of step {step} could not be written to {run_dir} ({error}); the run goes on"
+            print(text, file=sys.stderr, flush=True)
         return values | self._shares(answers, world)
 
     def _answers(self, vlm: CobraVLM, between: Callable[[], None]) -> list[str]:
@@ -141,13 +145,6 @@ class Evaluator:
                 for index, answer in zip(batch, written, strict=True):
                     answers[index] = answer
         return answers
-
-    def _write(self, run_dir: Path, step: int, answers: list[str]) -> None:
-        try:
-            self._log.write(run_dir, step, answers)
-        except OSError as error:
-            text = f"warning: the answers of step {step} could not be written to {run_dir} ({error}); the run goes on"
-            print(text, file=sys.stderr, flush=True)
 
     def _shares(self, answers: list[str], world: World) -> dict[str, float]:
         """Return the shares of what the main process has been answered: rounding may differ between devices."""

@@ -29,7 +29,7 @@ from cobra.training.loop import TrainingLoop
 from cobra.training.lora import apply_lora, check_base
 from cobra.training.metrics import Metrics
 from cobra.training.objective import Objective, find_objective
-from cobra.training.planning import show_plan
+from cobra.training.planning.plan import show_plan
 from cobra.training.preemption import Stopped, StopRequests, grace_seconds, job_end
 from cobra.training.resume_settings import check_setting, setting_of
 from cobra.training.row_checks import check_images, tell_markers, tell_rows
@@ -69,7 +69,7 @@ def pretrain(config: PretrainConfig, further_parts: Sequence[StepPart] = ()) -> 
     if config.dry_run:
         # Under torchrun every process makes the plan, and one shows it.
         console = Console(quiet=not starts_as_main, soft_wrap=True, highlight=False)
-        show_plan(config, config.plan, config.lora, run_dir, console, config.offload_optimizer)
+        show_plan(config, run_dir, console)
         return run_dir
     grace = config.stop_grace_seconds or grace_seconds(os.environ, os.getppid())
     with StopRequests(config.time_limit, grace, job_end(os.environ)) as stop, ExitStack() as stack:

@@ -141,7 +141,7 @@ def test_its_operations_and_learned_parameters_are_counted():
 
 @pytest.mark.parametrize("element", [4, 2])
 def test_what_it_keeps_for_the_backward_pass_is_measured(element):
-    vlm = small_vlm()
+    vlm = small_vlm().to("meta")
     tower = vlm.vision_backbone.tower("")
     size = Pass(rows=2, text_tokens=6, image_tokens=16, element=element, kernels=False, checkpointing=False)
     trained, _ = measure_image(vlm, size)

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from cobra.training.config import LoraConfig, PretrainConfig
 from cobra.training.flops import count_flops, flops_per_step
-from cobra.training.planning import make_plan, show_plan
 from cobra.training.planning.meta_model import build_meta_model
+from cobra.training.planning.plan import make_plan, show_plan
 from cobra.util.batching_utils import SplitModalitySampler
 from cobra.util.cli import parse
 from cobra.util.errors import UserError
@@ -51,7 +51,7 @@ def configure(data: Path, *more: str) -> PretrainConfig:
 
 def plan_of(data: Path, *more: str):
     config = configure(data, *more)
-    return make_plan(config, config.plan, config.lora, config.run_root_dir / "a-run")
+    return make_plan(config, config.run_root_dir / "a-run")
 
 
 def warned(data: Path, *more: str) -> str:
@@ -122,7 +122,7 @@ def test_tokens_are_estimated_where_the_tokenizer_is_not_at_hand(data, monkeypat
 def test_published_numbers_take_the_place_of_rows_that_are_not_there(tmp_path):
     flags = ["--dataset.type", "llava-cot-100k", "--dataset.dataset_root_dir", str(tmp_path)]
     config = parse(PretrainConfig, [*flags, "--plan.world_size", "8"])
-    plan = make_plan(config, config.plan, config.lora, tmp_path / "run")
+    plan = make_plan(config, tmp_path / "run")
     assert plan.steps.batches_per_epoch == -(-99_000 // 128) and plan.steps.total_steps == 2 * 774
     assert "published number of rows" in plan.rows.source
     assert "python fine_tune/prepare_llava_cot.py" in plan.warnings[0]
@@ -213,7 +213,7 @@ def test_a_checkpoint_that_lies_in_the_run_directory_is_told(data, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "latest-checkpoint.pt").touch()
     config = configure(data)
-    plan = make_plan(config, config.plan, config.lora, tmp_path)
+    plan = make_plan(config, tmp_path)
     assert f"{tmp_path} holds a checkpoint already" in "\n".join(plan.warnings)
 
 
@@ -231,7 +231,7 @@ def test_hours_follow_from_operations_peak_and_utilisation(data):
 def test_the_plan_is_printed_and_written_as_json(data, tmp_path):
     config = configure(data, "--plan.json_file", str(tmp_path / "plan.json"), "--lora.rank", "4")
     with (tmp_path / "shown.txt").open("w") as file:
-        plan = show_plan(config, config.plan, config.lora, tmp_path / "run", Console(file=file, width=100))
+        plan = show_plan(config, tmp_path / "run", Console(file=file, width=100))
     shown, values = (tmp_path / "shown.txt").read_text(), json.loads((tmp_path / "plan.json").read_text())
     for words in ("vision tower dino", "Adam's two moments", "GPU hours", "an assumption", "warning: "):
         assert words in shown

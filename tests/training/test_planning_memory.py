@@ -1,5 +1,6 @@
 """Planned bytes against those of the tensors that real steps of the small model hold."""
 
+import copy
 import weakref
 from functools import cache
 from types import SimpleNamespace
@@ -45,12 +46,16 @@ def make_pass(checkpointing, element=4, kernels=False) -> Pass:
     return Pass(ROWS, PATCHES, TEXT, element, kernels, checkpointing)
 
 
+def measured(vlm, size):
+    return measure_pass(copy.deepcopy(vlm).to("meta"), size)
+
+
 def count_activations(vlm, size):
-    return measure_pass(vlm, size).activations(vlm.llm_backbone.llm.lm_head, size.rows)
+    return measured(vlm, size).activations(vlm.llm_backbone.llm.lm_head, size.rows)
 
 
 def count_memory(vlm, sharding, size, on_cuda, **options):
-    return count_measured(vlm, sharding, measure_pass(vlm, size), on_cuda, **options)
+    return count_measured(vlm, sharding, measured(vlm, size), on_cuda, **options)
 
 
 def make_model(stage="finetune", checkpointing=False, half=False, rank=0):

@@ -70,7 +70,7 @@ class Activations:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Measured bytes of a pass: of each row, and whatever the rows.
+    """Measured bytes of a pass.
 
     size: The pass that was measured.
     kept: Bytes of a row between the passes.
@@ -91,16 +91,9 @@ class Footprint:
         return Activations(int(self.kept * rows), self.copies, loss, int(self.block * rows) + self.block_copies)
 
 
-def measure_pass(vlm: CobraVLM, size: Pass, image: tuple[int, int] | None = None) -> Footprint:
-    """Measure a pass of a model in its stage's dtypes, on any device; `requires_grad` says what is trained.
-
-    Args:
-        vlm: The model.
-        size: The pass.
-        image: The result of :func:`measure_image`, where it is there.
-    """
-    vlm = _on_meta(vlm)
-    per_image, copies = (0, 0) if not size.image_tokens else image or measure_image(vlm, size)
+def measure_pass(vlm: CobraVLM, size: Pass) -> Footprint:
+    """Measure a pass of a model on the meta device, in its stage's dtypes; `requires_grad` says what is trained."""
+    per_image, copies = measure_image(vlm, size) if size.image_tokens else (0, 0)
     with as_trained(size.element < _FP32, size.kernels):
         kept, block = _measured(_llm_saved, vlm, size), _measured(_block_needs, vlm, size)
         # A pass of a single position keeps hardly more than what is made of the weights.
@@ -116,14 +109,23 @@ def measure_pass(vlm: CobraVLM, size: Pass, image: tuple[int, int] | None = None
 
 def measure_image(vlm: CobraVLM, size: Pass) -> tuple[int, int]:
     """Return the bytes that towers and projector keep of an image, and those of copies of their weights."""
-    vlm = _on_meta(vlm)
     with as_trained(size.element < _FP32, size.kernels):
         single, double = _images_saved(vlm, 1), _images_saved(vlm, 2)
     return double - single, 2 * single - double
 
 
-def _on_meta(vlm: CobraVLM) -> CobraVLM:
-    return vlm if next(vlm.parameters()).device.type == "meta" else copy.deepcopy(vlm).to("meta")
+def _images_saved(vlm: CobraVLM, images: int) -> int:
+    """Return the bytes that vision towers and projector keep of some images."""
+    vision = vlm.vision_backbone
+    # Towers that are not trained keep nothing; to run them all the same would take a second.
+    if not any(parameter.requires_grad for parameter in vision.parameters()):
+        shape, dtype = (images, vision.num_patches, vision.embed_dim), next(vlm.projector.parameters()).dtype
+        patches = torch.empty(shape, device="meta", dtype=dtype)
+        return saved_bytes(partial(vlm.projector, patches), vlm.parameters())
+    size = vision.default_image_resolution
+    pixels = {name: torch.empty(images, *size, device="meta") for name in vision.tower_names}
+    given = pixels if len(pixels) > 1 else pixels[vision.tower_names[0]]
+    return saved_bytes(partial(vlm.encode_images, given), vlm.parameters())
 
 
 def _measured(function: Callable[[CobraVLM, int, int, bool], int], vlm: CobraVLM, size: Pass) -> int:
@@ -136,20 +138,15 @@ def _measured(function: Callable[[CobraVLM, int, int, bool], int], vlm: CobraVLM
 
 def _llm_saved(vlm: CobraVLM, rows: int, positions: int, checkpointing: bool) -> int:
     """Return the bytes that the language model keeps, from its embeddings to the final norm."""
-    llm = vlm.llm_backbone.llm
-    layers, before = llm.backbone.layers, llm.gradient_checkpointing
+    llm = copy.deepcopy(vlm.llm_backbone.llm)
     llm.gradient_checkpointing = checkpointing
-    saved = []
-    try:
-        # From the second on all blocks are alike.
-        for count in (2, 3):
-            llm.backbone.layers = layers[:count]
-            embeds = torch.empty(
-                rows, positions, llm.config.d_model, dtype=llm.lm_head.weight.dtype, device="meta", requires_grad=True
-            )
-            saved.append(saved_bytes(partial(llm, embeds), list(llm.parameters())))
-    finally:
-        llm.backbone.layers, llm.gradient_checkpointing = layers, before
+    layers, saved = llm.backbone.layers, []
+    # From the second on all blocks are alike.
+    for count in (2, 3):
+        llm.backbone.layers = layers[:count]
+        shape, dtype = (rows, positions, llm.config.d_model), llm.lm_head.weight.dtype
+        embeds = torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
+        saved.append(saved_bytes(partial(llm, embeds), llm.parameters()))
     return saved[0] + (len(layers) - 2) * (saved[1] - saved[0])
 
 
@@ -160,22 +157,8 @@ def _block_needs(vlm: CobraVLM, rows: int, positions: int, checkpointing: bool) 
     shape, dtype = (rows, positions, llm.config.d_model), torch.get_autocast_dtype("cpu")
     hidden = torch.empty(shape, device="meta", dtype=dtype if torch.is_autocast_enabled("cpu") else None)
     inputs = hidden.requires_grad_(), torch.empty(shape, device="meta", requires_grad=True)
-    recomputed = saved_bytes(partial(block, *inputs), list(block.parameters())) if checkpointing else 0
+    recomputed = saved_bytes(partial(block, *inputs), block.parameters()) if checkpointing else 0
     return recomputed + backward_bytes(block, inputs)
-
-
-def _images_saved(vlm: CobraVLM, images: int) -> int:
-    """Return the bytes that vision towers and projector keep of some images."""
-    vision, projector = vlm.vision_backbone, vlm.projector
-    if any(parameter.requires_grad for parameter in vision.parameters()):
-        shape = (images, *vision.default_image_resolution)
-        pixels = {name: torch.empty(shape, device="meta") for name in vision.tower_names}
-        given = pixels if len(pixels) > 1 else pixels[vision.tower_names[0]]
-        return saved_bytes(partial(vlm.encode_images, given), list(vlm.parameters()))
-    # Towers that are not trained keep nothing.
-    width, dtype = vision.embed_dim, next(projector.parameters()).dtype
-    patches = torch.empty(images, vision.num_patches, width, device="meta", dtype=dtype)
-    return saved_bytes(partial(projector, patches), list(projector.parameters()))
 
 
 def _loss(head: nn.Linear, size: Pass) -> int:
@@ -185,7 +168,6 @@ def _loss(head: nn.Linear, size: Pass) -> int:
     """
     weight, labels = head.weight, size.rows * size.text_tokens
     vocabulary, width = weight.shape
-    chunk = min(labels, LOSS_CHUNK)
     matrices = (weight.element_size() != size.element) + weight.requires_grad
-    scores = chunk * vocabulary * (_FP32 if size.element == _FP32 else _FP32 + size.element)
+    scores = min(labels, LOSS_CHUNK) * vocabulary * (_FP32 if size.element == _FP32 else _FP32 + size.element)
     return matrices * vocabulary * width * size.element + scores + 2 * labels * width * size.element

@@ -10,7 +10,7 @@ from cobra.training.schedule import StepPlan
 
 @dataclass(frozen=True)
 class PartSize:
-    """One part of the model."""
+    """One part of the model: numbers of parameters, those of them that are trained, most of their dtype, and bytes."""
 
     name: str
     parameters: int
@@ -21,10 +21,8 @@ class PartSize:
 
 @dataclass(frozen=True)
 class Variant:
-    """Memory of one GPU, with or without gradient checkpointing.
+    """Memory of one GPU at the configured rows of a pass, with blocks recomputed (`checkpointing`) or not.
 
-    checkpointing: True where blocks are recomputed.
-    memory: Memory at the configured rows of a forward pass.
     largest_rows: Most rows of one pass that fit a GPU and divide the global batch; None where not even one fits.
     """
 
@@ -39,8 +37,7 @@ class Disk:
 
     weights: Size of a checkpoint: one at the end of an epoch, and one best or latest beside them.
     state: Size of a state to resume from.
-    total: Most that lies there at one time: all checkpoints, the states that are kept, and the one that is being
-        written.
+    total: Most that lies there at one time: all checkpoints, the states that are kept, and the one being written.
     free: Free space on the disk of the run.
     """
 
@@ -72,23 +69,14 @@ class Work:
 class Plan:
     """Forecast of a run, without running it.
 
-    Attributes:
-        model_id: The model.
-        stage: Stage of training.
-        device: `cuda`, `mps` or `cpu`.
-        strategy: Train strategy, which spreads the model over processes.
-        parts: Parts of the model.
-        rows: Rows that are trained on.
-        image_tokens: Positions that an image takes.
-        longest: Positions of the longest row.
-        epoch: The first pass over the rows.
-        steps: Steps of the run.
-        options: The machine that was asked for.
-        variants: Memory as configured, then with gradient checkpointing the other way.
-        start: Main memory in bytes of each process that builds the model.
-        disk: Files that are written.
-        work: Operations and time.
-        warnings: Sentences about whatever would fail or surprise.
+    device: `cuda`, `mps` or `cpu`.
+    strategy: Train strategy, which spreads the model over processes.
+    image_tokens: Positions that an image takes.
+    longest: Positions of the longest row.
+    epoch: The first pass over the rows.
+    variants: Memory as configured, then with gradient checkpointing the other way.
+    start: Main memory in bytes of each process that builds the model, in fp32, before it is cast and moved.
+    warnings: Sentences about whatever would fail or surprise.
     """
 
     model_id: str

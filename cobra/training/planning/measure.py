@@ -6,7 +6,7 @@ backward pass: attention, on CUDA the norm, and `mamba_inner_fn` of mamba-ssm, w
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -29,12 +29,7 @@ _LOWERED = (F.linear, F.conv2d, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 @contextmanager
 def as_trained(mixed_precision: bool, kernels: bool) -> Iterator[None]:
-    """Run what is inside as training runs it, on the meta device.
-
-    Args:
-        mixed_precision: Compute products in bf16.
-        kernels: Use the kernels that there are on CUDA, else PyTorch's operations.
-    """
+    """Run what is inside as training does, on the meta device: products in bf16 or not, by CUDA's kernels or not."""
     # The CPU's switch of autocast, which the operations of the scan turn off for themselves.
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision, cache_enabled=False)
     with use_op(_VENDOR if kernels else torch_ops), autocast, _Rules(kernels):
@@ -128,7 +123,7 @@ def _inner(xz: Tensor, mixer: Any, A: Tensor) -> Tensor:
 _VENDOR = SimpleNamespace(inner=_inner, block_step=None)
 
 
-def saved_bytes(forward: Callable[[], Any], parameters: Sequence[Tensor]) -> int:
+def saved_bytes(forward: Callable[[], Any], parameters: Iterable[Tensor]) -> int:
     """Return the bytes that autograd keeps of a forward pass, each storage once and parameters not at all."""
     known = {parameter.untyped_storage()._cdata for parameter in parameters}
     kept: dict[int, Tensor] = {}
@@ -139,17 +134,14 @@ def saved_bytes(forward: Callable[[], Any], parameters: Sequence[Tensor]) -> int
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = forward()
-    del result
+        forward()
     return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in known)
 
 
 def backward_bytes(module: nn.Module, inputs: Sequence[Tensor]) -> int:
     """Return the most bytes that a module's backward pass needs beside what was kept, gradients of weights being there.
 
-    Args:
-        module: On the meta device; its gradients are overwritten.
-        inputs: Arguments of the call.
+    These gradients are overwritten.
     """
     for parameter in module.parameters():
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None

@@ -10,7 +10,6 @@ from cobra.training.lora import is_adapter
 from cobra.training.planning.activations import Activations, Footprint
 
 GIB = 2**30
-_FP32 = 4
 # CUDA's context, its libraries' work areas and NCCL's buffers; and the share of what is allocated and freed within a
 # step that the allocator cannot use. Allowances, not counts.
 _CONTEXT = 1.5 * GIB
@@ -45,7 +44,6 @@ class Memory:
     gathered: Whole parameters and gradients while they are used, where the model is spread over devices.
     gradients: Gradients of what is trained; whole between the passes of a step.
     optimizer: Adam's two moments.
-    activations: See :class:`Activations`.
     allowance: A guess at the needs of CUDA, its libraries and the allocator.
     """
 
@@ -57,14 +55,10 @@ class Memory:
     allowance: int
 
     @property
-    def states(self) -> int:
-        """Parameters, gradients and optimiser states."""
-        return self.parameters + self.gradients + self.optimizer
-
-    @property
     def total(self) -> int:
         """All of it at the worst moment."""
-        return self.states + self.gathered + self.activations.peak + self.allowance
+        states = self.parameters + self.gradients + self.optimizer
+        return states + self.gathered + self.activations.peak + self.allowance
 
 
 def count_memory(
@@ -136,16 +130,11 @@ def learned_bytes(vlm: CobraVLM) -> int:
     return _trained(vlm.parameters()) - unused
 
 
-def start_bytes(vlm: CobraVLM) -> int:
-    """Return the main memory of a process that builds the model, in fp32, before it is cast and moved."""
-    return sum(value.numel() for value in vlm.parameters()) * _FP32
-
-
 def weights_file_bytes(vlm: CobraVLM) -> int:
     """Return the size of a checkpoint's file: the modules that it must hold, the tied head once, and adapters."""
     adapters = (value for name, value in vlm.llm_backbone.named_parameters() if is_adapter(name))
     modules = sum(_bytes(getattr(vlm, key)) for key in vlm.checkpoint_modules)
-    return modules + sum(value.numel() * value.element_size() for value in adapters)
+    return modules + sum(value.nbytes for value in adapters)
 
 
 def resume_state_bytes(vlm: CobraVLM) -> int:
@@ -154,11 +143,11 @@ def resume_state_bytes(vlm: CobraVLM) -> int:
 
 
 def _trained(parameters: Iterable[Tensor]) -> int:
-    return sum(value.numel() * value.element_size() for value in parameters if value.requires_grad)
+    return sum(value.nbytes for value in parameters if value.requires_grad)
 
 
 def _bytes(module: nn.Module) -> int:
-    return sum(value.numel() * value.element_size() for value in module.parameters())
+    return sum(value.nbytes for value in module.parameters())
 
 
 def _divided(size: int, shards: int) -> int:
@@ -167,10 +156,8 @@ def _divided(size: int, shards: int) -> int:
 
 def _gathered(vlm: CobraVLM, sharding: Sharding) -> int:
     """Return the bytes of whole parameters and gradients at the time of a block's backward pass."""
-    block = _bytes(vlm.llm_backbone.llm.backbone.layers[0])
-    root = _bytes(vlm.llm_backbone.llm.lm_head)
-    parameters = root + _BLOCKS_GATHERED * block if sharding.freed else _bytes(vlm)
-    sent = _GRADIENTS_SENT * _trained(vlm.llm_backbone.llm.backbone.layers[0].parameters())
+    block, root = vlm.llm_backbone.llm.backbone.layers[0], vlm.llm_backbone.llm.lm_head
+    parameters = _bytes(root) + _BLOCKS_GATHERED * _bytes(block) if sharding.freed else _bytes(vlm)
     # The root's gradient is complete, and so sent, at the very end.
-    waiting = _trained(vlm.llm_backbone.llm.lm_head.parameters()) if sharding.accumulation == 1 else 0
-    return parameters + sent + waiting
+    waiting = _trained(root.parameters()) if sharding.accumulation == 1 else 0
+    return parameters + _GRADIENTS_SENT * _trained(block.parameters()) + waiting

@@ -34,13 +34,8 @@ def build_meta_model(
 ) -> CobraVLM:
     """Build a model on the meta device, frozen and in the dtypes in which its stage trains it.
 
-    Args:
-        model: The configuration.
-        stage: `align`, `finetune` or `full-finetune`.
-        lora: Adapters in place of the whole language model, where its rank is above 0.
-        brings_towers: True where the run starts from a checkpoint with vision towers of its own, which every later
-            one must hold again.
-        mixed_precision: Compute in bf16; what is frozen and not saved is held in it then.
+    With `brings_towers` the run starts from a checkpoint with vision towers of its own, which every later one must hold
+    again; with `mixed_precision` what is frozen and not saved is held in bf16.
 
     Raises:
         UserError: An id or the architecture is unknown, or the sizes of a language model that is not among the
@@ -71,7 +66,7 @@ def build_meta_model(
 
 
 def _llm_config(source: str | Path) -> MambaConfig:
-    """Return a language model's sizes: the published ones, else those in its folder or repository."""
+    """Return a language model's sizes, the published ones where they are."""
     if isinstance(source, Path):
         return MambaConfig.from_file(source / "config.json")
     return PUBLISHED_SIZES.get(source) or MambaConfig.from_file(fetch(source, "config.json"))

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,15 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from cobra.conf import ModelConfig
 from cobra.models.backbones.vision.specs import vision_spec
 from cobra.models.checkpoint import read_checkpoint
 from cobra.models.registry import find_model
 from cobra.models.run_folder import find_checkpoint
 from cobra.models.vlms import CobraVLM
 from cobra.training.check_run import check_run
-from cobra.training.config import LoraConfig, PretrainConfig, stage_hyperparameters, stage_prefix
+from cobra.training.config import PretrainConfig, stage_hyperparameters, stage_prefix
 from cobra.training.flops import count_flops, flops_per_step, peak_tflops
-from cobra.training.planning.activations import Pass, measure_image, measure_pass
+from cobra.training.planning.activations import Pass, measure_pass
 from cobra.training.planning.config import PlanConfig, check_plan
 from cobra.training.planning.estimates import Disk, PartSize, Plan, Variant, Work
 from cobra.training.planning.memory import (
@@ -28,7 +28,6 @@ from cobra.training.planning.memory import (
     count_memory,
     largest_rows,
     resume_state_bytes,
-    start_bytes,
     weights_file_bytes,
 )
 from cobra.training.planning.meta_model import build_meta_model
@@ -42,62 +41,46 @@ from cobra.util.files import write_json
 _A100_TFLOPS = 312.0
 
 
-def show_plan(
-    config: PretrainConfig,
-    options: PlanConfig,
-    lora: LoraConfig,
-    run_dir: Path,
-    console: Console,
-    offloaded: bool = False,
-) -> Plan:
-    """Plan a run, print the plan, and write it as JSON where that is asked for.
-
-    Neither GPU nor network is needed, no process group is made, and nothing is written but that JSON and what every
-    run keeps beside the rows that it has read.
-
-    Args:
-        config: The configuration of the run.
-        options: The machine to plan for.
-        lora: Adapters in place of the whole language model.
-        run_dir: The run directory to be.
-        console: The console to print to.
-        offloaded: Keep the optimiser's states in main memory.
-
-    Raises:
-        UserError: The run itself would be refused, in the same words; or the options make no sense.
-    """
-    plan = make_plan(config, options, lora, run_dir, offloaded)
+def show_plan(config: PretrainConfig, run_dir: Path, console: Console) -> Plan:
+    """Plan a run, print the plan, and write it as JSON where that is asked for; see :func:`make_plan`."""
+    plan, file = make_plan(config, run_dir), config.plan.json_file
     print_plan(plan, console)
-    if options.json_file is not None:
-        write_json(options.json_file, as_json(plan))
-        console.print(f"The plan is in {options.json_file}, too.", markup=False, soft_wrap=True)
+    if file is not None:
+        write_json(file, as_json(plan))
+        console.print(f"The plan is in {file}, too.", markup=False, soft_wrap=True)
     return plan
 
 
-def make_plan(
-    config: PretrainConfig, options: PlanConfig, lora: LoraConfig, run_dir: Path, offloaded: bool = False
-) -> Plan:
-    """Plan a run; see :func:`show_plan`."""
-    world_size = options.world_size or int(os.environ.get("WORLD_SIZE", "1"))
-    check_plan(options)
+def make_plan(config: PretrainConfig, run_dir: Path) -> Plan:
+    """Plan a run.
+
+    Neither GPU nor network is needed, no process group is made, and nothing is written but what every run keeps beside
+    the rows that it has read.
+
+    Args:
+        config: The configuration of the run.
+        run_dir: The run directory to be.
+
+    Raises:
+        UserError: The run itself would be refused, in the same words; or the machine to plan for makes no sense.
+    """
+    world_size = config.plan.world_size or int(os.environ.get("WORLD_SIZE", "1"))
+    check_plan(config.plan)
     check_run(config, world_size)
-    model, prefix = config.model, stage_prefix(config.stage)
-    values, device = stage_hyperparameters(model, config.stage), _device(config)
+    model, values = config.model, stage_hyperparameters(config.model, config.stage)
+    # A GPU, unless another device was asked for.
+    device = "cuda" if config.device is None else config.device.partition(":")[0]
     mixed = model.enable_mixed_precision_training and device == "cuda"
-    vlm = build_meta_model(model, config.stage, lora, _brings_towers(config), mixed)
+    vlm = build_meta_model(model, config.stage, config.lora, _brings_towers(config), mixed)
     if config.pretrained_checkpoint is None:
         vlm.find_align_checkpoint(config.stage, run_dir)
     tokens = vlm.image_tokens
     facts = read_facts(config.stage, config.dataset, model, vlm.vision_backbone.num_patches)
-    epoch = plan_epoch(facts, values.global_batch_size, values.per_device_batch_size, world_size, tokens, config.seed)
+    epoch = plan_epoch(facts, values, world_size, tokens, config.seed)
     steps = plan_steps(values, world_size, epoch.batches)
-    strategy = getattr(model, f"{prefix}_train_strategy")
-    sharding = Sharding(
-        world_size,
-        group_size(strategy, world_size, config.sharding_group_size),
-        RESHARD[strategy],
-        steps.accumulation_steps,
-    )
+    strategy = getattr(model, f"{stage_prefix(config.stage)}_train_strategy")
+    shards = group_size(strategy, world_size, config.sharding_group_size)
+    sharding = Sharding(world_size, shards, RESHARD[strategy], steps.accumulation_steps)
     longest = Pass(
         rows=values.per_device_batch_size,
         image_tokens=tokens if facts.has_image.any() else 0,
@@ -117,40 +100,28 @@ def make_plan(
         longest=longest.positions,
         epoch=epoch,
         steps=steps,
-        options=options,
-        variants=_variants(vlm, sharding, longest, options, device, offloaded),
-        start=start_bytes(vlm),
+        options=config.plan,
+        variants=_variants(vlm, sharding, longest, config, device),
+        start=sum(value.numel() for value in vlm.parameters()) * torch.float32.itemsize,
         disk=_disk(vlm, config, steps, run_dir),
-        work=_work(vlm, epoch, steps, options, device, model),
+        work=_work(vlm, epoch, steps, config, device),
         warnings=[],
     )
     return replace(plan, warnings=find_warnings(plan, config, values, run_dir))
 
 
-def _device(config: PretrainConfig) -> str:
-    """Return the kind of device that is planned for: a GPU, unless another one was asked for."""
-    return "cuda" if config.device is None else config.device.partition(":")[0]
-
-
 def _brings_towers(config: PretrainConfig) -> bool:
-    """Return True if the start's checkpoint holds vision towers other than the backbone's own; nothing is fetched.
-
-    Raises:
-        UserError: It does not exist, or is no checkpoint.
-    """
+    """Return True if the start's checkpoint holds vision towers other than the backbone's own; nothing is fetched."""
     if config.pretrained_checkpoint is None:
         return False
     path = Path(config.pretrained_checkpoint)
     if not path.is_file():
-        known = find_model(config.pretrained_checkpoint)
-        if known is not None and not path.is_dir():
+        if not path.is_dir() and find_model(config.pretrained_checkpoint) is not None:
             # The released models hold a projector and a language model.
             return False
         path = find_checkpoint(config.pretrained_checkpoint).path
-    return (
-        "vision_backbone" in read_checkpoint(path, verify=False)
-        and path != vision_spec(config.model.vision_backbone_id).weights
-    )
+    own = vision_spec(config.model.vision_backbone_id).weights
+    return "vision_backbone" in read_checkpoint(path, verify=False) and path != own
 
 
 def _parts(vlm: CobraVLM) -> list[PartSize]:
@@ -166,26 +137,23 @@ def _parts(vlm: CobraVLM) -> list[PartSize]:
 
 
 def _part(name: str, module: nn.Module) -> PartSize:
-    sizes: dict[str, int] = {}
+    sizes: Counter[str] = Counter()
     for value in module.parameters():
-        kind = str(value.dtype).removeprefix("torch.").replace("bfloat", "bf").replace("float", "fp")
-        sizes[kind] = sizes.get(kind, 0) + value.numel() * value.element_size()
+        sizes[str(value.dtype).removeprefix("torch.").replace("bfloat", "bf").replace("float", "fp")] += value.nbytes
     return PartSize(
         name=name,
         parameters=sum(value.numel() for value in module.parameters()),
         trained=sum(value.numel() for value in module.parameters() if value.requires_grad),
-        dtype=max(sizes, key=lambda kind: sizes[kind]),
-        bytes=sum(sizes.values()),
+        dtype=sizes.most_common(1)[0][0],
+        bytes=sizes.total(),
     )
 
 
-def _variants(
-    vlm: CobraVLM, sharding: Sharding, size: Pass, options: PlanConfig, device: str, offloaded: bool
-) -> list[Variant]:
-    variants, batch, limit = [], size.rows * sharding.accumulation * sharding.world_size, options.gpu_memory * GIB
-    image = measure_image(vlm, size) if size.image_tokens else None
+def _variants(vlm: CobraVLM, sharding: Sharding, size: Pass, config: PretrainConfig, device: str) -> list[Variant]:
+    variants, batch = [], size.rows * sharding.accumulation * sharding.world_size
+    limit, offloaded = config.plan.gpu_memory * GIB, config.offload_optimizer
     for checkpointing in (size.checkpointing, not size.checkpointing):
-        footprint = measure_pass(vlm, replace(size, checkpointing=checkpointing), image)
+        footprint = measure_pass(vlm, replace(size, checkpointing=checkpointing))
         memory = count_memory(vlm, sharding, footprint, device == "cuda", offloaded)
         largest = largest_rows(vlm, sharding, footprint, batch, limit, offloaded)
         variants.append(Variant(checkpointing, memory, largest))
@@ -202,16 +170,16 @@ def _disk(vlm: CobraVLM, config: PretrainConfig, steps: StepPlan, run_dir: Path)
     return Disk(weights, state, weights * (kept + 1) + state * states, shutil.disk_usage(folder).free)
 
 
-def _work(vlm: CobraVLM, epoch: Epoch, steps: StepPlan, options: PlanConfig, device: str, model: ModelConfig) -> Work:
-    flops = count_flops(vlm)
+def _work(vlm: CobraVLM, epoch: Epoch, steps: StepPlan, config: PretrainConfig, device: str) -> Work:
     # Every token of text is counted as labelled: the head is a twentieth of the whole.
-    once = flops_per_step(flops, epoch.images, epoch.positions, epoch.tokens) / epoch.batches
-    twice = flops_per_step(flops, epoch.images, epoch.positions, epoch.tokens, recomputed=True) / epoch.batches
-    recomputed = twice - once if model.enable_gradient_checkpointing else 0.0
-    peak, source = _peak(options, device)
+    flops, counts = count_flops(vlm), (epoch.images, epoch.positions, epoch.tokens)
+    once, twice = (flops_per_step(flops, *counts, recomputed=again) / epoch.batches for again in (False, True))
+    recomputed = twice - once if config.model.enable_gradient_checkpointing else 0.0
+    peak, source = _peak(config.plan, device)
     hours = None
     if peak is not None:
-        hours = (once + recomputed) * steps.total_steps / (steps.world_size * peak * 1e12 * options.utilisation) / 3600
+        speed = steps.world_size * peak * 1e12 * config.plan.utilisation
+        hours = (once + recomputed) * steps.total_steps / speed / 3600
     return Work(once, recomputed, peak, source, hours)
 
 
@@ -222,7 +190,6 @@ def _peak(options: PlanConfig, device: str) -> tuple[float | None, str]:
         return None, f"not known of {device}: give --plan.peak_tflops"
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
-        known = peak_tflops(name)
-        if known is not None:
+        if (known := peak_tflops(name)) is not None:
             return known, name
     return _A100_TFLOPS, "an A100; --plan.peak_tflops names another"

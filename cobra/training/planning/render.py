@@ -1,5 +1,6 @@
 """Plans as tables for people and as JSON for programs."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -48,48 +49,48 @@ def _gib(size: float) -> str:
     return f"{size / GIB:,.2f}"
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(columns[0], title=title, title_justify="left")
-    for column in columns[1:]:
-        table.add_column(column, justify="right")
+def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    """Return a table whose first column stands at the left and whose others stand at the right."""
+    table = Table(*columns, title=title, title_justify="left", caption_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
 def _parts(plan: Plan) -> Table:
-    table = _table("Parameters", "part", "parameters", "trained", "held in", "GiB, whole")
+    rows = []
     for part in plan.parts:
         trained = "frozen" if not part.trained else "all" if part.trained == part.parameters else _short(part.trained)
-        table.add_row(part.name, _short(part.parameters), trained, part.dtype, _gib(part.bytes))
+        rows.append((part.name, _short(part.parameters), trained, part.dtype, _gib(part.bytes)))
+    table = _table("Parameters", ("part", "parameters", "trained", "held in", "GiB, whole"), rows)
     table.add_section()
-    table.add_row(
-        "all",
-        _short(sum(part.parameters for part in plan.parts)),
-        _short(sum(part.trained for part in plan.parts)),
-        "",
-        _gib(sum(part.bytes for part in plan.parts)),
+    parameters, trained, size = (
+        sum(getattr(part, name) for part in plan.parts) for name in ("parameters", "trained", "bytes")
     )
+    table.add_row("all", _short(parameters), _short(trained), "", _gib(size))
     return table
 
 
 def _batches(plan: Plan) -> Table:
-    table = _table("Rows and steps", "what", "number")
     steps, epoch, rows = plan.steps, plan.epoch, plan.rows
-    count = len(rows.tokens)
-    table.add_row("rows", f"{count:,}")
-    table.add_row("of these with an image", f"{int(rows.has_image.sum()):,}")
-    table.add_row("tokens of text in a row, mean and longest", f"{rows.tokens.mean():,.0f}, {rows.tokens.max():,}")
-    table.add_row("positions of an image", f"{plan.image_tokens:,}")
-    table.add_row("global batch", f"{steps.global_batch_size:,}")
-    table.add_row(
-        "= processes x passes x rows of a pass",
-        f"{steps.world_size:,} x {steps.accumulation_steps:,} x {steps.per_device_batch_size:,}",
-    )
-    table.add_row("steps of an epoch", f"{steps.batches_per_epoch:,}")
-    table.add_row("epochs", f"{steps.epochs:,}")
-    table.add_row("steps", f"{steps.total_steps:,}")
-    table.add_row("tokens of text in an epoch", _short(epoch.tokens))
-    table.add_row("positions in an epoch, padding included", _short(epoch.positions))
-    table.caption, table.caption_justify = f"Tokens: {rows.source}.", "left"
+    passes = f"{steps.world_size:,} x {steps.accumulation_steps:,} x {steps.per_device_batch_size:,}"
+    numbers = {
+        "rows": f"{len(rows.tokens):,}",
+        "of these with an image": f"{int(rows.has_image.sum()):,}",
+        "tokens of text in a row, mean and longest": f"{rows.tokens.mean():,.0f}, {rows.tokens.max():,}",
+        "positions of an image": f"{plan.image_tokens:,}",
+        "global batch": f"{steps.global_batch_size:,}",
+        "= processes x passes x rows of a pass": passes,
+        "steps of an epoch": f"{steps.batches_per_epoch:,}",
+        "epochs": f"{steps.epochs:,}",
+        "steps": f"{steps.total_steps:,}",
+        "tokens of text in an epoch": _short(epoch.tokens),
+        "positions in an epoch, padding included": _short(epoch.positions),
+    }
+    table = _table("Rows and steps", ("what", "number"), numbers.items())
+    table.caption = f"Tokens: {rows.source}."
     return table
 
 
@@ -97,17 +98,16 @@ def _memory(plan: Plan) -> Table:
     rows = plan.steps.per_device_batch_size
     title = f"Memory of one GPU in GiB, {rows} rows of {plan.longest:,} positions (the longest)"
     names = [f"blocks {'recomputed' if variant.checkpointing else 'kept'}" for variant in plan.variants]
-    table = _table(title, "what", f"{names[0]} (as configured)", names[1])
     parts = [_memory_parts(variant.memory) for variant in plan.variants]
-    for name in parts[0]:
-        table.add_row(name, *(_gib(part[name]) for part in parts))
+    sizes = ((name, *(_gib(part[name]) for part in parts)) for name in parts[0])
+    table = _table(title, ("what", f"{names[0]} (as configured)", names[1]), sizes)
     table.add_section()
     table.add_row("all, at the worst moment", *(_gib(variant.memory.total) for variant in plan.variants))
     if plan.device == "cuda":
         table.add_row("of", *(f"{plan.options.gpu_memory:,.2f}" for _ in plan.variants))
         largest = ("none" if variant.largest_rows is None else f"{variant.largest_rows}" for variant in plan.variants)
         table.add_row("most rows of a pass that fit and divide the batch", *largest)
-    table.caption, table.caption_justify = "Estimated without a GPU. The larger of the loss and a block counts.", "left"
+    table.caption = "Estimated without a GPU. The larger of the loss and a block counts."
     return table
 
 
@@ -127,20 +127,21 @@ def _memory_parts(memory: Memory) -> dict[str, int]:
 
 
 def _cost(plan: Plan) -> Table:
-    table = _table("Machine and time", "what", "number")
-    disk, work = plan.disk, plan.work
-    table.add_row("main memory of each process at the start", f"{_gib(plan.start)} GiB")
-    table.add_row(f"a checkpoint, {plan.steps.milestones} in the run", f"{disk.weights / 1e9:,.1f} GB")
-    table.add_row("a state to resume from", f"{disk.state / 1e9:,.1f} GB")
-    table.add_row("disk for all of them, at most", f"{disk.total / 1e9:,.1f} GB")
-    table.add_row("operations of a step", f"{work.step / 1e12:,.1f} TFLOP")
-    table.add_row("and of recomputing blocks", f"{work.recomputed / 1e12:,.1f} TFLOP")
-    if work.hours is not None and work.peak_tflops is not None:
-        table.add_row(f"peak of a GPU ({work.peak_source})", f"{work.peak_tflops:,.1f} TFLOP/s")
-        table.add_row(
-            f"hours, if {plan.options.utilisation:.0%} of the peak are reached (an assumption)", f"{work.hours:,.1f}"
-        )
-        table.add_row("GPU hours", f"{work.hours * plan.steps.world_size:,.1f}")
+    disk, work, share = plan.disk, plan.work, f"{plan.options.utilisation:.0%}"
+    numbers = {
+        "main memory of each process at the start": f"{_gib(plan.start)} GiB",
+        f"a checkpoint, {plan.steps.milestones} in the run": f"{disk.weights / 1e9:,.1f} GB",
+        "a state to resume from": f"{disk.state / 1e9:,.1f} GB",
+        "disk for all of them, at most": f"{disk.total / 1e9:,.1f} GB",
+        "operations of a step": f"{work.step / 1e12:,.1f} TFLOP",
+        "and of recomputing blocks": f"{work.recomputed / 1e12:,.1f} TFLOP",
+    }
+    if work.hours is None:
+        numbers["hours"] = work.peak_source
     else:
-        table.add_row("hours", work.peak_source)
-    return table
+        numbers |= {
+            f"peak of a GPU ({work.peak_source})": f"{work.peak_tflops:,.1f} TFLOP/s",
+            f"hours, if {share} of the peak are reached (an assumption)": f"{work.hours:,.1f}",
+            "GPU hours": f"{work.hours * plan.steps.world_size:,.1f}",
+        }
+    return _table("Machine and time", ("what", "number"), numbers.items())

@@ -1,6 +1,6 @@
 """Rows of a planned run: their number, their lengths, and how many are cut."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from cobra.preprocessing.datasets.arrow_rows import Rows, read_rows
 from cobra.preprocessing.datasets.datasets import check_learnable
 from cobra.preprocessing.datasets.token_lengths import token_lengths
 from cobra.preprocessing.materialize import find_components
+from cobra.training.config import Hyperparameters
 from cobra.util.batching_utils import SplitModalitySampler
 from cobra.util.errors import UserError
 
@@ -29,16 +30,15 @@ _ASSUMED_TOKENS = 450
 class RowFacts:
     """The rows that a run trains on.
 
-    Attributes:
-        source: Origin of the lengths, in words.
-        has_image: True for rows with an image (rows,).
-        lengths: Lengths that batches are balanced by, as in training (rows,), int64.
-        tokens: Tokens of each row after it is cut (rows,), int64.
-        longer: Rows that are cut; None where that is not known.
-        conclusion_cut: Rows that lose a part of their last CONCLUSION thereby; None where that is not known.
-        left_out: Rows that `--dataset.truncation drop` leaves out.
-        held_out: Rows that are never trained on; None where there are none.
-        problem: Reason why the rows could not be read, or None.
+    source: Origin of the lengths, in words.
+    has_image: True for rows with an image (rows,).
+    lengths: Lengths that batches are balanced by, as in training (rows,).
+    tokens: Tokens of each row after it is cut (rows,).
+    longer: Rows that are cut; None where that is not known.
+    conclusion_cut: Rows that lose a part of their last CONCLUSION thereby; None where that is not known.
+    left_out: Rows that `--dataset.truncation drop` leaves out.
+    held_out: Rows that are never trained on; None where there are none.
+    problem: Reason why the rows could not be read, or None.
     """
 
     source: str
@@ -71,13 +71,8 @@ class Epoch:
 def read_facts(stage: str, dataset: DatasetConfig, model: ModelConfig, patches: int) -> RowFacts:
     """Read the rows of a stage where they are, else take what is published of them.
 
-    Nothing is fetched: tokens are counted by a tokenizer that is at hand, else estimated from words.
-
-    Args:
-        stage: `align`, `finetune` or `full-finetune`.
-        dataset: The data set, whose files may be absent.
-        model: The model, for its tokenizer and longest text.
-        patches: Patches of an image; batches of the align stage are balanced by words and patches.
+    Nothing is fetched: tokens are counted by a tokenizer that is at hand, else estimated from words. Batches of the
+    align stage are balanced by words and `patches`, those of an image.
 
     Raises:
         UserError: The rows are not there and nothing is published of them, or they are bad.
@@ -97,39 +92,23 @@ def read_facts(stage: str, dataset: DatasetConfig, model: ModelConfig, patches: 
     facts = _estimated(rows, model) if stage == "align" else _counted(rows, file, dataset, model)
     lengths = rows.words_without_placeholder + patches * rows.has_image if stage == "align" else facts.lengths
     held_out = None if stage == "align" else _held_out(dataset)
-    return RowFacts(**vars(facts) | {"lengths": lengths, "held_out": held_out, "problem": problem})
+    return replace(facts, lengths=lengths, held_out=held_out, problem=problem)
 
 
-def plan_epoch(
-    facts: RowFacts,
-    global_batch_size: int,
-    per_device_batch_size: int,
-    world_size: int,
-    image_positions: int,
-    seed: int,
-) -> Epoch:
+def plan_epoch(facts: RowFacts, values: Hyperparameters, world_size: int, image_positions: int, seed: int) -> Epoch:
     """Deal the rows of the first epoch as training does, and add up the passes.
-
-    Args:
-        facts: The rows.
-        global_batch_size: Rows of one step.
-        per_device_batch_size: Rows of one forward pass on one process; all are as long as the longest.
-        world_size: Processes.
-        image_positions: Positions that an image takes.
-        seed: Seed of the order.
 
     Raises:
         UserError: The global batch does not divide among the processes.
     """
     lengths = list(zip(facts.has_image.tolist(), facts.lengths.tolist(), strict=True))
-    sampler = SplitModalitySampler([], lengths, global_batch_size, world_size, 0, seed)  # type: ignore[arg-type]
+    sampler = SplitModalitySampler([], lengths, values.global_batch_size, world_size, 0, seed)  # type: ignore[arg-type]
     # (passes, rows of a pass): each process has a contiguous part of every batch.
-    passes = np.array(sampler.global_batches(0)).reshape(-1, per_device_batch_size)
-    images = facts.has_image[passes]
-    longest = facts.tokens[passes].max(1)
-    with_image = images.any(1)
-    positions = (longest + image_positions * with_image).sum() * per_device_batch_size
-    return Epoch(sampler.batches_per_epoch, int(images.sum()), int(facts.tokens[passes].sum()), int(positions))
+    passes = np.array(sampler.global_batches(0)).reshape(-1, values.per_device_batch_size)
+    images, tokens = facts.has_image[passes], facts.tokens[passes]
+    # All rows of a pass are as long as the longest.
+    positions = (tokens.max(1) + image_positions * images.any(1)).sum() * values.per_device_batch_size
+    return Epoch(sampler.batches_per_epoch, int(images.sum()), int(tokens.sum()), int(positions))
 
 
 def _assumed(count: int, dataset: DatasetConfig, model: ModelConfig, problem: str) -> RowFacts:
@@ -145,12 +124,10 @@ def _assumed(count: int, dataset: DatasetConfig, model: ModelConfig, problem: st
 
 def _counted(rows: Rows, file: Path, dataset: DatasetConfig, model: ModelConfig) -> RowFacts:
     """Count tokens with the model's tokenizer; estimate them where it is not at hand."""
-    tokenizer = _tokenizer(model)
-    if tokenizer is None:
+    if (tokenizer := _tokenizer(model)) is None:
         return _estimated(rows, model)
     lengths = token_lengths(file, tokenizer, prompt_builder_of(model.llm_backbone_id))
     limit = model.llm_max_length
-    cut = lengths.cut(limit)
     kept = lengths.kept(limit, file) if dataset.truncation == "drop" else np.ones(len(rows), bool)
     return RowFacts(
         source="counted by the model's tokenizer",
@@ -158,7 +135,7 @@ def _counted(rows: Rows, file: Path, dataset: DatasetConfig, model: ModelConfig)
         lengths=rows.words[kept],
         tokens=np.minimum(lengths.tokens[kept], limit).astype(np.int64),
         longer=int((lengths.tokens[kept] > limit).sum()),
-        conclusion_cut=int((cut & kept).sum()),
+        conclusion_cut=int((lengths.cut(limit) & kept).sum()),
         left_out=int((~kept).sum()),
     )
 

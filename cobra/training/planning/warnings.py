@@ -12,21 +12,9 @@ from cobra.training.planning.memory import GIB
 
 
 def find_warnings(plan: Plan, config: PretrainConfig, values: Hyperparameters, run_dir: Path) -> list[str]:
-    """Return a sentence for each thing that the user should know before the run starts.
-
-    Args:
-        plan: The plan, without its warnings.
-        config: The configuration of the run.
-        values: Hyperparameters of the stage.
-        run_dir: The run directory to be.
-    """
-    return [
-        *_rows(plan, config),
-        *_memory(plan, config),
-        *_disk(plan, config),
-        *_start(config, values, run_dir),
-        *_kernels(plan),
-    ]
+    """Return a sentence for each thing that the user should know before the run starts, by a plan without warnings."""
+    start = _start(config, values, run_dir)
+    return [*_rows(plan, config), *_memory(plan, config), *_disk(plan, config), *start, *_kernels(plan)]
 
 
 def _rows(plan: Plan, config: PretrainConfig) -> list[str]:
@@ -42,9 +30,7 @@ def _rows(plan: Plan, config: PretrainConfig) -> list[str]:
     elif rows.longer:
         messages.append(f"{rows.longer:,} of {count:,} rows are longer than {limit:,} tokens, and their end is cut")
     if rows.left_out:
-        messages.append(
-            f"{rows.left_out:,} rows are left out, because their last CONCLUSION ends beyond {limit:,} tokens"
-        )
+        messages.append(f"{rows.left_out:,} rows are left out: their last CONCLUSION ends beyond {limit:,} tokens")
     if count < plan.steps.global_batch_size:
         messages.append(
             f"a step takes {plan.steps.global_batch_size:,} rows and there are {count:,}: rows are repeated to fill it"
@@ -94,7 +80,7 @@ def _start(config: PretrainConfig, values: Hyperparameters, run_dir: Path) -> li
 
 
 def _kernels(plan: Plan) -> list[str]:
-    """Try Mamba's kernels where there is a GPU."""
+    """Try Mamba's kernels, where there is a GPU."""
     if plan.device != "cuda":
         return []
     if not torch.cuda.is_available():
