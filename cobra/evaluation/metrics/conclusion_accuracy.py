@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,7 @@ class ConclusionScore:
 
     verdicts: list[Verdict]
     """A verdict for each row, in their order."""
-    sources: dict[str, KindScore] = field(default_factory=dict)
+    sources: dict[str, KindScore]
     """Scores by data set, the biggest first."""
 
     @property

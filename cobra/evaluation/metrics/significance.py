@@ -103,7 +103,7 @@ def estimate_all(
     Raises:
         ValueError: The numbers of images differ, or are 0.
     """
-    samples = _resampled(variants, replicates, seed)
+    samples = _summed(variants, replicates, [seed, 0], _draws)
     return {
         variant: {
             name: _estimate(float(metric.corpus()), metric.from_sums(samples[variant][name]))
@@ -119,8 +119,8 @@ def compare_all(variants: Mapping[str, Metrics], replicates: int = REPLICATES, s
     The arguments, and what is raised, are those of :func:`estimate_all`, with as many exchanges for the p-values as
     samples. The earlier variant of a pair is its first. The order is by metric, then pair.
     """
-    samples = _resampled(variants, replicates, seed)
-    kept = _summed(variants, replicates, np.random.default_rng([seed, 1]), _exchanges)
+    samples = _summed(variants, replicates, [seed, 0], _draws)
+    kept = _summed(variants, replicates, [seed, 1], _exchanges)
     comparisons: list[Comparison] = []
     for name in dict.fromkeys(name for metrics in variants.values() for name in metrics):
         having = {variant: metrics[name] for variant, metrics in variants.items() if name in metrics}
@@ -169,11 +169,6 @@ def _p_value(observed: float, first: Metric, second: Metric, moved: Scores) -> f
     return (1 + as_large) / (1 + len(moved))
 
 
-def _resampled(variants: Mapping[str, Metrics], replicates: int, seed: int) -> dict[str, dict[str, Scores]]:
-    """Return the sums of bootstrap samples, the same ones for all variants."""
-    return _summed(variants, replicates, np.random.default_rng([seed, 0]), _draws)
-
-
 def _draws(rng: np.random.Generator, rows: int, n: int) -> Scores:
     """Draw n of n images with replacement, and return how often each one came, shape (rows, n)."""
     drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
@@ -186,7 +181,7 @@ def _exchanges(rng: np.random.Generator, rows: int, n: int) -> Scores:
 
 
 def _summed(
-    variants: Mapping[str, Metrics], replicates: int, rng: np.random.Generator, draw: Draw
+    variants: Mapping[str, Metrics], replicates: int, seeds: list[int], draw: Draw
 ) -> dict[str, dict[str, Scores]]:
     """Return every metric's statistics summed with weights, shape (replicates, K), drawn in chunks to save memory."""
     sizes = {len(metric.statistics) for metrics in variants.values() for metric in metrics.values()}
@@ -195,7 +190,7 @@ def _summed(
     n = sizes.pop()
     tables = {name: np.hstack([m.statistics for m in metrics.values()]) for name, metrics in variants.items()}
     parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in variants}
-    rows = max(1, _CHUNK // n)
+    rows, rng = max(1, _CHUNK // n), np.random.default_rng(seeds)
     for start in range(0, replicates, rows):
         weights = draw(rng, min(rows, replicates - start), n)
         for name, table in tables.items():

@@ -27,13 +27,12 @@ def print_results(console: Console, results: Results) -> None:
         for name, estimates in results.estimates.items()
     }
     known = {
-        FLOOR_LABELS[name].replace(" ", "\n", 1): {metric: score_text(value(own)) for metric, own in metrics.items()}
-        for name, metrics in results.floors.items()
+        FLOOR_LABELS[floor].replace(" ", "\n", 1): {name: score_text(value(metric)) for name, metric in metrics.items()}
+        for floor, metrics in results.floors.items()
     }
-    groups = [columns | known] if console.width >= _WIDE else [columns, known]
-    for group in groups:
-        if group:
-            console.print(_table({name: results.label(name) for name in results.metrics}, group))
+    labels = {name: results.label(name) for name in results.metrics}
+    for group in filter(None, [columns | known] if console.width >= _WIDE else [columns, known]):
+        console.print(_table(labels, group))
     for line in [*results.warnings, *(f"- {line}" for line in findings(results, every_pair=True))]:
         console.print(escape(line), highlight=False)
     console.print(f"\n[dim]{escape(results.signature)}[/dim]", highlight=False, soft_wrap=True)

@@ -14,7 +14,6 @@ from cobra.evaluation.data.captioned_image import CaptionedImage
 from cobra.evaluation.metrics.base import SHOWN_SCALE, Metric, Metrics, value
 from cobra.evaluation.metrics.significance import (
     REPLICATES,
-    SEED,
     Comparison,
     Estimate,
     compare_all,
@@ -84,12 +83,11 @@ class Results:
         signature: str,
         about: Mapping[str, Any],
         replicates: int = REPLICATES,
-        seed: int = SEED,
         **others: Any,
     ) -> "Results":
         """Return results with intervals and comparisons worked out; `others` are `throughput` and `overlap`."""
         metrics = {name: result.metrics for name, result in variants.items()}
-        estimates, comparisons = estimate_all(metrics, replicates, seed), compare_all(metrics, replicates, seed)
+        estimates, comparisons = estimate_all(metrics, replicates), compare_all(metrics, replicates)
         return cls(images, variants, estimates, comparisons, floors, signature, about, **others)
 
     @property
@@ -127,7 +125,7 @@ def main_pair(variants: Sequence[str]) -> tuple[str, str] | None:
 
 
 def findings(results: Results, every_pair: bool = False) -> list[str]:
-    """Return in words what may be claimed of the main pair in the headline metrics, in the first of every pair."""
+    """Return in words what may be claimed of the main pair in the headline metrics, or of every pair in the first."""
     headlines = results.headlines
     pair = main_pair(list(results.variants))
     return [

@@ -199,11 +199,7 @@ def _answer_windows(
     pictures: Pictures,
     batch_size: int,
 ) -> Iterator[tuple[str, int]]:
-    """Answer window by window; yield a variant's name and how many of its answers were written, after each batch.
-
-    Raises:
-        UserError: As :func:`answer_variants`.
-    """
+    """Answer window by window; yield a variant's name and how many of its answers were written, after each batch."""
     images = (image for window in windows for image in window)
     loading = prefetch_images(images, pictures, vlm.vision_backbone.image_transform, ahead=2 * batch_size)
     try:

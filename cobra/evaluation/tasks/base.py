@@ -157,10 +157,9 @@ def _respond(
 
 def _announce(console: Console, protocol: Protocol, models: ModelsUnderTest, remarks: Sequence[str]) -> None:
     """Print what is about to be compared, so that a wrong checkpoint or prompt is seen before the hours are spent."""
-    lines = [
-        f"{role}: {about['checkpoint']} ({about['model_id']}, sha256 {about['sha256'][:16]})"
-        for role, about in models.entries.items()
-    ]
+    lines = []
+    for role, about in models.entries.items():
+        lines.append(f"{role}: {about['checkpoint']} ({about['model_id']}, sha256 {about['sha256'][:16]})")
     if models.entries:
         lines += [f"{name} wording: {wording!r}" for name, wording in protocol.wordings.items()]
         lines.append(f"wordings sha256 {protocol.prompt_sha256}")

@@ -1,7 +1,6 @@
 """Captions, of models in up to four variants or out of a file, scored against what people wrote."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -89,8 +88,7 @@ class CaptionTask(Task):
         }
         if config.similarity_model is not None:
             about["similarity_model"] = config.similarity_model
-        for name in ("predictions", "coco_instances"):
-            path: Path | None = getattr(config, name)
+        for name, path in (("predictions", config.predictions), ("coco_instances", config.coco_instances)):
             if path is not None:
                 about[name] = {"path": str(path), "sha256": sha256_file(path)}
         if self._predictions is not None:
