@@ -3,40 +3,7 @@
 Works in `{dataset_root}/download/llava-cot-100k/` and resumes where an earlier run has stopped.
 """
 
-from cobra.preprocessing.llava_cot import PrepareConfig
-from cobra.util import cli
-
-
-def main(config: PrepareConfig) -> int:
-    """Prepare and report; 1 where no usable row came out, or too many were rejected."""
-    # Imported here: the worker processes import this file too, and need neither.
-    from rich.console import Console
-
-    from cobra.preprocessing.llava_cot import prepare
-
-    report = prepare(config)
-    console = Console(soft_wrap=True, markup=False, highlight=False)
-    report.show(console)
-    folder = config.dataset_root / "download" / "llava-cot-100k"
-    if not report.rows_written:
-        console.print(f"no row is usable; the reasons are in {folder / 'rejected.jsonl'}", style="red")
-        return 1
-    console.print(
-        f"{report.rows_written:,} rows are ready in {folder / 'llava_cot_100k.json'}, {report.rows_held_out:,} more "
-        f"are held out in llava_cot_100k_holdout.json; what is in them: {folder / 'report.html'}"
-    )
-    if report.text_only:
-        written = report.rows_written + report.rows_held_out
-        console.print(f"{report.text_only:,} of these {written:,} rows are of text only: they name no image")
-    if report.rejected_share > config.max_rejected:
-        console.print(
-            f"{report.rejected_share:.1%} of the rows were rejected, more than --max_rejected {config.max_rejected:g} "
-            f"allows; the reasons are in {folder / 'rejected.jsonl'}",
-            style="red",
-        )
-        return 1
-    return 0
-
+from cobra.commands.prepare import COMMAND
 
 if __name__ == "__main__":
-    cli.run(main, PrepareConfig)
+    COMMAND.run()

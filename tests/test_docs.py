@@ -17,6 +17,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 import cobra
+from cobra.commands import find_command
 from cobra.demo.tiny import RUNS
 from cobra.evaluation.responses.protocol import ANALYSIS_PROMPT, DEFAULT_PROMPT, SCRATCHPAD_PROMPT
 from cobra.preprocessing.datasets import extract_reasoning_trace
@@ -85,6 +86,8 @@ def config_class(script: str) -> type:
         # As for a script that is run.
         patch.syspath_prepend(str((ROOT / script).parent))
         spec.loader.exec_module(module)
+    if hasattr(module, "COMMAND"):
+        return module.COMMAND.config_class
     (parameter,) = inspect.signature(module.main).parameters
     return typing.get_type_hints(module.main)[parameter]
 
@@ -94,7 +97,11 @@ def parse_command(words: list[str]) -> None:
     if words[0] == "torchrun":
         options = get_args_parser().parse_args(words[1:])
         words = ["python", options.training_script, *options.training_script_args]
-    if words[0] == "python" and words[1].endswith(".py"):
+    if words[0] == "cobra-vlm" and words[1:] != ["--help"]:
+        command = find_command(words[1])
+        if words[2:3] != ["--help"]:
+            parse(command.config_class, words[2:], command.usage.positional)
+    elif words[0] == "python" and words[1].endswith(".py"):
         if words[2:] != ["--help"]:
             parse(config_class(words[1]), words[2:])
     elif words[0] == "make":

@@ -3,9 +3,7 @@
 import os
 import shutil
 import subprocess
-import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,8 @@ from cobra.models.load import load
 from cobra.util.errors import UserError
 from cobra.util.files import read_json, write_json
 from cobra.util.lock import LOCK, hold
+from cobra.util.program import command_line, program
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 RUN_ID = "cobra-tiny-cot"
 PROCESSES = 2
 
@@ -59,9 +57,6 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         UserError: A command failed, another demonstration runs in the folder, or the folder holds something that is not
             the demonstration's.
     """
-    if Path.cwd() != REPOSITORY:
-        # The commands run in the repository's root.
-        config = replace(config, output_dir=config.output_dir.resolve())
     with hold(config.output_dir, "another demonstration runs"):
         return _run(_Demo(config))
 
@@ -70,7 +65,7 @@ def _run(demo: _Demo) -> dict[str, Any]:
     config = demo.config
     _empty_folder(config)
     cot = _write_data(demo)
-    prepare = ["python", "fine_tune/prepare_llava_cot.py", "--dataset_root", str(demo.data)]
+    prepare = ["--dataset_root", str(demo.data)]
     _command(demo, "prepare", "Unpack the images, convert and check the rows, report what is wrong with them", prepare)
     _command(demo, "train", "Fine-tune the shipped baseline on four-stage answers, in two processes", _pretrain(demo))
     _command(demo, "benchmark", "Score captions of the held-out images: four variants, one protocol", _benchmark(demo))
@@ -122,7 +117,6 @@ def _write_data(demo: _Demo) -> LlavaCotSummary:
 def _pretrain(demo: _Demo) -> list[str]:
     config = demo.config
     return [
-        *("torchrun", "--standalone", "--nnodes", "1", "--nproc-per-node", str(PROCESSES), "scripts/pretrain.py"),
         *("--dataset.type", "llava-cot-100k"),
         *("--dataset.dataset_root_dir", str(demo.data)),
         *("--model.type", "cobra-tiny"),
@@ -142,7 +136,6 @@ def _pretrain(demo: _Demo) -> list[str]:
 
 def _benchmark(demo: _Demo) -> list[str]:
     return [
-        *("python", "benchmark.py"),
         *("--checkpoint", str(demo.run_dir)),
         *("--baseline_checkpoint", "cobra-tiny"),
         *("--coco_annotations", str(demo.captions / "captions_val.json")),
@@ -162,13 +155,13 @@ def _start(demo: _Demo, name: str, purpose: str) -> float:
 def _command(demo: _Demo, name: str, purpose: str, words: list[str]) -> None:
     """Run one of the user's commands, shown as the user would type it; raise a UserError where it fails."""
     start = _start(demo, name, purpose)
-    demo.console.print(f"[bold]$ {escape(' '.join(words))}")
-    # The programs of this very environment, whatever the PATH says.
-    program = [sys.executable] if words[0] == "python" else [sys.executable, "-m", "torch.distributed.run"]
+    processes = PROCESSES if name == "train" else 1
+    demo.console.print(f"[bold]$ {escape(command_line(name, *words, processes=processes))}")
     # Processes share the cores; torchrun would give each one thread, with a warning.
-    threads = str(max(1, (os.cpu_count() or 1) // PROCESSES))
-    environment = os.environ | ({"OMP_NUM_THREADS": threads} if words[0] == "torchrun" else {})
-    code = subprocess.run([*program, *words[1:]], cwd=REPOSITORY, env=environment, check=False).returncode
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    environment = os.environ | ({"OMP_NUM_THREADS": threads} if processes > 1 else {})
+    # The program of this very environment, whatever the PATH says.
+    code = subprocess.run([*program(name, processes), *words], env=environment, check=False).returncode
     if code:
         raise UserError(f"the part {name!r} of the demonstration ended with code {code}; its messages are above")
     demo.seconds[name] = time.monotonic() - start

@@ -2,7 +2,6 @@
 
 import errno
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +12,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cobra.models.checkpoint import ADAPTER, Checkpoint, read_whole_model
+from cobra.models.export_config import FORMATS, ExportConfig
 from cobra.models.integrity import check_finite, checksums
 from cobra.models.run_folder import LATEST, PROVENANCE, SAFETENSORS, CheckpointSource, find_checkpoint, read_config
 from cobra.models.tensors import EMBEDDING, TIED_HEAD, read_tensors, surface_os_errors
 from cobra.util.errors import UserError, check_known
 from cobra.util.files import atomic_path, read_json, sha256_file, write_json, write_text
-from cobra.util.home_paths import PathText
 from cobra.util.network import check_network_variables
 from cobra.util.redaction import reason
 from cobra.util.tokens import read_hf_token
 
-FORMATS = ("pt", "safetensors")
-
 # Exported entries of a run's configuration; the rest names folders and accounts of the machine that trained.
 _PUBLIC = ("run_id", "stage", "seed")
-
-
-@dataclass
-class ExportConfig:
-    """Write a model as one folder that `cobra.load` and `--pretrained_checkpoint` take, with adapters merged."""
-
-    checkpoint: PathText
-    """Model to export: a run directory, a checkpoint file in one, or a model id."""
-    output: Path
-    """The folder to write; it must not exist yet."""
-    format: str = "pt"
-    """`pt`, Cobra's layout (checkpoints/latest-checkpoint.pt), or `safetensors` (model.safetensors)."""
-    push_to: str | None = None
-    """A repository of the hub, user/name, that the folder is uploaded to; it is made where there is none."""
-    private: bool = True
-    """Require that repository to be private."""
-    hf_token: PathText = ".hf_token"
-    """Name of an environment variable or path of a file that holds the hub's token."""
 
 
 def export(config: ExportConfig) -> Path:

@@ -1,15 +1,20 @@
-"""Run a script: parse a dataclass from the command line, call it, and turn user errors into one paragraph."""
+"""Run a program: parse a dataclass from the command line, call it, and turn user errors into one paragraph."""
 
 import argparse
 import dataclasses
+import json
 import os
+import re
+import shutil
 import sys
 import time
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import draccus
 import yaml
@@ -18,7 +23,10 @@ from draccus.utils import CONFIG_ARG, DraccusException
 
 from cobra.util.errors import SharedError, UserError, check_known, file_problem
 from cobra.util.extensions import import_extensions
-from cobra.util.home_paths import expand_home, is_path
+from cobra.util.flags import HELP, Flag, Kind, flags_of, read_arguments
+from cobra.util.help_text import NO_USAGE, Usage, help_text
+from cobra.util.home_paths import expand_home
+from cobra.util.program import as_installed
 from cobra.util.redaction import print_redacted_traceback, reason, redacted
 
 Config = TypeVar("Config")
@@ -34,42 +42,44 @@ _HEAD_START_SECONDS = 1.0
 _GUARD = "\x00"
 # Characters of a parser's message that are shown.
 _LONGEST_ERROR = 4096
-# Spellings of null, where a flag of text may be null.
-_NULLS = ("null", "None", "none")
+_CHOICE = re.compile(r"--(\w+)\.type(?:=(.*))?", re.DOTALL)
 
 
-class _TextFlag(NamedTuple):
-    """A flag whose value is read as it was typed."""
-
-    is_path: bool
-    """True where `~` at its beginning, or that of a list's items, is the home directory."""
-    is_list: bool = False
-    """True where it is a list: YAML's [a, b], or a,b."""
-    is_optional: bool = False
-    """True where it may be null."""
-
-
-def run(main: Callable[[Config], int | None], config_class: type[Config], args: Sequence[str] | None = None) -> None:
+def run(
+    main: Callable[[Config], int | None],
+    config_class: type[Config],
+    args: Sequence[str] | None = None,
+    usage: Usage = NO_USAGE,
+) -> None:
     """Parse `config_class` from the command line, call `main` with it and exit with its code.
 
-    Every flag is `--name value`; nested fields are `--group.name value`; unknown flags are errors. Modules named by
-    `COBRA_EXTENSIONS` are imported first.
+    Every flag is `--name value`, or `--name` where it is true or false; nested fields are `--group.name value`;
+    unknown flags are errors. Modules named by `COBRA_EXTENSIONS` are imported first.
 
     Args:
         main: The program. Its return value is the exit code; None is 0.
         config_class: A dataclass whose fields are the flags; the docstring under a field is its help.
         args: Arguments in place of `sys.argv[1:]`.
+        usage: Name and first screen of its help.
     """
     sys.excepthook = print_redacted_traceback
+    # Tokenizers warn at every fork of a data worker otherwise.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    arguments = list(sys.argv[1:] if args is None else args)
     try:
         import_extensions()
-        code = main(parse(config_class, args))
+        if asks_for_help(arguments):
+            everything = "all" in (arguments[-1], *arguments[1:2])
+            flags = flags_of(config_class, _chosen(arguments))
+            print(help_text(usage, config_class.__doc__ or "", flags, everything, _width()))
+            sys.exit(0)
+        code = main(parse(config_class, arguments, usage.positional))
     except (UserError, OSError) as error:
         # A disk that is full, a folder that takes no files: wherever that is met.
         problem = str(error) if isinstance(error, UserError) else file_problem(error)
         if problem is None:
             raise
-        _print_problem(problem, isinstance(error, SharedError))
+        _print_problem(redacted(as_installed(problem)), isinstance(error, SharedError))
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -77,126 +87,117 @@ def run(main: Callable[[Config], int | None], config_class: type[Config], args: 
     sys.exit(code or 0)
 
 
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Return True where `--help`, or it and `all`, comes first or last; elsewhere it may be a flag's text."""
+    return any(argument in HELP for argument in (*arguments[:1], *arguments[-1:])) or (
+        arguments[-1:] == ["all"] and arguments[-2] in HELP
+    )
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size().columns, 120)
+
+
 def _print_problem(problem: str, is_shared: bool) -> None:
     """Print an error; of several processes each says what it met: a bad row lies in the share of one of them."""
     rank = os.environ.get("RANK", "0")
     if rank == "0" or not is_shared:
         process = "" if rank == "0" else f" (process {rank})"
-        print(f"error{process}: {redacted(problem)}", file=sys.stderr, flush=True)
+        print(f"error{process}: {problem}", file=sys.stderr, flush=True)
     else:
         time.sleep(_HEAD_START_SECONDS)
+    _tell_torchrun(problem)
 
 
-def parse(config_class: type[Config], args: Sequence[str] | None = None) -> Config:
+def _tell_torchrun(problem: str) -> None:
+    """Put an error into the report that torchrun prints once its processes have ended, where it started this one."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        content = {
+            "message": {"message": problem, "extraInfo": {"py_callstack": "", "timestamp": str(int(time.time()))}}
+        }
+        with suppress(OSError):
+            Path(file).write_text(json.dumps(content), encoding="utf-8")
+
+
+def parse(config_class: type[Config], args: Sequence[str], positional: str = "") -> Config:
     """Parse a dataclass from command-line arguments.
 
+    Args:
+        config_class: The dataclass.
+        args: The arguments.
+        positional: Flag whose value may come first, without its name.
+
     Raises:
-        UserError: A flag, a value or a choice is unknown; the known choices are listed.
+        UserError: A flag, a value or a choice is unknown; the nearest, or the known choices, are named.
     """
-    text_flags = _text_flags(config_class)
-    arguments = _join_values(sys.argv[1:] if args is None else args, text_flags)
-    arguments = [_expand_config_path(argument) for argument in arguments]
-    _check_choices(config_class, arguments)
+    arguments = list(args)
+    if positional and arguments and not arguments[0].startswith("--"):
+        arguments.insert(0, f"--{positional}")
+    flags = flags_of(config_class, _chosen(arguments))
+    values: dict[str, str] = {}
+    for flag, value in read_arguments(arguments, flags):
+        values[flag.name] = _encoded(flag, value, config_class)
     try:
-        arguments += _default_choices(config_class, arguments)
-        guarded = [_guard(argument, text_flags) for argument in arguments]
-        config = draccus.parse(config_class, args=guarded, exit_on_error=False)
+        values |= _default_choices(config_class, values)
+        config = draccus.parse(
+            config_class, args=[f"--{name}={value}" for name, value in values.items()], exit_on_error=False
+        )
     except (DraccusException, argparse.ArgumentError, OSError, UnicodeError, yaml.YAMLError) as error:
         raise UserError(f"{reason(error, _LONGEST_ERROR).rstrip('.')}. Run with --help for the flags.") from error
-    for flag, text in text_flags.items():
-        _unguard(config, flag, text)
+    for flag in flags.values():
+        if flag.of_text and flag.kind is not Kind.FILE:
+            _unguard(config, flag)
     _refuse_nulls(config)
     return config
 
 
-def _check_choices(config_class: type, arguments: Sequence[str]) -> None:
-    """Name the known choices when `--<field>.type` is not one of them."""
-    hints = typing.get_type_hints(config_class)
-    for flag, value in _flag_values(arguments).items():
-        name, _, leaf = flag.partition(".")
-        kind = hints.get(name)
-        if not (isinstance(kind, type) and issubclass(kind, ChoiceRegistry)):
-            continue
-        known = kind.get_known_choices()
-        if leaf == "type":
-            check_known(value, known, f"--{flag}")
-        if not leaf and value in known:
-            raise UserError(f"--{flag} takes no name: choose with --{flag}.type {value}")
+def _chosen(arguments: Sequence[str]) -> dict[str, str]:
+    """Return the choices that `--<group>.type` names, by group, of several the last; text that looks so may be in."""
+    chosen = {}
+    for argument, following in pairwise([*arguments, ""]):
+        if match := _CHOICE.fullmatch(argument):
+            chosen[match[1]] = following if match[2] is None else match[2]
+    return chosen
 
 
-def _join_values(arguments: Sequence[str], text_flags: dict[str, _TextFlag]) -> list[str]:
-    """Write `--flag value` as `--flag=value`, so that text that looks like a flag is not taken for one."""
-    joined: list[str] = []
-    waiting: str | None = None
-    for argument in arguments:
-        if waiting is not None and (waiting in text_flags or not argument.startswith("--")):
-            joined[-1] += f"={argument}"
-            waiting = None
-        else:
-            joined.append(argument)
-            takes_value = argument.startswith("--") and "=" not in argument and argument != "--help"
-            waiting = argument[2:] if takes_value else None
-    return joined
+def _encoded(flag: Flag, value: str | list[str], config_class: type) -> str:
+    """Return a value as draccus reads it, text guarded so that it arrives as it was typed.
+
+    Without this `--prompt yes` arrives as 'True', `--prompt "What: a?"` as a mapping in text form, and
+    `--prompt "include all"` is taken for the name of a file.
+
+    Raises:
+        UserError: The choice is unknown, or stands where a file is expected.
+    """
+    if flag.choices:
+        check_known(value, flag.choices, f"--{flag.name}")
+    if flag.kind is Kind.LIST:
+        return f"[{', '.join(_quote(item) if flag.of_text else item for item in value)}]"
+    text = typing.cast(str, value)
+    if flag.kind is Kind.FILE:
+        kind = typing.get_type_hints(config_class).get(flag.name)
+        if isinstance(kind, type) and issubclass(kind, ChoiceRegistry) and text in kind.get_known_choices():
+            raise UserError(f"--{flag.name} takes no name: choose with --{flag.name}.type {text}")
+        return expand_home(text, flag.name)
+    guarded = flag.of_text and not (flag.optional and text == "null")
+    return _quote(_GUARD + text + _GUARD) if guarded else text
 
 
-def _flag_values(arguments: Sequence[str]) -> dict[str, str]:
-    """Return the values of `--flag=value` by flag, of several the last."""
-    pairs = (argument[2:].partition("=") for argument in arguments if argument.startswith("--"))
-    return {flag: value for flag, equals, value in pairs if equals}
-
-
-def _default_choices(config_class: type, arguments: Sequence[str]) -> list[str]:
+def _default_choices(config_class: type, values: Mapping[str, str]) -> dict[str, str]:
     """Return the `--<field>.type` flags that are implied where only fields of the default choice are given."""
-    flags = _flag_values(arguments)
-    file = flags.get(CONFIG_ARG)
-    values = None if file is None else yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    chosen = values if isinstance(values, dict) else ()
-    implied: list[str] = []
+    file = values.get(CONFIG_ARG)
+    content = None if file is None else yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    chosen = content if isinstance(content, dict) else ()
+    implied: dict[str, str] = {}
     for field in dataclasses.fields(typing.cast(Any, config_class)):
-        touched = any(flag.startswith(f"{field.name}.") for flag in flags)
-        given = f"{field.name}.type" in flags or field.name in chosen
+        touched = any(flag.startswith(f"{field.name}.") for flag in values)
+        given = f"{field.name}.type" in values or field.name in chosen
         if touched and not given and field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
             if isinstance(default, ChoiceRegistry):
-                implied.append(f"--{field.name}.type={default.get_choice_name(type(default))}")
+                implied[f"{field.name}.type"] = default.get_choice_name(type(default))
     return implied
-
-
-def _text_flags(config_class: type, prefix: str = "") -> dict[str, _TextFlag]:
-    """Return every flag whose value is text, a path or a list of them; those of nested fields are `group.name`."""
-    flags: dict[str, _TextFlag] = {}
-    hints = typing.get_type_hints(config_class, include_extras=True)
-    for field in dataclasses.fields(typing.cast(Any, config_class)):
-        kind = hints[field.name]
-        flag = prefix + field.name
-        if dataclasses.is_dataclass(kind):
-            flags |= _text_flags(typing.cast(type, kind), f"{flag}.")
-            continue
-        origin = typing.get_origin(kind)
-        members = typing.get_args(kind) if origin in (types.UnionType, typing.Union, tuple, list) else (kind,)
-        concrete = [member for member in members if member not in (types.NoneType, ...)]
-        if all(member in (str, Path) or is_path(member) for member in concrete):
-            named = any(member is Path or is_path(member) for member in concrete)
-            flags[flag] = _TextFlag(named, origin in (tuple, list), types.NoneType in members)
-    return flags
-
-
-def _expand_config_path(argument: str) -> str:
-    flag, equals, value = argument.partition("=")
-    return f"{flag}={expand_home(value, CONFIG_ARG)}" if equals and flag == f"--{CONFIG_ARG}" else argument
-
-
-def _guard(argument: str, text_flags: dict[str, _TextFlag]) -> str:
-    """Guard the value of a flag of text from draccus' YAML reading, which makes True of yes and opens `include x`."""
-    flag, equals, value = argument.removeprefix("--").partition("=")
-    if not (argument.startswith("--") and equals and flag in text_flags):
-        return argument
-    if text_flags[flag].is_list:
-        items = [_quote(item.strip()) for item in value.split(",") if item.strip()]
-        return argument if value.lstrip().startswith("[") else f"--{flag}=[{', '.join(items)}]"
-    if text_flags[flag].is_optional and value in _NULLS:
-        return f"--{flag}=null"
-    return f"--{flag}={_quote(_GUARD + value + _GUARD)}"
 
 
 def _quote(text: str) -> str:
@@ -204,9 +205,9 @@ def _quote(text: str) -> str:
     return '"' + "".join(f"\\U{ord(character):08X}" for character in text) + '"'
 
 
-def _unguard(config: Any, flag: str, text: _TextFlag) -> None:
+def _unguard(config: Any, flag: Flag) -> None:
     """Take the guard off a field of text, and expand the home directory where it is a path; in place."""
-    *groups, name = flag.split(".")
+    *groups, name = flag.name.split(".")
     for group in groups:
         config = getattr(config, group)
 
@@ -214,7 +215,7 @@ def _unguard(config: Any, flag: str, text: _TextFlag) -> None:
         if not isinstance(value, (str, Path)):
             return value
         plain = str(value).removeprefix(_GUARD).removesuffix(_GUARD)
-        return type(value)(expand_home(plain, flag) if text.is_path else plain)
+        return type(value)(expand_home(plain, flag.name) if flag.is_path else plain)
 
     value = getattr(config, name)
     setattr(config, name, type(value)(map(taken, value)) if isinstance(value, (tuple, list)) else taken(value))

@@ -82,7 +82,7 @@ socket.socket.connect = socket.socket.connect_ex = socket.create_connection = so
 results = {}
 for script in sys.argv[2:]:
     out, err = io.StringIO(), io.StringIO()
-    sys.argv[:] = [script, "--help"]
+    sys.argv[:] = [script, "--help", "all"]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             runpy.run_path(script, run_name="__main__")

@@ -13,6 +13,8 @@ from cobra.util.cli import parse
 from cobra.util.errors import UserError
 from cobra.util.files import write_json
 
+ROOT = Path(__file__).parents[2]
+
 
 def small(tmp_path):
     return DemoConfig(output_dir=tmp_path / "demo", rows=60, steps=2, caption_images=4, questions=7)
@@ -42,9 +44,13 @@ def commands(tmp_path, monkeypatch):
 def test_the_three_commands_are_those_of_a_user_and_parse(tmp_path, commands, capsys):
     summary = run_demo(small(tmp_path))
     prepare, train, score = commands.lines
-    assert prepare[1:] == ["fine_tune/prepare_llava_cot.py", "--dataset_root", str(tmp_path / "demo" / "data")]
+    assert prepare[1:] == [
+        str(ROOT / "fine_tune/prepare_llava_cot.py"),
+        "--dataset_root",
+        str(tmp_path / "demo" / "data"),
+    ]
     assert train[1:3] == ["-m", "torch.distributed.run"]
-    script = train.index("scripts/pretrain.py")
+    script = train.index(str(ROOT / "scripts/pretrain.py"))
     config = parse(PretrainConfig, train[script + 1 :])
     assert config.model.model_id == "cobra-tiny" and config.dataset.dataset_id == "llava-cot-100k"
     assert config.pretrained_checkpoint == "cobra-tiny" and config.stage == "finetune"

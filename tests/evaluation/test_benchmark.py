@@ -1,6 +1,5 @@
 """benchmark.py from its flags to its files, with models that answer by rule."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from fake_vlm import FakeVLM
 
 import cobra
+from cobra.commands import benchmark as benchmark_command
 from cobra.evaluation import benchmark as module
 from cobra.evaluation.config import BenchmarkConfig
 from cobra.evaluation.responses.protocol import DEFAULT_PROMPT, resolve_prompt
@@ -22,10 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("benchmark_script", ROOT / "benchmark.py")
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    return benchmark_command
 
 
 @pytest.fixture

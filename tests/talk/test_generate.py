@@ -1,7 +1,6 @@
 """The program that talks in a terminal: one question or a conversation, which survives what goes wrong."""
 
 import contextlib
-import importlib.util
 import io
 import os
 import re
@@ -16,6 +15,7 @@ from rich.console import Console
 from scratch import enliven, picture, scratch_vlm
 
 import cobra
+from cobra.commands import generate
 from cobra.talk.options import TalkFlags
 from cobra.talk.terminal import print_answer
 from cobra.util.cli import parse, run
@@ -26,10 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("generate_script", ROOT / "scripts" / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return generate
 
 
 @pytest.fixture(scope="module")
@@ -161,11 +158,11 @@ def test_an_interrupt_stops_the_answer_and_not_the_program(script, vlm, image, m
 
 
 CONVERSE = """
-import runpy, sys, types
-script = runpy.run_path("scripts/generate.py")
+import sys, types
+from cobra.commands import generate
 sys.modules["cobra.talk.conversation"] = types.SimpleNamespace(Conversation=None)
-script["converse"].__globals__["answer"] = lambda conversation, question, config: print(f"<{len(question)}>")
-script["converse"](None, None, None)
+generate.answer = lambda conversation, question, config: print(f"<{len(question)}>")
+generate.converse(None, None, None)
 """
 
 

@@ -1,6 +1,5 @@
 """The page's server: pictures, questions and answers over HTTP, one answer at a time, and what it refuses."""
 
-import importlib.util
 import io
 import json
 import socket
@@ -8,7 +7,6 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import requests
@@ -19,6 +17,7 @@ pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
 from talk_page import Script, Served
 
+from cobra.commands import serve
 from cobra.talk import page, uploads
 from cobra.talk.options import TalkFlags
 from cobra.util.cli import parse
@@ -278,12 +277,7 @@ def test_old_conversations_are_forgotten(server, script, monkeypatch):
 
 @pytest.fixture(scope="module")
 def program():
-    path = Path(__file__).parents[2] / "scripts" / "serve.py"
-    spec = importlib.util.spec_from_file_location("serve_script", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["serve_script"] = module
-    spec.loader.exec_module(module)
-    return module
+    return serve
 
 
 def test_the_program_serves_on_this_machine_only_unless_it_is_told(program, monkeypatch, capsys, vlm):

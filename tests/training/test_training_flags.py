@@ -14,7 +14,7 @@ def test_flags_are_there_without_torch(module):
 
 def test_help_of_pretrain_needs_no_torch():
     code = (
-        "import runpy, sys; sys.modules['torch'] = None; sys.argv = ['pretrain.py', '--help']\n"
+        "import runpy, sys; sys.modules['torch'] = None; sys.argv = ['pretrain.py', '--help', 'all']\n"
         "runpy.run_path('scripts/pretrain.py', run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -1,0 +1,27 @@
+"""Write a trained model as one folder, adapters merged."""
+
+from cobra.commands.base import Command
+from cobra.models.export_config import ExportConfig
+from cobra.util.help_text import Usage
+
+
+def main(config: ExportConfig) -> None:
+    """Write the folder, and upload it where that is asked for."""
+    from cobra.models.export import export
+
+    export(config)
+
+
+COMMAND = Command(
+    main,
+    ExportConfig,
+    Usage(
+        "export",
+        (
+            "--checkpoint runs/my-run --output exported",
+            "--checkpoint runs/my-run --output exported --format safetensors",
+            "--checkpoint runs/my-run --output exported --push_to me/my-cobra",
+        ),
+        positional="checkpoint",
+    ),
+)
