@@ -54,11 +54,34 @@ def start(config: TrainConfig) -> int:
     if processes == 1 or config.dry_run or "WORLD_SIZE" in os.environ:
         names = (field.name for field in fields(PretrainConfig))
         return main(PretrainConfig(**{name: getattr(config, name) for name in names}))
+    return _torchrun(processes, _without_nproc(sys.argv[1:]))
+
+
+def _without_nproc(arguments: list[str]) -> list[str]:
+    """Return a command line without the flag, which torchrun would take for the beginning of one of its own."""
+    kept = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument == "--nproc":
+            next(waiting)
+        elif not argument.startswith("--nproc="):
+            kept.append(argument)
+    return kept
+
+
+def _torchrun(processes: int, arguments: list[str]) -> int:
+    """Run this command through torchrun; return the exit code of the process that failed first, or 0."""
     # torchrun gives each process one thread, with a warning; on a CPU they share the cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    # In this process's place: signals reach torchrun, and its exit code is this command's.
-    os.execv(sys.executable, [*torchrun, "-m", "cobra", *sys.argv[1:]])
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    try:
+        run(parse_args(["--standalone", "--nproc-per-node", str(processes), "-m", "cobra", *arguments]))
+    except ChildFailedError as error:
+        # The processes have said what it was.
+        return error.get_first_failure()[1].exitcode
+    return 0
 
 
 def _processes(nproc: str) -> int:

@@ -113,9 +113,9 @@ def _tell_torchrun(problem: str) -> None:
     """Put an error into the report that torchrun prints once its processes have ended, where it started this one."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file:
-        content = {
-            "message": {"message": problem, "extraInfo": {"py_callstack": "", "timestamp": str(int(time.time()))}}
-        }
+        # torchrun shows the call stack of a message.
+        stack = {"py_callstack": problem, "timestamp": str(int(time.time()))}
+        content = {"message": {"message": problem, "extraInfo": stack}}
         with suppress(OSError):
             Path(file).write_text(json.dumps(content), encoding="utf-8")
 

@@ -1,5 +1,6 @@
 """`cobra-vlm`: every command is found at once, its help is short, and messages name what the user has."""
 
+import json
 import shlex
 import subprocess
 import sys
@@ -99,12 +100,13 @@ def test_several_processes_run_through_torchrun_and_one_here(wheel, monkeypatch)
     started = []
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr("cobra.commands.train.os.execv", lambda path, words: started.append(words))
+    monkeypatch.setattr("torch.distributed.run.run", started.append)
     monkeypatch.setattr("cobra.commands.train.main", lambda config: started.append(config) or 0)
     sys.argv[1:] = ["train", "--nproc", "2", "--seed", "3"]
     start(cli.parse(TrainConfig, sys.argv[2:]))
-    assert started[0][-7:] == ["-m", "cobra", "train", "--nproc", "2", "--seed", "3"]
-    assert started[0][started[0].index("--nproc-per-node") + 1] == "2"
+    torchrun = started.pop()
+    assert (torchrun.module, torchrun.training_script, torchrun.nproc_per_node) == (True, "cobra", "2")
+    assert torchrun.training_script_args == ["train", "--seed", "3"]
     for given in (["--nproc", "1"], ["--nproc", "2", "--dry_run"]):
         assert start(cli.parse(TrainConfig, given)) == 0
         assert "nproc" not in {field.name for field in fields(started.pop())}
@@ -123,6 +125,23 @@ def test_completion_holds_commands_and_flags(wheel, capsys, shell):
     if shell == "bash":
         subprocess.run(["bash", "-n"], input=out, text=True, check=True)
     assert exit_of(capsys, "completion", "korn")[0] == 2
+
+
+def test_what_a_process_fails_with_is_said_once_and_is_the_exit_code(tmp_path):
+    rows = "--dataset.type custom --dataset.dataset_root_dir absent --model.type cobra-tiny".split()
+    command = [sys.executable, "-m", "cobra", "train", "--nproc", "2", *rows]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "error: the annotation file of custom" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.fault("E2")
+def test_torchruns_report_holds_the_message(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    with pytest.raises(SystemExit):
+        cli.run(lambda config: None, TrainConfig, ["--sed", "1"])
+    message = json.loads((tmp_path / "error.json").read_text())["message"]
+    assert message["extraInfo"]["py_callstack"] == message["message"] != ""
 
 
 def test_the_package_runs_as_the_command():
