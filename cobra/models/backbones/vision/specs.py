@@ -53,15 +53,15 @@ VISION_BACKBONES: dict[str, VisionSpec] = {
     "clip-vit-b": VisionSpec({"": _clip("vit_base_patch16_clip_224.openai", 224)}),
     "clip-vit-l": VisionSpec({"": _clip("vit_large_patch14_clip_224.openai", 224)}),
     "clip-vit-l-336px": VisionSpec({"": _clip("vit_large_patch14_clip_336.openai", 336)}),
-    "siglip-vit-so400m": _single("vit_so400m_patch14_siglip_224", 224),
-    "siglip-vit-so400m-384px": _single("vit_so400m_patch14_siglip_384", 384),
-    "siglip-vit-b16-224px": _single("vit_base_patch16_siglip_224", 224),
-    "siglip-vit-b16-256px": _single("vit_base_patch16_siglip_256", 256),
-    "siglip-vit-b16-384px": _single("vit_base_patch16_siglip_384", 384),
+    "siglip-vit-so400m": _single("vit_so400m_patch14_siglip_224.webli", 224),
+    "siglip-vit-so400m-384px": _single("vit_so400m_patch14_siglip_384.webli", 384),
+    "siglip-vit-b16-224px": _single("vit_base_patch16_siglip_224.webli", 224),
+    "siglip-vit-b16-256px": _single("vit_base_patch16_siglip_256.webli", 256),
+    "siglip-vit-b16-384px": _single("vit_base_patch16_siglip_384.webli", 384),
     "dinov2-vit-l": _single(DINO, 224),
     "in1k-vit-l": _single("vit_large_patch16_224.augreg_in21k_ft_in1k", 224),
     "dinosiglip-vit-so-384px": VisionSpec(
-        {"dino": TowerSpec(DINO, 384), "siglip": TowerSpec("vit_so400m_patch14_siglip_384", 384)}
+        {"dino": TowerSpec(DINO, 384), "siglip": TowerSpec("vit_so400m_patch14_siglip_384.webli", 384)}
     ),
     "dinoclip-vit-l-336px": VisionSpec(
         {"dino": TowerSpec(DINO, 336), "clip": _clip("vit_large_patch14_clip_336.openai", 336)}
