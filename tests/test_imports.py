@@ -37,6 +37,7 @@ FLOORS = [
     "evaluation",
     "talk",
     "demo",
+    "doctor",
     "commands",
     "__main__",
 ]

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cobra.conf.datasets import LLaVa_CoT_100k_Config
+from cobra.models.backbones.llm.specs import llm_spec
 from cobra.preprocessing.llava_cot.archive.joined_parts import RECORDS, find_archive
 from cobra.preprocessing.llava_cot.archive.source_files import provide_files
 from cobra.preprocessing.llava_cot.archive.unpack import Unpacked, find_root, unpack_images
@@ -81,9 +82,6 @@ def check_config(config: PrepareConfig) -> None:
         if not good:
             raise UserError(f"--{name} is {getattr(config, name)} and must be {expected}")
     if config.llm_backbone_id != PrepareConfig.llm_backbone_id:
-        # Imported here because it brings torch, which takes seconds.
-        from cobra.models.backbones.llm.specs import llm_spec
-
         llm_spec(config.llm_backbone_id)
 
 

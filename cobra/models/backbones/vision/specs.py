@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cobra.models.backbones.vision.tower import Tower, TowerSpec
+from cobra.models.backbones.vision.tower_spec import TowerSpec
 from cobra.util.errors import lookup
+
+if TYPE_CHECKING:
+    from cobra.models.backbones.vision.tower import Tower
 
 DINO = "vit_large_patch14_reg4_dinov2.lvd142m"
 
@@ -15,7 +18,7 @@ DINO = "vit_large_patch14_reg4_dinov2.lvd142m"
 class VisionSpec:
     """One tower, or several whose features are joined on the channels in the given order."""
 
-    towers: dict[str, TowerSpec | Callable[[bool], Tower]]
+    towers: dict[str, TowerSpec | Callable[[bool], "Tower"]]
     """Towers by the prefix of their parameter names: `""` for a single one, `dino`, `siglip`, `clip` for fused ones.
     A function builds one that is not timm's (:class:`cobra.models.backbones.vision.tower.Tower`); it is told whether to
     fetch pretrained weights."""

@@ -2,15 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import timm
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from cobra.models.backbones.vision.tower_spec import TowerSpec
+from cobra.models.hub import check_hub
 from cobra.util.errors import UserError
-from cobra.util.network import check_network_variables
 from cobra.util.redaction import reason
 
 # Towers trained from scratch start with positions as strong as their patches; timm's 0.02 is 30 times weaker.
@@ -59,15 +59,6 @@ class Tower(nn.Module, ABC):
         return self.parameters()
 
 
-@dataclass(frozen=True)
-class TowerSpec:
-    """A ViT of timm: its architecture, its input size, and the arguments that differ from timm's entry."""
-
-    timm_id: str
-    image_size: int
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-
 def build_timm_tower(spec: TowerSpec, pretrained: bool, from_scratch: bool) -> Tower:
     """Build a ViT of timm as a tower; its parameters keep timm's names.
 
@@ -83,7 +74,7 @@ def build_timm_tower(spec: TowerSpec, pretrained: bool, from_scratch: bool) -> T
     if isinstance(kwargs.get("act_layer"), str):
         kwargs["act_layer"] = timm.layers.get_act_layer(kwargs["act_layer"])
     if pretrained:
-        check_network_variables()
+        check_hub()
     try:
         vit: Any = timm.create_model(
             spec.timm_id, pretrained=pretrained, num_classes=0, img_size=spec.image_size, **kwargs

@@ -1,0 +1,1 @@
+"""Examination of a machine: software, hardware, network, caches; imports no torch."""
