@@ -1,10 +1,43 @@
 """Fetch single files from the hub, with errors that name the remedy."""
 
+import sys
 from pathlib import Path
+
+import requests
 
 from cobra.util.errors import UserError
 from cobra.util.network import check_network_variables
-from cobra.util.redaction import reason
+from cobra.util.program import command_line
+from cobra.util.redaction import reason, redacted
+
+_TIMEOUT_SECONDS = 4.0
+
+
+def check_hub() -> None:
+    """Have huggingface_hub work from its cache alone where the hub does not answer, and say so once.
+
+    Left to itself it asks six times within 25 s for each file, and prints each error as it is.
+
+    Raises:
+        UserError: A variable of the network is wrong.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    check_network_variables()
+    try:
+        requests.head(constants.ENDPOINT, timeout=_TIMEOUT_SECONDS, allow_redirects=False)
+    except requests.RequestException as error:
+        constants.HF_HUB_OFFLINE = True
+        cause: BaseException = error
+        while cause.__context__ is not None:
+            cause = cause.__context__
+        print(
+            f"{redacted(constants.ENDPOINT)} does not answer ({reason(cause, 100)}): files come from the cache alone",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def fetch(repo_id: str, filename: str, token: str | None = None, cache_dir: str | Path | None = None) -> Path:
@@ -16,7 +49,7 @@ def fetch(repo_id: str, filename: str, token: str | None = None, cache_dir: str 
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    check_network_variables()
+    check_hub()
     try:
         return Path(hf_hub_download(repo_id, filename, token=token, cache_dir=cache_dir))
     except (EntryNotFoundError, RepositoryNotFoundError, HTTPError, OSError, ValueError) as error:
@@ -24,9 +57,11 @@ def fetch(repo_id: str, filename: str, token: str | None = None, cache_dir: str 
         # closed (GatedRepoError) is one that is not found.
         absent = isinstance(error, (EntryNotFoundError, RepositoryNotFoundError))
         if not absent or isinstance(error, LocalEntryNotFoundError):
+            told = isinstance(error, LocalEntryNotFoundError)
+            cause = "" if told else f" ({type(error).__name__}: {reason(error, 200)})"
             raise UserError(
-                f"{filename} of {repo_id} is not in the cache and the hub cannot be reached ({type(error).__name__}: "
-                f"{reason(error, 200)}): check the network, or fill the cache (HF_HOME) where there is one"
+                f"{filename} of {repo_id} is not in the cache and the hub cannot be reached{cause}: check the network, "
+                f"or fill the cache (HF_HOME) where there is one: {command_line('fetch')}"
             ) from error
         raise UserError(
             f"the hub has no file {filename} in {repo_id} that this token may read ({type(error).__name__}): check the "

@@ -324,7 +324,7 @@ def test_a_hub_that_cannot_be_reached(monkeypatch, error):
         raise error
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    with pytest.raises(UserError, match="cannot be reached .*check the network.*HF_HOME"):
+    with pytest.raises(UserError, match="cannot be reached.*check the network.*HF_HOME"):
         cobra.load("cobra+3b")
 
 

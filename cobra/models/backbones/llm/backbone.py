@@ -8,13 +8,14 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cobra.models.backbones.llm.prompting import MambaPromptBuilder, PromptBuilder, ZephyrChatPromptBuilder
 from cobra.models.backbones.llm.specs import LLMSpec
-from cobra.models.hub import fetch
+from cobra.models.hub import check_hub, fetch
 from cobra.models.mamba import MambaConfig, MambaLM
 from cobra.models.tensors import load_strictly, read_llm_weights
 from cobra.util.errors import UserError
 from cobra.util.redaction import reason
 
 _PADDING = "<|padding|>"
+_WEIGHTS = ["model.safetensors", "pytorch_model.bin"]
 
 
 class MambaLLMBackbone(nn.Module):
@@ -73,9 +74,21 @@ def build_llm_backbone(
         )
     backbone = MambaLLMBackbone(identifier, config, tokenizer)
     if load_weights and spec.pretrained:
-        path = _find_file(spec.source, ["model.safetensors", "pytorch_model.bin"], token)
+        path = _find_file(spec.source, _WEIGHTS, token)
         load_strictly(backbone.llm, read_llm_weights(path), "language model", path)
     return backbone
+
+
+def fetch_llm_files(spec: LLMSpec, token: str | None, with_weights: bool) -> None:
+    """Fetch the files of a language model into the hub's cache: configuration, tokenizer and, if asked for, weights.
+
+    Raises:
+        UserError: A file cannot be fetched, or is not one of a language model.
+    """
+    _find_file(spec.source, ["config.json"], token)
+    load_tokenizer(spec.tokenizer or spec.source, 1, token)
+    if with_weights and spec.pretrained:
+        _find_file(spec.source, _WEIGHTS, token)
 
 
 def load_tokenizer(source: str | Path, max_length: int, token: str | None = None) -> PreTrainedTokenizerBase:
@@ -91,6 +104,8 @@ def load_tokenizer(source: str | Path, max_length: int, token: str | None = None
     """
     if isinstance(source, Path):
         _find_file(source, ["tokenizer.json"], None)
+    else:
+        check_hub()
     # The plain class reads tokenizer.json as it is; transformers 5's GPTNeoXTokenizer rebuilds its pipeline.
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(
