@@ -16,4 +16,6 @@ __version__ = "0.1.0"
 
 __all__ = ["available_model_names", "available_models", "get_model_description", "load"]
 
-__getattr__ = lazy_names(__name__, {**dict.fromkeys(__all__, "cobra.models.registry"), "load": "cobra.models.load"})
+__getattr__, __dir__ = lazy_names(
+    __name__, {**dict.fromkeys(__all__, "cobra.models.registry"), "load": "cobra.models.load"}
+)

@@ -19,6 +19,6 @@ __all__ = [
     "get_vlm",
 ]
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__, {**dict.fromkeys(__all__, "cobra.models.registry"), **dict.fromkeys(_BUILDERS, "cobra.models.load")}
 )

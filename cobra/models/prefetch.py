@@ -2,7 +2,7 @@
 
 from cobra.models.backbones.llm.backbone import fetch_llm_files
 from cobra.models.backbones.llm.specs import llm_spec
-from cobra.models.materialize import get_vision_backbone_and_transform
+from cobra.models.load import get_vision_backbone_and_transform
 from cobra.models.run_folder import find_checkpoint
 
 

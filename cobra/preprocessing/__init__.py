@@ -11,4 +11,4 @@ if TYPE_CHECKING:
 __all__ = ["convert_to_jpg", "download_extract", "get_dataset_and_collator"]
 
 _DOWNLOAD = dict.fromkeys(("convert_to_jpg", "download_extract"), "cobra.preprocessing.download")
-__getattr__ = lazy_names(__name__, _DOWNLOAD | {"get_dataset_and_collator": "cobra.preprocessing.materialize"})
+__getattr__, __dir__ = lazy_names(__name__, _DOWNLOAD | {"get_dataset_and_collator": "cobra.preprocessing.materialize"})

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Hyperparameters", "Metrics", "StepResult", "TrainStrategy", "get_train_strategy", "stage_hyperparameters"]
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Hyperparameters": "cobra.training.config",

@@ -21,7 +21,7 @@ __all__ = [
     "check_stage",
 ]
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {
         **dict.fromkeys(__all__, "cobra.models.vlms.cobra"),

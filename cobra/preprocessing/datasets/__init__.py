@@ -11,4 +11,4 @@ if TYPE_CHECKING:
 __all__ = ["AlignDataset", "FinetuneDataset", "ReasoningTrace", "extract_reasoning_trace"]
 
 _DATASETS = dict.fromkeys(__all__[:2], "cobra.preprocessing.datasets.datasets")
-__getattr__ = lazy_names(__name__, _DATASETS | dict.fromkeys(__all__[2:], "cobra.reasoning.trace"))
+__getattr__, __dir__ = lazy_names(__name__, _DATASETS | dict.fromkeys(__all__[2:], "cobra.reasoning.trace"))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["PrepareConfig", "prepare"]
 
 # Worker processes import a single module of this package, and should not wait for the others.
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {"PrepareConfig": "cobra.preprocessing.llava_cot.config", "prepare": "cobra.preprocessing.llava_cot.preparation"},
 )

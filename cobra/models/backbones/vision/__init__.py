@@ -25,7 +25,7 @@ __all__ = [
     "register_vision_backbone",
 ]
 
-__getattr__ = lazy_names(
+__getattr__, __dir__ = lazy_names(
     __name__,
     {
         "VisionBackbone": f"{__name__}.backbone",
