@@ -10,4 +10,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LLM_BACKBONES", "LLMSpec", "MambaLLMBackbone", "build_llm_backbone", "register_llm_backbone"]
 
-__getattr__, __dir__ = lazy_names(__name__, dict.fromkeys(("MambaLLMBackbone", "build_llm_backbone"), f"{__name__}.backbone"))
+__getattr__, __dir__ = lazy_names(
+    __name__, dict.fromkeys(("MambaLLMBackbone", "build_llm_backbone"), f"{__name__}.backbone")
+)
