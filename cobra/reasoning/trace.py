@@ -93,6 +93,18 @@ def extract_reasoning_trace(text: str) -> ReasoningTrace:
     return ReasoningTrace(**stages, problems=tuple(sorted(problems)))
 
 
+def given_conclusion(answer: str) -> tuple[str, str]:
+    """Return what of an answer is taken for its conclusion, and where it was found.
+
+    That is the CONCLUSION; of an answer without any stage, as a model gives that never learned them, the whole `text`;
+    of one with stages but without a CONCLUSION `nothing`: the model did not come to one.
+    """
+    trace = extract_reasoning_trace(answer)
+    if trace.conclusion:
+        return trace.conclusion, "conclusion"
+    return ("", "nothing") if trace.texts else (answer.strip(), "text")
+
+
 def find_conclusion_end(text: str) -> int | None:
     """Return the characters up to the end of an answer's first CONCLUSION, its closing tag included; None without."""
     return next((end for stage, _, _, end in _segments(text) if stage == STAGES[-1]), None)

@@ -26,6 +26,12 @@ _GB = 1e9
 _WANDB_ID = "wandb-id.json"
 
 
+def without_stage(name: str) -> str:
+    """Return the name of a metric without the stage in front of it."""
+    stage, _, rest = name.partition("/")
+    return rest if stage in STAGE_PREFIX.values() else name
+
+
 class Tracker(NamedTuple):
     """Place that the metrics of every step are written to."""
 

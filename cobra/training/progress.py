@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
-from cobra.training.metrics import STAGE_PREFIX
+from cobra.training.metrics import without_stage
 
 # Plain lines of a whole run, where there is no terminal.
 _LINES = 20
@@ -72,7 +72,7 @@ class StepProgress:
         """
         if not self._enabled:
             return
-        short = {_without_stage(name): value for name, value in values.items()}
+        short = {without_stage(name): value for name, value in values.items()}
         numbers = "  ".join(form.format(short[name]) for name, form in _SHOWN.items() if name in short)
         elapsed = time.perf_counter() - self._start
         left = timedelta(seconds=round(elapsed / max(1, step - self._done) * (self._total - step)))
@@ -80,8 +80,3 @@ class StepProgress:
         due = step in (self._done + 1, self._total) or step % max(1, self._total // _LINES) == 0
         if due and not self._console.is_terminal:
             print(f"step {step}/{self._total}  {numbers}  {left} left", flush=True)
-
-
-def _without_stage(name: str) -> str:
-    stage, _, rest = name.partition("/")
-    return rest if stage in STAGE_PREFIX.values() else name

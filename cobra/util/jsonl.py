@@ -86,12 +86,14 @@ def read_lines(path: Path, limit: int = -1) -> Iterator[bytes]:
         raise UserError(f"{path} has the mark of {encoding.upper()} and is not such text: {error.reason}") from error
 
 
-def read_log(path: Path) -> Iterator[tuple[int, Any]]:
+def read_log(path: Path, start: int = 0) -> Iterator[tuple[int, Any]]:
     """Yield (bytes of the file up to its end, value) of the lines of a log; None is the value of one that is not whole.
 
-    A kill, a full disk or a failing one may leave such lines, and a line without an end in the last place.
+    A kill, a full disk or a failing one may leave such lines, and a line without an end in the last place. `start` is
+    the end of the line before the first.
     """
     with path.open("rb") as file:
+        file.seek(start)
         for line in file:
             try:
                 value = json.loads(line.decode("utf-8-sig")) if line.endswith(b"\n") else None

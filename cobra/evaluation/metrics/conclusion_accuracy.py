@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from cobra.evaluation.data.holdout_rows import ConclusionRow
 from cobra.reasoning.matching import Match, conclusion_key, match_conclusion
-from cobra.reasoning.trace import extract_reasoning_trace
+from cobra.reasoning.trace import given_conclusion
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Verdict:
     given: str
     """The conclusion that was compared."""
     found: str
-    """`conclusion`, `text` or `nothing`, as :func:`given_conclusion` returns it."""
+    """`conclusion`, `text` or `nothing`, as :func:`cobra.reasoning.trace.given_conclusion` returns it."""
     match: Match | None
     """The rule by which it is right; None where it is wrong."""
 
@@ -105,18 +105,6 @@ class ConclusionScore:
             "found": {origin: found[origin] for origin in ("conclusion", "text", "nothing")},
             "sources": {name: score.to_dict() for name, score in self.sources.items()},
         }
-
-
-def given_conclusion(answer: str) -> tuple[str, str]:
-    """Return what of an answer is taken for its conclusion, and where it was found.
-
-    That is the CONCLUSION; of an answer without any stage, as a model gives that never learned them, the whole `text`;
-    of one with stages but without a CONCLUSION `nothing`: the model did not come to one.
-    """
-    trace = extract_reasoning_trace(answer)
-    if trace.conclusion:
-        return trace.conclusion, "conclusion"
-    return ("", "nothing") if trace.texts else (answer.strip(), "text")
 
 
 def score_conclusions(rows: Sequence[ConclusionRow], answers: Sequence[str]) -> ConclusionScore:

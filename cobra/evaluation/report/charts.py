@@ -1,38 +1,16 @@
-"""Geometry of the page's charts: axes with round ticks, and positions on them in percent of their width."""
+"""Intervals and histograms of the page's charts, as places on their axes."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Ticks on an axis at most, and bars in a histogram.
-_TICKS = 5
+from cobra.util.charts import Axis
+
+# Bars in a histogram at most.
 _BARS = 32
-# No axis is shorter: what is smaller than a tenth of it would look like a finding, and is shown as 0.0 beside it.
-_LEAST_SPAN = 1.0
-# Of an axis' length, free at both ends.
-_MARGIN = 0.04
-
-
-class Tick(NamedTuple):
-    """A number on an axis."""
-
-    place: float
-    label: str
-
-
-class Axis(NamedTuple):
-    """A span of values that is drawn from 0 to 100 percent of a width."""
-
-    low: float
-    high: float
-    ticks: tuple[Tick, ...]
-
-    def position(self, value: float) -> float:
-        """Return where a value lies, in percent, held inside the axis."""
-        return round(100 * min(max((value - self.low) / (self.high - self.low), 0), 1), 2)
 
 
 class Strip(NamedTuple):
@@ -60,27 +38,6 @@ class Histogram(NamedTuple):
     mean: float
     median: float
     bars: tuple[Bar, ...]
-
-
-def axis(values: Iterable[float]) -> Axis:
-    """Return an axis that holds all finite values among `values`, scores x100, with ticks at round numbers."""
-    finite = [value for value in values if math.isfinite(value)]
-    low, high = min(finite, default=0.0), max(finite, default=0.0)
-    missing = max(_LEAST_SPAN - (high - low), 0) / 2
-    low, high = low - missing, high + missing
-    margin = _MARGIN * (high - low)
-    low, high = low - margin, high + margin
-    step = _round_step((high - low) / _TICKS)
-    digits = max(-math.floor(math.log10(step) + 1e-9), 0)
-    bare = Axis(low, high, ())
-    numbers = [step * number for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
-    return bare._replace(ticks=tuple(Tick(bare.position(number), f"{number + 0.0:.{digits}f}") for number in numbers))
-
-
-def _round_step(least: float) -> float:
-    """Return the smallest of 1, 2 and 5 times a power of ten that is not below `least`."""
-    power = 10.0 ** math.floor(math.log10(least))
-    return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= least * (1 - 1e-9))
 
 
 def strip(on: Axis, low: float, value: float, high: float) -> Strip | None:

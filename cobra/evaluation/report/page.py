@@ -16,15 +16,18 @@ from cobra.evaluation.data.image_sources import Pictures
 from cobra.evaluation.metrics.base import SHOWN_SCALE, value
 from cobra.evaluation.metrics.ptb_tokenizer import tokenize
 from cobra.evaluation.metrics.significance import ALPHA, Estimate
-from cobra.evaluation.report.charts import Axis, Histogram, Strip, axis, length_histograms, strip
+from cobra.evaluation.report.charts import Histogram, Strip, length_histograms, strip
 from cobra.evaluation.report.gallery import GALLERY_IMAGES, gallery
 from cobra.evaluation.report.results import FLOOR_LABELS, SCALE_NOTE, Results, findings, score_text
+from cobra.util.charts import Axis, axis
 from cobra.util.html_pages import page_templates
 from cobra.util.printable import printable
 
 # Of a caption or reference, and of a name.
 _CHARACTERS = 2000
 _NAME_CHARACTERS = 200
+# Length of an axis at least: what is smaller than a tenth of it is shown as 0.0.
+_LEAST_SPAN = 1.0
 
 
 class Mark(NamedTuple):
@@ -123,7 +126,7 @@ def _scores(results: Results, metric: str) -> Plot:
     """Return the scores of all variants on an axis from floor to ceiling."""
     scores = {name: estimates[metric] for name, estimates in results.estimates.items() if metric in estimates}
     known = {FLOOR_LABELS[name]: value(floor[metric]) for name, floor in results.floors.items() if metric in floor}
-    on = axis([SHOWN_SCALE * number for number in (*known.values(), *_ends(scores.values()))])
+    on = axis([SHOWN_SCALE * number for number in (*known.values(), *_ends(scores.values()))], _LEAST_SPAN)
     rows = [PlotRow(name, "", _strip(on, estimate), estimate, None, True) for name, estimate in scores.items()]
     return Plot(metric, on, [Mark(on.position(SHOWN_SCALE * number), name) for name, number in known.items()], rows)
 
@@ -131,7 +134,7 @@ def _scores(results: Results, metric: str) -> Plot:
 def _differences(results: Results, metric: str) -> Plot:
     """Return the differences of all pairs of variants on an axis that holds 0."""
     pairs = [comparison for comparison in results.comparisons if comparison.metric == metric]
-    on = axis([0.0, *(SHOWN_SCALE * number for number in _ends(pair.difference for pair in pairs))])
+    on = axis([0.0, *(SHOWN_SCALE * number for number in _ends(pair.difference for pair in pairs))], _LEAST_SPAN)
     rows = [
         PlotRow(pair.second, pair.first, _strip(on, pair.difference), pair.difference, pair.p_holm, pair.is_claimed)
         for pair in pairs

@@ -6,8 +6,9 @@ import pytest
 from holdout_examples import CHOICE, ROWS, STAGES, tagged, write
 
 from cobra.evaluation.data.holdout_rows import read_holdout
-from cobra.evaluation.metrics.conclusion_accuracy import KindScore, given_conclusion, score_conclusions
+from cobra.evaluation.metrics.conclusion_accuracy import KindScore, score_conclusions
 from cobra.reasoning.matching import Match
+from cobra.reasoning.trace import given_conclusion
 
 GIVEN = {
     tagged("B"): ("B", "conclusion"),

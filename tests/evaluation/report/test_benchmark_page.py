@@ -17,7 +17,7 @@ from made_results import COT, HOSTILE, cider, make_images, results, variant, wri
 
 from cobra.evaluation.data.image_sources import PictureFolder
 from cobra.evaluation.metrics.base import MeanMetric
-from cobra.evaluation.report.charts import axis, length_histograms, strip
+from cobra.evaluation.report.charts import length_histograms
 from cobra.evaluation.report.gallery import choose, gallery
 from cobra.evaluation.report.page import render_page
 from cobra.evaluation.report.results import Results, VariantResult
@@ -197,27 +197,6 @@ def test_choosing_among_equals_and_unknowns():
     assert len(choose({"a": same, "b": same}, 6)) == 6
     unknown = np.array([math.nan] * 5 + [0.0, 1.0, 2.0, 3.0, 4.0])
     assert {9, 5} <= set(choose({"a": np.zeros(10), "b": unknown - 2}, 6))
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9))
-def test_axes_hold_their_values_and_have_round_ticks(values):
-    found = axis([*values, math.nan])
-    places = [found.position(value) for value in values]
-    assert all(0 <= place <= 100 for place in places)
-    assert [place for _, place in sorted(zip(values, places, strict=True))] == sorted(places)
-    assert 1 <= len(found.ticks) <= 6
-    for tick in found.ticks:
-        assert tick.place == pytest.approx(found.position(float(tick.label)), abs=0.02)
-    assert strip(found, values[0], math.nan, values[0]) is None
-
-
-def test_differences_of_rounding_are_not_stretched_over_an_axis():
-    found = axis([0.0, 1e-4])
-    assert found.position(1e-4) - found.position(0) < 0.02 and all(len(tick.label) <= 4 for tick in found.ticks)
-
-
-def test_zero_is_never_negative_on_an_axis():
-    assert [tick.label for tick in axis([-1, 1]).ticks] == ["-1.0", "-0.5", "0.0", "0.5", "1.0"]
 
 
 def test_histograms_have_shares_and_an_open_end():
