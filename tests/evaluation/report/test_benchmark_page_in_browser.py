@@ -122,7 +122,8 @@ def test_stages_unfold_with_the_keyboard(page):
     page.press("Enter", 13, "\r")
     assert page.run(f"{whole}.open")
     stages = f"Array.from({whole}.querySelectorAll('details.stage summary'), s => s.innerText)"
-    assert page.run(stages) == ["SUMMARY", "CAPTION", "REASONING", "CONCLUSION"]
+    assert page.run(stages) == ["SUMMARY", "CAPTION", "REASONING"]
+    assert page.run(f"{whole}.querySelector('.conclusion .text').checkVisibility()")
     reasoning = f"{whole}.querySelector('details.reasoning')"
     page.run(f"{reasoning}.querySelector('summary').focus()")
     page.press(" ", 32, " ")

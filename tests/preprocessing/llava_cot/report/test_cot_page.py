@@ -24,7 +24,7 @@ from cobra.util.printable import printable
 FULL = ANSWER.format("red", "because", "A")
 VOID = {"meta", "img"}
 # In the page of `report_of()`, without a picture.
-PARTS = {"section": 8, "article": 2, "details": 17, "img": 0, "li": 3}
+PARTS = {"section": 8, "article": 2, "details": 13, "img": 0, "li": 3}
 HOSTILE = [
     "<script>alert(1)</script>",
     "'\"><img src=x onerror=alert(1)>",
@@ -154,6 +154,16 @@ def test_any_text_leaves_the_page_whole(tmp_path_factory, text):
     html.encode("utf-8")
     found = Counter(Page(html).tags)
     assert {tag: found[tag] for tag in ("section", "article", "details", "img", "li")} == PARTS
+
+
+@pytest.mark.fault("E6")
+def test_conclusions_are_open_and_the_way_to_them_is_folded(tmp_path):
+    html = render_page(report_of(), tmp_path)
+    opened = re.sub(r"<details.*?</details>", "", html, flags=re.S)
+    assert opened.count('<p class="name">CONCLUSION</p>') == html.count("CONCLUSION</p>") == 3
+    assert "<summary>REASONING</summary>" in html and "REASONING</summary>" not in opened
+    # An answer without stages is shown as it is: no fault is found in it.
+    assert "raw x" in opened and "without tags" not in opened.split("Sample rows")[1]
 
 
 def test_empty_report_has_a_page(tmp_path):
