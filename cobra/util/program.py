@@ -14,6 +14,8 @@ COMMAND = "cobra-vlm"
 SCRIPTS = {
     "demo": "scripts/demo.py",
     "preprocess": "scripts/preprocess.py",
+    "mix lvis": "scripts/additional-datasets/lvis_instruct_4v.py",
+    "mix lrv": "scripts/additional-datasets/lrv_instruct.py",
     "prepare": "fine_tune/prepare_llava_cot.py",
     "train": "scripts/pretrain.py",
     "generate": "scripts/generate.py",
@@ -53,7 +55,7 @@ def program(name: str, processes: int = 1) -> list[str]:
 def _start(name: str, processes: int, command: list[str], torchrun: list[str], python: list[str]) -> list[str]:
     script = SCRIPTS.get(name)
     if script is None or not by_scripts():
-        return [*command, name, *(("--nproc", str(processes)) if processes > 1 else ())]
+        return [*command, *name.split(), *(("--nproc", str(processes)) if processes > 1 else ())]
     if processes == 1:
         return [*python, script]
     return [*torchrun, "--standalone", "--nnodes", "1", "--nproc-per-node", str(processes), script]
