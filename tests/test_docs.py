@@ -11,18 +11,19 @@ import tomllib
 import typing
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain, takewhile
 from pathlib import Path
 
 import pytest
 from torch.distributed.run import get_args_parser
 
 import cobra
-from cobra.commands import find_command
+from cobra.commands import NAMES, find_command
 from cobra.demo.tiny import RUNS
 from cobra.evaluation.responses.protocol import ANALYSIS_PROMPT, DEFAULT_PROMPT, SCRATCHPAD_PROMPT
 from cobra.preprocessing.datasets import extract_reasoning_trace
 from cobra.preprocessing.datasets.datasets import read_rows
-from cobra.util.cli import parse
+from cobra.util.cli import asks_for_help, parse
 from cobra.util.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +31,7 @@ DOCUMENTS = (
     *("README.md", "FINETUNING_GUIDE.md", "FINETUNING_IMPLEMENTATION.md", "FINETUNING_SUMMARY.md", "CONTRIBUTING.md"),
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")),
 )
-PAGES = {"prepare", "train", "cluster", "evaluate", "metrics", "talk", "extend", "architecture", "troubleshooting"}
+PAGES = {"commands", "prepare", "train", "resume", "cluster", "evaluate", "metrics", "talk", "troubleshooting"}
 
 # As the document that the project implements has them.
 SEED_COMMANDS = (
@@ -62,9 +63,10 @@ def inline_code(document: str) -> list[str]:
 def commands(document: str) -> Iterator[list[str]]:
     """The words of every command line of a document, without variables set in front."""
     lines = [line for block in blocks(document, "bash") for line in block.replace("\\\n", " ").splitlines()]
-    lines += [code for code in inline_code(document) if re.match(r"(\w+=\S* )*(python|torchrun|make) ", code)]
+    started = r"(\w+=\S* )*(python|torchrun|make|cobra-vlm [a-z]+) \S"
+    lines += [code for code in inline_code(document) if re.match(started, code)]
     for line in lines:
-        words = shlex.split(line)
+        words = [*takewhile(lambda word: word not in (">", ">>", "&&", "|"), shlex.split(line))]
         while words and re.fullmatch(r"\w+=.*", words[0]):
             words.pop(0)
         if words:
@@ -94,15 +96,18 @@ def config_class(script: str) -> type:
 
 def parse_command(words: list[str]) -> None:
     """Parse a command line as its program would; raise or exit where that would."""
+    if words[0] in ("bash", "sbatch"):
+        assert (ROOT / words[1]).is_file()
+        words = ["cobra-vlm", "train", *words[2:]]
     if words[0] == "torchrun":
         options = get_args_parser().parse_args(words[1:])
         words = ["python", options.training_script, *options.training_script_args]
     if words[0] == "cobra-vlm" and words[1:] != ["--help"]:
         command = find_command(words[1])
-        if words[2:3] != ["--help"]:
+        if not asks_for_help(words[2:]):
             parse(command.config_class, words[2:], command.usage.positional)
     elif words[0] == "python" and words[1].endswith(".py"):
-        if words[2:] != ["--help"]:
+        if not asks_for_help(words[2:]):
             parse(config_class(words[1]), words[2:])
     elif words[0] == "make":
         targets = [word for word in words[1:] if "=" not in word]
@@ -175,11 +180,12 @@ def test_modules_are_there_under_the_end_of_their_path(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_flags_in_the_text_are_known(document):
-    known = {"--help", "--no-build-isolation", "--editable"}
+    known = {"--flag", "--help", "--no-build-isolation", "--editable"}
     known |= {flag for action in get_args_parser()._actions for flag in action.option_strings}
-    # Of sbatch, srun and docker.
-    known |= {"--nodes", "--requeue", "--shm-size", "--ipc"}
+    # Of sbatch, srun, sacct, docker and hf.
+    known |= {"--nodes", "--time", "--requeue", "--signal", "--gpus", "--format", "--shm-size", "--local-dir"}
     known |= {f"--{flag}" for script in SCRIPTS for flag in flags(config_class(script))}
+    known |= {f"--{flag}" for name in NAMES for flag in flags(find_command(name).config_class)}
     used = {word for code in inline_code(document) for word in re.findall(r"--[a-z][\w.-]*[a-z]", code)}
     families = {word for word in used if f"{word}_..." in read(document)}
     assert used - families <= known
@@ -235,8 +241,9 @@ def test_the_making_of_cobra_tiny_is_told_as_it_is():
 
 def test_extras_are_the_packages():
     extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
-    named = [name for document in DOCUMENTS for name in re.findall(r"(?:'\.\[|extra `)(\w+)", read(document))]
-    assert named and set(named) <= extras.keys()
+    pattern = r"(?:'\.\[|cobra-vlm\[|extra `)([\w,]+)"
+    named = [names.split(",") for document in DOCUMENTS for names in re.findall(pattern, read(document))]
+    assert named and {*chain(*named)} <= extras.keys()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

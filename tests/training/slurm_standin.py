@@ -1,4 +1,4 @@
-"""A scheduler of one job at a time, with the commands that a batch script calls: sbatch, srun and scontrol.
+"""A scheduler of one job at a time, with the commands that a batch script calls: srun, scontrol and torchrun.
 
 It does as Slurm does: `--signal=B:` signals the batch shell alone; srun passes SIGUSR1 on to its tasks and answers
 SIGTERM by killing them; `--kill-on-bad-exit=1` kills the other tasks of a step; what is left when the time is up is
@@ -8,6 +8,7 @@ killed.
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -52,6 +53,17 @@ runpy.run_module("torch.distributed.run", run_name="__main__")
 """
 
 
+# The script's rule for the port of a job.
+FIRST_PORT = 15000
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @dataclass(frozen=True)
 class Job:
     """One start of a batch script.
@@ -69,33 +81,44 @@ class Job:
 class Slurm:
     """A queue with one job in it."""
 
-    def __init__(self, folder: Path, nodes: int) -> None:
+    def __init__(self, folder: Path, nodes: int, gpus: int) -> None:
         """Make the commands in a folder."""
-        self._folder, self._nodes = folder, nodes
+        self._folder, self._nodes, self._gpus = folder, nodes, gpus
         self._restarts = 0
         for name, source in (("srun", SRUN), ("scontrol", SCONTROL), ("torchrun", TORCHRUN)):
             path = folder / name
             path.write_text(f"#!{sys.executable}\n{source}")
             path.chmod(0o755)
 
-    def run(self, script: Path, cwd: Path, time_is_nearly_up: Callable[[], bool], minutes: float = 3) -> Job:
+    def run(
+        self,
+        script: Path,
+        arguments: list[str],
+        cwd: Path,
+        time_is_nearly_up: Callable[[], bool],
+        minutes: float = 3,
+        **environment: str,
+    ) -> Job:
         """Run the script once.
 
         Args:
             script: A batch script; the signal that its `#SBATCH` lines ask for is sent once to its shell.
+            arguments: What follows the script's name on sbatch's command line.
             cwd: Working directory.
             time_is_nearly_up: Looked at until it says so.
             minutes: Time limit, after which all is killed.
+            environment: What the shell of sbatch exports.
         """
         [name] = re.findall(r"^#SBATCH .*--signal=B:(\w+)@\d+", script.read_text(), re.MULTILINE)
         requeued = self._folder / f"requeued-{self._restarts}"
-        environment = {
+        variables = {
             **os.environ,
+            **environment,
             "PATH": f"{self._folder}{os.pathsep}{os.environ['PATH']}",
-            "OMP_NUM_THREADS": "1",
-            "SLURM_JOB_ID": "17",
+            "SLURM_JOB_ID": str(free_port() - FIRST_PORT),
             "SLURM_JOB_NODELIST": "node[1-2]",
             "SLURM_NNODES": str(self._nodes),
+            "SLURM_GPUS_ON_NODE": str(self._gpus),
             "SLURM_RESTART_COUNT": str(self._restarts),
             "STANDIN_REQUEUED": str(requeued),
         }
@@ -103,7 +126,8 @@ class Slurm:
         with output.open("wb") as file:
             # A group of its own, so that what is left of the job can be killed.
             shell = subprocess.Popen(
-                ["bash", str(script)], cwd=cwd, env=environment, stdout=file, stderr=file, start_new_session=True
+                ["bash", str(script), *arguments],
+                **{"cwd": cwd, "env": variables, "stdout": file, "stderr": file, "start_new_session": True},
             )
             self._watch(shell, signal.Signals[f"SIG{name}"], time_is_nearly_up, 60 * minutes)
         self._restarts += 1

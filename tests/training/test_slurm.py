@@ -1,17 +1,14 @@
-"""The guide's words for clusters: its Slurm script survives time limits and queues no job that cannot succeed."""
+"""The scripts for clusters, as they stand in `docs`: they survive time limits and losses, and queue nothing in vain."""
 
 import json
 import os
-import re
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from slurm_standin import Slurm
+from slurm_standin import Slurm, free_port
 from test_pretrain import ROOT, losses, train_arguments
 from test_pretrain import rows_dir as rows_dir
 
@@ -19,41 +16,20 @@ from cobra.training.run_state import states
 
 pytestmark = [pytest.mark.fault("A5"), pytest.mark.timeout(600)]
 
-# What the script trains, and on what; everything else of it stays.
-TRAINED = re.compile(r"(?<=scripts/pretrain\.py )--dataset\.type.*?--sharding_group_size 8", re.DOTALL)
+SLURM, TORCHRUN = ROOT / "docs" / "slurm.sh", ROOT / "docs" / "torchrun.sh"
 STEPS = 12
 
 
-def guide_script(arguments: list[str], run: Path, processes: int) -> str:
-    """The script with another run, on another number of processes, at a port that is free."""
-    [script] = re.findall(r"^```text\n(#!/bin/bash\n.*?)^```$", (ROOT / "docs/cluster.md").read_text(), re.M | re.S)
-    for old, new in (("--nproc-per-node 8", f"--nproc-per-node {processes}"), (":29500", f":{free_port()}")):
-        assert script.count(old) == 1
-        script = script.replace(old, new)
-    script, runs = re.subn(r"^RUN=.*$", f"RUN={run}", script, flags=re.M)
-    script, trained = TRAINED.subn(" ".join(arguments), script)
-    assert (runs, trained) == (1, 1)
-    return script
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 class Cluster:
-    """The guide's script in a queue, and the run directory that it writes to."""
+    """The script for Slurm in a queue, and the run directory that it writes to."""
 
     def __init__(self, folder: Path, rows: Path, nodes: int, processes: int, *more: str) -> None:
         self.run_dir = folder / "run"
         steps = ("--model.finetune_max_steps", str(STEPS), "--model.finetune_per_device_batch_size", "1")
-        arguments = train_arguments(rows, folder, "run", *steps, "--num_workers", "1", *more)
-        self._script = folder / "job.sh"
-        self._script.write_text(guide_script(arguments, self.run_dir, processes))
+        self._arguments = train_arguments(rows, folder / "other", "other", *steps, "--num_workers", "1", *more)
         commands = folder / "commands"
         commands.mkdir()
-        self._slurm = Slurm(commands, nodes)
+        self._slurm = Slurm(commands, nodes, processes)
 
     def steps(self) -> int:
         log = self.run_dir / "run.jsonl"
@@ -61,7 +37,7 @@ class Cluster:
 
     def run(self, up_to_step: int = STEPS + 1):
         """Run the job; its time is nearly up once a step has been logged."""
-        return self._slurm.run(self._script, ROOT, lambda: self.steps() >= up_to_step)
+        return self._slurm.run(SLURM, self._arguments, ROOT, lambda: self.steps() >= up_to_step, RUN=str(self.run_dir))
 
     def is_finished(self) -> bool:
         return (self.run_dir / "finished.json").exists()
@@ -100,6 +76,29 @@ def test_run_that_diverges_fails_at_every_start_and_is_not_queued_again(rows_dir
         assert "steps in a row" in job.output
 
 
+def start_machines(commands: Path, arguments: list[str], **environment: str) -> list[subprocess.Popen]:
+    """Start the script without a scheduler on two machines of one process each."""
+    Slurm(commands, nodes=2, gpus=1)
+    variables = {"NODES": "2", "GPUS": "1", "HEAD": "localhost", "PORT": str(free_port()), **environment}
+    variables["PATH"] = f"{commands}{os.pathsep}{os.environ['PATH']}"
+    agents = []
+    for _ in range(2):
+        command = ["bash", str(TORCHRUN), *arguments]
+        agents.append(subprocess.Popen(command, cwd=ROOT, env={**os.environ, **variables}, stdout=subprocess.PIPE))
+        # The first one holds the rendezvous.
+        time.sleep(3)
+    return agents
+
+
+@pytest.mark.fault("E14")
+def test_machines_without_a_scheduler_train_together(rows_dir, tmp_path):  # noqa: F811
+    steps = ("--model.finetune_max_steps", "3", "--model.finetune_per_device_batch_size", "2")
+    agents = start_machines(tmp_path, train_arguments(rows_dir, tmp_path, "run", *steps))
+    told = b"".join(agent.communicate(timeout=240)[0] for agent in agents)
+    assert [agent.returncode for agent in agents] == [0, 0] and b"on 2 x cpu" in told
+    assert len(losses(tmp_path / "run")) == 3
+
+
 @pytest.mark.slow
 @pytest.mark.fault("A14")
 def test_the_loss_of_a_machine_ends_the_others_and_the_same_commands_go_on(rows_dir, tmp_path):  # noqa: F811
@@ -107,18 +106,7 @@ def test_the_loss_of_a_machine_ends_the_others_and_the_same_commands_go_on(rows_
     arguments = train_arguments(rows_dir, tmp_path, "run", *steps, "--save_interval_steps", "8")
     log = tmp_path / "run" / "run.jsonl"
 
-    def start(port: int) -> list[subprocess.Popen]:
-        flags = ("--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-conf", "join_timeout=60")
-        flags += ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "cobra")
-        program = [sys.executable, "-m", "torch.distributed.run", *flags, str(ROOT / "scripts" / "pretrain.py")]
-        agents = []
-        for _ in range(2):
-            agents.append(subprocess.Popen([*program, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}))
-            # The first one holds the rendezvous.
-            time.sleep(3)
-        return agents
-
-    first, second = start(free_port())
+    first, second = start_machines(tmp_path, arguments, JOIN_TIMEOUT="60")
     while not log.exists() or log.read_bytes().count(b"\n") < 20:
         assert first.poll() is None
         time.sleep(0.1)
@@ -127,5 +115,5 @@ def test_the_loss_of_a_machine_ends_the_others_and_the_same_commands_go_on(rows_
         os.kill(pid, signal.SIGKILL)
     second.wait()
     assert first.wait(timeout=120) == 1 and states(tmp_path / "run" / "resume")
-    assert [agent.wait() for agent in start(free_port())] == [0, 0]
+    assert [agent.wait() for agent in start_machines(tmp_path, arguments)] == [0, 0]
     assert len(losses(tmp_path / "run")) == 200
