@@ -2,11 +2,14 @@
 
 import sys
 
-from cobra.commands import NAMES, find_command
-from cobra.util.cli import EXIT_USER_ERROR
-from cobra.util.errors import UserError, check_known
-from cobra.util.flags import HELP
-from cobra.util.program import COMMAND
+from cobra.util.waiting import loading
+
+with loading():
+    from cobra.commands import NAMES, find_command
+    from cobra.util.cli import EXIT_USER_ERROR
+    from cobra.util.errors import UserError, check_known
+    from cobra.util.flags import HELP
+    from cobra.util.program import COMMAND
 
 
 def main() -> None:
@@ -20,7 +23,9 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
-    find_command(arguments[0]).run(arguments[1:])
+    with loading():
+        command = find_command(arguments[0])
+    command.run(arguments[1:])
 
 
 def _overview() -> str:

@@ -1,6 +1,9 @@
 """Run the demonstration on rendered scenes, from the data to the scores; `make demo` calls this."""
 
-from cobra.commands.demo import COMMAND
+from cobra.util.waiting import loading
+
+with loading():
+    from cobra.commands.demo import COMMAND
 
 if __name__ == "__main__":
     COMMAND.run()

@@ -8,6 +8,7 @@ from cobra.commands.base import Command
 from cobra.training.config import PretrainConfig
 from cobra.util.errors import UserError
 from cobra.util.help_text import Usage
+from cobra.util.waiting import loading
 
 _COMMON = (
     *("model.type", "dataset.type", "dataset.dataset_root_dir", "stage", "pretrained_checkpoint", "run_id"),
@@ -34,8 +35,9 @@ class TrainConfig(PretrainConfig):
 
 def main(config: PretrainConfig) -> int:
     """Run one stage of training in this process; return 75 (130 for the keyboard) where a request to stop ended it."""
-    from cobra.training.preemption import Stopped
-    from cobra.training.pretrain import pretrain
+    with loading():
+        from cobra.training.preemption import Stopped
+        from cobra.training.pretrain import pretrain
 
     try:
         pretrain(config)
@@ -73,8 +75,9 @@ def _torchrun(processes: int, arguments: list[str]) -> int:
     """Run this command through torchrun; return the exit code of the process that failed first, or 0."""
     # torchrun gives each process one thread, with a warning; on a CPU they share the cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import parse_args, run
+    with loading():
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.run import parse_args, run
 
     try:
         run(parse_args(["--standalone", "--nproc-per-node", str(processes), "-m", "cobra", *arguments]))
@@ -86,8 +89,8 @@ def _torchrun(processes: int, arguments: list[str]) -> int:
 
 def _processes(nproc: str) -> int:
     if nproc == "auto":
-        import torch
-
+        with loading():
+            import torch
         return max(1, torch.cuda.device_count())
     if not nproc.isdecimal() or int(nproc) < 1:
         raise UserError(f"--nproc is {nproc!r}: give `auto` or a number of processes from 1")

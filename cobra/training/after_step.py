@@ -10,6 +10,8 @@ from cobra.training.evaluator import Evaluator
 from cobra.training.flops import flops_per_step
 from cobra.training.metrics import Metrics
 from cobra.training.run_context import RunContext, StepPart, StepReport
+from cobra.util.amounts import counted, share
+from cobra.util.waiting import tell_waiting
 
 _LOSS = "Validation Loss"
 
@@ -53,11 +55,13 @@ def _validate(
     if metrics is not None:
         metrics.stop_clock()
     strategy = run.strategy
-    values = evaluator.evaluate(
-        strategy.vlm, run.world, strategy.mixed_precision, report.step, run.run_dir, run.leave_if_asked
-    )
+    rows, asked = counted(len(evaluator.dataset), "held-out row"), counted(len(evaluator.rows), "question")
+    with tell_waiting(f"step {report.step}: taking the loss on {rows} and answering {asked}", run.progress.say):
+        values = evaluator.evaluate(
+            strategy.vlm, run.world, strategy.mixed_precision, report.step, run.run_dir, run.leave_if_asked
+        )
     texts = [f"loss {values[_LOSS]:.4f}"]
-    texts += [f"{name.lower()} {value:.0%}" for name, value in values.items() if name != _LOSS]
+    texts += [f"{name.lower()} {share(value, 1, 0)}" for name, value in values.items() if name != _LOSS]
     run.progress.say(f"step {report.step}: held-out rows: {', '.join(texts)}")
     report.values |= values
 
@@ -72,18 +76,19 @@ def _save_model(keep_epochs: int | None, run: RunContext, report: StepReport) ->
         return
     run.leave_if_asked()
     try:
-        save_checkpoint(
-            run.strategy.vlm,
-            run.run_dir,
-            run.world,
-            step,
-            (step - 1) // run.plan.batches_per_epoch + 1,
-            report.result.loss,
-            milestone,
-            best,
-            keep_epochs,
-            lambda: run.stop.is_asked,
-        )
+        with tell_waiting(f"step {step}: writing the checkpoint", run.progress.say):
+            save_checkpoint(
+                run.strategy.vlm,
+                run.run_dir,
+                run.world,
+                step,
+                (step - 1) // run.plan.batches_per_epoch + 1,
+                report.result.loss,
+                milestone,
+                best,
+                keep_epochs,
+                lambda: run.stop.is_asked,
+            )
     except LeftUnwrittenError:
         run.stop.leave_if_asked(run.world)
     except NotSavedError as error:

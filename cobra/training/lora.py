@@ -11,6 +11,7 @@ from cobra.models.backbones.llm.specs import llm_spec
 from cobra.models.mamba.mixer import all_lora_targets, mixer_class
 from cobra.models.vlms import CobraVLM
 from cobra.training.config import LoraConfig
+from cobra.util.amounts import share
 from cobra.util.errors import UserError, check_values, missing_extra
 
 # peft's name of the only adapter; it stands in parameter names and not in saved ones.
@@ -108,6 +109,20 @@ def apply_lora(vlm: CobraVLM, config: LoraConfig) -> None:
 def is_adapter(name: str) -> bool:
     """Return True if a parameter of that name belongs to an adapter."""
     return ".lora_" in name
+
+
+def describe_modules(vlm: CobraVLM) -> str:
+    """Return the modules with their parameters in millions and what is trained of them, adapters by themselves."""
+    counts: dict[tuple[str, str], int] = {}
+    for key, module in vlm.named_children():
+        for name, parameter in module.named_parameters():
+            adapter = is_adapter(name)
+            part = f"LoRA adapters on {key}" if adapter else key
+            fate = "trained" if adapter or key in vlm.trainable_module_keys else "frozen"
+            counts[part, fate] = counts.get((part, fate), 0) + parameter.numel()
+    trained, total = sum(count for (_, fate), count in counts.items() if fate == "trained"), sum(counts.values())
+    parts = ", ".join(f"{part} {count / 1e6:,.2f} M ({fate})" for (part, fate), count in counts.items())
+    return f"{parts}; {share(trained, total)} of {total / 1e6:,.2f} M parameters are trained"
 
 
 def adapter_state(vlm: CobraVLM) -> dict[str, Tensor]:

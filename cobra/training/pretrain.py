@@ -26,7 +26,7 @@ from cobra.training.config import PretrainConfig, stage_hyperparameters, stage_p
 from cobra.training.evaluator import Evaluator
 from cobra.training.flops import peak_tflops
 from cobra.training.loop import TrainingLoop
-from cobra.training.lora import apply_lora, check_base
+from cobra.training.lora import apply_lora, check_base, describe_modules
 from cobra.training.metrics import Metrics
 from cobra.training.objective import Objective, find_objective
 from cobra.training.planning.plan import show_plan
@@ -34,9 +34,18 @@ from cobra.training.preemption import Stopped, StopRequests, grace_seconds, job_
 from cobra.training.resume_settings import check_setting, setting_of
 from cobra.training.row_checks import check_images, tell_markers, tell_rows
 from cobra.training.run_context import StepPart
-from cobra.training.run_directory import FINISHED, STOPPED, describe_stop, find_run, write_run_dir
+from cobra.training.run_directory import (
+    FINISHED,
+    STOPPED,
+    describe_start,
+    describe_stop,
+    find_run,
+    next_commands,
+    write_run_dir,
+)
 from cobra.training.run_state import RESUME, clear_unfinished, delete_states, read_state
 from cobra.training.strategy import StepResult, TrainStrategy, get_train_strategy
+from cobra.util.amounts import counted
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World, hold_together, join_world
 from cobra.util.files import write_json
@@ -44,6 +53,7 @@ from cobra.util.lock import Hold
 from cobra.util.provenance import describe_run, resumed_record
 from cobra.util.tokens import read_hf_token
 from cobra.util.torch_utils import set_global_seed
+from cobra.util.waiting import tell_waiting
 
 # What a second start is told.
 _TAKEN = "another start trains"
@@ -73,8 +83,10 @@ def pretrain(config: PretrainConfig, further_parts: Sequence[StepPart] = ()) -> 
         return run_dir
     grace = config.stop_grace_seconds or grace_seconds(os.environ, os.getppid())
     with StopRequests(config.time_limit, grace, job_end(os.environ)) as stop, ExitStack() as stack:
+        say = Console(quiet=not starts_as_main, soft_wrap=True, markup=False, highlight=False).print
         try:
-            world = join_world(config.device)
+            with tell_waiting("waiting for the other processes", say):
+                world = join_world(config.device)
             stack.callback(world.close)
             held = stack.enter_context(hold_together(world, run_dir, _TAKEN))
         except Stopped as stopped:
@@ -82,13 +94,13 @@ def pretrain(config: PretrainConfig, further_parts: Sequence[StepPart] = ()) -> 
             if starts_as_main:
                 print(f"stopped by {stopped.reason} before the first step of this start: run the same command to go on")
             raise
-        say = Console(quiet=not world.is_main, soft_wrap=True, highlight=False).print
         state = None
         try:
             # Again: another start may have saved a state meanwhile. Machines may see a shared folder differently.
             [(run_id, run_dir, state), *_] = world.gather(world.on_main(lambda: find_run(config)))
             if world.is_main:
                 (run_dir / STOPPED).unlink(missing_ok=True)
+            say(describe_start(run_dir, state))
             _Start(config, world, held, run_id, run_dir, state, say).train(stop, further_parts)
         except Stopped as stopped:
             if world.is_main:
@@ -121,17 +133,22 @@ class _Start:
         annotation_file, _ = find_components(config.stage, config.dataset)
         objective = find_objective(config.objective)()
         set_global_seed(config.seed)
-        vlm, loaded, source = self.build()
-        dataset, collator = self.open_rows(config.dataset, vlm, objective)
+        with tell_waiting("building the model and reading its weights", say):
+            vlm, loaded, source = self.build()
+        with tell_waiting(f"reading the rows of {annotation_file}", say):
+            dataset, collator = self.open_rows(config.dataset, vlm, objective)
         tell_markers(dataset, say)
-        evaluator = self.open_holdout(vlm, objective)
+        with tell_waiting("reading the held-out rows", say):
+            evaluator = self.open_holdout(vlm, objective)
         setting = world.on_main(lambda: self.setting(vlm, dataset, evaluator))
         if config.lora.rank:
             check_base(vlm, loaded)
             apply_lora(vlm, config.lora)
-        lengths = self.lengths(dataset, vlm)
+        with tell_waiting(f"counting the tokens of {len(dataset):,} rows", say):
+            lengths = self.lengths(dataset, vlm)
         strategy = self.strategy(vlm, objective)
-        strategy.run_setup()
+        with tell_waiting(f"moving the model to {world.device.type}", say):
+            strategy.run_setup()
         self.announce(vlm, dataset)
 
         def open_run_dir() -> Metrics:
@@ -155,7 +172,8 @@ class _Start:
             # What is raised while torch reads a state comes out as an error of that state.
             stop.wait_for_steps()
             if self.state is not None:
-                loop.restore(self.state)
+                with tell_waiting(f"reading the state {self.state}", say):
+                    loop.restore(self.state)
             result = loop.run(stop)
         finally:
             if metrics is not None:
@@ -222,7 +240,7 @@ class _Start:
         # One whose image breaks off is named and left out of it: it ends no run in the middle.
         rows = replace(config.dataset, finetune_stage_components=components, truncation="right", on_bad_image="skip")
         dataset, collator = self.open_rows(rows, vlm, objective)
-        say(f"{len(dataset):,} held-out rows in {file}")
+        say(f"{counted(len(dataset), 'held-out row')} in {file}")
         tell_rows(dataset, say)
         assert isinstance(dataset, FinetuneDataset)
         size = config.model.finetune_per_device_batch_size
@@ -249,7 +267,7 @@ class _Start:
             return dataset.get_modality_lengths(vlm.vision_backbone.num_patches)
         if dataset.left_out:
             self.say(
-                f"{dataset.left_out:,} of {dataset.left_out + len(dataset):,} rows are left out: their last CONCLUSION "
+                f"{dataset.left_out:,} of {dataset.left_out + len(dataset):,} rows left out: their last CONCLUSION "
                 f"ends beyond {self.config.model.llm_max_length:,} tokens (--dataset.truncation drop)"
             )
         return dataset.get_modality_lengths()
@@ -272,15 +290,13 @@ class _Start:
 
     def announce(self, vlm: CobraVLM, dataset: AlignDataset | FinetuneDataset) -> None:
         config, world, say = self.config, self.world, self.say
-        parts = []
-        for key, module in vlm.named_children():
-            count = sum(parameter.numel() for parameter in module.parameters())
-            parts.append(f"{key} {count / 1e6:,.2f} M ({'trained' if key in vlm.trainable_module_keys else 'frozen'})")
-        say(f"{config.model.model_id}: {', '.join(parts)}")
+        say(f"{config.model.model_id}: {describe_modules(vlm)}")
         images = int(dataset.examples.has_image.sum())
+        texts = len(dataset) - images
+        kinds = "all with an image" if not texts else f"{images:,} with an image, {texts:,} of text only"
         say(
-            f"{len(dataset):,} rows of {config.dataset.dataset_id} ({images:,} with an image, "
-            f"{len(dataset) - images:,} of text only), stage {config.stage}, on {world.size} x {world.device.type}"
+            f"{counted(len(dataset), 'row')} of {config.dataset.dataset_id} ({kinds}), stage {config.stage}, in "
+            f"{counted(world.size, 'process')} on {world.device.type}"
         )
         tell_rows(dataset, say)
         if config.model.enable_mixed_precision_training and world.device.type != "cuda":
@@ -307,7 +323,10 @@ class _Start:
                 "nothing; the lines 'a row is skipped' name them"
             )
         loss = "" if result is None else f", last loss {result.loss:.4f}"
-        self.say(f"done: {strategy.global_step} steps{loss}; checkpoint: {self.run_dir / LATEST}")
+        steps = counted(strategy.global_step, "step")
+        self.say(f"done: {steps}{loss}; checkpoint: {self.run_dir / LATEST}")
+        for line in next_commands(self.config, self.run_dir):
+            self.say(line)
         if self.world.is_main:
             write_json(self.run_dir / FINISHED, {"steps": strategy.global_step, "skipped": strategy.skipped_steps})
             delete_states(self.run_dir)

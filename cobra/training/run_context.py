@@ -17,6 +17,7 @@ from cobra.training.schedule import StepPlan
 from cobra.training.strategy import StepResult, TrainStrategy
 from cobra.util.errors import SharedError, UserError
 from cobra.util.printable import printable
+from cobra.util.waiting import tell_waiting
 
 # Seconds that a save is taken for before the first of this start has been measured.
 _UNMEASURED_SAVE = 60.0
@@ -128,7 +129,8 @@ class RunContext:
             )
             raise Stopped(reason, step, saved=False)
         self.save(unreported)
-        problem = self.saver.finish()
+        with tell_waiting("writing the state of the run", self.progress.say):
+            problem = self.saver.finish()
         self.warn_unsaved(problem)
         raise Stopped(reason, step, saved=problem is None)
 
@@ -140,9 +142,13 @@ class RunContext:
             yield
         # Not KeyboardInterrupt: the second one ends the program at once.
         except Exception:
-            self.warn_unsaved(self.saver.finish())
+            self._finish_save()
             raise
-        self.warn_unsaved(self.saver.finish())
+        self._finish_save()
+
+    def _finish_save(self) -> None:
+        with tell_waiting("writing the state of the run", self.progress.say):
+            self.warn_unsaved(self.saver.finish())
 
     def warn_unsaved(self, problem: str | None) -> None:
         """Warn of a save that has failed, for the reason given; None is no failure."""

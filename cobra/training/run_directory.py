@@ -15,6 +15,7 @@ from cobra.training.preemption import Stopped
 from cobra.training.run_state import RESUME, state_step, states
 from cobra.util.errors import UserError
 from cobra.util.files import write_json, write_text
+from cobra.util.program import command_line
 
 # In the directory of a run that has done all its steps.
 FINISHED = "finished.json"
@@ -61,6 +62,32 @@ def find_run(config: PretrainConfig) -> tuple[str, Path, Path | None]:
             "--run_root_dir, or move that folder away"
         )
     return run_id, run_dir, None
+
+
+def describe_start(run_dir: Path, state: Path | None) -> str:
+    """Return the first line of a start: the run's directory, and the saved state that it resumes from."""
+    if state is None:
+        return f"new run: {run_dir}"
+    return f"resuming the run {run_dir} after step {state_step(state):,}, from its state {state}"
+
+
+def next_commands(config: PretrainConfig, run_dir: Path) -> list[str]:
+    """Return what to do with a finished run, a command a line: the next stage after `align`, else talk, score, export.
+
+    Scores are against the checkpoint that the run began from.
+    """
+    run, base = str(run_dir), config.pretrained_checkpoint
+    if config.stage == "align":
+        model, data = ("--model.type", config.model.model_id), ("--dataset.type", config.dataset.dataset_id)
+        command = command_line("train", *model, *data, "--stage", "finetune", "--pretrained_checkpoint", run)
+        return [f"next, train the language model too: {command}"]
+    baseline = () if base is None else ("--baseline_checkpoint", base)
+    return [
+        f"next, talk to it: {command_line('chat', run)}",
+        f"or on a page:     {command_line('serve', run)}",
+        f"score it:         {command_line('benchmark', '--checkpoint', run, *baseline)}",
+        f"share it:         {command_line('export', run, '--output', 'exported')}",
+    ]
 
 
 def describe_stop(run_dir: Path, began_from: Path | None, stopped: Stopped) -> str:
