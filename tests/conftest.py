@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import sys
 
 # Before torch is imported: the tensors are tiny, and threads that wait for each other cost four times the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,6 +19,13 @@ GOLDEN_DIR = Path(os.environ.get("COBRA_GOLDEN_DIR") or Path(__file__).parent / 
 def golden_dir() -> Path:
     """The folder of golden fixtures; COBRA_GOLDEN_DIR points the golden tests at another set of the same form."""
     return GOLDEN_DIR
+
+
+@pytest.fixture(autouse=True)
+def _hub_that_may_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget with each test that the hub did not answer it: `check_hub` remembers that for the process."""
+    if constants := sys.modules.get("huggingface_hub.constants"):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -36,6 +37,8 @@ class FileServer:
         self.requests.append({key.lower(): value for key, value in handler.headers.items()})
         fault, number = self.faults.pop(0) if self.faults else ("", 0)
         body = self.files.get(handler.path)
+        if fault == "slow":
+            time.sleep(number / 1000)
         if fault == "status" or body is None:
             handler.send_response(number or 404)
             handler.send_header("Content-Length", "0")

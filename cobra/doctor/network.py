@@ -13,7 +13,7 @@ from cobra.preprocessing.published_files import DATASET_REGISTRY
 from cobra.util.errors import UserError
 from cobra.util.network import check_network_variables
 from cobra.util.program import COMMAND
-from cobra.util.redaction import reason
+from cobra.util.redaction import root_reason
 from cobra.util.tokens import read_hf_token
 
 _HUB = "https://huggingface.co"
@@ -89,8 +89,5 @@ def _refusal(address: str, timeout: float) -> str:
     try:
         requests.head(address, timeout=timeout, allow_redirects=False)
     except requests.RequestException as error:
-        cause: BaseException = error
-        while cause.__context__ is not None:
-            cause = cause.__context__
-        return reason(cause, 100)
+        return root_reason(error)
     return ""

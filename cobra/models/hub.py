@@ -1,16 +1,39 @@
 """Fetch single files from the hub, with errors that name the remedy."""
 
-import sys
+import logging
+import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import requests
 
 from cobra.util.errors import UserError
-from cobra.util.network import check_network_variables
+from cobra.util.network import check_network_variables, tell, waiting_for
 from cobra.util.program import command_line
-from cobra.util.redaction import reason, redacted
+from cobra.util.redaction import reason, redacted, root_reason
 
 _TIMEOUT_SECONDS = 4.0
+_LOGGER = logging.getLogger("huggingface_hub.utils._http")
+
+
+class _RetryLines(logging.Filter):
+    """Filter of huggingface_hub's warnings that makes one line of the two, or three, about an attempt that failed."""
+
+    _FAILURE = re.compile(r"'?(?P<problem>.*?)'? thrown while requesting \w+ (?P<url>\S+)", re.DOTALL)
+    _WAIT = re.compile(r"(?:Retrying in|Rate limited. Waiting) (?P<seconds>[\d.]+) ?s")
+    _failure = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Drop a line of the pair and print the one that stands for both; let others pass."""
+        text = record.getMessage()
+        if failure := self._FAILURE.match(text):
+            self._failure = f"{urlsplit(failure['url']).netloc} fails ({redacted(failure['problem'])})"
+        elif wait := self._WAIT.match(text):
+            tell(f"{self._failure}; next attempt in {float(wait['seconds']):g} s")
+        return failure is None and wait is None
+
+
+_RETRIES = _RetryLines()
 
 
 def check_hub() -> None:
@@ -23,21 +46,16 @@ def check_hub() -> None:
     """
     from huggingface_hub import constants
 
+    _LOGGER.addFilter(_RETRIES)
     if constants.HF_HUB_OFFLINE:
         return
     check_network_variables()
     try:
-        requests.head(constants.ENDPOINT, timeout=_TIMEOUT_SECONDS, allow_redirects=False)
+        with waiting_for(constants.ENDPOINT):
+            requests.head(constants.ENDPOINT, timeout=_TIMEOUT_SECONDS, allow_redirects=False)
     except requests.RequestException as error:
         constants.HF_HUB_OFFLINE = True
-        cause: BaseException = error
-        while cause.__context__ is not None:
-            cause = cause.__context__
-        print(
-            f"{redacted(constants.ENDPOINT)} does not answer ({reason(cause, 100)}): files come from the cache alone",
-            file=sys.stderr,
-            flush=True,
-        )
+        tell(f"{redacted(constants.ENDPOINT)} does not answer ({root_reason(error)}): files come from the cache alone")
 
 
 def fetch(repo_id: str, filename: str, token: str | None = None, cache_dir: str | Path | None = None) -> Path:

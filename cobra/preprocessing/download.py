@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 
 from cobra.preprocessing.archives import extract_archive
-from cobra.preprocessing.fetch import HubUnreachable, fetch
+from cobra.preprocessing.fetch import fetch
 from cobra.preprocessing.llava_cot.archive.hub_files import download_publication
 from cobra.preprocessing.llava_cot.archive.joined_parts import RECORDS, consumed_parts
 from cobra.preprocessing.progress import track_items
 from cobra.preprocessing.published_files import COT_ID, DATASET_REGISTRY, Component
+from cobra.preprocessing.transfer import Unreachable
 from cobra.util.errors import UserError, check_known, disk_errors
 from cobra.util.files import atomic_path
 from cobra.util.images import check_decodes, read_header, read_rgb
@@ -57,10 +58,10 @@ def _download_components(dataset_id: str, folder: Path, token: str | None) -> No
         try:
             with disk_errors(f"{component['name']} of {dataset_id} could not be written"):
                 _obtain(component, folder, token)
-        except HubUnreachable as error:
+        except Unreachable as error:
             raise UserError(
-                f"{component['name']} of {dataset_id} cannot be fetched: {error}. Run the same command again where the "
-                "hub can be reached; what is there already is kept."
+                f"{component['name']} of {dataset_id} cannot be fetched: {error}. Run the same command again where "
+                f"there is a network, and copy {folder} here; what is there already is kept."
             ) from error
     shutil.rmtree(folder / ".fetch", ignore_errors=True)
 

@@ -11,19 +11,15 @@ from huggingface_hub.utils import build_hf_headers
 
 from cobra.preprocessing import transfer
 from cobra.preprocessing.progress import ByteBars
-from cobra.preprocessing.transfer import RETRIED_STATUSES, Remote, fetch_file
+from cobra.preprocessing.transfer import RETRIED_STATUSES, Remote, Unreachable, fetch_file
 from cobra.util.errors import UserError
-from cobra.util.network import check_network_variables
-from cobra.util.redaction import reason
+from cobra.util.network import check_network_variables, tell, waiting_for
+from cobra.util.redaction import reason, root_reason
 
 _TIMEOUT_SECONDS = 5.0
 # Seconds after which a hub that cannot be reached at all is reported, without further retries.
 _REACH_SECONDS = 3.0
 _RESOLVE_URL = re.compile(r"https://huggingface\.co/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
-
-
-class HubUnreachable(UserError):
-    """The hub gave no answer at all; files that are on the disk may do."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +65,12 @@ def list_dataset(repo_id: str, revision: str = "main", token: str | None = None)
     Without a token HF_TOKEN and the login of `hf auth login` count.
 
     Raises:
-        HubUnreachable: No network, or HF_HUB_OFFLINE is set.
+        Unreachable: No network, or HF_HUB_OFFLINE is set.
         UserError: The hub refuses, or fails time and again.
     """
     info = _dataset_info(repo_id, revision, token)
     headers = {key: value for key, value in build_hf_headers(token=token).items() if isinstance(value, str)}
+    transfer.mark_reached(constants.ENDPOINT)
     files = {}
     for file in info.siblings or ():
         digest = file.lfs.sha256 if file.lfs else file.blob_id
@@ -89,24 +86,26 @@ def _dataset_info(repo_id: str, revision: str, token: str | None) -> DatasetInfo
     try:
         check_network_variables()
     except UserError as error:
-        raise HubUnreachable(str(error)) from error
+        raise Unreachable(str(error)) from error
     began = time.monotonic()
     for delay in (*transfer.RETRY_DELAYS, None):
         try:
-            return HfApi().dataset_info(
-                repo_id, revision=revision, token=token, files_metadata=True, timeout=_TIMEOUT_SECONDS
-            )
+            with waiting_for(constants.ENDPOINT):
+                return HfApi().dataset_info(
+                    repo_id, revision=revision, token=token, files_metadata=True, timeout=_TIMEOUT_SECONDS
+                )
         except errors.OfflineModeIsEnabled as error:
-            raise HubUnreachable("HF_HUB_OFFLINE is set, so the Hugging Face hub is not asked: unset it") from error
+            raise Unreachable("HF_HUB_OFFLINE is set, so the Hugging Face hub is not asked: unset it") from error
         except errors.HfHubHTTPError as error:
             if error.response.status_code not in RETRIED_STATUSES:
                 raise _refusal(repo_id, revision, error) from error
             problem: Exception = error
         except (errors.HTTPError, OSError) as error:
             if time.monotonic() - began > _REACH_SECONDS:
-                raise HubUnreachable(f"{constants.ENDPOINT} cannot be reached ({reason(error)})") from error
+                raise Unreachable(f"{constants.ENDPOINT} cannot be reached ({root_reason(error)})") from error
             problem = error
         if delay is not None:
+            tell(f"{constants.ENDPOINT} fails ({root_reason(problem)}); next attempt in {delay:g} s")
             time.sleep(delay)
     raise UserError(
         f"{constants.ENDPOINT} fails time and again ({reason(problem)}): run the same command later"

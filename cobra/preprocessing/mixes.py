@@ -15,8 +15,9 @@ from typing import Any
 
 from cobra.preprocessing.archives import unsafe_name
 from cobra.preprocessing.datasets.row_keys import image_of, with_image
-from cobra.preprocessing.fetch import HubUnreachable, fetch
+from cobra.preprocessing.fetch import fetch
 from cobra.preprocessing.progress import track_items
+from cobra.preprocessing.transfer import Unreachable
 from cobra.util.errors import UserError, disk_errors
 from cobra.util.files import atomic_path, read_json, write_text
 
@@ -112,7 +113,7 @@ def mix_lrv(root_dir: Path) -> list[Mix]:
 def _fetched_rows(folder: Path, name: str) -> Rows:
     try:
         path = fetch(_URLS[name], folder)
-    except HubUnreachable as error:
+    except Unreachable as error:
         raise UserError(
             f"{folder / name} is not there, and {error}. Run the same command again where the hub can be reached, or "
             f"bring {_URLS[name]} there by other means."

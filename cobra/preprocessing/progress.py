@@ -9,11 +9,24 @@ from rich import progress as rich_progress
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
+from rich.text import Text
 
 Item = TypeVar("Item")
 
 # Seconds between two lines of one bar where the error stream is no terminal.
 _LINE_SECONDS = 60.0
+
+
+class _Bytes(rich_progress.DownloadColumn):
+    def render(self, task: rich_progress.Task) -> Text:
+        if task.total is not None:
+            return super().render(task)
+        return Text(decimal(int(task.completed)) if task.completed else "no answer yet")
+
+
+class _Rate(rich_progress.TransferSpeedColumn):
+    def render(self, task: rich_progress.Task) -> Text:
+        return super().render(task) if task.finished_speed or task.speed else Text("")
 
 
 class ByteBars(rich_progress.Progress):
@@ -26,8 +39,7 @@ class ByteBars(rich_progress.Progress):
     def __init__(self) -> None:
         console = Console(stderr=True)
         name = rich_progress.TextColumn("{task.description}", markup=False)
-        amounts = (rich_progress.BarColumn(), rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn())
-        columns = (name, *amounts, rich_progress.TimeRemainingColumn())
+        columns = (name, rich_progress.BarColumn(), _Bytes(), _Rate(), rich_progress.TimeRemainingColumn())
         super().__init__(*columns, console=console, disable=not console.is_terminal)
 
     def print_line(self, text: str) -> None:
@@ -46,7 +58,8 @@ class ByteBars(rich_progress.Progress):
         finally:
             task = bar.task
             self.remove_task(task.id)
-            if not quiet:
+            # Where a server does not answer there is nothing to sum up.
+            if not quiet and (task.completed or task.total is not None):
                 self.print_line(f"{_amount(task)} in {task.elapsed or 0:.0f} s")
 
 

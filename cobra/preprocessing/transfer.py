@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 
@@ -20,14 +21,18 @@ from cobra.preprocessing.archives import check_free_space
 from cobra.preprocessing.progress import Bar, ByteBars
 from cobra.util.errors import UserError
 from cobra.util.files import write_json
-from cobra.util.network import check_network_variables
-from cobra.util.redaction import reason
+from cobra.util.network import check_network_variables, waiting_for
+from cobra.util.redaction import reason, root_reason
 
 # Seconds to wait before each new attempt, seven minutes in all; attempts that brought bytes begin anew.
 RETRY_DELAYS = (1.0, 4.0, 16.0, 60.0, 120.0, 240.0)
 RETRIED_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 
-_TIMEOUT_SECONDS = (10, 60)
+# Seconds after which a server is given up that has not answered since this program began.
+_REACH_SECONDS = 12.0
+_reached: set[str] = set()
+# To connect, and between two blocks of bytes.
+_TIMEOUT_SECONDS = (5, 60)
 # What a dropped connection can lose.
 _BLOCK_BYTES = 2**16
 _HASHED_BYTES = 2**20
@@ -57,6 +62,10 @@ class Remote:
         return hashlib.sha256()
 
 
+class Unreachable(UserError):
+    """A server gave no answer at all; files that are on the disk may do."""
+
+
 def hash_file(hasher: "hashlib._Hash", path: Path, advance: Callable[[int], None]) -> str:
     """Feed a file to `hasher` and return the hash; `advance` is called with the bytes of every block."""
     with path.open("rb") as file:
@@ -82,6 +91,7 @@ def fetch_file(
         moved: Called with the bytes as they come; negative where some are given up. An error of it ends the call.
 
     Raises:
+        Unreachable: The server does not answer.
         UserError: The server refuses, or fails time and again without a new byte, or the disk is too small, or the
             content is wrong twice.
         OSError: The disk cannot be written.
@@ -95,7 +105,7 @@ def fetch_file(
             moved(count)
 
         for _ in range(2):
-            _receive_all(partial, bar, advance)
+            _receive_all(partial, bars, bar, advance)
             if partial.is_right():
                 break
             partial.restart(None, remote.size, advance)
@@ -193,27 +203,42 @@ class _Partial:
         self._state.unlink(missing_ok=True)
 
 
-def _receive_all(partial: _Partial, bar: Bar, advance: Callable[[int], None]) -> None:
-    """Make requests until the file is whole."""
-    url, failures, most = partial.remote.url, 0, partial.have
+def _receive_all(partial: _Partial, bars: ByteBars, bar: Bar, advance: Callable[[int], None]) -> None:
+    """Make requests until the file is whole; each that fails is told in a line."""
+    url, failures, most, began = partial.remote.url, 0, partial.have, time.monotonic()
     while partial.have != partial.size:
         try:
-            _attempt(partial, bar, advance)
+            _attempt(partial, bars, bar, advance)
         except (_Retry, requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-            problem = error if isinstance(error, _Retry) else f"the connection failed ({reason(error)})"
+            problem = str(error) if isinstance(error, _Retry) else f"the connection failed ({root_reason(error)})"
             failures = 0 if partial.have > most else failures + 1
             most = max(most, partial.have)
-            if failures > len(RETRY_DELAYS):
+            delay = next(iter(RETRY_DELAYS[max(failures - 1, 0) :]), None)
+            is_late = delay is None or time.monotonic() - began + delay > _REACH_SECONDS
+            if is_late and _server(url) not in _reached:
+                raise Unreachable(f"{_server(url)} does not answer ({root_reason(error)})") from error
+            if delay is None:
                 raise UserError(
                     f"{url} could not be fetched: {problem}, in {failures} attempts. {partial.have} bytes are kept in "
                     f"{partial.data}: run the same command again to go on from there."
                 ) from error
-            time.sleep(RETRY_DELAYS[max(failures - 1, 0)])
+            bars.print_line(f"fetching {url.rpartition('/')[2]}: {problem}; next attempt in {delay:g} s")
+            time.sleep(delay)
         except requests.RequestException as error:
             raise UserError(f"{url} could not be fetched: {reason(error)}") from error
 
 
-def _attempt(partial: _Partial, bar: Bar, advance: Callable[[int], None]) -> None:
+def mark_reached(url: str) -> None:
+    """Remember that a server has answered: from now on a failure may pass, and is waited for."""
+    _reached.add(_server(url))
+
+
+def _server(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _attempt(partial: _Partial, bars: ByteBars, bar: Bar, advance: Callable[[int], None]) -> None:
     """Make one request and append to, or begin anew, the part; the hub redirects each to a link that expires."""
     remote = partial.remote
     # Without identity the server may compress, and sizes and ranges would be those of the compressed bytes.
@@ -223,9 +248,12 @@ def _attempt(partial: _Partial, bar: Bar, advance: Callable[[int], None]) -> Non
         if partial.validator:
             headers["If-Range"] = partial.validator
     # `auth` keeps requests from putting what ~/.netrc says of the host in the place of the token.
-    with requests.get(
-        remote.url, headers=headers, auth=lambda request: request, stream=True, timeout=_TIMEOUT_SECONDS
-    ) as response:
+    with waiting_for(_server(remote.url), bars.print_line):
+        response = requests.get(
+            remote.url, headers=headers, auth=lambda request: request, stream=True, timeout=_TIMEOUT_SECONDS
+        )
+    mark_reached(remote.url)
+    with response:
         status, answer = response.status_code, f"the server answers {response.status_code} {response.reason}"
         if status == 200:
             length = response.headers.get("Content-Length", "")

@@ -50,6 +50,13 @@ def reason(error: BaseException, limit: int = 300) -> str:
     return redacted(" ".join(str(error).split()))[:limit] or type(error).__name__
 
 
+def root_reason(error: BaseException, limit: int = 100) -> str:
+    """Return what the first of a chain of errors says, as :func:`reason` does: `Connection refused`, for one."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return reason(error, limit)
+
+
 def print_redacted_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print a traceback without secrets; of the form of `sys.excepthook`."""
     sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))

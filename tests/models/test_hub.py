@@ -3,9 +3,11 @@
 import time
 
 import pytest
+from file_server import FileServer
 from huggingface_hub import constants
 
-from cobra.models.hub import fetch
+from cobra.evaluation.data.hub_dataset import read_hub_captions
+from cobra.models.hub import check_hub, fetch
 from cobra.models.prefetch import prefetch_model
 from cobra.util.errors import UserError
 
@@ -66,3 +68,31 @@ def test_a_models_files_are_all_asked_for(monkeypatch, tmp_path):
     asked.clear()
     prefetch_model("cobra+3b", "secret", with_bare_llm=True)
     assert asked == [*expected, (llm, "model.safetensors", "secret")]
+
+
+@pytest.mark.fault("E3")
+def test_huggingface_hubs_retries_are_one_line_each(monkeypatch, tmp_path, capfd):
+    from huggingface_hub.utils import http_backoff
+
+    with FileServer() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        check_hub()
+        server.files["/x"] = b"content"
+        server.faults = [("status", 503)]
+        assert http_backoff("GET", f"{server.url}/x", base_wait_time=0.01).status_code == 200
+        host = server.url.removeprefix("http://")
+        assert capfd.readouterr().err == f"{host} fails (HTTP Error 503); next attempt in 0.01 s\n"
+        with pytest.raises(Exception, match="refused"):
+            http_backoff("GET", "http://127.0.0.1:9/x", base_wait_time=0.01, max_retries=1)
+    told = capfd.readouterr().err
+    assert told == "127.0.0.1:9 fails ([Errno 111] Connection refused); next attempt in 0.01 s\n"
+
+
+@pytest.mark.fault("E3")
+def test_a_data_set_of_the_hub_is_given_up_at_once(unreachable, capfd):
+    start = time.monotonic()
+    with pytest.raises(UserError, match="a/b is neither a file.*hf download a/b --repo-type dataset.*--coco_ann"):
+        read_hub_captions("a/b", None)
+    assert time.monotonic() - start < 10
+    assert capfd.readouterr().err.count("\n") == 1

@@ -11,7 +11,8 @@ from hub_server import Fault, HubServer
 
 from cobra.preprocessing import fetch as fetching
 from cobra.preprocessing import transfer
-from cobra.preprocessing.fetch import HubUnreachable, fetch, list_dataset
+from cobra.preprocessing.fetch import fetch, list_dataset
+from cobra.preprocessing.transfer import Unreachable
 from cobra.util.errors import UserError
 
 URL = "https://huggingface.co/datasets/owner/name/resolve/main/deep/rows.json"
@@ -136,7 +137,7 @@ def test_hub_that_fails_time_and_again_is_told(hub):
 def test_no_network_is_told_soon(hub, monkeypatch):
     monkeypatch.setattr(fetching, "_REACH_SECONDS", 0.0)
     hub.stop()
-    with pytest.raises(HubUnreachable, match="cannot be reached"):
+    with pytest.raises(Unreachable, match="cannot be reached"):
         list_dataset("owner/name")
 
 

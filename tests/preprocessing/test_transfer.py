@@ -11,7 +11,8 @@ from file_server import FileServer
 from cobra.preprocessing import archives, transfer
 from cobra.preprocessing.fetch import fetch
 from cobra.preprocessing.progress import ByteBars
-from cobra.preprocessing.transfer import Remote, fetch_file
+from cobra.preprocessing.transfer import Remote, Unreachable, fetch_file
+from cobra.util import network
 from cobra.util.errors import UserError
 
 BODY = os.urandom(1_000_000)
@@ -102,7 +103,7 @@ def test_refusal_of_the_server_is_told_at_once(server, tmp_path):
 
 
 def test_unreachable_server_and_full_disk(server, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="connection failed"):
+    with pytest.raises(Unreachable, match=r"http://127.0.0.1:9 does not answer \(\[Errno 111\] Connection refused\)"):
         fetch_to("http://127.0.0.1:9/x", tmp_path / "x")
     server.files["/x"] = BODY
     usage = type("Usage", (), {"free": 999_999})
@@ -152,3 +153,50 @@ def test_endless_body_is_cut_off_at_the_size_that_is_known(server, tmp_path):
     with pytest.raises(UserError, match="more bytes have come"):
         fetch_to(f"{server.url}/x", tmp_path / "x", size=1000, digest="0" * 64)
     assert sum(len(content) for content in tree(tmp_path).values()) < 100_000
+
+
+@pytest.mark.fault("E3")
+def test_attempts_are_told_each_in_a_line_with_the_seconds(server, tmp_path, capsys):
+    server.files["/x"] = BODY
+    server.faults = [("status", 503), ("drop", 300_000)]
+    fetch_to(f"{server.url}/x", tmp_path / "x")
+    first, second, last = capsys.readouterr().err.splitlines()
+    assert first == "fetching x: the server answers 503 Service Unavailable; next attempt in 0 s"
+    assert second.startswith("fetching x: ") and second.endswith("; next attempt in 0 s")
+    assert last.startswith("fetching x: 1.0 MB of 1.0 MB")
+
+
+@pytest.mark.fault("E3")
+def test_a_server_that_does_not_answer_is_given_up_soon(tmp_path, monkeypatch, capsys):
+    slept = []
+    monkeypatch.setattr(transfer.time, "sleep", slept.append)
+    monkeypatch.setattr(transfer.time, "monotonic", lambda: sum(slept))
+    with pytest.raises(Unreachable):
+        fetch_to("http://127.0.0.1:9/x", tmp_path / "x")
+    assert slept == [1, 4]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.rpartition("; ")[2] for line in lines] == ["next attempt in 1 s", "next attempt in 4 s"]
+
+
+@pytest.mark.fault("E3")
+def test_a_server_that_has_answered_before_is_waited_for(server, tmp_path, monkeypatch):
+    slept = []
+    monkeypatch.setattr(transfer, "RETRY_DELAYS", (100.0, 200.0))
+    monkeypatch.setattr(transfer.time, "sleep", slept.append)
+    server.files["/x"] = BODY
+    fetch_to(f"{server.url}/x", tmp_path / "x")
+    server.http.shutdown()
+    server.http.server_close()
+    with pytest.raises(UserError, match="could not be fetched: the connection failed.*in 3 attempts"):
+        fetch_to(f"{server.url}/y", tmp_path / "y")
+    assert slept == [100, 200]
+    server.http.shutdown = lambda: None
+
+
+@pytest.mark.fault("E3")
+def test_a_server_that_is_silent_for_seconds_is_named(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(network, "_SILENCE_SECONDS", 0.0)
+    server.files["/x"] = BODY
+    server.faults = [("slow", 300)]
+    fetch_to(f"{server.url}/x", tmp_path / "x")
+    assert f"waiting for {server.url}\n" in capsys.readouterr().err

@@ -18,9 +18,9 @@ from cobra.evaluation.data.image_index import ImageNames, KnownImages
 from cobra.evaluation.data.image_sources import Pictures
 from cobra.evaluation.data.row_images import RowPictures, image_column
 from cobra.evaluation.data.split_column import choose_rows
+from cobra.models.hub import check_hub
 from cobra.preprocessing.archives import unsafe_name
 from cobra.util.errors import UserError
-from cobra.util.network import check_network_variables
 from cobra.util.redaction import reason
 
 if TYPE_CHECKING:
@@ -132,14 +132,14 @@ def read_hub_captions(source: Path | str, split: str | None) -> HubCaptions:
 
 def _open(source: Path | str, split: str | None) -> tuple["Dataset", list[str], str]:
     """Return the rows of a split, all splits' names and its own; of the hub's files only those of it are fetched."""
-    # It takes a second to import.
+    path = Path(source)
+    if not path.exists():
+        check_hub()
+    # It takes a second to import, and reads then whether the hub answers.
     import datasets
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HTTPError
 
-    path = Path(source)
-    if not path.exists():
-        check_network_variables()
     try:
         if any((path / name).is_file() for name in _ON_DISK):
             loaded = datasets.load_from_disk(str(path))
@@ -157,9 +157,13 @@ def _open(source: Path | str, split: str | None) -> tuple["Dataset", list[str], 
         raise
     # Of a folder with a script of its own it says so in a RuntimeError.
     except (OSError, ValueError, RuntimeError, DatasetsError, HTTPError) as error:
-        problem = "is neither a file or folder here nor a data set that can be had from the hub"
-        problem = "cannot be read as a data set" if path.exists() else problem
-        raise UserError(f"{source} {problem}: {reason(error)}") from error
+        if path.exists():
+            raise UserError(f"{source} cannot be read as a data set: {reason(error)}") from error
+        raise UserError(
+            f"{source} is neither a file or folder here nor a data set that can be had from the hub ({reason(error)}). "
+            f"Where there is a network: hf download {source} --repo-type dataset --local-dir captions; then copy that "
+            "folder here and give it as --coco_annotations"
+        ) from error
 
 
 def _choose(splits: Sequence[str], split: str | None, source: Path | str) -> str:

@@ -12,8 +12,10 @@ from rich.progress import track
 
 from cobra.evaluation.metrics.base import Captions, MeanMetric, Metrics, References, Scorer
 from cobra.evaluation.metrics.ptb_tokenizer import MAX_CHARACTERS, one_line
+from cobra.models.hub import check_hub
 from cobra.util.errors import UserError, missing_extra
 from cobra.util.files import package_folder, sha256_file
+from cobra.util.redaction import reason
 from cobra.util.torch_utils import resolve_device
 
 if TYPE_CHECKING:
@@ -159,13 +161,15 @@ def _load(model: str | Path | None, device: str | None) -> "SentenceTransformer"
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
     disable_progress_bar()
+    if not Path(name).is_dir():
+        check_hub()
     try:
         return SentenceTransformer(name, device=target, local_files_only=Path(name).is_dir(), trust_remote_code=False)
     # A damaged folder of a model makes its readers raise errors of almost any kind.
     except Exception as error:
         raise UserError(
-            f"sentence-transformers cannot load {name!r}: {' '.join(str(error).split())[:300]}. Give a folder that "
-            "holds such a model or its id on the hub."
+            f"sentence-transformers cannot load {name!r}: {reason(error)}. Give a folder that holds such a model or "
+            "its id on the hub, or leave --similarity_model out to take the packaged one."
         ) from error
     finally:
         enable_progress_bar()

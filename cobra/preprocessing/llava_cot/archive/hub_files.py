@@ -4,18 +4,19 @@ import json
 import queue
 import shutil
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cobra.preprocessing.archives import check_free_space, is_whole
-from cobra.preprocessing.fetch import HubUnreachable, list_dataset
+from cobra.preprocessing.fetch import list_dataset
 from cobra.preprocessing.llava_cot.archive.joined_parts import PART, RECORDS, WHOLE
 from cobra.preprocessing.progress import Bar, ByteBars
 from cobra.preprocessing.published_files import COT_ID, COT_REPO, COT_ROWS, DATASET_REGISTRY
-from cobra.preprocessing.transfer import Remote, bytes_there, fetch_file, hash_file
+from cobra.preprocessing.transfer import Remote, Unreachable, bytes_there, fetch_file, hash_file
 from cobra.util.errors import UserError, disk_errors
 from cobra.util.files import write_json
+from cobra.util.program import command_line
 
 _RECORD = Path(RECORDS) / "fetched.json"
 _WORKSPACE = ".fetch"
@@ -48,7 +49,7 @@ def download_publication(
         folder.mkdir(parents=True, exist_ok=True)
         try:
             publication = _compare_with_hub(folder, revision, token, skip)
-        except HubUnreachable as error:
+        except Unreachable as error:
             _check_without_hub(folder, skip, error)
             ByteBars().print_line(f"{error}; the files in {folder} are taken as they are")
         else:
@@ -64,7 +65,7 @@ def bytes_to_come(folder: Path, revision: str = "main", token: str | None = None
     """
     try:
         return _compare_with_hub(folder, revision, token, skip).bytes_to_come
-    except HubUnreachable as error:
+    except Unreachable as error:
         _check_without_hub(folder, skip, error)
         return 0
 
@@ -140,7 +141,7 @@ def _report_changes(record: _Record, commit: str, files: Mapping[str, Remote], s
     ByteBars().print_line(f"{COT_REPO} has moved from commit {record.commit} to {commit} since the last call: {what}")
 
 
-def _check_without_hub(folder: Path, skip: Collection[str], error: HubUnreachable) -> None:
+def _check_without_hub(folder: Path, skip: Collection[str], error: Unreachable) -> None:
     """Check that the files that are there suffice."""
     names = _Record.read(folder).published or [component["name"] for component in DATASET_REGISTRY[COT_ID]]
     missing = [name for name in names if name not in skip and not (folder / name).is_file()]
@@ -148,9 +149,15 @@ def _check_without_hub(folder: Path, skip: Collection[str], error: HubUnreachabl
         missing = [name for name in missing if name == COT_ROWS]
     if missing:
         raise UserError(
-            f"{error}. {folder} lacks {', '.join(missing)}. Run the same command again where the hub can be reached: "
-            "it goes on with what has come. Or bring the files there by other means and prepare with --download false."
+            f"{error}. {folder} lacks {_shown(missing)}. Run the same command again where the hub can be reached: it "
+            f"goes on with what has come. Or fetch elsewhere ({command_line('fetch', 'none', '--datasets', COT_ID)}), "
+            "copy the files here and prepare with --download false."
         ) from error
+
+
+def _shown(names: Sequence[str]) -> str:
+    """Return the names, of many the first two, the last and their number."""
+    return ", ".join(names) if len(names) < 5 else f"{', '.join(names[:2])} ... {names[-1]} ({len(names)} files)"
 
 
 @dataclass
