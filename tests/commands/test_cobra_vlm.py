@@ -10,7 +10,8 @@ import pytest
 
 from cobra.__main__ import main
 from cobra.commands import NAMES, find_command
-from cobra.commands.train import TrainConfig, start
+from cobra.commands.mix import LRV, LVIS
+from cobra.commands.train import PRETRAIN, TrainConfig, start
 from cobra.util import cli, program
 from cobra.util.errors import UserError
 from cobra.util.flags import flags_of
@@ -54,6 +55,13 @@ def test_help_fits_a_screen_and_the_rest_is_named(wheel, capsys, name):
     assert out.count("\n  --") <= 20 and ("--help all" in out) == bool(command.usage.common)
     _, everything, _ = exit_of(capsys, name, "--help", "all")
     assert everything.count("\n  --") == len(flags)
+
+
+def test_the_scripts_help_is_as_short(capsys):
+    for command in (PRETRAIN, LVIS, LRV):
+        with pytest.raises(SystemExit) as stop:
+            command.run(["--help"])
+        assert stop.value.code == 0 and "usage: python scripts/" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", NAMES)
