@@ -42,7 +42,7 @@ def answer(conversation: "Conversation", question: str, config: GenerateConfig) 
 
 def ask_for_image() -> "Image.Image | None":
     """Open the picture that the user names, and say so; None where no name is given."""
-    from cobra.talk.fetch_image import open_image
+    from cobra.util.fetch_image import open_image
 
     name = input("path or address of the image (nothing for none): ").strip()
     # As a file comes that was dragged into the terminal.
@@ -84,7 +84,7 @@ def main(config: GenerateConfig) -> None:
     """Load the model and answer."""
     # Wrong options and images are reported before a model is loaded.
     config.options()
-    from cobra.talk.fetch_image import open_image
+    from cobra.util.fetch_image import open_image
 
     image = None if config.image is None else open_image(config.image)
 

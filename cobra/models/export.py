@@ -183,12 +183,9 @@ The weights are in `{weights}`; parts that are not in it are those of the named 
 
 ```python
 import cobra
-from PIL import Image
 
 vlm = cobra.load("{folder}")
-builder = vlm.get_prompt_builder()
-builder.add_turn("human", "What is in the picture?")
-print(vlm.generate(Image.open("photo.jpg"), builder.get_prompt()))
+print(vlm.ask("photo.jpg", "What is in the picture?"))
 ```
 {download}
 To train on from here: `scripts/pretrain.py --pretrained_checkpoint {folder}`.

@@ -4,7 +4,6 @@ import copy
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -15,9 +14,7 @@ from cobra.models.mamba import MambaState
 from cobra.models.vlms import CobraVLM, GenerationOptions, SearchOptions
 from cobra.util.conversation import without_special_tokens
 from cobra.util.errors import UserError
-
-if TYPE_CHECKING:
-    from PIL import Image
+from cobra.util.pictures import ImageLike
 
 
 @dataclass
@@ -55,13 +52,14 @@ class Conversation:
         figures: Cost of the last answer.
     """
 
-    def __init__(self, vlm: CobraVLM, image: "Image.Image | None" = None) -> None:
+    def __init__(self, vlm: CobraVLM, image: ImageLike | None = None) -> None:
         """Start a conversation with a model in evaluation mode.
 
         Only the pixels that it takes are kept of the image, and only up to the first question, which reads them.
 
         Raises:
-            UserError: The picture is too thin for the model's image resize strategy.
+            UserError: The image cannot be read (see :func:`as_picture`), or is too thin for the model's image resize
+                strategy.
         """
         self._vlm = vlm
         self._pixels = None if image is None else vlm.preprocess([image])
@@ -79,7 +77,7 @@ class Conversation:
     def ask(
         self,
         question: str,
-        options: GenerationOptions | SearchOptions,
+        options: GenerationOptions | SearchOptions = GenerationOptions(),  # noqa: B008
         seed: int = 0,
         between_steps: Callable[[], None] = lambda: None,
     ) -> Generator[str, None, None]:

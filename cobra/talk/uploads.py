@@ -10,8 +10,8 @@ from typing import TypeVar
 from PIL import Image
 from starlette.requests import Request
 
-from cobra.talk.fetch_image import MAX_BYTES, decode_image
 from cobra.util.errors import UserError
+from cobra.util.fetch_image import MAX_BYTES, decode_image
 
 MAX_PIXELS = 64_000_000
 """Pixels of an image at most: phones take 12 to 50 million. Pillow needs 4 bytes each, and as many again to turn it."""

@@ -1,13 +1,16 @@
 """Options of an answer: how its tokens are chosen, and how it is searched for; importable without torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from cobra.util.errors import UserError, check_known
 
 if TYPE_CHECKING:
     import torch
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 KINDS = ("none", "best-of-n", "vote", "stage-beam")
 
@@ -52,6 +55,9 @@ class GenerationOptions:
     alone, and not on the rest of the batch."""
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "max_length", *_SAMPLING):
+            if not isinstance(value := getattr(self, name), int | float | None):
+                raise UserError(f"{name} is {value!r}, expected a number")
         checks = {
             "max_new_tokens": self.max_new_tokens is None or self.max_new_tokens > 0,
             "max_length": self.max_length is None or self.max_length > 0,
@@ -62,21 +68,22 @@ class GenerationOptions:
             "repetition_penalty": self.repetition_penalty > 0,
             "stop_strings": not isinstance(self.stop_strings, str) and all(self.stop_strings),
         }
-        if name := next((name for name, good in checks.items() if not good), None):
+        if wrong := next((name for name, good in checks.items() if not good), None):
             raise UserError(
-                f"{name} is {getattr(self, name)}: the limits and the temperature must be positive, top_k at least 0, "
-                "top_p in (0, 1], min_p in [0, 1], stop_strings a list of texts; the best token takes do_sample=False"
+                f"{wrong} is {getattr(self, wrong)}: the limits and the temperature must be positive, top_k at least "
+                "0, top_p in (0, 1], min_p in [0, 1], stop_strings a list of texts; the best token takes "
+                "do_sample=False"
             )
 
     @classmethod
-    def from_kwargs(cls, kwargs: dict[str, Any]) -> "GenerationOptions":
+    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> "GenerationOptions":
         """Build options from keyword arguments.
 
         Raises:
             UserError: An argument is unknown (the known ones are listed) or out of its range.
         """
         options = {name: value for name, value in kwargs.items() if name != "use_cache"}
-        check_known(options, [field.name for field in fields(cls)], "the argument of generate")
+        _check_names(cls, options, "generate")
         return cls(**options)
 
     def budget(self, prompt_length: int) -> int:
@@ -85,11 +92,14 @@ class GenerationOptions:
         return min((limit for limit in (self.max_new_tokens, left) if limit is not None), default=512)
 
 
+# Options of how tokens are drawn; a search takes all but the last.
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
 SEARCH_SAMPLING = GenerationOptions(max_new_tokens=512, do_sample=True, temperature=0.6, top_p=0.9)
 """Default sampling of a search: temperature and top_p are those of LLaVA-CoT (arXiv 2411.10440)."""
 
 # Options of `GenerationOptions` that a search takes.
-_SEARCHED = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p")
+_SEARCHED = ("max_new_tokens", "do_sample", *_SAMPLING[:-1])
 
 
 @dataclass(frozen=True)
@@ -108,8 +118,9 @@ class SearchOptions:
     scorer: str = LIKELIHOOD
     """`likelihood`: the mean log-likelihood of the chosen tokens. `judgement`: the model's probability of Yes against
     No to `question`. A function given to the search takes its place."""
-    guard: bool = True
-    """Make the four stages come in order, filled and closed."""
+    guard: bool | None = None
+    """Make the four stages come in order, filled and closed. None does so unless the model is as it was released, which
+    has not learned them."""
     stage_tokens: int = 256
     """Tokens of one stage's text at most, with the guard."""
     question: str = JUDGEMENT_QUESTION
@@ -148,3 +159,106 @@ class SearchOptions:
     def kept(self) -> int:
         """Branches of each prompt that a round leaves."""
         return self.keep if self.kind == "stage-beam" else self.width
+
+
+@dataclass
+class AnswerOptions:
+    """How an answer is written or searched for: keyword arguments of `ask`, and flags of the programs."""
+
+    do_sample: bool = False
+    """Sample instead of taking the best token at every step; a search always samples."""
+    temperature: float | None = None
+    """Divisor of the scores before sampling. Default: 1.0, in a search 0.6."""
+    top_k: int = 0
+    """Sample among the k best tokens; 0 is all."""
+    top_p: float | None = None
+    """Sample among the smallest set of best tokens whose probability exceeds this. Default: 1.0, in a search 0.9."""
+    min_p: float = 0.0
+    """Sample among tokens at least this times as probable as the best; 0.0 is all."""
+    repetition_penalty: float = 1.0
+    """Penalty on tokens that are in prompt or answer already; 1.0 is none. A search takes none."""
+    max_new_tokens: int = 512
+    """Most tokens of an answer."""
+    seed: int | None = None
+    """Seed of sampling; every answer starts from it."""
+    search: str = "none"
+    """Search for the answer: none, best-of-n, vote (the CONCLUSION that most share) or stage-beam (the best of several
+    at every stage)."""
+    beams: int = 4
+    """Answers, or branches of each stage for stage-beam, that a search chooses from."""
+
+    @classmethod
+    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> "AnswerOptions":
+        """Build options from keyword arguments of `ask`; a UserError where one is unknown, with the known ones."""
+        _check_names(cls, kwargs, "ask")
+        return cls(**kwargs)
+
+    def options(self, search: str | None = None) -> GenerationOptions | SearchOptions:
+        """Return the options of an answer, `search` in place of the field; a UserError where they do not go together.
+
+        Those of a search have no seed: :meth:`CobraVLM.search_batch` takes it.
+        """
+        kind = self.search if search is None else search
+        names = ("max_new_tokens", "do_sample", *_SAMPLING)
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if kind == "none":
+            return GenerationOptions(**given, seeds=None if self.seed is None else [self.seed])
+        return SearchOptions(kind, self.beams, replace(SEARCH_SAMPLING, **given))
+
+    @property
+    def ignored(self) -> list[str]:
+        """Names of the options that choose among samples, where none is drawn: they change nothing then."""
+        changed = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
+        return [] if self.do_sample or self.search != "none" else [name for name, value in changed.items() if value]
+
+
+class SampleArguments(TypedDict, total=False):
+    """Keyword arguments of `ask` and `generate` alike; see :class:`AnswerOptions`."""
+
+    max_new_tokens: int
+    do_sample: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+
+
+class AskArguments(SampleArguments, total=False):
+    """Keyword arguments of `ask`, for type checkers: the fields of :class:`AnswerOptions`."""
+
+    seed: int | None
+    search: str
+    beams: int
+
+
+class GenerateArguments(SampleArguments, total=False):
+    """Keyword arguments of `generate`, for type checkers: the fields of :class:`GenerationOptions`."""
+
+    max_length: int | None
+    eos_token_id: int | None
+    stop_strings: Sequence[str]
+    generator: "torch.Generator | None"
+    seeds: Sequence[int] | None
+    use_cache: bool
+    """Accepted for compatibility: the state is always kept."""
+
+
+def takes(options: type) -> Callable[[Method], Method]:
+    """Show the fields of a dataclass in a method's signature, for help and completion, in place of its `**kwargs`."""
+
+    def name_them(method: Method) -> Method:
+        own = signature(method)
+        kept = [each for each in own.parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
+        named = [
+            Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+            for field in fields(options)
+        ]
+        method.__dict__["__signature__"] = own.replace(parameters=[*kept, *named])
+        return method
+
+    return name_them
+
+
+def _check_names(options: type, kwargs: Mapping[str, Any], method: str) -> None:
+    check_known(list(kwargs), [field.name for field in fields(options)], f"the argument of {method}")

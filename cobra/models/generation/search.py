@@ -72,7 +72,7 @@ class Search:
         self._branched: list[int] = []
         tokens = options.sampling.budget(0)
         self._limits = Limits(options.sampling, tokens, end_token_id, by_stage)
-        self._guard = StageGuard(texts, tokens, options.stage_tokens) if options.guard else None
+        self._guard = StageGuard(texts, tokens, options.stage_tokens) if options.guard is not False else None
 
     def run(
         self, state: MambaState, scores: Tensor, seeds: Sequence[str], questions: Sequence[str]

@@ -9,7 +9,7 @@ tokens; `<image>` in a text marks no place. The following rely on it:
   sampler separates rows with an image from rows of text (`util.batching_utils`);
 - the loss: the first token of a row with an image is predicted from the last patch (`training.batches`);
 - positions, FLOPs and memory: a row with an image has `image_tokens` more (`training.strategy`, `training.planning`);
-- inference: the state after the patches is a prefix for any prompt (:meth:`Answering.read_images`), which conversations
+- inference: the state after the patches is a prefix for any prompt (:meth:`CobraVLM.read_images`), which conversations
   (`talk.conversation`) and the benchmark's questions about one image share.
 """
 
@@ -24,15 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cobra.models.backbones.llm import MambaLLMBackbone
-from cobra.models.backbones.llm.prompting import PromptBuilder
 from cobra.models.backbones.vision import PixelValues, VisionBackbone
 from cobra.models.backbones.vision.transforms import map_pixels
 from cobra.models.checkpoint import MODULE_KEYS, Checkpoint, read_checkpoint, read_whole_model
 from cobra.models.mamba import MambaState
 from cobra.models.run_folder import LATEST
 from cobra.models.tensors import load_strictly
-from cobra.models.vlms.generation_mixin import GenerationMixin, single_token_answers
-from cobra.util.conversation import without_special_tokens
+from cobra.models.vlms.asking_mixin import AskingMixin
+from cobra.models.vlms.generation_mixin import single_token_answers
 from cobra.util.data_utils import IGNORE_INDEX
 from cobra.util.errors import UserError, check_known
 from cobra.util.files import sha256_file
@@ -88,7 +87,7 @@ def build_projector(arch_specifier: str, vision_dim: int, llm_dim: int) -> nn.Mo
 _PROJECTORS = {"fused-gelu-mlp": FusedMLPProjector, "gelu-mlp": MLPProjector, "fused-ldpnet": FusedLDPProjector}
 
 
-class CobraVLM(GenerationMixin, nn.Module):
+class CobraVLM(AskingMixin, nn.Module):
     """A vision-language model whose inference state has constant size.
 
     Attributes:
@@ -118,6 +117,17 @@ class CobraVLM(GenerationMixin, nn.Module):
         self.is_stock = False
         self.checkpoint_path: Path | None = None
         self.string2idx = single_token_answers(llm_backbone.tokenizer)
+
+    def __repr__(self) -> str:
+        parts = {
+            "vision_backbone": self.vision_backbone.identifier,
+            "projector": self.arch_specifier.removeprefix("no-align+"),
+            "llm_backbone": self.llm_backbone.identifier,
+        }
+        counts = {key: sum(each.numel() for each in getattr(self, key).parameters()) for key in parts}
+        lines = [f"  {key:<15}  {name}, {counts[key] / 1e6:,.2f} M parameters" for key, name in parts.items()]
+        precision = str(self.dtype).removeprefix("torch.")
+        return "\n".join([f"CobraVLM {self.model_id!r} on {self.device} in {precision}", *lines])
 
     @classmethod
     def from_pretrained(
@@ -205,10 +215,6 @@ class CobraVLM(GenerationMixin, nn.Module):
             f"{run_dir.parent}, and {many if checkpoints else none} --pretrained_checkpoint"
         )
 
-    def get_prompt_builder(self, system_prompt: str | None = None) -> PromptBuilder:
-        """Return a new conversation in the language model's format."""
-        return self.llm_backbone.prompt_builder_fn(model_family="cobra", system_prompt=system_prompt)
-
     def freeze_backbones(self, stage: str) -> None:
         """Let gradients flow into just the modules that a stage trains; raise a UserError where it is unknown."""
         check_stage(stage)
@@ -264,8 +270,10 @@ class CobraVLM(GenerationMixin, nn.Module):
             return_logits: False leaves the logits out; the loss then costs memory for labelled positions only.
         """
         if inputs_embeds is None:
-            if input_ids is None:
-                raise UserError("forward needs input_ids or inputs_embeds")
+            if not isinstance(input_ids, Tensor):
+                raise UserError(
+                    "forward needs input_ids or inputs_embeds, as tensors; vlm.ask(image, question) answers a question"
+                )
             inputs_embeds, labels = self._embed(input_ids, pixel_values, labels, multimodal_indices)
         if (state := past_key_values) is None and use_cache:
             state = MambaState.zeros(self.llm_backbone.llm.config, len(inputs_embeds), inputs_embeds.device)
@@ -336,10 +344,3 @@ def _rows_without_image(rows: int, images: Tensor) -> Tensor:
 def check_stage(stage: str) -> None:
     """Raise a UserError where the stage of training is unknown."""
     check_known(stage, STAGES, "the stage")
-
-
-def as_turn(vlm: CobraVLM, text: str) -> str:
-    """Return the text as the model's prompt format has a first human turn; without special tokens of the tokenizer."""
-    builder = vlm.get_prompt_builder()
-    builder.add_turn("human", without_special_tokens(text))
-    return builder.get_prompt()

@@ -1,20 +1,23 @@
 """Generation for vision-language models: answers prompts about images."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from functools import cache
+from typing import Any, Unpack
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 from transformers import PreTrainedTokenizerBase
 
 from cobra.models.backbones.llm import MambaLLMBackbone
+from cobra.models.backbones.llm.prompting import PromptBuilder
 from cobra.models.backbones.vision import PixelValues, VisionBackbone
 from cobra.models.backbones.vision.transforms import map_pixels
 from cobra.models.generation.decoder import read_rows, threads_for
 from cobra.models.generation.generate import generate_ids, stops_after, text_pieces
-from cobra.models.generation.options import JUDGEMENT, GenerationOptions, SearchOptions
+from cobra.models.generation.options import JUDGEMENT, GenerateArguments, GenerationOptions, SearchOptions, takes
 from cobra.models.generation.sampling import row_seeds
 from cobra.models.generation.scorers import FunctionScorer, LikelihoodScorer, TextScorer, judgement_scorer
 from cobra.models.generation.search import Search, SearchResult
@@ -22,6 +25,9 @@ from cobra.models.generation.stage_guard import TokenTexts
 from cobra.models.mamba import MambaState
 from cobra.util.errors import UserError, check_known
 from cobra.util.images import to_rgb
+from cobra.util.pictures import ImageLike, as_picture, is_picture
+
+logger = logging.getLogger(__name__)
 
 # Positions that a CPU reads at once: 16 images of 729 patches fall out of its cache, and together take 1.6 times as
 # long as two by two.
@@ -37,12 +43,34 @@ def single_token_answers(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return {answer: ids[0] for answer, ids in encoded.items() if len(ids) == 1}
 
 
+def check_texts(texts: Sequence[str]) -> None:
+    """Raise a UserError where prompts or questions are not a list of texts."""
+    if isinstance(texts, str):
+        raise UserError(f"one text is given and a list of them is expected: [{texts[:40]!r}]")
+    for text in texts if isinstance(texts, Sequence) else [texts]:
+        if not isinstance(text, str):
+            raise UserError(
+                f"the text is of type {type(text).__name__}: expected a str. The image comes first, then the text; "
+                "vlm.ask(images, questions) takes lists of both"
+            )
+
+
+@cache
+def _tell_bare_prompt(header: str) -> None:
+    logger.warning(
+        "a prompt has no %s, which the model has learned to answer after, so the answer may be empty or nonsense: use "
+        "vlm.ask(image, question), which makes the prompt, or as_turn(vlm, question) of cobra.models.vlms",
+        header,
+    )
+
+
 class GenerationMixin:
     """Generation for a model with the attributes named here; :class:`CobraVLM` is one."""
 
     vision_backbone: VisionBackbone
     llm_backbone: MambaLLMBackbone
     string2idx: dict[str, int]
+    is_stock: bool
 
     @property
     def device(self) -> torch.device:
@@ -58,9 +86,19 @@ class GenerationMixin:
         """Return image embeddings (batch, patches, d_model) of pixels."""
         raise NotImplementedError
 
-    def preprocess(self, images: Sequence[Image.Image]) -> PixelValues:
-        """Return the pixels of pictures of any mode, stacked on the model's device and, if several, by tower."""
-        pixels = [self.vision_backbone.image_transform(to_rgb(image)) for image in images]
+    def get_prompt_builder(self, system_prompt: str | None = None) -> PromptBuilder:
+        """Return a new conversation in the language model's format."""
+        return self.llm_backbone.prompt_builder_fn(model_family="cobra", system_prompt=system_prompt)
+
+    def preprocess(self, images: Sequence[ImageLike]) -> PixelValues:
+        """Return the pixels of pictures of any form and mode, stacked on the model's device and, if several, by tower.
+
+        Raises:
+            UserError: There is no list, or none in it; or see :func:`as_picture`.
+        """
+        if is_picture(images) or not len(images):
+            raise UserError("preprocess takes a list of one or more images: vlm.preprocess([image])")
+        pixels = [self.vision_backbone.image_transform(to_rgb(as_picture(image))) for image in images]
         return map_pixels(default_collate(pixels), lambda value: value.to(self.device))
 
     @torch.no_grad()
@@ -100,7 +138,7 @@ class GenerationMixin:
                 for them.
         """
         if pixel_values is not None:
-            count = len(next(iter(pixel_values.values())) if isinstance(pixel_values, dict) else pixel_values)
+            count = self._count_images(pixel_values)
             if count != len(prompts):
                 raise UserError(f"there are {count} images for {len(prompts)} prompts: give an image for every prompt")
         empty = [str(index) for index, prompt in enumerate(prompts) if not prompt]
@@ -114,6 +152,22 @@ class GenerationMixin:
             patches = None if pixel_values is None else self.encode_images(pixel_values)
             state = MambaState.zeros(llm.config, len(prompts), self.device) if prefix is None else prefix.clone()
             return state, read_rows(llm, prompts, state, patches)
+
+    def _count_images(self, pixel_values: PixelValues) -> int:
+        """Return the number of images; raise a UserError where there are not the pixels that the towers take."""
+        values = pixel_values if isinstance(pixel_values, dict) else {"": pixel_values}
+        if (
+            not all(isinstance(value, Tensor) for value in values.values())
+            or (isinstance(pixel_values, dict) or len(self.vision_backbone.towers) > 1)
+            and set(values) != {*self.vision_backbone.tower_names}
+        ):
+            names = " and ".join(name for name in self.vision_backbone.tower_names if name)
+            raise UserError(
+                f"the pixel values are a {type(pixel_values).__name__}, expected a tensor (images, 3, height, width)"
+                f"{f' for each of {names}' if names else ''}, as vlm.preprocess([image, ...]) returns; "
+                "vlm.ask(images, questions) takes images as they are"
+            )
+        return len(next(iter(values.values())))
 
     def _check_prefix(self, prefix: MambaState, count: int, pixel_values: PixelValues | None) -> None:
         """Raise a UserError where `count` prompts cannot go on from a prefix."""
@@ -140,6 +194,14 @@ class GenerationMixin:
             raise UserError(f"the prompt has {len(ids):,} tokens, and the model reads {most:,} at most: shorten it")
         return ids
 
+    def _tokenize_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of prompts; tell the user once if one of them is not in the model's prompt format."""
+        check_texts(texts)
+        header = self.get_prompt_builder().get_potential_prompt("").split()[-1]
+        if any(text and header not in text for text in texts):
+            _tell_bare_prompt(header)
+        return [self.tokenize(text) for text in texts]
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, however long."""
         return list(self.llm_backbone.tokenizer(text, truncation=False, verbose=False).input_ids)
@@ -149,32 +211,38 @@ class GenerationMixin:
         """Tokens of text that the model reads at most, image patches not counted."""
         return int(self.llm_backbone.tokenizer.model_max_length)
 
-    def generate(self, image: Image.Image | None, prompt_text: str, **kwargs: Any) -> str:
-        """Answer a prompt about an image; return the answer alone, without special tokens.
+    @takes(GenerationOptions)
+    def generate(self, image: ImageLike | None, prompt_text: str, **kwargs: Unpack[GenerateArguments]) -> str:
+        """Answer a prompt about an image; return the answer alone, without special tokens. For a question see `ask`.
 
         Args:
-            image: The picture, or None for text only.
-            prompt_text: A prompt from :meth:`get_prompt_builder`.
+            image: The picture in any form (see :func:`as_picture`), or None for text only.
+            prompt_text: A prompt from :meth:`get_prompt_builder`, or a question by :func:`as_turn`.
             **kwargs: See :class:`GenerationOptions`.
+
+        Raises:
+            UserError: As :meth:`generate_batch` and :meth:`preprocess`.
         """
+        check_texts([prompt_text])
         pixel_values = None if image is None else self.preprocess([image])
         return self.generate_batch(pixel_values, [prompt_text], **kwargs)[0]
 
-    def stream(self, image: Image.Image | None, prompt_text: str, **kwargs: Any) -> Iterator[str]:
+    @takes(GenerationOptions)
+    def stream(self, image: ImageLike | None, prompt_text: str, **kwargs: Unpack[GenerateArguments]) -> Iterator[str]:
         """Like :meth:`generate`, yielding the text piece by piece as it is written."""
+        options, prompts = GenerationOptions.from_kwargs(kwargs), self._tokenize_prompts([prompt_text])
         pixel_values = None if image is None else self.preprocess([image])
-        options = GenerationOptions.from_kwargs(kwargs)
-        prompts = [self.tokenize(prompt_text)]
         steps = self._steps(*self.prefill(pixel_values, prompts), prompts, options)
         yield from text_pieces((token for [(_, token)] in steps), self.decode)
 
+    @takes(GenerationOptions)
     def generate_batch(
         self,
         pixel_values: PixelValues | None,
         texts: Sequence[str],
         return_string_probabilities: Sequence[str] | None = None,
         prefix: MambaState | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[GenerateArguments],
     ) -> Any:
         """Answer a batch of prompts, of any lengths, at once.
 
@@ -195,9 +263,9 @@ class GenerationMixin:
         return_strings = list(return_string_probabilities or [])
         check_known(return_strings, self.string2idx, "the single-token answer")
         options = GenerationOptions.from_kwargs(kwargs)
-        if not texts:
+        prompts = self._tokenize_prompts(texts)
+        if not prompts:
             return ([], []) if return_strings else []
-        prompts = [self.tokenize(text) for text in texts]
         state, scores = self.prefill(pixel_values, prompts, prefix)
         # Normalised among the answers alone: among all tokens they may be too unlikely for fp32.
         chosen = scores[:, [self.string2idx[answer] for answer in return_strings]].softmax(-1)
@@ -259,10 +327,11 @@ class GenerationMixin:
         Raises:
             UserError: As :meth:`prefill` and :meth:`new_search`; or memory is too small, or seeds are not as prompts.
         """
-        if not texts:
+        prompts = self._tokenize_prompts(texts)
+        if not prompts:
             return []
         search = self.new_search(options, scorer)
-        state, scores = self.prefill(pixel_values, [self.tokenize(text) for text in texts], prefix)
+        state, scores = self.prefill(pixel_values, prompts, prefix)
         return search.run(state, scores, row_seeds(seeds, len(texts), generator), questions or texts)
 
     def new_search(
@@ -274,11 +343,13 @@ class GenerationMixin:
             UserError: There is no room for the four stages, or the model cannot judge its answers.
         """
         llm, end = self.llm_backbone.llm, int(self.llm_backbone.tokenizer.eos_token_id)
+        if options.guard is None:
+            options = replace(options, guard=not self.is_stock)
         chosen = LikelihoodScorer()
         if scorer is not None:
             chosen = FunctionScorer(scorer, self.decode)
         elif options.scorer == JUDGEMENT:
-            builder = self.llm_backbone.prompt_builder_fn(model_family="cobra")
+            builder = self.get_prompt_builder()
             chosen = judgement_scorer(llm, self.encode, self.string2idx, builder, options.question)
         return Search(llm, TokenTexts(self.decode, self.encode), self.decode, end, chosen, options, between_steps)
 

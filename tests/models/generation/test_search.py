@@ -459,12 +459,13 @@ def test_the_packaged_model_is_led_through_the_stages(tiny, kind):
     """It was never shown any."""
     pixels = tiny.preprocess([picture(index) for index in range(2)])
     prompts = turns(tiny, CAPTION_PROMPTS[:1] * 2)
-    results = tiny.search_batch(pixels, prompts, search_options(kind, **SMALL), torch.Generator().manual_seed(0))
+    options = search_options(kind, guard=True, **SMALL)
+    results = tiny.search_batch(pixels, prompts, options, torch.Generator().manual_seed(0))
     for result in results:
         assert extract_reasoning_trace(result.text).is_valid
         assert result.state_bytes == MambaState.zeros(tiny.llm_backbone.llm.config, 1, "cpu").nbytes
         assert all(candidate.tokens <= 160 for candidate in result.candidates)
-    again = tiny.search_batch(pixels, prompts, search_options(kind, **SMALL), torch.Generator().manual_seed(0))
+    again = tiny.search_batch(pixels, prompts, options, torch.Generator().manual_seed(0))
     assert again == results
 
 

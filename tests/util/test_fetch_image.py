@@ -13,9 +13,9 @@ from file_server import FileServer
 from PIL import Image
 from scratch import picture
 
-from cobra.talk import fetch_image
-from cobra.talk.fetch_image import open_image
+from cobra.util import fetch_image
 from cobra.util.errors import UserError
+from cobra.util.fetch_image import open_image
 
 
 def png():
