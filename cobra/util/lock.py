@@ -4,10 +4,12 @@ The folder's file `lock` names its holder, who holds the system's lock on it, wh
 it every few seconds: that tells where no lock is to be had, or none to trust, as on some network file systems.
 """
 
+import errno
 import json
 import os
 import secrets
 import shlex
+import shutil
 import socket
 import sys
 import tempfile
@@ -93,11 +95,9 @@ def hold(folder: Path, what: str, say: Callable[[str], object] = print) -> Itera
     Raises:
         UserError: Somebody is there: who, and what to do about it; or the folder takes no files, or the file is a link.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
     claim = Hold(folder / LOCK)
     try:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             claim.take(what, say)
         except OSError as error:
             # What a write raises names no file.
@@ -106,9 +106,6 @@ def hold(folder: Path, what: str, say: Callable[[str], object] = print) -> Itera
         yield claim
     finally:
         claim.release()
-        with suppress(OSError):
-            for path in made:
-                path.rmdir()
 
 
 class Hold:
@@ -117,13 +114,50 @@ class Hold:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._me = Holder.this_process()
+        self._made: list[Path] = []
         self._is_taken = False
         self._ended = threading.Event()
-        # Where there are no locks, the touches tell. A holder that leaves may delete the file between two tries.
-        self._lock = FileLock(path, _TRY_SECONDS, thread_local=False, fallback_to_soft=False)
+        self._lock: FileLock | None = None
 
     def take(self, what: str, say: Callable[[str], object]) -> None:
         """Take the folder; see :func:`hold`."""
+        folder = self._path.parent
+        while missing := [path for path in (folder, *folder.parents) if not path.exists()]:
+            if self._make(missing):
+                break
+        else:
+            self._take_over(what, say)
+        self._is_taken = True
+        threading.Thread(target=self._keep_touching, daemon=True).start()
+
+    def _make(self, missing: list[Path]) -> bool:
+        """Make the folder, taken already; return False where another start was first to make its topmost parent.
+
+        It is made beside its place, with its lock, and moved there whole: no other start finds it without its holder,
+        who therefore is the one to remove it.
+        """
+        place, top = self._path, missing[-1]
+        beside = top.with_name(f".{LOCK}-{self._me.token}")
+        self._path = beside / place.relative_to(top)
+        try:
+            self._path.parent.mkdir(parents=True)
+            self._try_lock()
+            self._write_record()
+            beside.rename(top)
+        except OSError as error:
+            self._release_lock()
+            shutil.rmtree(beside, ignore_errors=True)
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                return False
+            error.filename = str(place.parent)
+            raise
+        finally:
+            self._path = place
+        self._made = missing
+        return True
+
+    def _take_over(self, what: str, say: Callable[[str], object]) -> None:
+        """Take the folder, which is there."""
         is_locked = self._try_lock()
         problem = _reason_to_refuse(self._path, is_locked, say)
         if problem is not None:
@@ -133,8 +167,6 @@ class Hold:
             self._path.unlink(missing_ok=True)
             self._try_lock()
         self._write_record()
-        self._is_taken = True
-        threading.Thread(target=self._keep_touching, daemon=True).start()
 
     def confirm(self, what: str) -> None:
         """Raise a UserError if another process has taken the folder at the same moment, where there are no locks."""
@@ -149,11 +181,16 @@ class Hold:
         if self._is_taken and self._me.pid == os.getpid() and _read_holder(self._path) == self._me:
             with suppress(OSError):
                 self._path.unlink()
-        self._lock.release()
+        self._release_lock()
+        with suppress(OSError):
+            for path in self._made:
+                path.rmdir()
 
     def _try_lock(self) -> bool | None:
         """Open the file, and try for the system's lock on it; None where the file system has none."""
         refuse_link(self._path)
+        # Where there are no locks, the touches tell. A holder that leaves may delete the file between two tries.
+        self._lock = FileLock(self._path, _TRY_SECONDS, thread_local=False, fallback_to_soft=False)
         try:
             self._lock.acquire()
         except Timeout:
@@ -163,6 +200,10 @@ class Hold:
                 raise
             return None
         return True
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def _write_record(self) -> None:
         # In place, so that nobody finds it empty.

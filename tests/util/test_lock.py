@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from lock_holder import start_holder
@@ -64,14 +65,15 @@ def refuse_locks(handle, operation):
     raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
 
-def test_of_starts_at_the_same_moment_one_goes_on(tmp_path):
+@pytest.mark.parametrize("name", ["run", "new/run"])
+def test_of_starts_at_the_same_moment_one_goes_on(tmp_path, name):
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(6), context.Queue()
 
     def start():
         barrier.wait()
         try:
-            with hold(tmp_path / "run", "another start works"):
+            with hold(tmp_path / name, "another start works"):
                 results.put("held")
                 barrier.wait(60)
         except UserError as error:
@@ -86,7 +88,23 @@ def test_of_starts_at_the_same_moment_one_goes_on(tmp_path):
         process.join()
     assert found.count("held") == 1
     assert sum("another start works in" in text for text in found) == 5
-    assert not (tmp_path / "run").exists()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_who_finds_a_folder_being_made_finds_its_holder_there(tmp_path, monkeypatch):
+    """A start that makes no folder is not the one to remove it, so it must not take one that another is making."""
+    rename, others = Path.rename, []
+
+    def rename_late(path, target):
+        assert not [*tmp_path.glob("new*")]
+        rename(path, target)
+        with pytest.raises(UserError, match=f"process {os.getpid()} "):
+            take(tmp_path / "new" / "run")
+        others.append("refused")
+
+    monkeypatch.setattr(Path, "rename", rename_late)
+    take(tmp_path / "new" / "run")
+    assert others == ["refused"] and not [*tmp_path.iterdir()]
 
 
 def test_processes_that_are_forked_do_not_hold_on(tmp_path):
