@@ -38,6 +38,7 @@ FLOORS = [
     "talk",
     "demo",
     "doctor",
+    "check",
     "commands",
     "__main__",
 ]
@@ -52,6 +53,7 @@ LATE_IMPORTS = 32
 
 
 FLAGS = {
+    "cobra.check.config",
     "cobra.demo.config",
     "cobra.evaluation.config",
     "cobra.preprocessing.llava_cot.config",

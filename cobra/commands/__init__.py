@@ -8,7 +8,7 @@ from importlib import import_module
 from cobra.commands.base import Command
 
 NAMES = (
-    *("demo", "doctor", "fetch", "preprocess", "mix", "prepare", "train", "benchmark"),
+    *("demo", "doctor", "fetch", "preprocess", "mix", "prepare", "check", "train", "benchmark"),
     *("generate", "chat", "serve", "export", "completion"),
 )
 

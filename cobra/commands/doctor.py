@@ -7,15 +7,13 @@ from pathlib import Path
 
 from cobra.commands.base import Command
 from cobra.doctor.cached import examine_cache
-from cobra.doctor.finding import Finding
+from cobra.doctor.finding import Finding, print_findings
 from cobra.doctor.kernels import examine_kernels
 from cobra.doctor.machine import examine_machine
 from cobra.doctor.network import examine_network
 from cobra.doctor.software import examine_software
 from cobra.util.help_text import Usage
 from cobra.util.home_paths import PathText
-
-_MARKS = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
 
 
 @dataclass
@@ -41,11 +39,7 @@ def main(config: DoctorConfig) -> int:
     if config.json:
         print(json.dumps({"problems": problems, "findings": [asdict(finding) for finding in findings]}, indent=1))
     else:
-        for finding in findings:
-            print(f"{_MARKS[finding.state]} {finding.name}: {finding.text}")
-            if finding.remedy:
-                print(f"        -> {finding.remedy}")
-        print(f"problems: {problems}" if problems else "no problem was found")
+        print_findings(findings)
     return int(problems > 0)
 
 

@@ -10,6 +10,7 @@ from cobra.models.backbones.llm.prompting import PromptBuilder
 from cobra.models.backbones.vision import ImageTransform
 from cobra.models.vlms import check_stage
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
+from cobra.preprocessing.datasets.other_forms import refuse_other_forms
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 from cobra.util.errors import UserError
 
@@ -51,10 +52,12 @@ def find_components(stage: str, dataset_cfg: DatasetConfig) -> tuple[Path, Path]
     """Return the annotation file and the image folder of a stage.
 
     Raises:
-        UserError: The stage is unknown, or one of them does not exist (with the command that makes it).
+        UserError: The stage is unknown, one of them does not exist (with the command that makes it), or the first is
+            a folder or a table (with the command that writes rows).
     """
     check_stage(stage)
     annotation_file, image_dir = dataset_cfg.components(stage)
+    refuse_other_forms(annotation_file)
     kinds = {"annotation file": (annotation_file, Path.is_file), "image folder": (image_dir, Path.is_dir)}
     for kind, (path, is_there) in kinds.items():
         if not is_there(path):

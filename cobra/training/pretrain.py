@@ -40,6 +40,7 @@ from cobra.training.run_directory import (
     describe_start,
     describe_stop,
     find_run,
+    name_run,
     next_commands,
     write_run_dir,
 )
@@ -74,13 +75,14 @@ def pretrain(config: PretrainConfig, further_parts: Sequence[StepPart] = ()) -> 
         Stopped: The run was asked to stop; its state is saved.
     """
     check_run(config, (config.dry_run and config.plan.world_size) or int(os.environ.get("WORLD_SIZE", "1")))
-    run_dir = find_run(config)[1]
     starts_as_main = os.environ.get("RANK", "0") == "0"
     if config.dry_run:
+        run_dir = name_run(config)[1]
         # Under torchrun every process makes the plan, and one shows it.
         console = Console(quiet=not starts_as_main, soft_wrap=True, highlight=False)
         show_plan(config, run_dir, console)
         return run_dir
+    run_dir = find_run(config)[1]
     grace = config.stop_grace_seconds or grace_seconds(os.environ, os.getppid())
     with StopRequests(config.time_limit, grace, job_end(os.environ)) as stop, ExitStack() as stack:
         say = Console(quiet=not starts_as_main, soft_wrap=True, markup=False, highlight=False).print
@@ -137,7 +139,7 @@ class _Start:
             vlm, loaded, source = self.build()
         with tell_waiting(f"reading the rows of {annotation_file}", say):
             dataset, collator = self.open_rows(config.dataset, vlm, objective)
-        tell_markers(dataset, say)
+        tell_markers(dataset.examples, say)
         with tell_waiting("reading the held-out rows", say):
             evaluator = self.open_holdout(vlm, objective)
         setting = world.on_main(lambda: self.setting(vlm, dataset, evaluator))

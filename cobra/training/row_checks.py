@@ -1,11 +1,14 @@
 """Checks and warnings about the rows, made before the first step and not met hours later."""
 
 import os
+import shlex
 from collections.abc import Callable
+from pathlib import Path
 
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
-from cobra.preprocessing.datasets.image_presence import look_for_images
-from cobra.training.config import PretrainConfig
+from cobra.preprocessing.datasets.arrow_rows import Rows
+from cobra.preprocessing.datasets.image_presence import folder_with, look_for_images, name_rows
+from cobra.training.config import PretrainConfig, stage_prefix
 from cobra.util.conversation import SPECIAL_TOKENS
 from cobra.util.distributed import World
 from cobra.util.errors import SharedError
@@ -16,14 +19,14 @@ RowDataset = AlignDataset | FinetuneDataset
 def check_images(
     dataset: RowDataset, config: PretrainConfig, has_state: bool, world: World, say: Callable[[str], None]
 ) -> None:
-    """Look whether the image of every row is there, once on each machine; every process has to call it.
+    """Look whether the image of every row is there and in its folder, once on each machine, by every process together.
 
     The rows of a run that has begun (`has_state`) stay as they are.
 
     Raises:
-        SharedError: Images are missing.
+        SharedError: Images are missing, or lie elsewhere.
     """
-    rows, names = dataset.examples, ""
+    rows, problem, remedy = dataset.examples, "", ""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         search = look_for_images(rows, dataset.image_dir)
         if search.late:
@@ -31,23 +34,39 @@ def check_images(
                 f"{search.looked_for:,} images were looked for in {dataset.image_dir}, which is slow; those of other "
                 "rows are looked for as these come"
             )
-        names = search.name_missing(rows) if search.missing else ""
-    named = next(filter(None, world.gather(names)), None)
-    if named is None:
+        problem = "; ".join(
+            f"{name_rows(rows, positions)} name an image {where} {dataset.image_dir}"
+            for positions, where in ((search.missing, "that is not in"), (search.outside, "outside the folder"))
+            if positions
+        )
+        remedy = _image_remedy(dataset, config, [*search.missing, *search.outside])
+    problem, remedy = next(filter(any, world.gather((problem, remedy))), ("", ""))
+    if not problem:
         return
-    named = f"{named} name an image that is not in {dataset.image_dir}"
     if config.dataset.on_bad_image == "skip":
-        say(f"warning: {named}: they teach nothing (--dataset.on_bad_image skip)")
+        say(f"warning: {problem}: they teach nothing (--dataset.on_bad_image skip)")
         return
-    known = config.dataset.published(config.stage) is not None
-    bring = f"Put the images there{f' ({config.dataset.remedy(config.stage)})' if known else ''}"
     out = "" if has_state else ", take the rows out"
-    raise SharedError(f"{named}. {bring}{out}, or go on without them: --dataset.on_bad_image skip")
+    raise SharedError(f"{problem}. {remedy}{out}, or go on without them: --dataset.on_bad_image skip")
 
 
-def tell_markers(dataset: RowDataset, say: Callable[[str], None]) -> None:
+def _image_remedy(dataset: RowDataset, config: PretrainConfig, rows: list[int]) -> str:
+    """Return the sentence that brings the images of some rows; where all lie in a folder nearby, it is named."""
+    file, image_dir = dataset.annotation_file, dataset.image_dir
+    if config.dataset.published(config.stage) is not None:
+        return f"Put the images there ({config.dataset.remedy(config.stage)})"
+    lost = len(rows) == int(dataset.examples.has_image.sum())
+    folder = folder_with([dataset.examples[row]["image"] for row in rows], image_dir, file) if lost else None
+    if folder is None:
+        return "Put the images there"
+    root = Path(config.dataset.dataset_root_dir)
+    pair = ",".join(os.path.relpath(path, root) for path in (file, folder))
+    flag = f"--dataset.{stage_prefix(config.stage)}_stage_components"
+    return f"They are in {folder}: name that folder ({flag} {shlex.quote(pair)})"
+
+
+def tell_markers(rows: Rows, say: Callable[[str], None]) -> None:
     """Tell of texts that hold special tokens, or what other tools mark turns with; they are trained on as they are."""
-    rows = dataset.examples
     special, other = int(rows.special_tokens.sum()), int(rows.other_markers.sum())
     if special:
         say(

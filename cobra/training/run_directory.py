@@ -1,8 +1,10 @@
 """Directory of a run: its name, its files before the first step, and the state that a later start resumes from."""
 
 import json
+import shlex
 import time
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,38 +32,59 @@ def default_run_id(config: PretrainConfig) -> str:
     return name if dataset_id == DatasetRegistry.LLAVA_V15.dataset_id else f"{dataset_id}+{name}"
 
 
-def find_run(config: PretrainConfig) -> tuple[str, Path, Path | None]:
-    """Return the run's name, its directory, and the saved state to go on from, if there is one.
+def name_run(config: PretrainConfig) -> tuple[str, Path]:
+    """Return the run's name and its directory, whatever is in it.
 
     Raises:
-        UserError: The name is no name of a folder; there is nothing to go on with in the directory that `resume`
-            names; or the run is finished, or has a checkpoint and shall not go on.
+        UserError: The name is no name of a folder, or `resume` names no run directory.
     """
     if config.resume not in ("auto", "none"):
         run_dir = Path(config.resume)
         if not (run_dir / "config.json").is_file():
             raise UserError(f"--resume {config.resume} is neither auto, none nor a run directory with a config.json")
-        run_id = run_dir.name
-    else:
-        run_id = config.run_id or default_run_id(config)
-        run_dir = config.run_root_dir / run_id
-        if run_dir.parent != config.run_root_dir or run_dir.name in ("", ".", ".."):
-            raise UserError(f"--run_id {config.run_id!r} must be the name of a folder, without slashes")
+        return run_dir.name, run_dir
+    run_id = config.run_id or default_run_id(config)
+    run_dir = config.run_root_dir / run_id
+    if run_dir.parent != config.run_root_dir or run_dir.name in ("", ".", ".."):
+        raise UserError(f"--run_id {config.run_id!r} must be the name of a folder, without slashes")
+    return run_id, run_dir
+
+
+def find_run(config: PretrainConfig) -> tuple[str, Path, Path | None]:
+    """Return the run's name, its directory, and the saved state to go on from, if there is one.
+
+    Raises:
+        UserError: See :func:`name_run` and :func:`find_state`.
+    """
+    run_id, run_dir = name_run(config)
+    return run_id, run_dir, find_state(config.resume, run_dir)
+
+
+def find_state(resume: str, run_dir: Path) -> Path | None:
+    """Return the saved state that a run goes on from, None where it begins anew.
+
+    Raises:
+        UserError: There is nothing to go on with in the directory that `resume` names, or the run is finished, or has a
+            checkpoint and shall not go on.
+    """
     if (run_dir / FINISHED).is_file():
-        raise UserError(f"the run {run_dir} is finished: choose another --run_id or --run_root_dir, or move it away")
+        raise UserError(f"the run {run_dir} is finished: {_other_name(run_dir)}")
     saved = states(run_dir / RESUME)
-    if config.resume != "none" and saved:
-        return run_id, run_dir, saved[-1]
-    if config.resume not in ("auto", "none"):
+    if resume != "none" and saved:
+        return saved[-1]
+    if resume not in ("auto", "none"):
         raise UserError(f"the run {run_dir} has saved no state to go on with: start it anew under another --run_id")
     # A run of ours that was killed before its first state may begin anew; one of Cobra's has no such folder.
-    killed_early = config.resume == "auto" and (run_dir / RESUME).is_dir()
+    killed_early = resume == "auto" and (run_dir / RESUME).is_dir()
     if saved or ((run_dir / LATEST).exists() and not killed_early):
-        raise UserError(
-            f"the run {run_dir} has a checkpoint already and would be overwritten: choose another --run_id or "
-            "--run_root_dir, or move that folder away"
-        )
-    return run_id, run_dir, None
+        raise UserError(f"the run {run_dir} has a checkpoint already and would be overwritten: {_other_name(run_dir)}")
+    return None
+
+
+def _other_name(run_dir: Path) -> str:
+    """Return what makes way for a run whose directory is taken, with a name that is free."""
+    free = next(name for number in count(2) if not (run_dir.parent / (name := f"{run_dir.name}-{number}")).exists())
+    return f"name the new one (--run_id {shlex.quote(free)}), choose another --run_root_dir, or move that folder away"
 
 
 def describe_start(run_dir: Path, state: Path | None) -> str:

@@ -60,12 +60,16 @@ class BadImageError(OSError):
 
 
 class Header(NamedTuple):
-    """Format and size that a file states of its first picture."""
+    """Facts that a file states of its first picture."""
 
     format: str
     """Pillow's name."""
     width: int
     height: int
+    mode: str
+    """Pillow's name: `RGB`, or `L` for greys, say."""
+    turned: bool
+    """True where EXIF turns the picture for viewers."""
 
 
 def read_rgb(file: Path | str | IO[bytes]) -> Image.Image:
@@ -107,13 +111,13 @@ def check_decodes(file: Path | str | IO[bytes]) -> None:
 
 
 def read_header(file: Path | str | IO[bytes]) -> Header:
-    """Return the format and size in the header of a file's first picture; nothing else is read.
+    """Return what the header of a file's first picture states; no pixel is read.
 
     Raises:
         OSError: See :func:`read_rgb`, so far as the header tells.
     """
     with _picture_errors(file), Image.open(file, formats=FORMATS) as image:
-        return Header(str(image.format), *image.size)
+        return Header(str(image.format), *image.size, image.mode, _upright_turn(image) is not None)
 
 
 def file_status(path: Path | str) -> os.stat_result:

@@ -9,7 +9,7 @@ from example_rows import PAIR, write_rows
 
 from cobra.preprocessing.datasets import image_presence as presence
 from cobra.preprocessing.datasets.arrow_rows import read_rows
-from cobra.preprocessing.datasets.image_presence import look_for_images
+from cobra.preprocessing.datasets.image_presence import look_for_images, name_rows
 
 pytestmark = pytest.mark.fault("F10")
 
@@ -81,11 +81,11 @@ def test_a_name_that_the_listing_writes_otherwise_is_not_missing(folder, monkeyp
 def test_the_one_that_is_missing_is_named():
     rows = read_rows(MISSING_LATE / "rows.json")
     found = look_for_images(rows, MISSING_LATE / "images")
-    assert found.name_missing(rows) == f"1 of 40 rows of {MISSING_LATE / 'rows.json'} (id 'r17': 17.png)"
+    assert name_rows(rows, found.missing) == f"1 of 40 rows of {MISSING_LATE / 'rows.json'} (id 'r17': 17.png)"
 
 
 def test_many_are_counted_and_a_few_named(folder):
     rows = rows_of(folder, [f"{'x' * 200}{number}.png" for number in range(40)])
-    named = look_for_images(rows, folder / "images").name_missing(rows)
+    named = name_rows(rows, look_for_images(rows, folder / "images").missing)
     assert named.startswith("40 of 40 rows of ") and named.endswith(", ...)")
     assert named.count("id ") == 5 and len(named) < 800

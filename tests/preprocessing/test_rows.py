@@ -409,9 +409,9 @@ def test_marks_and_wrong_endings_do_not_matter(tmp_path, name):
 
 
 @pytest.mark.fault("F13")
-def test_rows_of_messages_are_told_what_to_rename(tmp_path):
+def test_rows_of_messages_are_told_the_command_that_writes_rows(tmp_path):
     row = {"id": 1, "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}
-    with pytest.raises(UserError, match=r"row 0 \(id 1\) .*`messages`.*`human` for `user`, `gpt` for `assistant`"):
+    with pytest.raises(UserError, match=r"row 0 \(id 1\) .*`messages`.* check \S+rows.json --write \S+llava_rows.json"):
         read_rows(write_rows(tmp_path, [row]))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from cobra.training.config import LoraConfig, PretrainConfig
 from cobra.training.flops import count_flops, flops_per_step
 from cobra.training.planning.meta_model import build_meta_model
 from cobra.training.planning.plan import make_plan, show_plan
+from cobra.training.pretrain import pretrain
 from cobra.util.batching_utils import SplitModalitySampler
 from cobra.util.cli import parse
 from cobra.util.errors import UserError
@@ -214,7 +216,7 @@ def test_a_checkpoint_that_lies_in_the_run_directory_is_told(data, tmp_path):
     (tmp_path / "checkpoints" / "latest-checkpoint.pt").touch()
     config = configure(data)
     plan = make_plan(config, tmp_path)
-    assert f"{tmp_path} holds a checkpoint already" in "\n".join(plan.warnings)
+    assert f"the run would stop here: the run {tmp_path} has a checkpoint already" in "\n".join(plan.warnings)
 
 
 def test_hours_follow_from_operations_peak_and_utilisation(data):
@@ -266,3 +268,20 @@ def test_a_plan_for_eight_gpus_is_quick_and_small(tmp_path):
     assert status == 0 and "Plan of cobra+3b, stage finetune, on 8 x cuda" in output, output
     assert seconds < 60 and usage.ru_maxrss * 1024 < 4e9
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.fault("E8")
+def test_a_plan_is_made_whatever_lies_in_the_run_directory(data, tmp_path, capsys):
+    flags = ("--run_root_dir", str(tmp_path), "--dry_run", "--device", "cpu")
+    run_dir = tmp_path / "custom+cobra-tiny+stage-finetune+x7"
+    run_dir.mkdir()
+    (run_dir / "finished.json").touch()
+    # Rows of another file have the same name by default.
+    assert pretrain(configure(data, *flags)) == run_dir
+    told = capsys.readouterr().out
+    assert f"the run would stop here: the run {run_dir} is finished" in told
+    assert f"--run_id {run_dir.name}-2" in told
+    with pytest.raises(UserError, match=rf"is finished: .*--run_id {re.escape(run_dir.name)}-2"):
+        pretrain(configure(data, *flags[:2]))
+    pretrain(configure(data, *flags, "--run_id", f"{run_dir.name}-2"))
+    assert "would stop here" not in capsys.readouterr().out

@@ -256,7 +256,7 @@ def test_every_picture_of_the_zoo_is_opened_or_refused_in_words(name):
     size, colour = ZOO[name]
     picture = read_rgb(path)
     check_decodes(path)
-    assert (picture.mode, picture.size, read_header(path)[1:]) == ("RGB", size, size)
+    assert (picture.mode, picture.size, read_header(path)[1:3]) == ("RGB", size, size)
     assert np.abs(np.asarray(picture).mean((0, 1)) - colour).max() < 2
 
 

@@ -1,7 +1,6 @@
 """Datasets of rows in LLaVA's format, `{"id", "image", "conversations": [{"from", "value"}, ...]}`, for training."""
 
 import math
-import os
 import sys
 from collections.abc import Callable
 from functools import cached_property
@@ -18,6 +17,7 @@ from cobra.models.backbones.llm.prompting import PromptBuilder
 from cobra.models.backbones.vision import ImageTransform, PixelValues
 from cobra.models.backbones.vision.transforms import map_pixels
 from cobra.preprocessing.datasets.arrow_rows import Rows, read_rows
+from cobra.preprocessing.datasets.image_presence import leads_out
 from cobra.preprocessing.datasets.row_keys import ASKS_ABOUT_IMAGE
 from cobra.preprocessing.datasets.token_lengths import count_unlabelled, token_lengths
 from cobra.reasoning.trace import ReasoningTrace, extract_reasoning_trace
@@ -104,8 +104,7 @@ class _RowDataset(Dataset[dict[str, Any]]):
         path = self.image_dir / row["image"]
         name = printable(str(path), _SHOWN_PATH)
         try:
-            # By the path's text: a link that the user has made in the folder, to another disk say, is the user's own.
-            if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.image_dir)):
+            if leads_out(row["image"], self.image_dir):
                 raise ValueError(f"it lies outside the image folder {self.image_dir}")
             image = read_rgb(path)
         except (FileNotFoundError, BadImageError, ValueError) as error:

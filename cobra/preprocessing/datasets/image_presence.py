@@ -3,7 +3,7 @@
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
@@ -29,26 +29,59 @@ class Presence:
 
     missing: list[int]
     """Rows whose image is not there, ascending."""
+    outside: list[int]
+    """Rows whose image lies outside the folder, ascending; it was not looked for."""
     looked_for: int
     """Rows whose image was looked for."""
     late: bool
     """True if the time was over before all were."""
 
-    def name_missing(self, rows: Rows) -> str:
-        """Return how many rows lack their image, with the ids and paths of the first few."""
-        named = [
-            f"id {printable(repr(rows[row].get('id')), _CHARACTERS)}: {printable(rows[row]['image'], _CHARACTERS)}"
-            for row in self.missing[:_SHOWN]
-        ]
-        more = ", ..." if len(self.missing) > _SHOWN else ""
-        return f"{len(self.missing):,} of {len(rows):,} rows of {rows.annotation_file} ({', '.join(named)}{more})"
+
+def name_rows(rows: Rows, positions: Sequence[int]) -> str:
+    """Return how many rows there are at some positions, with the ids and image paths of the first few."""
+    named = [
+        f"id {printable(repr(rows[row].get('id')), _CHARACTERS)}: {printable(rows[row]['image'], _CHARACTERS)}"
+        for row in positions[:_SHOWN]
+    ]
+    more = ", ..." if len(positions) > _SHOWN else ""
+    return f"{len(positions):,} of {len(rows):,} rows of {rows.annotation_file} ({', '.join(named)}{more})"
+
+
+def leads_out(image: str, image_dir: Path) -> bool:
+    """Return True if an image's path is not below the folder, by its text: links in the folder are the user's own."""
+    if not (os.path.isabs(image) or ".." in image):
+        return False
+    return not Path(os.path.abspath(os.path.join(image_dir, image))).is_relative_to(os.path.abspath(image_dir))
+
+
+def folder_with(images: Sequence[str | None], image_dir: Path, annotation_file: Path) -> Path | None:
+    """Return a folder nearby that holds the first of some images, or all of them where their paths are absolute.
+
+    Args:
+        images: Paths as rows have them; None is passed over.
+        image_dir: A folder that does not hold them.
+        annotation_file: The file of the rows.
+
+    Returns:
+        The folder, or None where none is found.
+    """
+    paths = [image for image in images if image]
+    absolute = [os.path.dirname(path) for path in paths if os.path.isabs(path)]
+    if absolute and len(absolute) == len(paths):
+        return Path(os.path.commonpath(absolute))
+    beside = annotation_file.parent
+    nearby = (image_dir.parent, beside, beside / "images", beside.parent, image_dir.parent.parent, Path())
+    return next((folder for folder in nearby if paths and (folder / paths[0]).is_file()), None)
 
 
 def look_for_images(rows: Rows, image_dir: Path, seconds: float = _SECONDS) -> Presence:
     """Find rows whose image is missing below `image_dir`, without opening any; none is looked for after `seconds`."""
     folders: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    outside: list[int] = []
     for row, image in enumerate(rows.images()):
-        if image is not None:
+        if image is not None and leads_out(image, image_dir):
+            outside.append(row)
+        elif image is not None:
             folder, name = os.path.split(os.path.join(image_dir, image))
             folders[folder][name].append(row)
     end = time.monotonic() + seconds
@@ -68,7 +101,7 @@ def look_for_images(rows: Rows, image_dir: Path, seconds: float = _SECONDS) -> P
         for row in sorted(missing)
         if time.monotonic() > end or not os.path.exists(Path(image_dir) / rows[row]["image"])
     ]
-    return Presence(confirmed, looked_for, late)
+    return Presence(confirmed, outside, looked_for, late)
 
 
 def _absent(folder: str, wanted: Mapping[str, list[int]], end: float) -> list[str] | None:

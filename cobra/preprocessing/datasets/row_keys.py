@@ -77,7 +77,7 @@ def image_of(row: Row) -> str | None:
 
 
 def _only_path(key: str, value: Any) -> str | None:
-    items = [item for item in (value if isinstance(value, list) else [value]) if not _is_absent(item)]
+    items = [item for item in (value if isinstance(value, list) else [value]) if not is_absent(item)]
     if len(items) > 1:
         raise ValueError(f"has {len(items)} images under `{key}`; {ONE_IMAGE}")
     if items and not isinstance(items[0], str):
@@ -85,7 +85,7 @@ def _only_path(key: str, value: Any) -> str | None:
     return items[0] if items else None
 
 
-def _is_absent(value: Any) -> bool:
+def is_absent(value: Any) -> bool:
     """Return True if a value is what tables put where there is none."""
     blank = isinstance(value, str) and not value.strip()
     return value is None or blank or value == [] or value == {} or value != value
@@ -104,7 +104,7 @@ def unread_problem(row: Row, image: str | None) -> str | None:
 
     `image` is as :func:`image_of` returns it.
     """
-    if not _is_absent(row.get("chosen")) and not _is_absent(row.get("rejected")):
+    if not is_absent(row.get("chosen")) and not is_absent(row.get("rejected")):
         return "has `chosen` and `rejected`; pairs are not trained on: make the chosen one the last answer"
     if image is not None or (key := next(_other_pictures(row), None)) is None:
         return None
@@ -122,13 +122,13 @@ def _other_pictures(row: Row) -> Iterator[str]:
 
 
 def _is_picture(key: str, value: Any) -> bool:
-    if _is_absent(value):
+    if is_absent(value):
         return False
-    named = _PICTURE_KEY.fullmatch(_spelled(key)) is not None and isinstance(value, str | list | dict)
+    named = _PICTURE_KEY.fullmatch(spelled(key)) is not None and isinstance(value, str | list | dict)
     return named or (isinstance(value, str) and _PICTURE_VALUE.fullmatch(value) is not None)
 
 
-def _spelled(key: str) -> str:
+def spelled(key: str) -> str:
     """Return a key in one spelling: `imagePath`, `Image-Path` and `image path` are `image_path`."""
     return _WORD_IN_CAMEL_CASE.sub("_", key).lower().replace("-", "_").replace(" ", "_")
 
@@ -137,7 +137,7 @@ def remarks_of(row: Row, image: str | None) -> int:
     """Return which of :data:`REMARKS` hold for a row of the right form, a bit each; `image` is :func:`image_of`'s."""
     turns = row["conversations"]
     questions, answers = ([turn["value"] for turn in turns[first::2]] for first in (0, 1))
-    keys = [_spelled(key) for key, value in row.items() if not _is_absent(value)]
+    keys = [spelled(key) for key, value in row.items() if not is_absent(value)]
     bits = sum(1 << bit for bit, form in enumerate(_UNREAD.values()) if any(map(form.fullmatch, keys)))
     bits |= _MORE_IN_TURNS * any(len(turn) > len(_TURN_KEYS) for turn in turns)
     placed = sum(question.count(PLACEHOLDER) for question in questions)

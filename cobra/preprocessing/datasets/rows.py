@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cobra.preprocessing.datasets.other_forms import Form, form_of, how_to_write, refuse_other_forms
 from cobra.preprocessing.datasets.row_keys import Row, image_of, unread_problem, with_image
 from cobra.util.conversation import ROLES
 from cobra.util.errors import UserError
@@ -69,11 +70,7 @@ def check_form(row: Any) -> str | None:
 def _check_turns(row: dict[str, Any]) -> None:
     turns = row.get("conversations")
     if turns is None and "messages" in row:
-        raise RowError(
-            Defect.NO_CONVERSATIONS,
-            "has `messages` in place of `conversations`: call each turn's `role` `from` (`human` for `user`, `gpt` for "
-            "`assistant`) and its `content` `value`",
-        )
+        raise RowError(Defect.NO_CONVERSATIONS, "has `messages` in place of `conversations`")
     if not isinstance(turns, list) or not turns:
         raise RowError(Defect.NO_CONVERSATIONS, "has no conversations")
     for number, turn in enumerate(turns, 1):
@@ -133,6 +130,7 @@ def check_rows(path: Path) -> Iterator[CheckedRow]:
             unknown or misplaced role, or several images or one elsewhere than under `image` (with the row's number and
             id).
     """
+    refuse_other_forms(path)
     empty = True
     for number, row, text in read_records(path, "the annotation file", _FILE_FORM):
         empty = False
@@ -142,7 +140,8 @@ def check_rows(path: Path) -> Iterator[CheckedRow]:
                 raise RowError(Defect.MALFORMED, detail)
             image = check_form(row)
         except RowError as error:
-            raise UserError(f"{name_row(path, number, row)} {error.detail}; expected {_ROW_FORM}") from error
+            way = f". {how_to_write(path)}" if form_of(row) is not Form.ROWS else ""
+            raise UserError(f"{name_row(path, number, row)} {error.detail}; expected {_ROW_FORM}{way}") from error
         whole = with_image(row, image)
         yield CheckedRow(number, whole, text if whole is row else to_json(whole))
     if empty:

@@ -124,7 +124,7 @@ def _assumed(count: int, dataset: DatasetConfig, model: ModelConfig, problem: st
 
 def _counted(rows: Rows, file: Path, dataset: DatasetConfig, model: ModelConfig) -> RowFacts:
     """Count tokens with the model's tokenizer; estimate them where it is not at hand."""
-    if (tokenizer := _tokenizer(model)) is None:
+    if (tokenizer := cached_tokenizer(model)) is None:
         return _estimated(rows, model)
     lengths = token_lengths(file, tokenizer, prompt_builder_of(model.llm_backbone_id))
     limit = model.llm_max_length
@@ -151,7 +151,7 @@ def _estimated(rows: Rows, model: ModelConfig) -> RowFacts:
     )
 
 
-def _tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase | None:
+def cached_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase | None:
     """Return the language model's tokenizer from its folder or the hub's cache, or None."""
     spec = llm_spec(model.llm_backbone_id)
     source = spec.tokenizer or spec.source

@@ -5,10 +5,11 @@ from pathlib import Path
 import torch
 
 from cobra.models.mamba.ops import cuda_ops
-from cobra.models.run_folder import LATEST
 from cobra.training.config import Hyperparameters, PretrainConfig, stage_prefix
 from cobra.training.planning.estimates import Plan
 from cobra.training.planning.memory import GIB
+from cobra.training.run_directory import find_state
+from cobra.util.errors import UserError
 
 
 def find_warnings(plan: Plan, config: PretrainConfig, values: Hyperparameters, run_dir: Path) -> list[str]:
@@ -74,8 +75,11 @@ def _start(config: PretrainConfig, values: Hyperparameters, run_dir: Path) -> li
         )
     if values.max_steps is not None:
         messages.append(f"max_steps {values.max_steps:,} is given, so that the {values.epochs} epochs play no part")
-    if (run_dir / LATEST).exists():
-        messages.append(f"{run_dir} holds a checkpoint already: --resume and --run_id decide what becomes of it")
+    try:
+        if (state := find_state(config.resume, run_dir)) is not None:
+            messages.append(f"the run would go on from {state}; give another --run_id to begin a new one")
+    except UserError as error:
+        messages.append(f"the run would stop here: {error}")
     return messages
 
 

@@ -1,0 +1,1 @@
+"""Read rows in LLaVA's format out of the other forms in which people bring their data."""
