@@ -14,7 +14,7 @@ from cobra.util.printable import printable
 
 # Paths that tell which folder holds the images.
 _PROBES = 200
-_SHOWN = 5
+_SHOWN = 4
 _CHARACTERS = 200
 
 

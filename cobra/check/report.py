@@ -12,11 +12,13 @@ from cobra.check.overlap import EvaluationOverlap
 from cobra.check.pictures import Pictures
 from cobra.check.sift import Sifted
 from cobra.check.texts import Lengths, Texts
-from cobra.doctor.finding import Finding
+from cobra.doctor.finding import Finding, State
 from cobra.preprocessing.datasets.other_forms import Form
+from cobra.util.program import command_line
 
-# Kinds that are named of formats, modes and turns.
-_SHOWN = 4
+# Kinds of formats, modes and turns that are named; and rows and remarks: everything fits 40 lines.
+_KINDS = 4
+_NAMED = 5
 
 
 @dataclass
@@ -25,11 +27,12 @@ class CheckReport:
 
     data: Path
     form: Form
+    model: str
     sifted: Sifted
+    command: str
+    """Command that writes the rows that training takes."""
     written: Path | None = None
     """File of rows that was written."""
-    how_to_write: str = ""
-    """Sentence with the command that writes rows, where training does not read the data as they are."""
     with_image: int = 0
     remarks: list[str] = field(default_factory=list)
     """Remarks on rows that are taken."""
@@ -50,112 +53,102 @@ class CheckReport:
 
     def findings(self) -> Iterator[Finding]:
         """Yield the findings, a line or two each."""
-        yield from self._rows()
+        yield from self._records()
         if self.texts is not None:
-            yield from self._answers(self.texts)
+            yield from self._conversations(self.texts)
         if self.pictures is not None and self.pictures.files:
             yield from self._images(self.pictures)
         if self.lengths is not None:
             yield self._tokens(self.lengths)
         for overlap in self.overlaps:
-            rows = f" and {overlap.seen_rows:,} of its rows" if overlap.seen_rows else ""
-            text = (
-                f"{overlap.seen_images:,} of {overlap.images:,} images of {overlap.evaluation}{rows} are among the rows"
-            )
             seen = overlap.seen_images or overlap.seen_rows
-            yield Finding(
-                "overlap", "note" if seen else "ok", text, "take these rows out of one of them" if seen else ""
-            )
+            rows = f" and {overlap.seen_rows:,} of its rows" if overlap.seen_rows else ""
+            text = f"{overlap.seen_images:,} of {overlap.images:,} images of {overlap.evaluation}{rows} are trained on"
+            yield Finding("overlap", "note" if seen else "ok", text, "take them out of one of the two" if seen else "")
         if self.refusal:
             yield Finding("training", "problem", self.refusal)
         if self.forecast is not None:
-            yield from self._training(self.forecast)
+            yield self._training(self.forecast)
 
-    def _rows(self) -> Iterator[Finding]:
+    def _records(self) -> Iterator[Finding]:
         sifted = self.sifted
         yield Finding("data", "ok", f"{self.data}: {self.form}, {sifted.read:,} read")
         if sifted.converted and self.written is None:
             text = f"{sifted.converted:,} of {sifted.read:,} are not {Form.ROWS}, which training reads"
-            yield Finding("form", "problem", text, self.how_to_write)
+            yield Finding("form", "problem", text, self.command)
         if sifted.refused:
+            fate = "would be refused" if self.written is None else "are left out"
             counts = ", ".join(f"{count:,} {defect}" for defect, count in sifted.refused.most_common())
-            left_out = "are left out" if self.written is not None else "would be refused"
-            state: Any = "note" if self.written is not None and sifted.taken else "problem"
-            text = f"{sifted.refused.total():,} of {sifted.read:,} {left_out}: {counts}"
-            yield Finding("refused", state, "\n".join([text, *sifted.named]), "" if self.written else self.how_to_write)
+            text = f"{sifted.refused.total():,} of {sifted.read:,} {fate}: {counts}"
+            yield self._left_out("refused", text, sifted.named[:_NAMED], "mend them")
         if self.written is not None:
             yield Finding("written", "ok", str(self.written))
-        for remark in self.remarks:
+        for remark in self.remarks[:_NAMED]:
             yield Finding("rows", "note", remark)
+        if len(self.remarks) > _NAMED:
+            yield Finding("rows", "note", f"{len(self.remarks) - _NAMED} more remarks: --json")
 
-    def _answers(self, texts: Texts) -> Iterator[Finding]:
+    def _left_out(self, name: str, text: str, named: list[str], remedy: str) -> Finding:
+        """Return a finding on rows that training would refuse, or that were left out where rows were written."""
+        state: State = "problem" if self.written is None else "note"
+        way_out = f"{remedy}, or leave them out: {self.command}" if self.written is None else ""
+        return Finding(name, state, "\n".join([text, *named]), way_out)
+
+    def _conversations(self, texts: Texts) -> Iterator[Finding]:
         rows = texts.turns.total()
         text = f"{rows:,}: {self.with_image:,} with an image, {rows - self.with_image:,} of text only"
         if texts.turns.keys() != {1}:
-            text += f"; questions a row: {_counted(texts.turns)}"
+            questions = (f"{number} in {count:,}" for number, count in texts.turns.most_common(_KINDS))
+            text += f"; questions: {', '.join(questions)}"
         yield Finding("rows", "ok", text)
-        plain = texts.answers - texts.four_stages - texts.some_stages
-        parts = (
-            (texts.four_stages, "in four stages"),
-            (texts.some_stages, "with stages that are not whole or not in order"),
-            (plain, "without stages"),
-        )
-        text = ", ".join(f"{count:,} {kind}" for count, kind in parts if count)
-        yield Finding("answers", "note" if texts.some_stages else "ok", text)
+        parts = {
+            "in four stages": texts.four_stages,
+            "with stages that are not whole or not in order": texts.some_stages,
+            "without stages": texts.answers - texts.four_stages - texts.some_stages,
+        }
+        text = ", ".join(f"{count:,} {kind}" for kind, count in parts.items() if count)
+        yield Finding("answers", "note" if texts.some_stages else "ok", f"{texts.answers:,}: {text}")
         if texts.repeated:
-            yield Finding(
-                "duplicates", "note", f"{texts.repeated:,} rows say what an earlier one says of the same image"
-            )
+            text = f"{texts.repeated:,} rows say what an earlier one says of the same image"
+            yield Finding("duplicates", "note", text)
 
     def _images(self, pictures: Pictures) -> Iterator[Finding]:
-        text = (
-            f"{pictures.files:,} files in {pictures.folder}: {_counted(pictures.formats)}; {_counted(pictures.modes)}"
-        )
+        kinds = "; ".join(filter(None, map(_counted, (pictures.formats, pictures.modes))))
+        text = f"{pictures.files:,} files in {pictures.folder}: {kinds}"
         if pictures.smallest is not None and pictures.largest is not None:
-            (width, height), (wide, high) = pictures.smallest, pictures.largest
-            text += f"; {width} x {height} to {wide} x {high} pixels"
+            sizes = (f"{width:,} x {height:,}" for width, height in (pictures.smallest, pictures.largest))
+            text += f"; {' to '.join(sizes)} pixels"
         yield Finding("images", "ok", text)
         if pictures.bad:
-            left_out = "their rows are left out" if self.written is not None else "training would stop"
-            text = (
-                f"{len(pictures.bad):,} files of {self.bad_image_rows:,} rows are missing or cannot be read: {left_out}"
-            )
-            state: Any = "note" if self.written is not None else "problem"
-            remedy = (
-                ""
-                if self.written
-                else "put whole files there, name the folder with --images, or leave them out with --write"
-            )
-            yield Finding("images", state, "\n".join([text, *pictures.named]), remedy)
+            text = f"{len(pictures.bad):,} files of {self.bad_image_rows:,} rows are missing or cannot be read"
+            yield self._left_out("images", text, pictures.named, "put whole files there (--images names the folder)")
         if pictures.same_bytes:
             yield Finding("images", "note", f"{pictures.same_bytes:,} files have the bytes of another one")
         if pictures.turned:
-            text = f"{pictures.turned:,} files are stored turned (EXIF); training sees them as they are stored"
-            yield Finding("images", "note", text, "turn them: mogrify -auto-orient, say")
+            text = f"{pictures.turned:,} files are stored turned (EXIF), and training sees them as they are stored"
+            yield Finding("images", "note", text, "turn them, with mogrify -auto-orient say")
 
     def _tokens(self, lengths: Lengths) -> Finding:
-        text = f"{lengths.median:,} a row in the middle, {lengths.p95:,} at 95 %, {lengths.longest:,} at most"
-        text += f", counted by {lengths.tokenizer}'s tokenizer"
-        cut = f"; {lengths.longer:,} rows are longer than {lengths.limit:,} and are cut" if lengths.longer else ""
+        text = f"a row has {lengths.median:,} (median), {lengths.p95:,} (95 %), {lengths.longest:,} (longest)"
+        if lengths.longer:
+            text += f"; {lengths.longer:,} rows are longer than {lengths.limit:,} and are cut"
         if lengths.conclusion_cut:
-            cut += f", {lengths.conclusion_cut:,} of them before their last answer or CONCLUSION ends"
+            text += f", {lengths.conclusion_cut:,} of them before their last CONCLUSION or answer ends"
         if lengths.unlabelled:
-            cut += f"; of {lengths.unlabelled:,} no answer is left"
-        remedy = "--dataset.truncation drop leaves these out" if lengths.conclusion_cut else ""
-        return Finding("tokens", "note" if cut else "ok", text + cut, remedy)
+            text += f"; of {lengths.unlabelled:,} no answer is left"
+        if lengths.tokenizer != self.model:
+            text += f". Counted by {lengths.tokenizer}'s tokenizer, which makes more of them than {self.model}'s"
+            return Finding("tokens", "note", text, command_line("fetch", self.model))
+        return Finding("tokens", "note" if lengths.longer else "ok", text)
 
-    def _training(self, forecast: Forecast) -> Iterator[Finding]:
+    def _training(self, forecast: Forecast) -> Finding:
         text = (
-            f"{forecast.rows:,} rows, {forecast.cut:,} of them cut; {forecast.steps_an_epoch:,} steps an epoch of "
-            f"{forecast.batch} rows each, {forecast.steps:,} steps in {forecast.epochs} epochs of {forecast.model}"
+            f"{forecast.rows:,} rows, {forecast.cut:,} of them cut; {forecast.steps_an_epoch:,} steps of "
+            f"{forecast.batch} rows an epoch, {forecast.steps:,} in {forecast.epochs} epochs of {forecast.model}"
         )
-        yield Finding("training", "ok", text, forecast.command if self._is_ready else "")
-
-    @property
-    def _is_ready(self) -> bool:
-        """True if training takes the rows that were looked at."""
         as_brought = not self.sifted.converted and not self.sifted.refused and not self.bad_image_rows
-        return self.written is not None or as_brought
+        is_ready = self.written is not None or as_brought
+        return Finding("training", "ok", text, forecast.command if is_ready else "")
 
     def to_json(self) -> str:
         """Return the report as one JSON object."""
@@ -170,13 +163,7 @@ def _plain(value: Any) -> Any:
     return {name: entry for name, entry in vars(value).items() if name not in ("keys", "contents")}
 
 
-def _counted(counts: Counter[Any]) -> str:
+def _counted(counts: Counter[str]) -> str:
     """Return the most frequent kinds with their numbers."""
-    more = f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else ""
-    return (
-        ", ".join(
-            f"{count:,} {kind}" if isinstance(kind, str) else f"{kind} ({count:,})"
-            for kind, count in counts.most_common(_SHOWN)
-        )
-        + more
-    )
+    named = [f"{count:,} {kind}" for kind, count in counts.most_common(_KINDS)]
+    return ", ".join([*named, *([f"{len(counts) - _KINDS} more kinds"] if len(counts) > _KINDS else [])])

@@ -17,7 +17,7 @@ from cobra.conf import ModelConfig
 from cobra.models.registry import MODELS, find_model
 from cobra.preprocessing.datasets.arrow_rows import Rows, read_rows
 from cobra.preprocessing.datasets.datasets import check_learnable
-from cobra.preprocessing.datasets.other_forms import how_to_write
+from cobra.preprocessing.datasets.other_forms import write_command
 from cobra.preprocessing.forms.records import find_source
 from cobra.preprocessing.progress import track_items
 from cobra.training.row_checks import tell_markers
@@ -42,7 +42,7 @@ def check(config: CheckConfig) -> CheckReport:
     with TemporaryDirectory(prefix="cobra-check-") as folder:
         passed = Path(folder) / "rows.jsonl"
         sifted = sift(source, config.question, passed)
-        report = CheckReport(source.path, source.form, sifted, how_to_write=how_to_write(source.path))
+        report = CheckReport(source.path, source.form, model.model_id, sifted, write_command(source.path))
         if not sifted.taken:
             return report
         is_as_brought = not sifted.converted and not sifted.refused

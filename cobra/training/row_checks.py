@@ -35,8 +35,11 @@ def check_images(
                 "rows are looked for as these come"
             )
         problem = "; ".join(
-            f"{name_rows(rows, positions)} name an image {where} {dataset.image_dir}"
-            for positions, where in ((search.missing, "that is not in"), (search.outside, "outside the folder"))
+            f"{name_rows(rows, positions)} {problem} {dataset.image_dir}"
+            for positions, problem in (
+                (search.missing, "name an image that is not in"),
+                (search.outside, "name an image outside the folder"),
+            )
             if positions
         )
         remedy = _image_remedy(dataset, config, [*search.missing, *search.outside])

@@ -2,13 +2,22 @@
 
 import json
 import shlex
+from collections import Counter
 
 import pytest
 from example_rows import PAIR, TEXT_PAIR
 from PIL import Image
 
 from cobra.check.config import CheckConfig
+from cobra.check.overlap import EvaluationOverlap
+from cobra.check.pictures import Pictures
+from cobra.check.report import CheckReport
+from cobra.check.sift import Sifted
+from cobra.check.texts import Lengths, Texts
 from cobra.commands import check
+from cobra.doctor.finding import print_findings
+from cobra.preprocessing.datasets.other_forms import Form
+from cobra.preprocessing.datasets.rows import Defect
 from cobra.training.config import PretrainConfig
 from cobra.util.cli import parse
 from cobra.util.errors import UserError
@@ -111,10 +120,22 @@ def test_every_bad_row_and_image_is_named_and_writing_leaves_them_out(my, capsys
     assert "unreadable image: 1.png: it is" in out and "missing image: 2.png" in out
     assert "cobra-vlm train" not in out and "scripts/pretrain.py" not in out
     code, out = run(capsys, my, "--write", my / "good.json")
-    assert code == 0 and "3 of 11 are left out" in out and "their rows are left out" in out
+    assert code == 0 and "3 of 11 are left out" in out and "note    images: 2 files" in out
     assert [row["id"] for row in json.loads((my / "good.json").read_text())] == [0, 1, 2, 4, 6]
     with pytest.raises(UserError, match="good.json is there already"):
         run(capsys, my, "--write", my / "good.json")
+
+
+def test_the_worst_data_fit_a_screen(my, capsys):
+    sifted = Sifted(100, 50, 10, Counter(dict.fromkeys(Defect, 5)), [f"row {number}" for number in range(30)])
+    pictures = Pictures(my, 9, {f"{number}.png": "missing" for number in range(9)}, smallest=(1, 1), largest=(9, 9))
+    pictures.turned = pictures.same_bytes = 1
+    lengths = Lengths("cobra-tiny", 10, 20, 30, 40, 9, 9, 9)
+    found = CheckReport(my, Form.TABLE, "cobra+3b", sifted, "a command", remarks=["a remark"] * 17, pictures=pictures)
+    found.texts, found.lengths = Texts(Counter({1: 9, 2: 3}), 12, 1, 1, repeated=1), lengths
+    found.overlaps, found.refusal = [EvaluationOverlap(my, 2, 1, 1)] * 2, "nothing can be learned"
+    print_findings(found.findings())
+    assert len(capsys.readouterr().out.splitlines()) <= 40
 
 
 def test_rows_that_teach_nothing_are_a_problem(my, capsys):

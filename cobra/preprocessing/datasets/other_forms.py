@@ -86,11 +86,13 @@ def refuse_other_forms(path: Path) -> None:
         kind = "a table"
     else:
         return
-    raise UserError(f"{path} is {kind}, and training reads a file of {Form.ROWS}. {remedy or how_to_write(path)}")
+    raise UserError(
+        f"{path} is {kind}, and training reads a file of {Form.ROWS}. {remedy or f'Write one: {write_command(path)}'}"
+    )
 
 
-def how_to_write(path: Path) -> str:
-    """Return the sentence with the command that writes rows from a file or folder of another form."""
+def write_command(path: Path) -> str:
+    """Return the command that writes rows from a file or folder, to a file that is free."""
     folder = path if path.is_dir() else path.parent
     name = "llava_rows.json" if (folder / "rows.json").exists() else "rows.json"
-    return f"Write one: {command_line('check', str(path), '--write', str(folder / name))}"
+    return command_line("check", str(path), "--write", str(folder / name))

@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cobra.preprocessing.datasets.other_forms import Form, form_of, how_to_write, refuse_other_forms
+from cobra.preprocessing.datasets.other_forms import Form, form_of, refuse_other_forms, write_command
 from cobra.preprocessing.datasets.row_keys import Row, image_of, unread_problem, with_image
 from cobra.util.conversation import ROLES
 from cobra.util.errors import UserError
@@ -140,7 +140,7 @@ def check_rows(path: Path) -> Iterator[CheckedRow]:
                 raise RowError(Defect.MALFORMED, detail)
             image = check_form(row)
         except RowError as error:
-            way = f". {how_to_write(path)}" if form_of(row) is not Form.ROWS else ""
+            way = f". Write such rows: {write_command(path)}" if form_of(row) is not Form.ROWS else ""
             raise UserError(f"{name_row(path, number, row)} {error.detail}; expected {_ROW_FORM}{way}") from error
         whole = with_image(row, image)
         yield CheckedRow(number, whole, text if whole is row else to_json(whole))

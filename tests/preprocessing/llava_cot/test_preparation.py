@@ -6,13 +6,13 @@ import os
 import pytest
 from small_publication import Publication, annotation, turns
 
+from cobra.commands.prepare import main
 from cobra.conf.datasets import LLaVa_CoT_100k_Config
 from cobra.preprocessing.download import download_extract
 from cobra.preprocessing.llava_cot import PrepareConfig, prepare
 from cobra.util import cli
 from cobra.util.errors import UserError
 from cobra.util.lock import hold
-from fine_tune.prepare_llava_cot import main
 
 
 @pytest.mark.parametrize(
