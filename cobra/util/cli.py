@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import select
 import shutil
 import sys
 import time
@@ -34,6 +35,8 @@ Config = TypeVar("Config")
 # Exit codes: 0 done, 1 the work was done and its result is a failure, 2 the input or configuration is wrong.
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+# That of a shell for a program whose reader has gone.
+_EXIT_PIPE = 141
 
 # torchrun ends all processes once one has ended: those that say nothing let the main one say it first.
 _HEAD_START_SECONDS = 1.0
@@ -71,9 +74,16 @@ def run(
         if asks_for_help(arguments):
             everything = "all" in (arguments[-1], *arguments[1:2])
             flags = flags_of(config_class, _chosen(arguments))
-            print(help_text(usage, config_class.__doc__ or "", flags, everything, _width()))
+            print(help_text(usage, config_class.__doc__ or "", flags, everything, _width()), flush=True)
             sys.exit(0)
         code = main(parse(config_class, arguments, usage.positional))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_reader_gone():
+            raise
+        # `head` has seen enough. What is left must not be flushed into its pipe at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_EXIT_PIPE)
     except (UserError, OSError) as error:
         # A disk that is full, a folder that takes no files: wherever that is met.
         problem = str(error) if isinstance(error, UserError) else file_problem(error)
@@ -85,6 +95,13 @@ def run(
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(code or 0)
+
+
+def _is_reader_gone() -> bool:
+    """Return True if standard output is a pipe that nobody reads any more."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def asks_for_help(arguments: Sequence[str]) -> bool:

@@ -1,6 +1,7 @@
 """`cobra-vlm`: every command is found at once, its help is short, and messages name what the user has."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -157,3 +158,14 @@ def test_the_package_runs_as_the_command():
     assert done.returncode == 2
     assert done.stderr == "error: --sed is unknown: did you mean --seed? --help all lists the flags\n"
     assert done.stdout == ""
+
+
+@pytest.mark.fault("E10")
+@pytest.mark.parametrize("arguments", [["train", "--help", "all"], ["completion", "bash"]])
+def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word(arguments, tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "cobra", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")

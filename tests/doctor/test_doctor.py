@@ -175,6 +175,7 @@ def test_the_hubs_own_variables_decide_where_the_cache_is(monkeypatch):
             assert str(cached.cache_root()) == done.stdout.strip()
 
 
+@pytest.mark.fault("E1")
 def test_kernels_are_tried_where_there_is_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(kernels, "_DEVICES", (str(tmp_path),))
     finding = by_name(kernels.examine_kernels())["gpu kernels"]
@@ -186,6 +187,10 @@ def test_kernels_are_tried_where_there_is_a_gpu(monkeypatch, tmp_path):
     )
     finding = by_name(kernels.examine_kernels())["gpu kernels"]
     assert finding.state == "ok" and "0.0e+00" in finding.text
+    monkeypatch.setenv("COBRA_MAMBA_OP", "torch")
+    finding = by_name(kernels.examine_kernels())["gpu kernels"]
+    assert finding.state == "note" and "mamba-ssm is not installed" in finding.text
+    assert "wheel ninja" in finding.remedy and "--no-build-isolation 'cobra-vlm[cuda]'" in finding.remedy
 
 
 def test_a_problem_is_the_exit_code(monkeypatch, capsys):
