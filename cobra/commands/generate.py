@@ -12,12 +12,15 @@ from cobra.talk.options import TalkFlags
 from cobra.util.errors import UserError
 from cobra.util.help_text import Usage
 from cobra.util.home_paths import PathText
+from cobra.util.printable import printable
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from cobra.talk.conversation import Conversation
 
+_BEGIN = "Ask about the image. i opens another one, q or Ctrl-D quits, Ctrl-C stops an answer."
+_BLIND = "no image: the model sees nothing, and answers with something invented"
 _MENU = "[i]mage, [p]rompt, [q]uit, or a question: "
 
 
@@ -40,18 +43,43 @@ def answer(conversation: "Conversation", question: str, config: GenerateConfig) 
     Console(stderr=True).print(str(conversation.figures), style="dim", highlight=False, soft_wrap=True)
 
 
+def note(text: str) -> None:
+    """Tell the user something beside the answers, on standard error."""
+    Console(stderr=True).print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
 def ask_for_image() -> "Image.Image | None":
-    """Open the picture that the user names, and say so; None where no name is given."""
+    """Open the picture that the user names, and say so; None where no name is given.
+
+    Raises:
+        UserError: See :func:`cobra.util.fetch_image.open_image`.
+        EOFError: The user quits.
+    """
     from cobra.util.fetch_image import open_image
 
     name = input("path or address of the image (nothing for none): ").strip()
+    if name in ("q", "quit"):
+        raise EOFError
     # As a file comes that was dragged into the terminal.
     if len(name) > 1 and name[0] == name[-1] and name[0] in "'\"":
         name = name[1:-1]
     image = open_image(name) if name else None
-    seen = "no image" if image is None else f"an image of {image.width} x {image.height}"
-    Console(stderr=True).print(f"a new conversation with {seen}", style="dim", highlight=False)
+    seen = _BLIND if image is None else f"an image of {image.width} x {image.height}"
+    note(f"a new conversation with {seen}")
     return image
+
+
+def ask_for_first_image() -> "Image.Image | None":
+    """Ask until there is an image, or the user wants none; see :func:`ask_for_image`."""
+    while True:
+        try:
+            return ask_for_image()
+        except UserError as error:
+            _print_error(error)
+
+
+def _print_error(error: UserError) -> None:
+    Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
 
 
 def converse(vlm: Any, conversation: "Conversation", config: GenerateConfig) -> None:
@@ -75,9 +103,9 @@ def converse(vlm: Any, conversation: "Conversation", config: GenerateConfig) -> 
             elif line:
                 answer(conversation, line, config)
         except UserError as error:
-            Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+            _print_error(error)
         except KeyboardInterrupt:
-            Console(stderr=True).print("stopped", style="dim")
+            note("stopped")
 
 
 def main(config: GenerateConfig) -> None:
@@ -88,15 +116,22 @@ def main(config: GenerateConfig) -> None:
 
     image = None if config.image is None else open_image(config.image)
 
+    note(f"loading {printable(config.model_path)}")
     from cobra.talk.conversation import Conversation
+    from cobra.talk.knowledge import model_knowledge
 
     vlm = config.load_model()
-    conversation = Conversation(vlm, image)
     if config.prompt is not None:
-        answer(conversation, config.prompt, config)
+        if image is None:
+            note(_BLIND)
+        answer(Conversation(vlm, image), config.prompt, config)
         return
+    note(f"{model_knowledge(vlm)}\n{_BEGIN}")
     try:
-        converse(vlm, conversation, config)
+        # Who writes lines into a pipe says with `i` where an image comes.
+        if image is None and sys.stdin.isatty():
+            image = ask_for_first_image()
+        converse(vlm, Conversation(vlm, image), config)
     except EOFError:
         print()
 

@@ -1,13 +1,21 @@
 """Talk to a model on a page in the browser."""
 
 import socket
+import threading
+import webbrowser
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cobra.commands.base import Command
 from cobra.talk.options import TalkFlags
 from cobra.util.errors import UserError, missing_extra
 from cobra.util.help_text import Usage
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from cobra.talk.access import Access
 
 
 @dataclass
@@ -22,6 +30,8 @@ class ServeConfig(TalkFlags):
     loopback, as a proxy's does."""
     port: int = 7860
     """Port to listen on; 0 is any that is free."""
+    open: bool = False
+    """Open the page in this machine's browser."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -40,6 +50,17 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def page(config: ServeConfig, access: "Access") -> "ASGIApp":
+    """Load the model and return the page's application, with example pictures where the model knows rendered scenes."""
+    from cobra.demo.examples import example_pictures
+    from cobra.talk.knowledge import knows_shapes, model_knowledge
+    from cobra.talk.page import TalkServer, Welcome
+
+    vlm = config.load_model()
+    welcome = Welcome(model_knowledge(vlm), example_pictures() if knows_shapes(vlm) else ())
+    return TalkServer(vlm, config, Path(config.model_path).name, access, welcome).app()
+
+
 def main(config: ServeConfig) -> None:
     """Load the model and serve."""
     try:
@@ -50,17 +71,22 @@ def main(config: ServeConfig) -> None:
     # Wrong options and a port in use are reported before a model is loaded.
     config.options()
     from cobra.talk.access import Access, page_address
-    from cobra.talk.page import MAX_BEAMS, TalkServer, web_server
+    from cobra.talk.page import MAX_BEAMS, web_server
 
     if config.beams > MAX_BEAMS:
         raise UserError(f"--beams is {config.beams}: on the page a search has {MAX_BEAMS} branches at most")
     with listen(config.host, config.port) as listener:
         address, port = listener.getsockname()[:2]
         access = Access.for_address(address, tuple(config.allowed_hosts))
-        app = TalkServer(config.load_model(), config, Path(config.model_path).name, access).app()
-        print(f"open {page_address(access, config.host, port)} in a browser; Ctrl-C ends it", flush=True)
+        print(f"loading {config.model_path}", flush=True)
+        app = page(config, access)
+        shown = page_address(access, config.host, port)
+        print(f"open {shown} in a browser; Ctrl-C ends it", flush=True)
         if access.token is not None:
             print("whoever knows that address can use the model; who reads the network's traffic learns it", flush=True)
+        if config.open:
+            # Requests wait until the server runs. Some browsers come back when they are closed only.
+            threading.Thread(target=webbrowser.open, args=(shown,), daemon=True).start()
         web_server(app).run(sockets=[listener])
 
 
@@ -69,8 +95,8 @@ COMMAND = Command(
     ServeConfig,
     Usage(
         "serve",
-        ("cobra-tiny", "runs/my-run --port 8080", "runs/my-run --host 0.0.0.0"),
-        ("model_path", "host", "port", "allowed_hosts", "max_new_tokens", "search", "beams", "device", "dtype"),
+        ("cobra-tiny", "cobra-tiny --open", "runs/my-run --port 8080", "runs/my-run --host 0.0.0.0"),
+        ("model_path", "open", "host", "port", "allowed_hosts", "max_new_tokens", "search", "beams", "device", "dtype"),
         "model_path",
     ),
 )

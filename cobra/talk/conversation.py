@@ -50,6 +50,8 @@ class Conversation:
 
     Attributes:
         figures: Cost of the last answer.
+        turns: Questions and answers that are remembered, in order.
+        has_image: True where it is about an image.
     """
 
     def __init__(self, vlm: CobraVLM, image: ImageLike | None = None) -> None:
@@ -68,6 +70,8 @@ class Conversation:
         self._past: tuple[list[int], MambaState | None] = [], None
         self._end = int(vlm.llm_backbone.tokenizer.eos_token_id)
         self.figures = Figures(state_bytes(vlm.llm_backbone.llm.config))
+        self.turns: list[tuple[str, str]] = []
+        self.has_image = image is not None
 
     @property
     def text(self) -> str:
@@ -113,10 +117,14 @@ class Conversation:
             seeded = replace(options, generator=None, seeds=[seed])
             yield from text_pieces(self._tokens(state, scores, ids, seeded, between_steps), self._vlm.decode)
 
-        return self._answer(builder, ids, write)
+        return self._answer(question, builder, ids, write)
 
     def _answer(
-        self, builder: PromptBuilder, ids: list[int], write: Callable[[MambaState, Tensor], Iterator[str]]
+        self,
+        question: str,
+        builder: PromptBuilder,
+        ids: list[int],
+        write: Callable[[MambaState, Tensor], Iterator[str]],
     ) -> Generator[str, None, None]:
         answer, done, past = "", False, self._past
         try:
@@ -135,6 +143,7 @@ class Conversation:
                 builder.add_turn("gpt", answer)
                 # Together: of a question that is forgotten the state must not remember anything.
                 self._builder, self._past = builder, past
+                self.turns.append((question, answer))
 
     def _tokenize(self, prompt: str) -> list[int]:
         """Return all ids of a prompt; raise a UserError where they are more than the model's longest text has."""

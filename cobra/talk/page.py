@@ -4,12 +4,13 @@ Everything is served from here: the page asks nothing of any other server. Its p
 """
 
 import asyncio
+import base64
 import json
 import secrets
 import threading
 import traceback
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -39,6 +40,7 @@ MAX_BEAMS = 64
 _MAX_CONVERSATIONS = 64
 _MAX_KEPT_BYTES = 1 << 30
 _MAX_QUESTION_BYTES = 1 << 18
+_MAX_KEY_BYTES = 256
 # Of a picture for two towers, 3 x 384 x 384 each in fp32.
 _PIXEL_BYTES = 3_538_944
 _MAX_WAITING = 64
@@ -76,10 +78,22 @@ class Question:
         return question
 
 
+@dataclass(frozen=True)
+class Welcome:
+    """First sight of the page."""
+
+    knowledge: str = ""
+    """Sentence on what the model can be asked about."""
+    examples: Sequence[tuple[str, bytes]] = ()
+    """Captions and PNG files of pictures to click."""
+
+
 class TalkServer:
     """Conversations with one model, which writes one answer at a time; who asks meanwhile waits in line."""
 
-    def __init__(self, vlm: CobraVLM, flags: TalkFlags, name: str, access: Access | None = None) -> None:
+    def __init__(
+        self, vlm: CobraVLM, flags: TalkFlags, name: str, access: Access | None = None, welcome: Welcome | None = None
+    ) -> None:
         """Serve a model in evaluation mode under a name; a question chooses its own search.
 
         Without `access` the requests of this machine are allowed.
@@ -93,9 +107,16 @@ class TalkServer:
         self._turn = asyncio.Lock()
         self._uploads = Uploads()
         self._asking = 0
+        welcome = welcome or Welcome()
         templates = page_templates("cobra.talk")
         page = templates.get_template("talk.html.j2").render(
-            name=name, kinds=KINDS, search=flags.search, beams=flags.beams, max_beams=MAX_BEAMS
+            name=name,
+            knowledge=welcome.knowledge,
+            examples=[(caption, base64.b64encode(png).decode()) for caption, png in welcome.examples],
+            kinds=KINDS,
+            search=flags.search,
+            beams=flags.beams,
+            max_beams=MAX_BEAMS,
         )
         style = "\n".join(templates.get_template(file).render() for file in ("page.css", "talk.css"))
         script = templates.get_template("talk.js").render()
@@ -108,7 +129,7 @@ class TalkServer:
     def app(self) -> ASGIApp:
         """Return the application."""
         routes = [Route(path, self._file) for path in self._files]
-        posts = {"/image": self._take_image, "/ask": self._take_question}
+        posts = {"/image": self._take_image, "/ask": self._take_question, "/talk": self._find_talk}
         routes += [Route(path, _in_words(handle), methods=["POST"]) for path, handle in posts.items()]
         app = Starlette(routes=routes)
         # It would build an address of what the request says.
@@ -124,6 +145,17 @@ class TalkServer:
         # Not by the model's worker: who uploads need not wait for an answer.
         talk = await self._uploads.receive(request, lambda image: Conversation(self._vlm, image))
         return JSONResponse({"conversation": self._begin(talk)}, headers=HEADERS)
+
+    async def _find_talk(self, request: Request) -> Response:
+        """Return what is remembered of the conversation whose id is the request's body, for a page loaded again."""
+        key = (await read_body(request, _MAX_KEY_BYTES, "the conversation's id")).decode("utf-8", "replace")
+        talk = self._conversations.get(key)
+        if talk is None:
+            return JSONResponse({"turns": None}, headers=HEADERS)
+        # Behind the end of an answer that its reader has left by loading the page again.
+        turns = await asyncio.get_running_loop().run_in_executor(self._worker, lambda: list(talk.turns))
+        told = [{"question": printable(question), "parts": _parts_of(answer)} for question, answer in turns]
+        return JSONResponse({"turns": told, "picture": talk.has_image}, headers=HEADERS)
 
     def _begin(self, conversation: Conversation) -> str:
         key = secrets.token_urlsafe(16)
@@ -199,7 +231,16 @@ def _line(**entries: Any) -> str:
 
 
 def _part_line(part: Part) -> str:
-    return _line(block=part.block, stage=part.stage, text=printable(part.text))
+    return _line(**_entries(part))
+
+
+def _entries(part: Part) -> dict[str, Any]:
+    return {"block": part.block, "stage": part.stage, "text": printable(part.text)}
+
+
+def _parts_of(answer: str) -> list[dict[str, Any]]:
+    reader = StageReader()
+    return [_entries(part) for part in (*reader.feed(answer), *reader.finish())]
 
 
 def _in_words(handle: Handler) -> Handler:

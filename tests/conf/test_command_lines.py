@@ -47,7 +47,7 @@ FLAGS = {
         "seed search beams device dtype"
     ),
     "scripts/serve.py": (
-        "model_path hf_token host port allowed_hosts do_sample temperature top_k top_p min_p repetition_penalty "
+        "model_path hf_token host port open allowed_hosts do_sample temperature top_k top_p min_p repetition_penalty "
         "max_new_tokens seed search beams device dtype"
     ),
     "scripts/export.py": "checkpoint output format push_to private hf_token",

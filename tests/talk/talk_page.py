@@ -12,8 +12,8 @@ from cobra.talk.page import TalkServer, web_server
 class Served:
     """A TalkServer while the block lasts; :attr:`url` is its page's."""
 
-    def __init__(self, vlm, flags=None, name="a model", access=None):
-        app = TalkServer(vlm, flags or TalkFlags(max_new_tokens=8), name, access).app()
+    def __init__(self, vlm, flags=None, name="a model", access=None, welcome=None):
+        app = TalkServer(vlm, flags or TalkFlags(max_new_tokens=8), name, access, welcome).app()
         self._server = web_server(app)
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
@@ -49,18 +49,21 @@ class _ScriptedConversation:
     def __init__(self, script, image):
         self._script, self._image = script, image
         self.figures = Figures(49152)
+        self.turns, self.has_image = [], image is not None
 
     def ask(self, question, options, seed, between_steps):
         self._script.asked.append((question, options, self._image))
         self.figures = Figures(49152, read=1234, written=63, seconds=0.5)
-        return self._pieces(between_steps)
+        return self._pieces(question, between_steps)
 
-    def _pieces(self, between_steps):
-        whole = False
+    def _pieces(self, question, between_steps):
+        whole, answer = False, ""
         try:
             while (piece := self._script.said.get(timeout=60)) is not None:
                 between_steps()
+                answer += piece
                 yield piece
             whole = True
         finally:
+            self.turns.append((question, answer))
             self._script.closed.put(whole)

@@ -166,6 +166,71 @@ generate.converse(None, None, None)
 """
 
 
+CHAT = """
+import sys
+sys.path.insert(0, "tests")
+from scratch import enliven, scratch_vlm
+import cobra
+cobra.load = lambda *_, **__: enliven(scratch_vlm())
+from cobra.commands import chat
+chat.COMMAND.run(["cobra-tiny", "--max_new_tokens", "4"])
+"""
+
+
+@pytest.mark.fault("E13")
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ([b"nowhere.png\n", b"\n", b"What?\n", b"q\n"], ["error: ", "no image: the model sees nothing", "tokens/s"]),
+        ([b"\x04"], []),
+        ([b"q\n"], []),
+        ([b"\n", b"\x04"], ["no image"]),
+    ],
+)
+def test_a_terminal_is_told_how_to_begin_and_asked_for_an_image_first(typed, expected):
+    pty = pytest.importorskip("pty")
+    keyboard, terminal = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", CHAT], cwd=ROOT, stdin=terminal, stdout=terminal, stderr=terminal
+    ) as process:
+        os.close(terminal)
+        said, asked = b"", 0
+        with contextlib.suppress(OSError):
+            while block := os.read(keyboard, 1 << 16):
+                said += block
+                # One answer for each prompt.
+                prompts = len(re.findall(rb"none\): |question: ", said))
+                if prompts > asked and typed:
+                    asked = prompts
+                    os.write(keyboard, typed.pop(0))
+        assert process.wait(60) == 0 and not typed
+    os.close(keyboard)
+    text = said.decode()
+    first = text.index("path or address of the image (nothing for none): ")
+    assert 0 <= text.index("loading cobra-tiny") < text.index("Ask about the image. i opens another one") < first
+    assert all(part in text for part in expected) and "Traceback" not in text
+
+
+@pytest.mark.fault("E13")
+def test_the_wait_is_told_before_anything_heavy_is_imported():
+    code = (
+        "import sys; from cobra.commands import generate\n"
+        "generate.note = lambda text: (print(text), sys.exit('torch' in sys.modules))\n"
+        "generate.main(generate.GenerateConfig())"
+    )
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100)
+    assert (ran.returncode, ran.stdout) == (0, "loading cobra+3b\n")
+
+
+@pytest.mark.fault("E13")
+def test_one_question_without_an_image_is_answered_and_told(script, vlm, capsys):
+    script.main(parse(script.GenerateConfig, ["--prompt", "What?", "--max_new_tokens", "8"]))
+    printed = capsys.readouterr()
+    assert printed.out == "".join(vlm.stream(None, prompt_of(vlm, "What?"), max_new_tokens=8)) + "\n"
+    assert "no image: the model sees nothing, and answers with something invented" in printed.err
+
+
 def test_a_long_question_in_a_terminal_is_not_cut():
     """A terminal by itself hands over 4,095 bytes of a line, drops the rest, and says nothing."""
     pty, _ = pytest.importorskip("pty"), pytest.importorskip("readline")

@@ -6,7 +6,9 @@ import socket
 import sys
 import threading
 import time
+import webbrowser
 from dataclasses import replace
+from queue import Queue
 
 import pytest
 import requests
@@ -18,7 +20,9 @@ pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 from talk_page import Script, Served
 
 from cobra.commands import serve
+from cobra.demo.examples import example_pictures
 from cobra.talk import page, uploads
+from cobra.talk.conversation import Conversation
 from cobra.talk.options import TalkFlags
 from cobra.util.cli import parse
 from cobra.util.errors import UserError
@@ -57,6 +61,10 @@ def ask(server, question="What?", conversation=None, search="none", beams=4, **o
     return requests.post(f"{server.url}/ask", json=body, timeout=100, **options)
 
 
+def talk(server, key):
+    return requests.post(f"{server.url}/talk", data=key, timeout=100).json()
+
+
 def lines(response):
     return [json.loads(line) for line in response.text.splitlines()]
 
@@ -85,6 +93,62 @@ def test_a_question_without_a_picture_begins_a_conversation(vlm, server):
     assert text_of(first) == page.printable(vlm.generate(None, builder.get_prompt(), max_new_tokens=8))
     second = lines(ask(server, "Why?", first[0]["conversation"]))
     assert second[0]["conversation"] == first[0]["conversation"] and "figures" in second[-1]
+
+
+@pytest.mark.fault("E13")
+def test_a_page_that_is_loaded_again_finds_its_conversation(server, script):
+    key = upload(server).json()["conversation"]
+    for piece in ("<SUMMARY> a <b> </SUMMARY>\n\n<CONCLUSION> \u202e3", None):
+        script.said.put(piece)
+    told = lines(ask(server, "What\ud800?", key))
+    found = talk(server, key.encode())
+    assert found["picture"] and [turn["question"] for turn in found["turns"]] == ["What\\ud800?"]
+    parts, streamed = found["turns"][0]["parts"], [line for line in told if "block" in line]
+    for block in (0, 1):
+        texts = ["".join(part["text"] for part in kind if part["block"] == block) for kind in (parts, streamed)]
+        assert texts[0] == texts[1] == ("a <b>", "\\u202e3")[block]
+    script.said.put(None)
+    without = lines(ask(server))[0]["conversation"]
+    assert talk(server, without.encode())["picture"] is False
+
+
+@pytest.mark.fault("E13")
+@pytest.mark.parametrize("key", [b"", b"gone", b"\xff\x00", b'{"a": 1}', b"../talk.js"])
+def test_of_a_conversation_that_is_not_there_nothing_is_told(server, key):
+    assert talk(server, key) == {"turns": None}
+
+
+@pytest.mark.fault("E13")
+def test_conversations_are_found_by_their_key_alone(server):
+    assert "larger than the 256 bytes" in talk(server, b"a" * 257)["error"]
+    key = upload(server).json()["conversation"]
+    assert len(key) >= 22
+    assert requests.get(f"{server.url}/talk", params={"conversation": key}, timeout=100).status_code == 405
+    for headers in ({"Origin": "http://elsewhere.example"}, {"Host": "elsewhere.example"}):
+        assert requests.post(f"{server.url}/talk", data=key, headers=headers, timeout=100).status_code == 403
+
+
+@pytest.mark.fault("E13")
+def test_turns_are_those_that_the_model_remembers(vlm):
+    conversation = Conversation(vlm, picture(1))
+    answer = "".join(conversation.ask("What?", TalkFlags(max_new_tokens=8).options()))
+    stopped = conversation.ask("Why?", TalkFlags(max_new_tokens=8).options())
+    piece = next(stopped)
+    stopped.close()
+    assert conversation.turns == [("What?", answer), *([("Why?", piece)] if piece.strip() else [])]
+    with pytest.raises(UserError):
+        list(conversation.ask("a b " * 600, TalkFlags(max_new_tokens=8).options()))
+    assert len(conversation.turns) <= 2 and conversation.has_image and not Conversation(vlm).has_image
+
+
+@pytest.mark.fault("E13")
+def test_the_page_says_what_the_model_knows_and_shows_examples():
+    welcome = page.Welcome("it knows <b>shapes</b>", example_pictures())
+    with Served(None, welcome=welcome) as served:
+        text = requests.get(served.url, timeout=100).text
+    assert "it knows &lt;b&gt;shapes&lt;/b&gt;" in text and text.count('class="example"') == 3
+    assert all(f'alt="{example.caption}"' in text for example in example_pictures())
+    assert len(text) < 20_000
 
 
 def test_stages_are_told_apart_and_searches_are_passed_on(server, script):
@@ -286,6 +350,7 @@ def test_the_program_serves_on_this_machine_only_unless_it_is_told(program, monk
     served = []
     monkeypatch.setattr("cobra.load", lambda *_, **__: vlm)
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: served.append(sockets[0].getsockname()))
+    monkeypatch.setattr(webbrowser, "open", lambda url: pytest.fail("opened"))
     config = parse(program.ServeConfig, ["--port", "0", "--model_path", "runs/first-try"])
     program.main(config)
     out = capsys.readouterr().out
@@ -293,6 +358,19 @@ def test_the_program_serves_on_this_machine_only_unless_it_is_told(program, monk
     program.main(replace(config, host="0.0.0.0"))
     out = capsys.readouterr().out
     assert served[1][0] == "0.0.0.0" and f":{served[1][1]}/?token=" in out and "0.0.0.0" not in out
+
+
+@pytest.mark.fault("E13")
+def test_the_program_opens_the_page_where_it_is_asked_to(program, monkeypatch, capsys, vlm):
+    import uvicorn
+
+    opened = Queue()
+    monkeypatch.setattr("cobra.load", lambda *_, **__: vlm)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    monkeypatch.setattr(webbrowser, "open", opened.put)
+    program.main(parse(program.ServeConfig, ["cobra-tiny", "--port", "0", "--open"], "model_path"))
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "loading cobra-tiny" and f"open {opened.get(timeout=60)} in a browser" in out[1]
 
 
 def test_wrong_flags_and_taken_ports_are_told_before_the_model_is_loaded(program, monkeypatch):

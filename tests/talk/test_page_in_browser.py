@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser
+from PIL import Image
 from scratch import picture, search_options
 
 pytest.importorskip("starlette", reason="the extra serve is not installed")
@@ -15,6 +16,7 @@ pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
 from talk_page import Script, Served
 
+from cobra.demo.examples import example_pictures
 from cobra.talk import page as talk_page_module
 
 WAIT_SECONDS = 120
@@ -32,7 +34,8 @@ def script():
 
 @pytest.fixture(scope="module")
 def server(script):
-    with Served(None, name="cobra-tiny") as started:
+    welcome = talk_page_module.Welcome("cobra-tiny knows rendered shapes, not photographs.", example_pictures())
+    with Served(None, name="cobra-tiny", welcome=welcome) as started:
         yield started
 
 
@@ -46,6 +49,9 @@ def browser(tmp_path_factory):
 def page(browser, server, script):
     """The page, just opened; at the end nothing may have gone wrong, and no other server may have been asked."""
     browser.screen(1100, 800)
+    browser.open(server)
+    # The talk of the test before would go on.
+    browser.run("begin()")
     browser.open(server)
     script.asked.clear()
     yield browser
@@ -73,8 +79,14 @@ def upload(page, data):
 
 
 def ask(page, question):
+    """Ask, insisting on it where there is no picture."""
     page.run(f"document.getElementById('question').focus(), document.getElementById('question').value = {question!r}")
     page.press("Enter", 13, "\r")
+    page.run("document.getElementById('blind').hidden || document.getElementById('insist').click()")
+
+
+def shown(page, key):
+    return page.run(f"document.getElementById('{key}').getClientRects().length > 0")
 
 
 def say(page, script, *pieces):
@@ -120,13 +132,110 @@ def test_a_picture_is_talked_about_and_its_stages_fold(page, script, tmp_path):
         assert (shots / f"talk-{width}-{scheme}.png").stat().st_size > 5000
 
 
+@pytest.mark.fault("E13")
+def test_a_picture_is_asked_for_first(page, script):
+    page.run("document.getElementById('question').focus(), document.getElementById('question').value = 'What?'")
+    page.press("Enter", 13, "\r")
+    assert "Choose a picture first. Without one the model sees nothing" in page.run(
+        "document.getElementById('blind').textContent"
+    )
+    assert (
+        shown(page, "blind") and script.asked == [] and page.run("document.querySelectorAll('.question').length") == 0
+    )
+    # The question is not lost, and is asked about the picture.
+    upload(page, png())
+    assert not shown(page, "blind")
+    page.run("document.getElementById('form').requestSubmit()")
+    say(page, script, "a", None)
+    assert [(question, image is None) for question, _, image in script.asked] == [("What?", False)]
+    assert page.run("document.querySelectorAll('.unseen').length") == 0
+
+
+@pytest.mark.fault("E13")
+def test_who_insists_on_no_picture_is_told_at_the_answer(page, script):
+    ask(page, "What?")
+    say(page, script, "a", None)
+    assert page.run("document.querySelector('.unseen').textContent").startswith("asked without a picture")
+    # From then on without asking again.
+    page.run("document.getElementById('question').focus(), document.getElementById('question').value = 'Why?'")
+    page.press("Enter", 13, "\r")
+    say(page, script, "b", None)
+    assert not shown(page, "blind") and page.run("document.querySelectorAll('.unseen').length") == 2
+
+
+@pytest.mark.fault("E13")
+def test_an_example_is_clicked_and_shown_with_hard_edges(page, script):
+    assert page.run("document.querySelectorAll('.example').length") == 3
+    page.run("document.querySelectorAll('.example')[1].click()")
+    until(page, "conversation && document.getElementById('preview').naturalWidth === 48")
+    until(page, "getComputedStyle(document.getElementById('preview')).imageRendering === 'pixelated'")
+    page.run("document.getElementById('form').requestSubmit()")
+    say(page, script, "a", None)
+    [(question, _, image)] = script.asked
+    expected = Image.open(io.BytesIO(example_pictures()[1].png))
+    assert question == "What is in the picture?" and image.tobytes() == expected.tobytes()
+
+
+@pytest.mark.fault("E13")
+@pytest.mark.parametrize("kind", ["paste", "drop"])
+def test_a_picture_is_pasted_or_dropped_anywhere(page, script, kind):
+    data = base64.b64encode(png()).decode()
+    page.run(
+        f"(() => {{ const bytes = Uint8Array.from(atob('{data}'), c => c.charCodeAt(0));"
+        "const given = new DataTransfer(); given.items.add(new File([bytes], 'a.png', { type: 'image/png' }));"
+        + (
+            "document.body.dispatchEvent(new ClipboardEvent('paste', { clipboardData: given, bubbles: true })); })()"
+            if kind == "paste"
+            else "document.body.dispatchEvent(new DragEvent('drop', { dataTransfer: given, bubbles: true })); })()"
+        )
+    )
+    until(page, "conversation && document.getElementById('preview').naturalWidth === 48")
+
+
+@pytest.mark.fault("E13")
+def test_a_reload_keeps_the_talk(page, script, server):
+    upload(page, png())
+    until(page, "document.getElementById('preview').naturalWidth === 48")
+    ask(page, "How many shapes?")
+    say(page, script, "<SUMMARY> I count. </SUMMARY>\n\n<CONCLUSION> 1 </CONCLUSION>", None)
+    key = page.run("conversation")
+    page.open(server)
+    until(page, f"conversation === '{key}'")
+    assert page.run(TEXTS) == ["I count.", "1"] and page.run(OPEN) == ["summary-", "conclusion+"]
+    assert page.run("document.querySelector('.question').textContent") == "How many shapes?"
+    until(page, "document.getElementById('preview').naturalWidth === 48")
+    ask(page, "Why?")
+    say(page, script, "b", None)
+    assert page.run("conversation") == key and page.run(TEXTS) == ["I count.", "1", "b"]
+    page.run("document.getElementById('anew').click()")
+    page.open(server)
+    assert page.run("[conversation, sessionStorage.length]") == [None, 0]
+
+
+@pytest.mark.fault("E13")
+def test_a_reload_after_the_server_has_forgotten_is_told(page):
+    page.run("""sessionStorage.setItem(KEPT, JSON.stringify({ conversation: "gone", picture: null }))""")
+    page.run("restore()")
+    assert "has forgotten the conversation" in page.run("document.getElementById('trouble').textContent")
+    assert page.run("[conversation, sessionStorage.length]") == [None, 0]
+
+
+@pytest.mark.fault("E13")
+def test_the_search_and_the_models_knowledge_are_told(page):
+    assert page.run("document.getElementById('knowledge').textContent").startswith("cobra-tiny knows rendered shapes")
+    help_text = page.run("document.getElementById(document.getElementById('search').getAttribute('aria-describedby'))")
+    assert help_text is not None and shown(page, "search-help")
+    text = page.run("document.getElementById('search-help').textContent")
+    assert text.count(".") == 2 and all(kind in text for kind in ("vote", "best-of-n", "stage-beam"))
+
+
 def test_hostile_text_stays_text(page, script):
     hostile = "<img src=x onerror=alert(1)><script>alert(2)</script></p>&lt;b&gt;"
     ask(page, hostile)
     say(page, script, hostile, f"<CONCLUSION>{hostile}", None)
     assert page.run(TEXTS) == [hostile, hostile]
     assert page.run("document.querySelector('.question').textContent") == hostile
-    assert page.run("document.querySelectorAll('img, script').length") == 2
+    assert page.run("document.querySelectorAll('#turns img, script').length") == 1
 
 
 def test_the_search_is_chosen_and_the_conversation_goes_on(page, script):
@@ -180,3 +289,14 @@ def test_what_is_no_picture_is_told(browser, server):
     assert "cannot be opened as a picture" in browser.run("document.getElementById('trouble').textContent")
     upload(browser, png())
     assert browser.run("document.getElementById('trouble').textContent") == ""
+
+
+@pytest.mark.fault("E13")
+def test_a_server_that_has_gone_is_told_in_words(browser, script):
+    with Served(None) as served:
+        browser.open(served)
+    ask(browser, "What?")
+    until(browser, "document.querySelectorAll('#turns .faults').length")
+    assert browser.run("document.querySelector('#turns .faults').textContent").startswith("The server does not answer.")
+    upload(browser, png())
+    assert "does not answer" in browser.run("document.getElementById('trouble').textContent")

@@ -42,6 +42,7 @@ class Process:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
             )
+        assert self.process.stdout.readline() == "loading cobra-tiny\n"
         self.url = re.search(r"http://\S+", self.process.stdout.readline())[0]
         self.port = int(self.url.rpartition(":")[2])
 
@@ -129,6 +130,7 @@ PIECES = st.sampled_from(
             b"/",
             b"/ask",
             b"/image",
+            b"/talk",
             b"/../../etc/passwd",
             b"//talk.css",
         ),

@@ -5,6 +5,14 @@ let conversation = null;
 // Rises when a new conversation begins, so that what comes for an older one is dropped.
 let current = 0;
 let stopper = null;
+// The reader insists on asking without a picture.
+let blind = false;
+
+// Of a tab; a page that is loaded again finds its conversation by it.
+const KEPT = "cobra-conversation";
+// Pictures of at most so many pixels a side are shown with hard edges, larger ones are kept at that size at most.
+const SMALL = 128;
+const KEPT_SIDE = 576;
 
 /** Returns a new element with text in it; text never becomes markup. */
 function element(tag, className, text = "") {
@@ -14,23 +22,65 @@ function element(tag, className, text = "") {
   return made;
 }
 
+/** Returns an error in words; fetch and JSON tell nothing that a reader could use. */
+function words(error) {
+  const silent = error instanceof TypeError || error instanceof SyntaxError;
+  return silent ? "The server does not answer. See whether it still runs in its terminal, then try again." : error.message;
+}
+
+/** Remembers conversation and picture in this tab. */
+function keep() {
+  const preview = at("preview");
+  const scale = Math.min(1, KEPT_SIDE / Math.max(preview.naturalWidth, preview.naturalHeight, 1));
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.max(1, Math.round(preview.naturalWidth * scale));
+  canvas.height = Math.max(1, Math.round(preview.naturalHeight * scale));
+  canvas.getContext("2d").drawImage(preview, 0, 0, canvas.width, canvas.height);
+  const picture = preview.hidden || !preview.naturalWidth ? null : canvas.toDataURL(scale < 1 ? "image/jpeg" : "image/png");
+  try {
+    sessionStorage.setItem(KEPT, JSON.stringify({ conversation, picture }));
+  } catch {
+    // A full or forbidden store: the page works, and forgets when it is loaded again.
+  }
+}
+
+function read() {
+  try {
+    return JSON.parse(sessionStorage.getItem(KEPT));
+  } catch {
+    return null;
+  }
+}
+
 function forget() {
   stopper?.abort();
   current += 1;
   conversation = null;
+  blind = false;
+  at("blind").hidden = true;
   at("turns").replaceChildren();
   at("trouble").textContent = "";
 }
 
 function begin() {
   forget();
+  try { sessionStorage.removeItem(KEPT); } catch { /* forbidden */ }
   URL.revokeObjectURL(at("preview").src);
   at("preview").removeAttribute("src");
   at("preview").hidden = true;
   at("hint").hidden = false;
   at("unshown").hidden = true;
   at("picture").classList.remove("full");
-  at("file").value = "";
+  for (const field of document.querySelectorAll("input[type=file]")) field.value = "";
+}
+
+/** Shows a picture that the server has; without an address this browser cannot. */
+function reveal(address) {
+  at("hint").hidden = true;
+  at("picture").classList.add("full");
+  at("unshown").hidden = Boolean(address);
+  at("preview").hidden = !address;
+  if (address) at("preview").src = address;
 }
 
 async function show(file) {
@@ -43,15 +93,41 @@ async function show(file) {
     if (mine !== current) return;
     if (!answer.ok) throw new Error(found.error);
     conversation = found.conversation;
-    at("preview").src = URL.createObjectURL(file);
-    at("preview").hidden = false;
-    at("hint").hidden = true;
-    at("picture").classList.add("full");
+    reveal(URL.createObjectURL(file));
+    keep();
     at("question").focus();
   } catch (error) {
-    if (mine === current) at("trouble").textContent = error.message;
+    if (mine === current) at("trouble").textContent = words(error);
   } finally {
     if (mine === current) at("ask").disabled = false;
+  }
+}
+
+/** Shows a conversation of before the page was loaded again, as far as the server remembers it. */
+async function restore() {
+  const kept = read();
+  if (!kept?.conversation) return;
+  const mine = current;
+  try {
+    const response = await fetch("/talk", { method: "POST", body: kept.conversation });
+    const { turns, picture, error } = await response.json();
+    if (mine !== current) return;
+    if (error) throw new Error(error);
+    if (!turns) {
+      begin();
+      at("trouble").textContent = "The server has forgotten the conversation of before: choose a picture to begin a new one.";
+      return;
+    }
+    conversation = kept.conversation;
+    blind = !picture;
+    if (picture) reveal(kept.picture);
+    for (const { question, parts } of turns) {
+      const answer = new Answer(question);
+      for (const part of parts) answer.write(part);
+      answer.end();
+    }
+  } catch (error) {
+    if (mine === current) at("trouble").textContent = words(error);
   }
 }
 
@@ -62,12 +138,16 @@ class Answer {
     this.status = element("p", "waiting");
     this.status.setAttribute("role", "status");
     this.blocks = [];
-    this.item.append(element("p", "question", question), this.status);
+    this.ended = false;
+    this.item.append(element("p", "question", question));
+    if (blind) this.item.append(element("p", "unseen", "asked without a picture: what the answer describes is invented"));
+    this.item.append(this.status);
     at("turns").append(this.item);
     this.item.scrollIntoView({ block: "nearest" });
   }
 
   take(line) {
+    this.ended = Boolean(line.error || line.figures);
     if (line.error) this.fail(line.error);
     else if (line.figures) this.tell(line.figures);
     else if ("block" in line) this.write(line);
@@ -116,6 +196,11 @@ class Answer {
     this.status.className = "faults";
     this.status.textContent = message;
   }
+
+  end() {
+    this.item.classList.remove("writing");
+    if (this.status.className === "waiting") this.status.textContent = "";
+  }
 }
 
 /** Yields the lines of a response, each as the JSON that it is. */
@@ -143,13 +228,17 @@ async function ask(question) {
     const response = await fetch("/ask", { method: "POST", body: JSON.stringify(body), signal: stop.signal });
     if (!response.ok) throw new Error((await response.json()).error);
     for await (const line of lines(response)) {
-      if (line.conversation && mine === current) conversation = line.conversation;
+      if (line.conversation && mine === current) {
+        conversation = line.conversation;
+        keep();
+      }
       answer.take(line);
     }
+    if (!answer.ended) throw new TypeError("the server has ended");
   } catch (error) {
-    answer.fail(stop.signal.aborted ? "stopped" : error.message);
+    answer.fail(stop.signal.aborted ? "stopped" : words(error));
   } finally {
-    answer.item.classList.remove("writing");
+    answer.end();
     if (stopper === stop) {
       stopper = null;
       at("ask").hidden = false;
@@ -158,25 +247,50 @@ async function ask(question) {
   }
 }
 
-at("file").addEventListener("change", () => { if (at("file").files.length) show(at("file").files[0]); });
-// A browser reads fewer formats than the model.
-at("preview").addEventListener("error", () => {
-  at("preview").hidden = true;
-  at("unshown").hidden = false;
+for (const field of document.querySelectorAll("input[type=file]")) {
+  field.addEventListener("change", () => { if (field.files.length) show(field.files[0]); });
+}
+at("preview").addEventListener("load", () => {
+  const { naturalWidth, naturalHeight } = at("preview");
+  at("preview").classList.toggle("small", Math.max(naturalWidth, naturalHeight) <= SMALL);
+  keep();
 });
+// A browser reads fewer formats than the model.
+at("preview").addEventListener("error", () => { if (at("preview").hasAttribute("src")) reveal(null); });
+for (const example of document.querySelectorAll(".example")) {
+  example.addEventListener("click", () => {
+    const bytes = Uint8Array.from(atob(example.firstElementChild.src.split(",")[1]), (letter) => letter.charCodeAt(0));
+    if (!at("question").value) at("question").value = "What is in the picture?";
+    show(new Blob([bytes], { type: "image/png" }));
+  });
+}
+// Anywhere: a browser would leave the page for a picture that is dropped beside the field.
 for (const name of ["dragover", "dragleave", "drop"]) {
-  at("picture").addEventListener(name, (event) => {
+  document.addEventListener(name, (event) => {
+    if (!event.dataTransfer?.types.includes("Files")) return;
     event.preventDefault();
     at("picture").classList.toggle("over", name === "dragover");
     if (name === "drop" && event.dataTransfer.files.length) show(event.dataTransfer.files[0]);
   });
 }
+document.addEventListener("paste", (event) => {
+  const picture = Array.from(event.clipboardData?.files ?? []).find((file) => file.type.startsWith("image/"));
+  if (!picture) return;
+  event.preventDefault();
+  show(picture);
+});
 at("form").addEventListener("submit", (event) => {
   event.preventDefault();
   const question = at("question").value.trim();
   if (!question || stopper || at("ask").disabled) return;
+  at("blind").hidden = Boolean(conversation) || blind;
+  if (!at("blind").hidden) return;
   at("question").value = "";
   ask(question);
+});
+at("insist").addEventListener("click", () => {
+  blind = true;
+  at("form").requestSubmit();
 });
 at("question").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
@@ -186,6 +300,11 @@ at("question").addEventListener("keydown", (event) => {
 });
 at("stop").addEventListener("click", () => stopper?.abort());
 at("anew").addEventListener("click", begin);
-const chooses = () => { at("beams-field").hidden = at("search").value === "none"; };
+const chooses = () => {
+  const searches = at("search").value !== "none";
+  at("beams-field").hidden = !searches;
+  at("form").classList.toggle("searching", searches);
+};
 at("search").addEventListener("input", chooses);
 chooses();
+restore();
