@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from rich.console import Console
-from rich.markup import escape
 
 from cobra.evaluation.config import CAPTIONS, CONCLUSIONS, BenchmarkConfig
-from cobra.evaluation.report.results import Results
+from cobra.evaluation.report.next_steps import next_steps
+from cobra.evaluation.report.results import PAGE, Results
 from cobra.evaluation.responses.protocol import resolve_prompt
 from cobra.evaluation.tasks.base import Task, run_task
 from cobra.evaluation.tasks.captions import CaptionTask
@@ -44,9 +44,20 @@ def benchmark(config: BenchmarkConfig) -> Results | None:
             results = run_task(TASKS[config.task](config), config, world, console)
     finally:
         world.close()
-    place = escape(str(config.output_dir))
-    console.print(f"\nreport.html, metrics.json and all answers are in {place}", highlight=False)
+    if results is not None:
+        _print_way_on(console, config, results)
     return results
+
+
+def _print_way_on(console: Console, config: BenchmarkConfig, results: Results) -> None:
+    """Print where everything is, and the next commands."""
+    lines = [
+        f"\n{config.output_dir / PAGE} has pictures, charts, all metrics, the wordings and the signature; metrics.json "
+        "and all answers lie beside it",
+        *(f"to {purpose}: {command}" for purpose, command in next_steps(results)),
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def check_flags(config: BenchmarkConfig) -> None:

@@ -6,6 +6,7 @@ from PIL import Image
 from cobra.evaluation.data.captioned_image import CaptionedImage
 from cobra.evaluation.metrics.base import MeanMetric
 from cobra.evaluation.report.results import Results, VariantResult
+from cobra.evaluation.report.words import CAPTION_WORDS
 from cobra.evaluation.responses.protocol import Answer, scored_text
 from cobra.reasoning.trace import extract_reasoning_trace
 
@@ -14,6 +15,7 @@ COT = (
     "<CONCLUSION> {0} </CONCLUSION>"
 )
 HOSTILE = "</script><script>window.hit = 1</script><img src=x onerror='window.hit = 2'> {{ results }} &amp; \u202e\x00"
+ABOUT = {"valid_structure": {"share": "answers with all four stages", "of_stages": True}}
 LABELS = {"bleu_4": "BLEU-4", "cider": "CIDEr", "valid_structure": "valid structure"}
 SIGNATURE = "n:12|tok:ptb|idf:references"
 
@@ -50,7 +52,7 @@ def variant(images, raws, scores, analyses=None, **metrics):
     answers = [answer(*row) for row in zip(images, raws, analyses or [None] * len(images), strict=True)]
     given = metrics | {"cider": scores}
     names = dict.fromkeys(name for name in (*LABELS, *given) if name in given)
-    known = {name: MeanMetric(given[name], LABELS.get(name, "")) for name in names}
+    known = {name: MeanMetric(given[name], LABELS.get(name, ""), **ABOUT.get(name, {})) for name in names}
     return VariantResult([answer.scored for answer in answers], known, answers)
 
 
@@ -71,6 +73,7 @@ def results(n=12, seed=5, replicates=200, **others):
     }
     floors = {"shuffled": {"cider": MeanMetric([0.05] * n)}, "human": {"cider": MeanMetric([0.9] * n)}}
     about = {"prompt": "Caption?", "sample": {"seed": 7}}
+    others = {"words": CAPTION_WORDS} | others
     return Results.from_variants(images, variants, floors, SIGNATURE, about, replicates, **others)
 
 

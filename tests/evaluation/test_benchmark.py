@@ -88,7 +88,8 @@ def test_four_variants(main, captions, models):
         "scratchpad_max_new_tokens": 256,
         "batch_size": 8,
     }
-    assert metrics["prompt_sha256"] in printed and "6 images" in printed and "cobra-vlm[demo]" in printed
+    assert DEFAULT_PROMPT in printed and "all 6 images" in printed and "cobra-vlm[demo]" in printed
+    assert metrics["prompt_sha256"] not in printed and metrics["signature"] not in printed
     # One at a time: both are proved to load before the first answer, the one that is there answers first.
     assert [name for name, _, _ in models["loads"]] == ["stock", "tuned", "stock"]
     # Each variant can be scored again from its own file.

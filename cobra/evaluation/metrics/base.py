@@ -42,6 +42,11 @@ class Metric(ABC):
         lower_is_better: True where a lower score is the better one; the page says so behind the note.
         warning: Sentence on what makes this variant's score less than it seems, shown wherever scores are; empty where
             there is nothing to say.
+        share: Thing that the score is the share of, as the story names it, such as `right conclusions`; empty for a
+            score of another kind.
+        judges: True where the score of an image is 1 for a right answer and 0 for a wrong one; answers are marked so.
+        is_detail: True where the page and `metrics.json` have it, and the screen leaves it out.
+        of_stages: True where it says nothing of a model that writes no stages; it is shown where some variant does.
     """
 
     statistics: Scores
@@ -49,6 +54,10 @@ class Metric(ABC):
     note: str = ""
     lower_is_better: bool = False
     warning: str = ""
+    share: str = ""
+    judges: bool = False
+    is_detail: bool = False
+    of_stages: bool = False
 
     @property
     def explanation(self) -> str:
@@ -80,20 +89,19 @@ class RatioMetric(Metric):
     """A sum of counts over another, such as CHAIR-i: hallucinated objects over mentioned ones; statistics (N, 2)."""
 
     def __init__(
-        self,
-        numerators: ArrayLike,
-        denominators: ArrayLike,
-        label: str = "",
-        note: str = "",
-        *,
-        lower_is_better: bool = False,
-        warning: str = "",
+        self, numerators: ArrayLike, denominators: ArrayLike, label: str = "", note: str = "", **about: Any
     ) -> None:
         """Take (N,) numerators and (N,) whole denominators; a corpus whose denominators sum to 0 is divided by 1.
 
         The other arguments are the attributes of :class:`Metric`.
+
+        Raises:
+            TypeError: A metric has no such attribute.
         """
-        self.label, self.note, self.lower_is_better, self.warning = label, note, lower_is_better, warning
+        if unknown := about.keys() - Metric.__annotations__.keys():
+            raise TypeError(f"a metric has no attribute {', '.join(sorted(unknown))}")
+        self.label, self.note = label, note
+        vars(self).update(about)
         columns = [np.asarray(column, dtype=np.float64) for column in (numerators, denominators)]
         self.statistics = np.stack(columns, axis=-1)
 

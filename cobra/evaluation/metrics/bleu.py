@@ -84,7 +84,7 @@ class BleuMetric(Metric):
 
     def __init__(self, counts: NDArray[np.int64], n: int) -> None:
         """Take the counts of :meth:`BleuReferences.count`, for n-grams of up to `n` (1 to 4) tokens."""
-        self.label = f"BLEU-{n}"
+        self.label, self.is_detail = f"BLEU-{n}", n < ORDER
         self._n = n
         columns = (counts[:, :n], counts[:, ORDER : ORDER + n], counts[:, -2:])
         self.statistics = np.hstack(columns).astype(np.float64)

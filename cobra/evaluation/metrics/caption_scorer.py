@@ -61,9 +61,10 @@ class CaptionScorer:
                 raw_metrics |= {f"raw_{name}": metric for name, metric in scorer(raw).items() if name in _RAW}
         for metric in raw_metrics.values():
             metric.label += " of the raw text"
+            metric.is_detail = metric.of_stages = True
         label, note = "answers without CONCLUSION", "something else was scored"
         fallen = [answer.source != "conclusion" for answer in answers]
-        fallbacks = MeanMetric(fallen, label, note, lower_is_better=True)
+        fallbacks = MeanMetric(fallen, label, note, lower_is_better=True, is_detail=True, of_stages=True)
         return metrics | raw_metrics | {"valid_structure": valid_structure(answers), "conclusion_fallbacks": fallbacks}
 
     def floors(self) -> dict[str, Metrics]:
@@ -93,7 +94,8 @@ class CaptionScorer:
 def valid_structure(answers: Sequence[Answer]) -> MeanMetric:
     """Return the share of answers with all four stages."""
     valid = [answer.valid_structure for answer in answers]
-    return MeanMetric(valid, "valid structure", "four stages, closed, in order")
+    about = {"share": "answers with all four stages", "of_stages": True}
+    return MeanMetric(valid, "valid structure", "four stages, closed, in order", **about)
 
 
 def derangement(count: int, seed: int) -> list[int]:

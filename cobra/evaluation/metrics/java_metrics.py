@@ -84,13 +84,14 @@ class JavaMetrics:
 def find_java_metrics() -> JavaMetrics:
     """Return the metrics that run here; SPICE, which starts with few versions of Java, has scored one caption."""
     programs: dict[str, Program] = {}
-    left_out = []
+    left_out: dict[str, list[str]] = {}
     for name, label, find in (("meteor", "METEOR", _find_meteor), ("spice", "SPICE", _find_spice)):
         try:
             programs[name] = find()
         except UserError as error:
-            left_out.append(f"{label} is left out: {error}")
-    return JavaMetrics(programs, tuple(left_out))
+            left_out.setdefault(str(error), []).append(label)
+    lines = (f"{' and '.join(labels)} left out: {reason}" for reason, labels in left_out.items())
+    return JavaMetrics(programs, tuple(lines))
 
 
 def _clean(tokens: Sequence[str]) -> str:

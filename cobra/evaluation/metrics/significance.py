@@ -19,7 +19,6 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from cobra.evaluation.data.captioned_image import count_images
 from cobra.evaluation.metrics.base import SHOWN_SCALE, Metric, Metrics, Scores
 
 REPLICATES = 2000
@@ -36,6 +35,8 @@ _CHUNK = 4_000_000
 
 # Half of the 95 % interval on COCO val2017, x100, times the root of n: 1.2 BLEU-4 and 4.7 CIDEr at 1,000 images.
 _HALF_WIDTHS = {"BLEU-4": 37, "CIDEr": 140}
+# The same of a share of a half, which is known least.
+_SHARE = 98
 _SMALL_N = 1000
 
 Draw = Callable[[np.random.Generator, int, int], Scores]
@@ -144,15 +145,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def small_sample_warning(n: int) -> str | None:
-    """Return what a reader must know of scores on fewer than 1,000 images; None for more."""
+def small_sample_warning(n: int, count: Callable[[int], str], labels: Sequence[str]) -> str | None:
+    """Return what a reader must know of scores on fewer than 1,000 images; None for more.
+
+    Args:
+        n: Images.
+        count: Words for a number of them.
+        labels: Labels of the metrics.
+    """
     if n >= _SMALL_N:
         return None
-    widths = " and ".join(f"{name} to about +-{width / n**0.5:.1f}" for name, width in _HALF_WIDTHS.items())
-    return (
-        f"With {count_images(n)} scores are known roughly, {widths} (x100, 95 %, measured on COCO): smaller "
-        "differences may be chance."
-    )
+    known = {name: width / n**0.5 for name, width in _HALF_WIDTHS.items() if name in labels}
+    widths = " and ".join(f"{name} to about +-{width:.1f}" for name, width in known.items())
+    widths += " (x100, 95 %, measured on COCO)" if known else f"a share to about +-{_SHARE / n**0.5:.1f} % (95 %)"
+    return f"With {count(n)} scores are known roughly, {widths}: smaller differences may be chance."
 
 
 def _estimate(value: float, sampled: Scores) -> Estimate:

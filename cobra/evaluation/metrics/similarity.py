@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from rich import get_console
 from rich.progress import track
 
 from cobra.evaluation.metrics.base import Captions, MeanMetric, Metrics, References, Scorer
@@ -104,9 +105,9 @@ class SentenceSimilarity:
 
         def score(captions: Captions) -> Metrics:
             found, note = self.compare(captions.texts, texts), "cosine of embeddings, "
-            mean = MeanMetric(found.mean, "similarity, mean", f"{note}mean over references", warning=found.warning)
-            label = "similarity, closest"
-            closest = MeanMetric(found.maximum, label, f"{note}closest reference", warning=found.warning)
+            about = {"warning": found.warning}
+            mean = MeanMetric(found.mean, "mean similarity", f"{note}mean over references", is_detail=True, **about)
+            closest = MeanMetric(found.maximum, "similarity", f"{note}closest reference", **about)
             return {"similarity_mean": mean, "similarity_max": closest}
 
         return score
@@ -146,7 +147,12 @@ class SentenceSimilarity:
                 normalize_embeddings=True,
                 show_progress_bar=False,
             )
-            for start in track(range(0, len(new), _CHUNK), description="Embedding captions", transient=True)
+            for start in track(
+                range(0, len(new), _CHUNK),
+                description="Embedding captions",
+                transient=True,
+                disable=not get_console().is_terminal,
+            )
         ]
         kept = [self._vectors] if len(self._vectors) else []
         rows = {text: row for row, text in enumerate(new, len(self._vectors))}

@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 from cobra.evaluation.data.captioned_image import CaptionedImage
 from cobra.evaluation.data.image_sources import Pictures
 from cobra.evaluation.metrics.base import SHOWN_SCALE
-from cobra.evaluation.report.results import Results, VariantResult, main_pair
+from cobra.evaluation.metrics.ptb_tokenizer import tokenize
+from cobra.evaluation.metrics.rouge import rouge_l
+from cobra.evaluation.report.results import Results, VariantResult, judge, main_pair
 from cobra.reasoning.trace import ReasoningTrace, extract_reasoning_trace
 from cobra.util.html_pages import Thumbnail, thumbnail
 
 # Images on the page: with their pictures they take some 4 MB.
 GALLERY_IMAGES = 200
+FEATURED_IMAGES = 6
 # Worst and best cases that are named above the gallery.
 _EXTREMES = 5
 _SEED = 7
@@ -34,6 +37,8 @@ class GalleryAnswer(NamedTuple):
     """Part of the answer that holds it; empty where no model answered."""
     value: float
     """Score in the metric that the page begins with."""
+    verdict: bool | None
+    """True for a right answer, False for a wrong one; None where no metric judges them."""
     raw: str
     """The answer as generated; empty where the caption is all of it."""
     analysis: str
@@ -69,8 +74,10 @@ class Gallery:
     """The best cases, the best first."""
     lowest: list[Card]
     """The worst cases, the worst first."""
+    featured: list[tuple[str, Card]]
+    """The few cards that the page begins with, each with the reason why it is among them."""
     data: dict[str, Any]
-    """For the script: `metrics`, and `values` by metric and variant, in the order of the cards."""
+    """For the script: `metrics`, `values` by metric and variant as the cards stand, and what was `asked` about."""
 
 
 def gallery(results: Results, pictures: Pictures | None, limit: int = GALLERY_IMAGES) -> Gallery:
@@ -80,14 +87,38 @@ def gallery(results: Results, pictures: Pictures | None, limit: int = GALLERY_IM
     values = {name: result.metrics[metric].per_image for name, result in results.variants.items()}
     pair = main_pair(list(values))
     ranked = values[pair[1]] - values[pair[0]] if pair else next(iter(values.values()))
-    chosen, cards = choose(values, limit), []
-    for index in chosen:
+
+    def card(index: int) -> Card:
         image = results.images[index]
         answers = [_answer(name, result, index, values[name][index]) for name, result in results.variants.items()]
-        cards.append(Card(index + 1, image, _picture(image, pictures), answers, float(ranked[index])))
+        return Card(index + 1, image, _picture(image, pictures), answers, float(ranked[index]))
+
+    chosen = choose(values, limit)
+    cards = list(map(card, chosen))
     known = sorted((card for card in cards if math.isfinite(card.ranked)), key=lambda card: card.ranked)
-    data = _data(results.variants, metrics, chosen)
-    return Gallery(metric, pair, cards, known[: -_EXTREMES - 1 : -1], known[:_EXTREMES], data)
+    featured = [(why, card(index)) for index, why in _feature(ranked, pair is not None).items()]
+    data = _data(results.variants, metrics, chosen, results.words.asked)
+    return Gallery(metric, pair, cards, known[: -_EXTREMES - 1 : -1], known[:_EXTREMES], featured, data)
+
+
+def _feature(ranked: NDArray[np.float64], is_difference: bool) -> dict[int, str]:
+    """Return the images to begin with and why: two of the best, two of the worst, the rest drawn, always the same."""
+    order = [int(index) for index in np.argsort(ranked, kind="stable") if math.isfinite(ranked[index])]
+    best, worst = order[:-3:-1], order[:2]
+    if is_difference:
+        best, worst = [i for i in best if ranked[i] > 0], [i for i in worst if ranked[i] < 0]
+    reasons = ("among the largest losses", "among the largest gains") if is_difference else ("low score", "high score")
+    featured = dict.fromkeys(worst, reasons[0]) | dict.fromkeys(best, reasons[1])
+    rest = [index for index in range(len(ranked)) if index not in featured]
+    drawn = random.Random(_SEED).sample(rest, min(FEATURED_IMAGES - len(featured), len(rest)))
+    return dict.fromkeys(best, reasons[1]) | dict.fromkeys(worst, reasons[0]) | dict.fromkeys(drawn, "drawn at random")
+
+
+def nearest(caption: str, references: Sequence[str]) -> tuple[str, float]:
+    """Return the reference that a caption is nearest to by ROUGE-L, and that score."""
+    tokens = [[tokenize(reference)] for reference in references]
+    scores = rouge_l([tokenize(caption)] * len(references), tokens)
+    return references[int(np.argmax(scores))], float(scores.max())
 
 
 def choose(values: Mapping[str, NDArray[np.float64]], limit: int) -> list[int]:
@@ -125,10 +156,12 @@ def _answer(variant: str, result: VariantResult, index: int, value: float) -> Ga
         source, analysis, problem = answer.source, answer.analysis or "", answer.problem or ""
         raw = "" if answer.raw.strip() == caption.strip() else answer.raw
     traces = map(extract_reasoning_trace, (raw, analysis))
-    return GalleryAnswer(variant, caption, source, float(value), raw, analysis, problem, *traces)
+    return GalleryAnswer(variant, caption, source, float(value), judge(result, index), raw, analysis, problem, *traces)
 
 
-def _data(variants: Mapping[str, VariantResult], metrics: Sequence[str], chosen: Sequence[int]) -> dict[str, Any]:
+def _data(
+    variants: Mapping[str, VariantResult], metrics: Sequence[str], chosen: Sequence[int], asked: str
+) -> dict[str, Any]:
     """Return the script's numbers, scaled as they are shown; what is not known is null."""
 
     def shown(scores: NDArray[np.float64]) -> list[float | None]:
@@ -139,4 +172,4 @@ def _data(variants: Mapping[str, VariantResult], metrics: Sequence[str], chosen:
         metric: {name: shown(result.metrics[metric].per_image) for name, result in variants.items()}
         for metric in metrics
     }
-    return {"metrics": list(metrics), "values": values}
+    return {"metrics": list(metrics), "values": values, "asked": asked}

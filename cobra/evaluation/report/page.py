@@ -17,8 +17,10 @@ from cobra.evaluation.metrics.base import SHOWN_SCALE, value
 from cobra.evaluation.metrics.ptb_tokenizer import tokenize
 from cobra.evaluation.metrics.significance import ALPHA, Estimate
 from cobra.evaluation.report.charts import Histogram, Strip, length_histograms, strip
-from cobra.evaluation.report.gallery import GALLERY_IMAGES, gallery
-from cobra.evaluation.report.results import FLOOR_LABELS, SCALE_NOTE, Results, findings, score_text
+from cobra.evaluation.report.gallery import GALLERY_IMAGES, gallery, nearest
+from cobra.evaluation.report.next_steps import next_steps
+from cobra.evaluation.report.results import FLOOR_LABELS, FLOOR_NOTES, Results, score_text
+from cobra.evaluation.report.story import null_sentence, story, twins
 from cobra.util.charts import Axis, axis
 from cobra.util.html_pages import page_templates
 from cobra.util.printable import printable
@@ -71,28 +73,35 @@ class ScoreRow(NamedTuple):
 def render_page(results: Results, pictures: Pictures | None = None, limit: int = GALLERY_IMAGES) -> str:
     """Return the page's HTML; equal results and images give equal bytes. The rest is that of :func:`gallery`."""
     environment = _environment()
-    headlines = results.headlines
+    headlines, n = results.headlines, len(results.images)
+    shown = [comparison for comparison in results.comparisons if comparison.metric in results.metrics]
     script = environment.get_template("report.js").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     differences = [_differences(results, metric) for metric in headlines]
     others = [_differences(results, metric) for metric in results.metrics if metric not in headlines]
     return environment.get_template("report.html.j2").render(
         results=results,
+        n=n,
+        words=results.words,
         names=list(results.variants),
         labels={name: results.label(name) for name in results.metrics},
         script=Markup(script),
         script_sha256=digest,
-        scale_note=SCALE_NOTE,
+        story=story(results),
         alpha=ALPHA,
         warnings=results.warnings,
-        findings=findings(results),
+        twins=twins(results),
+        claimed=[comparison.sentence(n) for comparison in shown if comparison.is_claimed],
+        unclaimed=null_sentence(shown, n),
         scores=[_scores(results, metric) for metric in headlines],
         score_rows=_score_rows(results),
         floor_labels=[FLOOR_LABELS[name] for name in results.floors],
+        floor_notes=[FLOOR_NOTES[name] for name in results.floors],
         differences=[plot for plot in differences if plot.rows],
         others=[plot for plot in others if plot.rows],
         histograms=_histograms(results),
         gallery=gallery(results, pictures, limit),
+        next_steps=next_steps(results),
         about=json.dumps(dict(results.about), indent=2, ensure_ascii=False),
     )
 
@@ -105,6 +114,7 @@ def _environment() -> Environment:
         "name": lambda name: printable(str(name), _NAME_CHARACTERS),
         "score": _score,
         "difference": _difference,
+        "nearest": nearest,
         "p": lambda p_value: "< 0.001" if p_value < 0.001 else f"{p_value:.3f}",
     }
     return environment

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,9 @@ from cobra.evaluation.metrics.significance import (
     estimate_all,
     small_sample_warning,
 )
+from cobra.evaluation.report.words import Words
 from cobra.evaluation.responses.protocol import VARIANTS, Answer
+from cobra.reasoning.trace import extract_reasoning_trace
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path
 from cobra.util.jsonl import to_lines
@@ -36,10 +39,12 @@ HEADLINES = ("cider", "bleu_4", "rouge_l", "similarity_max")
 FLOOR_LABELS = {"shuffled": "shuffled captions", "human": "one human", "constant": "commonest answer"}
 """Captions, or answers, of known quality, with their names in tables."""
 
-SCALE_NOTE = (
-    f"Scores x{SHOWN_SCALE}, with 95 % intervals. CIDEr, whose own scale goes to 10, is x{SHOWN_SCALE} too, as papers "
-    "print it."
-)
+FLOOR_NOTES = {
+    "shuffled": "Shuffled captions, each a human's of another image, are a floor.",
+    "human": "One human's captions, scored against the other humans' of the same image, are what people reach.",
+    "constant": "The commonest answer is what giving the commonest conclusion of a source every time would score.",
+}
+"""Explanations of them."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,8 @@ class Results:
     """Throughput by variant; empty where none was measured."""
     overlap: str | None = None
     """Sentence on images that were trained on."""
+    words: Words = field(default_factory=Words)
+    """Words of the task."""
 
     @classmethod
     def from_variants(
@@ -85,15 +92,30 @@ class Results:
         replicates: int = REPLICATES,
         **others: Any,
     ) -> "Results":
-        """Return results with intervals and comparisons worked out; `others` are `throughput` and `overlap`."""
+        """Return results with intervals and comparisons worked out; `others` are the fields with defaults."""
         metrics = {name: result.metrics for name, result in variants.items()}
         estimates, comparisons = estimate_all(metrics, replicates), compare_all(metrics, replicates)
         return cls(images, variants, estimates, comparisons, floors, signature, about, **others)
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the metrics that any variant has, in the order in which they are shown."""
-        return list(dict.fromkeys(name for result in self.variants.values() for name in result.metrics))
+        """Names of the metrics that any variant has and that say something of it, in the order in which they are shown.
+
+        Where no answer has a stage, as no model was trained on any, those of stages would look like failures.
+        """
+        names = dict.fromkeys(name for result in self.variants.values() for name in result.metrics)
+        return [name for name in names if self.has_stages or not self.metric(name).of_stages]
+
+    @cached_property
+    def has_stages(self) -> bool:
+        """True if an answer of any variant has a stage."""
+        answers = (answer for result in self.variants.values() for answer in result.answers or ())
+        return any(extract_reasoning_trace(answer.raw).texts for answer in answers)
+
+    @property
+    def scale_note(self) -> str:
+        """The scale on which scores are shown."""
+        return f"Scores x{SHOWN_SCALE}" + ", of CIDEr too" * ("cider" in self.metrics)
 
     @property
     def headlines(self) -> list[str]:
@@ -104,7 +126,7 @@ class Results:
     @property
     def warnings(self) -> list[str]:
         """Sentences that a reader of the scores must know."""
-        small = small_sample_warning(len(self.images))
+        small = small_sample_warning(len(self.images), self.words.count, [self.label(name) for name in self.metrics])
         metrics = [(variant, metric) for variant, own in self.variants.items() for metric in own.metrics.values()]
         warnings = [f"{variant}: {metric.warning}" for variant, metric in metrics if metric.warning]
         return list(dict.fromkeys([*([small] if small else []), *warnings]))
@@ -124,17 +146,10 @@ def main_pair(variants: Sequence[str]) -> tuple[str, str] | None:
     return next((pair for pair in pairs if pair == ("baseline", "finetuned")), pairs[0] if pairs else None)
 
 
-def findings(results: Results, every_pair: bool = False) -> list[str]:
-    """Return in words what may be claimed of the main pair in the headline metrics, or of every pair in the first."""
-    headlines = results.headlines
-    pair = main_pair(list(results.variants))
-    return [
-        comparison.sentence(len(results.images))
-        for metric in headlines
-        for comparison in results.comparisons
-        if comparison.metric == metric
-        and ((comparison.first, comparison.second) == pair or (every_pair and metric == headlines[0]))
-    ]
+def judge(result: VariantResult, index: int) -> bool | None:
+    """Return True for a right answer of a variant, False for a wrong one, and None where no metric judges them."""
+    judges = (metric for metric in result.metrics.values() if metric.judges)
+    return next((bool(metric.per_image[index]) for metric in judges), None)
 
 
 def score_text(score: float | None) -> str:

@@ -19,6 +19,7 @@ from cobra.evaluation.report.console import print_results, print_samples
 from cobra.evaluation.report.page import render_page
 from cobra.evaluation.report.results import Results, VariantResult, prepare_output, write_results
 from cobra.evaluation.report.signature import signature_line
+from cobra.evaluation.report.words import Words
 from cobra.evaluation.responses.models_under_test import FINETUNED, ModelsUnderTest
 from cobra.evaluation.responses.protocol import VARIANTS, Answer, Protocol
 from cobra.evaluation.responses.respond import Answered, answer_variants
@@ -57,6 +58,8 @@ class Questions:
     """Variants that are scored without a model, such as captions out of a file."""
     overlap: str | None = None
     """Sentence on images that were trained on."""
+    words: Words = field(default_factory=Words)
+    """Words by which screen and page speak of the task."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +129,9 @@ def run_task(task: Task, config: BenchmarkConfig, world: World, console: Console
     about |= _describe(models, protocol, config.max_images)
     signature = signature_line(len(questions.images), questions.tokenizer, questions.idf, about)
     variants = {name: scores.variants[name] for name in names}
-    measured: dict[str, Any] = {"throughput": responses.throughput, "overlap": questions.overlap}
-    results = Results.from_variants(questions.images, variants, scores.floors, signature, about, **measured)
+    others: dict[str, Any] = {"throughput": responses.throughput, "overlap": questions.overlap}
+    others["words"] = questions.words
+    results = Results.from_variants(questions.images, variants, scores.floors, signature, about, **others)
     # Written first: a screen that is gone must not cost the answers.
     write_results(config.output_dir, results, render_page(results, questions.pictures), scores.files)
     print_results(console, results)
@@ -159,10 +163,10 @@ def _announce(console: Console, protocol: Protocol, models: ModelsUnderTest, rem
     """Print what is about to be compared, so that a wrong checkpoint or prompt is seen before the hours are spent."""
     lines = []
     for role, about in models.entries.items():
-        lines.append(f"{role}: {about['checkpoint']} ({about['model_id']}, sha256 {about['sha256'][:16]})")
-    if models.entries:
-        lines += [f"{name} wording: {wording!r}" for name, wording in protocol.wordings.items()]
-        lines.append(f"wordings sha256 {protocol.prompt_sha256}")
+        published = ", as published" * about["is_stock"]
+        lines.append(f"{role}: {about['checkpoint']} ({about['model_id']}{published}, sha256 {about['sha256'][:12]})")
+    if models.entries and protocol.prompt:
+        lines.append(f"prompt: {protocol.prompt!r}")
     for line in (*lines, *remarks):
         console.print(escape(line), highlight=False, soft_wrap=True)
 

@@ -20,11 +20,13 @@ from cobra.evaluation.metrics.java_metrics import JavaMetrics, find_java_metrics
 from cobra.evaluation.metrics.rouge import rouge
 from cobra.evaluation.metrics.similarity import EXTRA, PACKAGE, SentenceSimilarity, packaged_model_is_installed
 from cobra.evaluation.report.results import VariantResult
+from cobra.evaluation.report.words import CAPTION_WORDS
 from cobra.evaluation.responses.models_under_test import dataset_roots
 from cobra.evaluation.responses.protocol import Answer, resolve_prompt
 from cobra.evaluation.tasks.base import LIST_FILE, SAMPLE_SEED, Questions, Scores, Task
 from cobra.util.errors import UserError
 from cobra.util.files import sha256_file
+from cobra.util.numbers import part_of
 
 _PREDICTIONS = "predictions"
 
@@ -49,6 +51,7 @@ class CaptionTask(Task):
             remarks=self._remarks(),
             extra_variants=[_PREDICTIONS] * (self._predictions is not None),
             overlap=self._overlap.sentence,
+            words=CAPTION_WORDS,
         )
 
     def score(self, answers: Mapping[str, Sequence[Answer]], console: Console) -> Scores:
@@ -69,7 +72,7 @@ class CaptionTask(Task):
 
     def _remarks(self) -> list[str]:
         whole, predictions = self._set, self._predictions
-        lines = [f"{len(self._images):,} of {len(whole.images):,} images of {whole.source} ({whole.form})"]
+        lines = [f"{part_of(len(self._images), len(whole.images))} images of {whole.source} ({whole.form})"]
         lines += [*whole.remarks, self._overlap.sentence]
         if predictions is not None:
             lines += [predictions.remark] if predictions.remark else []

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -14,10 +15,12 @@ from cobra.evaluation.metrics.base import MeanMetric, Metrics
 from cobra.evaluation.metrics.caption_scorer import valid_structure
 from cobra.evaluation.metrics.conclusion_accuracy import ConclusionScore, score_conclusions
 from cobra.evaluation.report.results import VariantResult
+from cobra.evaluation.report.words import CONCLUSION_WORDS
 from cobra.evaluation.responses.protocol import Answer
 from cobra.evaluation.tasks.base import SAMPLE_SEED, Questions, Scores, Task
 from cobra.util.files import sha256_file
 from cobra.util.jsonl import to_lines
+from cobra.util.numbers import part_of
 
 DEFAULT_ROWS = Path("data/download/llava-cot-100k/llava_cot_100k_holdout.json")
 """Held-out rows that `fine_tune/prepare_llava_cot.py --dataset_root data` writes."""
@@ -36,7 +39,7 @@ class ConclusionTask(Task):
         chosen = {image.image_id for image in images}
         self._rows = [row for row in holdout.rows if row.number in chosen]
         digest = sha256_file(path)
-        remark = f"{len(images):,} of {len(holdout.rows):,} questions of {path}"
+        remark = f"{part_of(len(images), len(holdout.rows))} questions of {path}"
         if holdout.without_conclusion or holdout.without_image:
             remark += (
                 f"; {holdout.without_conclusion:,} rows without a CONCLUSION and {holdout.without_image:,} without an "
@@ -49,6 +52,7 @@ class ConclusionTask(Task):
             tokenizer="conclusion-rules",
             questions_sha256=digest,
             remarks=[remark],
+            words=CONCLUSION_WORDS,
         )
 
     def score(self, answers: Mapping[str, Sequence[Answer]], console: Console) -> Scores:
@@ -69,22 +73,23 @@ class ConclusionTask(Task):
             {"constant": {"conclusion_accuracy": constant}},
             {"conclusions": {name: score.to_dict() for name, score in scores.items()}},
             verdicts,
-            [_source_table(scores)],
+            [_source_table(scores)] if len(first.sources) > 1 else [],
         )
 
 
 def _result(answers: Sequence[Answer], score: ConclusionScore) -> VariantResult:
-    accuracy = MeanMetric(score.correct, _LABEL)
+    accuracy = MeanMetric(score.correct, _LABEL, share=_LABEL, judges=True)
     metrics: Metrics = {"conclusion_accuracy": accuracy, "valid_structure": valid_structure(answers)}
     return VariantResult([verdict.given for verdict in score.verdicts], metrics, answers)
 
 
 def _source_table(scores: Mapping[str, ConclusionScore]) -> Table:
     """Return the share of right conclusions by the data set that rows are from."""
-    table = Table(title="Right conclusions by source, %", title_justify="left")
+    title = "Right conclusions by source, %"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     table.add_column("source")
     for column in ("n", *(name.replace("+", "\n+") for name in scores), "commonest\nanswer"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", min_width=max(map(len, column.split())))
     for source, kind in next(iter(scores.values())).sources.items():
         shares = [score.sources[source].accuracy for score in scores.values()]
         cells = [f"{100 * share:.1f}" for share in (*shares, kind.majority / kind.n)]

@@ -85,7 +85,7 @@ def java(tmp_path, monkeypatch, package):
 
 def test_the_protocol_of_meteor(java):
     found = find_java_metrics()
-    assert len(found.left_out) == 1 and found.left_out[0].startswith("SPICE is left out: its language models")
+    assert len(found.left_out) == 1 and found.left_out[0].startswith("SPICE left out: its language models")
     metric = score(found)["meteor"]
     # Three bars would end the caption.
     assert metric.statistics[:, :2].tolist() == [[2, 2], [1, 3]] and value(metric) == 0
@@ -107,7 +107,7 @@ def test_a_program_that_fails_is_an_error(java, lines, reason):
 def test_without_the_package(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     found = find_java_metrics()
-    assert [line.split(":")[0] for line in found.left_out] == ["METEOR is left out", "SPICE is left out"]
+    assert [line.split(":")[0] for line in found.left_out] == ["METEOR and SPICE left out"]
     assert all("pip install 'cobra-vlm[java]'" in line and "\n" not in line for line in found.left_out)
     assert score(found) == {}
 

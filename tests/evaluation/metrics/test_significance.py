@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from plain_metrics import captioned, make_scorer, recorded
 from scipy.stats import kstest, norm, ttest_rel
 
+from cobra.evaluation.data.captioned_image import count_images
 from cobra.evaluation.metrics import significance as statistics
 from cobra.evaluation.metrics.base import MeanMetric, Metric, RatioMetric, value
 from cobra.evaluation.metrics.significance import (
@@ -214,9 +215,11 @@ def test_sentences():
 
 
 def test_small_samples_are_warned_of():
-    assert small_sample_warning(1000) is None
-    assert "BLEU-4 to about +-3.7 and CIDEr to about +-14.0 (x100" in small_sample_warning(100)
-    assert "With 1 image scores" in small_sample_warning(1)
+    labels = ["BLEU-4", "CIDEr"]
+    assert small_sample_warning(1000, count_images, labels) is None
+    assert "BLEU-4 to about +-3.7 and CIDEr to about +-14.0 (x100" in small_sample_warning(100, count_images, labels)
+    assert "With 1 image scores" in small_sample_warning(1, count_images, labels)
+    assert "a share to about +-9.8 % (95 %)" in small_sample_warning(100, count_images, ["right conclusions"])
 
 
 def test_all_metrics_have_names(two_people):

@@ -43,13 +43,13 @@ def test_everything_is_on_the_page(found, page):
     words = page.words()
     for part in ("Scores", "Differences between variants", "Lengths", "Gallery", "Protocol", found.overlap):
         assert part in words
-    assert page.tags.count("article") == 12 and page.tags.count("h1") == 1
+    assert page.tags.count("article") == 6 + 12 and page.tags.count("h1") == 1
     # BLEU-4 and CIDEr as scores, all three metrics as differences.
     assert page.tags.count("caption") == 2 + 3 + 1 and "Throughput" not in words
     estimate = found.estimates["finetuned"]["cider"]
     assert f"{100 * estimate.value:.1f} {100 * estimate.low:.1f} to {100 * estimate.high:.1f}" in words
     for comparison in found.comparisons:
-        assert comparison.sentence(12) in words
+        assert not comparison.is_claimed or comparison.sentence(12) in words
     for image in found.images:
         assert all(reference in words for reference in image.references)
     assert words.count("CONCLUSION scored") == 24 and words.count("analysis, the first pass") == 12
@@ -72,10 +72,10 @@ def test_pictures_are_inside_and_those_that_are_missing_are_named(found, tmp_pat
     (tmp_path / "04.png").write_bytes(b"no picture")
     page = HtmlPage(render_page(found, PictureFolder(tmp_path)))
     pictures = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
-    assert len(pictures) == 10 and all(value.startswith("data:image/jpeg;base64,") for value in pictures)
+    assert len(pictures) == 14 and all(value.startswith("data:image/jpeg;base64,") for value in pictures)
     assert "The picture is not there." in page.words() and "The picture cannot be read." in page.words()
     alts = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
-    assert alts[0] == found.images[0].references[0]
+    assert found.images[0].references[0] in alts
 
 
 def test_pictures_out_of_a_data_set_look_the_same(found, tmp_path):
@@ -93,7 +93,7 @@ def test_images_that_no_model_could_read_are_told_from_silent_ones():
     answers = [replace(one.answers[0], problem="01.png is not a readable image"), one.answers[1]]
     found = Results.from_variants(images, {"baseline": replace(one, answers=answers)}, {}, "", {}, replicates=20)
     page = HtmlPage(render_page(found))
-    assert [text for text in page.text if text.startswith("nothing")] == ["nothing: ", "nothing"]
+    assert sorted(text for text in page.text if text.startswith("nothing")) == ["nothing"] * 2 + ["nothing: "] * 2
     assert "01.png is not a readable image" in page.words()
 
 
@@ -163,7 +163,7 @@ def test_an_unknown_score_is_null_for_the_script_and_a_dash_for_the_reader():
 def test_a_page_of_5000_images_shows_200_and_says_so():
     found = results(n=5000, replicates=20)
     html = render_page(found)
-    assert html.count("<article") == 200 and len(html) < 2_500_000
+    assert html.count("<article") == 206 and len(html) < 2_500_000
     assert "200 of 5,000 images are shown" in html and "over all 5,000 images" in html
     difference = cider(found, "finetuned") - cider(found, "baseline")
     ranked = gallery(found, None)

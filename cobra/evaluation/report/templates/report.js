@@ -26,7 +26,7 @@
       card.difference = card.score === null || first === null ? null : card.score - first;
       card.scores.forEach((node, index) => {
         node.textContent = shown(values[card.variants[index]][card.place]);
-        node.title = `${settings.label} of this image`;
+        node.title = `${settings.label} of this ${data.asked}`;
       });
       if (card.change) {
         card.change.querySelector(".what").textContent = `${settings.label}, ${settings.second} less ${settings.first}`;
@@ -75,7 +75,7 @@
     }
     // A card that is moved loses the focus.
     if (order.some((card, place) => grid.children[place] !== card.node)) grid.append(...order.map((card) => card.node));
-    fields.count.value = `${count} of ${cards.length} images`;
+    fields.count.value = `${count} of ${cards.length} ${data.asked}s`;
     document.getElementById("none").hidden = count > 0;
   }
 
