@@ -203,7 +203,7 @@ def test_a_row_that_is_no_object_is_named(folder, tokenizer):
         ('{\n "rows": []}', "line 1 .*in the middle of a value.*JSON list of rows"),
         ("[]", "is empty. Expected is a JSON list"),
         ("", "is empty"),
-        ("id,image,answer\n1,a.png,red", "line 1 .*JSON list of rows, or JSON lines"),
+        ("id,image,answer\n1,a.png,red", "is a table, .* check .*--write"),
     ],
 )
 def test_what_is_no_list_of_rows_is_refused(folder, tokenizer, text, expected):

@@ -51,7 +51,7 @@ def form_of(row: Any) -> Form:
     if turns is None:
         answered = any(spelled(key) in ANSWER_COLUMNS and not isinstance(row[key], list | dict) for key in row)
         return Form.FIELDS if answered else Form.ROWS
-    others = (isinstance(turn, dict) and ("role" in turn or turn.get("from") in _OTHER_SPEAKERS) for turn in turns)
+    others = (isinstance(turn, dict) and ("role" in turn or str(turn.get("from")) in _OTHER_SPEAKERS) for turn in turns)
     return Form.MESSAGES if "conversations" not in row or any(others) else Form.ROWS
 
 
