@@ -88,6 +88,8 @@ def test_lists_are_answered_together(vlm, file):
     assert vlm.ask(IMAGE, QUESTIONS, **SHORT) == [vlm.ask(IMAGE, question, **SHORT) for question in QUESTIONS]
     assert vlm.ask(None, QUESTIONS, **SHORT) == [vlm.ask(None, question, **SHORT) for question in QUESTIONS]
     assert vlm.ask(tuple(images[:1]), QUESTIONS[:1], **SHORT) == [vlm.ask(images[0], QUESTIONS[0], **SHORT)]
+    pixels = vlm.preprocess(image for image in images)
+    assert vlm.generate_batch(pixels, [as_turn(vlm, question) for question in QUESTIONS], **SHORT) == each
     assert vlm.ask([], "What?") == vlm.ask(IMAGE, []) == []
 
 
@@ -164,6 +166,7 @@ WRONG_CALLS = {
         r"are a Tensor, expected a tensor .* for each of dino and siglip, as vlm\.preprocess",
     ),
     "preprocess one": (lambda vlm: vlm.preprocess(IMAGE), r"a list of one or more images: vlm\.preprocess"),
+    "preprocess none": (lambda vlm: vlm.preprocess([]), "takes a list of one or more images"),
     "preprocess a name": (lambda vlm: vlm.preprocess("it.png"), "takes a list of one or more images"),
     "a name of others": (
         lambda vlm: vlm.ask(IMAGE, "What?", max_tokens=5),

@@ -1,7 +1,7 @@
 """Generation for vision-language models: answers prompts about images."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any, Unpack
@@ -90,15 +90,16 @@ class GenerationMixin:
         """Return a new conversation in the language model's format."""
         return self.llm_backbone.prompt_builder_fn(model_family="cobra", system_prompt=system_prompt)
 
-    def preprocess(self, images: Sequence[ImageLike]) -> PixelValues:
+    def preprocess(self, images: Iterable[ImageLike]) -> PixelValues:
         """Return the pixels of pictures of any form and mode, stacked on the model's device and, if several, by tower.
 
         Raises:
             UserError: There is no list, or none in it; or see :func:`as_picture`.
         """
-        if is_picture(images) or not len(images):
+        several = [] if is_picture(images) else images
+        pixels = [self.vision_backbone.image_transform(to_rgb(as_picture(image))) for image in several]
+        if not pixels:
             raise UserError("preprocess takes a list of one or more images: vlm.preprocess([image])")
-        pixels = [self.vision_backbone.image_transform(to_rgb(as_picture(image))) for image in images]
         return map_pixels(default_collate(pixels), lambda value: value.to(self.device))
 
     @torch.no_grad()
