@@ -8,6 +8,7 @@ from typing import NamedTuple
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from cobra.util.images import read_header, read_upright
+from cobra.util.numbers import percent
 from cobra.util.printable import printable
 
 # CSS pixels at most, in either direction, and decoded pixels above which a picture is not shown: it would take 100 MB.
@@ -20,7 +21,7 @@ def page_templates(package: str) -> Environment:
     """Return the templates in a package's folder `templates`, and those in this package's that all pages share.
 
     Every text is escaped and :func:`printable`; a name that is not given to a template is an error. The filter `number`
-    groups digits, and `percent` has one decimal.
+    groups digits, and `percent` has one decimal, 100 only for all.
     """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("cobra.util")]),
@@ -31,7 +32,7 @@ def page_templates(package: str) -> Environment:
         # Markup, such as a macro's output, is a string of another type.
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
-    environment.filters |= {"number": "{:,}".format, "percent": "{:.1%}".format}
+    environment.filters |= {"number": "{:,}".format, "percent": lambda share: f"{percent(share)}%"}
     return environment
 
 

@@ -18,6 +18,7 @@ from cobra.preprocessing.llava_cot.report.token_counts import RowSources, TokenC
 from cobra.preprocessing.llava_cot.rows.raw_row import Row
 from cobra.reasoning.trace import STAGES, extract_reasoning_trace
 from cobra.util.conversation import SPECIAL_TOKENS, has_other_markers
+from cobra.util.numbers import percent
 
 LICENCE_NOTE = (
     "LLaVA-CoT-100k: the dataset card says apache-2.0; its repository adds that it is a research preview for "
@@ -213,7 +214,7 @@ def _source_table(counts: tuple[Counter[str], ...]) -> Table:
 def _answer_table(report: Report) -> Table:
     table = Table("answers", *_right("number", "share"), title="Answers")
     for name, number in report.answer_lines():
-        table.add_row(name, f"{number:,}", f"{number / max(report.answers, 1):.1%}")
+        table.add_row(name, f"{number:,}", f"{percent(number / max(report.answers, 1))} %")
     table.add_section()
     table.add_row("all", f"{report.answers:,}", "")
     multi = sum(rows for questions, rows in report.turns.items() if questions > 1)

@@ -12,10 +12,16 @@ from cobra.preprocessing.llava_cot.report.counts import COCO_NOTE, COUNT_TOKENS,
 from cobra.preprocessing.llava_cot.report.samples import SampleRow
 from cobra.preprocessing.llava_cot.report.token_counts import TokenCounts
 from cobra.util.html_pages import Thumbnail, page_templates, thumbnail
+from cobra.util.numbers import percent
 from cobra.util.printable import printable
+from cobra.util.program import command_line
 
 _SOURCES = 30
 _SAMPLED_SOURCES = 12
+# Rows with their answers that the page begins with.
+_FEATURED = 6
+# Flags of the command that comes next.
+_TRAINING = "--dataset.type llava-cot-100k --model.type cobra-3b --pretrained_checkpoint cobra+3b".split()
 _MEMBERS = 100
 # Of a name or reason from the archive.
 _CHARACTERS = 300
@@ -61,8 +67,12 @@ def render_page(report: Report, image_dir: Path) -> str:
         image_dir: Folder that the rows' published image paths are relative to.
     """
     tokens = report.tokens
+    featured, samples = _sampled(report, image_dir)
     return _template().render(
         report=report,
+        story=_story(report),
+        featured=featured,
+        next_command=command_line("train", *_TRAINING),
         sources=_source_bars(report),
         all_sources=[count.total() for count in report.by_source],
         questions=_question_bars(report.turns),
@@ -70,7 +80,7 @@ def render_page(report: Report, image_dir: Path) -> str:
         defects=_share_bars(sorted(report.rejected.items())),
         histogram=[] if tokens is None else _histogram(tokens),
         limit_at=0 if tokens is None else _limit_position(tokens),
-        samples=_sampled(report, image_dir),
+        samples=samples,
         max_members=_MEMBERS,
         coco_note=COCO_NOTE,
         count_tokens=COUNT_TOKENS,
@@ -135,10 +145,49 @@ def _limit_position(tokens: TokenCounts) -> float:
     return 1.0 if limit > edges[-1] else limit / (edges[1] * len(edges))
 
 
-def _sampled(report: Report, image_dir: Path) -> list[tuple[str, list[tuple[SampleRow, Thumbnail | str | None]]]]:
-    """Return the samples of the biggest sources with their pictures: why there is none, or None for a row of text."""
-    return [
-        (name, [(row, None if row.image is None else thumbnail(image_dir / row.image)) for row in rows])
-        for name in biggest(report.written_by_source)[:_SAMPLED_SOURCES]
-        if (rows := report.samples.of_source(name))
-    ]
+def _story(report: Report) -> list[str]:
+    """Return in at most three sentences what became of the rows, and what training may trip over."""
+    uses = {
+        "for training": report.rows_written,
+        "held out": report.rows_held_out,
+        "left out by the flags": report.left_out.total(),
+        "rejected": report.rejected.total(),
+    }
+    used = ", ".join(f"{number:,} {use}" for use, number in uses.items() if number)
+    sentences = [f"{_count(report.rows_read, 'row')} read: {used or 'none is of use'}."]
+    if report.answers:
+        valid = percent(report.valid_answers / report.answers)
+        sentences.append(f"{valid} % of {_count(report.answers, 'answer')} have all four stages in order.")
+    if report.tokens is None:
+        sentences.append("It is not known how many CONCLUSIONs training would cut off: tokens were not counted.")
+    else:
+        cut, limit = report.tokens.conclusion_cut, report.tokens.llm_max_length
+        rows = f"{_count(cut, 'row')} lose{'s' * (cut == 1)}" if cut else "No row loses"
+        sentences.append(f"{rows} a CONCLUSION, or a part of one, where training cuts at {limit:,} tokens.")
+    return sentences
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+_Shown = tuple[SampleRow, Thumbnail | str | None]
+
+
+def _sampled(report: Report, image_dir: Path) -> tuple[list[tuple[str, _Shown]], list[tuple[str, list[_Shown]]]]:
+    """Return samples of the biggest sources with their pictures: why there is none, or None for a row of text.
+
+    Returns:
+        Rows to begin with, of as many sources as can be, each with its source; and the others by source.
+    """
+    names = biggest(report.written_by_source)[:_SAMPLED_SOURCES]
+    rows = [(name, row) for name in names for row in report.samples.of_source(name)]
+    turn = {id(row): place for name in names for place, row in enumerate(report.samples.of_source(name))}
+    first = sorted(rows, key=lambda entry: turn[id(entry[1])])[:_FEATURED]
+    featured = {id(row) for _, row in first}
+
+    def shown(row: SampleRow) -> _Shown:
+        return row, None if row.image is None else thumbnail(image_dir / row.image)
+
+    others = {name: [shown(row) for of, row in rows if of == name and id(row) not in featured] for name in names}
+    return [(name, shown(row)) for name, row in first], [(name, kept) for name, kept in others.items() if kept]

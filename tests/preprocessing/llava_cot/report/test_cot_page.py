@@ -24,7 +24,7 @@ from cobra.util.printable import printable
 FULL = ANSWER.format("red", "because", "A")
 VOID = {"meta", "img"}
 # In the page of `report_of()`, without a picture.
-PARTS = {"section": 8, "article": 2, "details": 13, "img": 0, "li": 3}
+PARTS = {"section": 9, "article": 2, "details": 13, "img": 0, "li": 3}
 HOSTILE = [
     "<script>alert(1)</script>",
     "'\"><img src=x onerror=alert(1)>",
@@ -156,6 +156,17 @@ def test_any_text_leaves_the_page_whole(tmp_path_factory, text):
     assert {tag: found[tag] for tag in ("section", "article", "details", "img", "li")} == PARTS
 
 
+@pytest.mark.fault("E5")
+def test_the_page_begins_with_the_story_and_rows_and_ends_with_the_next_command(tmp_path):
+    words = Page(render_page(report_of(), tmp_path)).words()
+    assert (
+        "1,234 rows read: 2 for training, 1 held out, 1 left out by the flags, 1 rejected. 83.3 % of 6 answers have "
+        "all four stages in order. 2 rows lose a CONCLUSION, or a part of one, where training cuts at 2,048 tokens."
+    ) in words
+    assert words.index("2 of the training rows") < words.index("rows read 1,234")
+    assert "--pretrained_checkpoint cobra+3b" in words.split("Licence")[-1]
+
+
 @pytest.mark.fault("E6")
 def test_conclusions_are_open_and_the_way_to_them_is_folded(tmp_path):
     html = render_page(report_of(), tmp_path)
@@ -163,7 +174,7 @@ def test_conclusions_are_open_and_the_way_to_them_is_folded(tmp_path):
     assert opened.count('<p class="name">CONCLUSION</p>') == html.count("CONCLUSION</p>") == 3
     assert "<summary>REASONING</summary>" in html and "REASONING</summary>" not in opened
     # An answer without stages is shown as it is: no fault is found in it.
-    assert "raw x" in opened and "without tags" not in opened.split("Sample rows")[1]
+    assert "raw x" in opened and "without tags" not in opened.split('id="rows"')[1].split("</section>")[0]
 
 
 def test_empty_report_has_a_page(tmp_path):
