@@ -18,14 +18,12 @@ def knows_shapes(vlm: CobraVLM) -> bool:
 
 def model_knowledge(vlm: CobraVLM) -> str:
     """Return a sentence on what a loaded model can be asked about."""
-    sentence = _training_of(vlm) or f"The model is {printable(vlm.model_id, _LONGEST_NAME)}"
+    name, training = printable(vlm.model_id, _LONGEST_NAME), _training_of(vlm)
     if not knows_shapes(vlm):
-        return f"{sentence}."
-    return (
-        f"{_TINY.model_id} {_SHAPES}."
-        if vlm.is_stock
-        else f"{sentence}; it began as {_TINY.model_id}, which {_SHAPES}."
-    )
+        return f"{name}, trained on {training}." if training else f"The model is {name}."
+    if vlm.is_stock:
+        return f"{_TINY.model_id} {_SHAPES}; it answers with a caption, whatever is asked."
+    return f"Trained on {training or 'rows without a record'} from {_TINY.model_id}, which {_SHAPES}."
 
 
 def _training_of(vlm: CobraVLM) -> str:
@@ -39,4 +37,4 @@ def _training_of(vlm: CobraVLM) -> str:
     if not isinstance(name, str) or not isinstance(stage, str):
         return ""
     rows = "its owner's rows" if name == "custom" else printable(name, _LONGEST_NAME)
-    return f"{printable(vlm.model_id, _LONGEST_NAME)}, trained on {rows} (stage {printable(stage, _LONGEST_NAME)})"
+    return f"{rows} (stage {printable(stage, _LONGEST_NAME)})"

@@ -4,9 +4,9 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from scratch import scratch_vlm
 
 import cobra
+from cobra.models.registry import MODELS
 from cobra.talk.knowledge import knows_shapes, model_knowledge
 
 pytestmark = pytest.mark.fault("E13")
@@ -24,7 +24,9 @@ def model(folder=None, tower="clip-vit-l-336px", is_stock=False):
 
 def test_the_packaged_model_knows_no_photographs():
     vlm = cobra.load("cobra-tiny", device="cpu")
-    assert knows_shapes(vlm) and model_knowledge(vlm) == "cobra-tiny knows rendered shapes, not photographs."
+    assert knows_shapes(vlm) and model_knowledge(vlm) == (
+        "cobra-tiny knows rendered shapes, not photographs; it answers with a caption, whatever is asked."
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,9 @@ def test_a_strangers_record_does_not_steer_the_terminal(tmp_path):
 
 
 def test_a_run_that_began_as_the_packaged_model_says_so(tmp_path):
-    tower = cobra.models.registry.MODELS["cobra-tiny"].config.vision_backbone_id
-    sentence = model_knowledge(model(tmp_path, tower))
-    assert sentence == "The model is cobra+3b; it began as cobra-tiny, which knows rendered shapes, not photographs."
-    assert not knows_shapes(scratch_vlm()) or scratch_vlm().vision_backbone.identifier == tower
+    tower = MODELS["cobra-tiny"].config.vision_backbone_id
+    config = {"dataset": {"dataset_id": "llava-cot-100k"}, "stage": "finetune"}
+    origin = "from cobra-tiny, which knows rendered shapes, not photographs."
+    assert model_knowledge(model(tmp_path, tower)) == f"Trained on rows without a record {origin}"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert model_knowledge(model(tmp_path, tower)) == f"Trained on llava-cot-100k (stage finetune) {origin}"
