@@ -14,6 +14,7 @@ from cobra.check.sift import Sifted
 from cobra.check.texts import Lengths, Texts
 from cobra.doctor.finding import Finding, State
 from cobra.preprocessing.datasets.other_forms import Form
+from cobra.util.amounts import counted
 from cobra.util.program import command_line
 
 # Kinds of formats, modes and turns that are named; and rows and remarks: everything fits 40 lines.
@@ -62,8 +63,8 @@ class CheckReport:
             yield self._tokens(self.lengths)
         for overlap in self.overlaps:
             seen = overlap.seen_images or overlap.seen_rows
-            rows = f" and {overlap.seen_rows:,} of its rows" if overlap.seen_rows else ""
-            text = f"{overlap.seen_images:,} of {overlap.images:,} images of {overlap.evaluation}{rows} are trained on"
+            rows = f", and {overlap.seen_rows:,} of its rows" if overlap.seen_rows else ""
+            text = f"trained on {overlap.seen_images:,} of {overlap.images:,} images of {overlap.evaluation}{rows}"
             yield Finding("overlap", "note" if seen else "ok", text, "take them out of one of the two" if seen else "")
         if self.refusal:
             yield Finding("training", "problem", self.refusal)
@@ -109,33 +110,34 @@ class CheckReport:
         text = ", ".join(f"{count:,} {kind}" for kind, count in parts.items() if count)
         yield Finding("answers", "note" if texts.some_stages else "ok", f"{texts.answers:,}: {text}")
         if texts.repeated:
-            text = f"{texts.repeated:,} rows say what an earlier one says of the same image"
+            text = f"{counted(texts.repeated, 'row')} with the image and the words of an earlier one"
             yield Finding("duplicates", "note", text)
 
     def _images(self, pictures: Pictures) -> Iterator[Finding]:
-        kinds = "; ".join(filter(None, map(_counted, (pictures.formats, pictures.modes))))
-        text = f"{pictures.files:,} files in {pictures.folder}: {kinds}"
+        kinds = "; ".join(filter(None, map(_kinds, (pictures.formats, pictures.modes))))
+        text = f"{counted(pictures.files, 'file')} in {pictures.folder}: {kinds}"
         if pictures.smallest is not None and pictures.largest is not None:
             sizes = (f"{width:,} x {height:,}" for width, height in (pictures.smallest, pictures.largest))
             text += f"; {' to '.join(sizes)} pixels"
         yield Finding("images", "ok", text)
         if pictures.bad:
-            text = f"{len(pictures.bad):,} files of {self.bad_image_rows:,} rows are missing or cannot be read"
+            rows = counted(self.bad_image_rows, "row")
+            text = f"{counted(len(pictures.bad), 'file')} of {rows} missing, outside the folder or not to be read"
             yield self._left_out("images", text, pictures.named, "put whole files there (--images names the folder)")
         if pictures.same_bytes:
-            yield Finding("images", "note", f"{pictures.same_bytes:,} files have the bytes of another one")
+            yield Finding("images", "note", f"{counted(pictures.same_bytes, 'file')} with the bytes of another one")
         if pictures.turned:
-            text = f"{pictures.turned:,} files are stored turned (EXIF), and training sees them as they are stored"
+            text = f"{counted(pictures.turned, 'file')} stored turned (EXIF), which training sees as they are stored"
             yield Finding("images", "note", text, "turn them, with mogrify -auto-orient say")
 
     def _tokens(self, lengths: Lengths) -> Finding:
         text = f"a row has {lengths.median:,} (median), {lengths.p95:,} (95 %), {lengths.longest:,} (longest)"
         if lengths.longer:
-            text += f"; {lengths.longer:,} rows are longer than {lengths.limit:,} and are cut"
+            text += f"; cut at {lengths.limit:,}: {counted(lengths.longer, 'row')}"
         if lengths.conclusion_cut:
-            text += f", {lengths.conclusion_cut:,} of them before their last CONCLUSION or answer ends"
+            text += f", before the last CONCLUSION or answer ends: {lengths.conclusion_cut:,}"
         if lengths.unlabelled:
-            text += f"; of {lengths.unlabelled:,} no answer is left"
+            text += f", so that no answer is left: {lengths.unlabelled:,}"
         if lengths.tokenizer != self.model:
             text += f". Counted by {lengths.tokenizer}'s tokenizer, which makes more of them than {self.model}'s"
             return Finding("tokens", "note", text, command_line("fetch", self.model))
@@ -143,8 +145,9 @@ class CheckReport:
 
     def _training(self, forecast: Forecast) -> Finding:
         text = (
-            f"{forecast.rows:,} rows, {forecast.cut:,} of them cut; {forecast.steps_an_epoch:,} steps of "
-            f"{forecast.batch} rows an epoch, {forecast.steps:,} in {forecast.epochs} epochs of {forecast.model}"
+            f"{counted(forecast.rows, 'row')}, {forecast.cut:,} of them cut; "
+            f"{counted(forecast.steps_an_epoch, 'step')} of {counted(forecast.batch, 'row')} an epoch, "
+            f"{forecast.steps:,} in {counted(forecast.epochs, 'epoch')} of {forecast.model}"
         )
         as_brought = not self.sifted.converted and not self.sifted.refused and not self.bad_image_rows
         is_ready = self.written is not None or as_brought
@@ -163,7 +166,7 @@ def _plain(value: Any) -> Any:
     return {name: entry for name, entry in vars(value).items() if name not in ("keys", "contents")}
 
 
-def _counted(counts: Counter[str]) -> str:
+def _kinds(counts: Counter[str]) -> str:
     """Return the most frequent kinds with their numbers."""
     named = [f"{count:,} {kind}" for kind, count in counts.most_common(_KINDS)]
     return ", ".join([*named, *([f"{len(counts) - _KINDS} more kinds"] if len(counts) > _KINDS else [])])

@@ -203,6 +203,6 @@ def test_the_first_lines_count_images_and_what_teaches_nothing(folder, capsys):
     (folder / "rows.json").write_text(json.dumps(rows))
     train(folder, "--model.llm_max_length", "200", "--model.finetune_max_steps", "1")
     out = capsys.readouterr().out
-    assert "4 rows of custom (3 with an image, 1 of text only), stage finetune, on 1 x cpu" in out
+    assert "4 rows of custom (3 with an image, 1 of text only), stage finetune, in 1 process on cpu" in out
     assert "rows.json: 1 of 4 rows have `system`, which is not trained on" in out
     assert "rows.json: 1 of 4 rows teach nothing: their first question alone fills the 200 tokens" in out
