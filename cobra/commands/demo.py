@@ -3,12 +3,13 @@
 from cobra.commands.base import Command
 from cobra.demo.config import DemoConfig
 from cobra.util.help_text import Usage
+from cobra.util.waiting import loading
 
 
 def main(config: DemoConfig) -> None:
     """Run the demonstration."""
-    from cobra.demo.run import run_demo
-
+    with loading():
+        from cobra.demo.run import run_demo
     run_demo(config)
 
 

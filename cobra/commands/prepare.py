@@ -5,14 +5,18 @@ Works in `{dataset_root}/download/llava-cot-100k/` and resumes where an earlier 
 
 from cobra.commands.base import Command
 from cobra.preprocessing.llava_cot import PrepareConfig
+from cobra.util.amounts import counted, share
 from cobra.util.help_text import Usage
+from cobra.util.program import command_line
+from cobra.util.waiting import loading
 
 
 def main(config: PrepareConfig) -> int:
     """Prepare and report; 1 where no usable row came out, or too many were rejected."""
-    from rich.console import Console
+    with loading():
+        from rich.console import Console
 
-    from cobra.preprocessing.llava_cot import prepare
+        from cobra.preprocessing.llava_cot import prepare
 
     report = prepare(config)
     console = Console(soft_wrap=True, markup=False, highlight=False)
@@ -22,19 +26,22 @@ def main(config: PrepareConfig) -> int:
         console.print(f"no row is usable; the reasons are in {folder / 'rejected.jsonl'}", style="red")
         return 1
     console.print(
-        f"{report.rows_written:,} rows are ready in {folder / 'llava_cot_100k.json'}, {report.rows_held_out:,} more "
-        f"are held out in llava_cot_100k_holdout.json; what is in them: {folder / 'report.html'}"
+        f"ready: {counted(report.rows_written, 'row')} in {folder / 'llava_cot_100k.json'}, and "
+        f"{report.rows_held_out:,} held out in llava_cot_100k_holdout.json; what is in them: {folder / 'report.html'}"
     )
     if report.text_only:
         written = report.rows_written + report.rows_held_out
-        console.print(f"{report.text_only:,} of these {written:,} rows are of text only: they name no image")
+        console.print(f"text only: {report.text_only:,} of these {counted(written, 'row')}, which name no image")
     if report.rejected_share > config.max_rejected:
         console.print(
-            f"{report.rejected_share:.1%} of the rows were rejected, more than --max_rejected {config.max_rejected:g} "
-            f"allows; the reasons are in {folder / 'rejected.jsonl'}",
+            f"{share(report.rejected_share, 1)} of the rows were rejected, more than --max_rejected "
+            f"{config.max_rejected:g} allows; the reasons are in {folder / 'rejected.jsonl'}",
             style="red",
         )
         return 1
+    root = str(config.dataset_root)
+    train = command_line("train", "--dataset.type", "llava-cot-100k", "--dataset.dataset_root_dir", root, "--dry_run")
+    console.print(f"next, plan a training on them: {train}")
     return 0
 
 

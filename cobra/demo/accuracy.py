@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
 from cobra.evaluation.metrics.conclusion_accuracy import KindScore, score_kinds
 from cobra.models.vlms import CobraVLM, as_turn
+from cobra.preprocessing.progress import track_items
 from cobra.reasoning.matching import match_conclusion
-from cobra.reasoning.trace import extract_reasoning_trace
+from cobra.reasoning.trace import extract_reasoning_trace, given_conclusion
 from cobra.util.images import read_rgb
 
 # Answers of the demonstration end far below this.
@@ -59,7 +58,7 @@ def answer_rows(vlm: CobraVLM, rows: Sequence[dict[str, Any]], image_dir: Path, 
         The answers as generated, tags included.
     """
     answers: list[str] = []
-    for start in track(range(0, len(rows), batch_size), description="held-out answers    "):
+    for start in track_items(range(0, len(rows), batch_size), "Answering held-out questions"):
         batch = rows[start : start + batch_size]
         images, prompts = [], []
         for row in batch:
@@ -70,7 +69,7 @@ def answer_rows(vlm: CobraVLM, rows: Sequence[dict[str, Any]], image_dir: Path, 
 
 
 def score_answers(rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> AnswerScore:
-    """Compare the answers' conclusions with those of the rows, by :func:`match_conclusion`.
+    """Compare the answers' conclusions with those of the rows, by :func:`match_conclusion`; untagged text is one whole.
 
     The commonest answer is that of the very rows, so no constant answer does better on them. Where a question names
     its options, the constant answer is "the first" or "the second" one.
@@ -84,8 +83,9 @@ def score_answers(rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> Ans
     for row, answer in zip(rows, answers, strict=True):
         question, target = (turn["value"] for turn in row["conversations"][:2])
         truth = extract_reasoning_trace(target).conclusion or ""
-        trace = extract_reasoning_trace(answer)
-        valid += trace.is_valid
+        valid += extract_reasoning_trace(answer).is_valid
         constant = row["options"].index(truth) if row["options"] else truth
-        judged.append((row["kind"], match_conclusion(trace.conclusion, truth, question) is not None, constant))
+        judged.append(
+            (row["kind"], match_conclusion(given_conclusion(answer)[0], truth, question) is not None, constant)
+        )
     return AnswerScore(valid, score_kinds(judged))

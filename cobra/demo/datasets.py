@@ -14,11 +14,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
 from cobra.demo.captions import canonical_caption, reference_captions
 from cobra.demo.questions import CAPTION_PROMPTS, KINDS, Exchange, ask
 from cobra.demo.scenes import IMAGE_PX, MAX_OBJECTS, Scene, Split, random_scene, render
+from cobra.preprocessing.progress import track_items
 from cobra.util.files import atomic_path, write_json, write_text
 
 Row = dict[str, Any]
@@ -163,7 +162,7 @@ def _write_rows(
 
 
 def _progress(count: int, description: str, start: int = 0) -> Iterator[int]:
-    yield from track(range(start, start + count), description=f"{description:<20}")
+    yield from track_items(range(start, start + count), f"Writing {description}")
 
 
 def _draw_question(rng: random.Random, split: Split, kind: str) -> tuple[Scene, Exchange]:

@@ -7,26 +7,29 @@ import time
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.panel import Panel
 from rich.table import Table
 
 from cobra.demo.accuracy import AnswerScore, answer_rows, score_answers
 from cobra.demo.config import DemoConfig
 from cobra.demo.datasets import LlavaCotSummary, write_coco_captions, write_llava_cot, write_question_rows
 from cobra.models.load import load
+from cobra.util.amounts import counted, share
 from cobra.util.errors import UserError
 from cobra.util.files import read_json, write_json
 from cobra.util.lock import LOCK, hold
 from cobra.util.program import command_line, program
 
+BASE = "cobra-tiny"
 RUN_ID = "cobra-tiny-cot"
 PROCESSES = 2
 
 # In every folder that the demonstration made, and which it may therefore empty.
 _MARKER = "made-by-the-demo.json"
-_SAMPLES = 3
+_PARTS = 5
+_SAMPLES = 2
 # Kinds of questions above this p-value are named as not learned.
 _SIGNIFICANT = 0.05
 
@@ -63,12 +66,18 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
 def _run(demo: _Demo) -> dict[str, Any]:
     config = demo.config
     _empty_folder(config)
+    demo.console.print(
+        "The demonstration draws pictures of coloured shapes with questions about them, fine-tunes the package's small "
+        f"model\n{BASE} on these as you would on LLaVA-CoT-100k, and scores what it has learned. It takes about four "
+        f"minutes on\ntwo cores, needs no network, and writes to {config.output_dir} alone."
+    )
     cot = _write_data(demo)
-    prepare = ["--dataset_root", str(demo.data)]
+    # The tokenizer of the model that is trained, which is in the package.
+    prepare = ["--dataset_root", str(demo.data), "--llm_backbone_id", "mamba-0.5m-zephyr"]
     _command(demo, "prepare", "Unpack the images, convert and check the rows, report what is wrong with them", prepare)
-    _command(demo, "train", "Fine-tune the shipped baseline on four-stage answers, in two processes", _pretrain(demo))
-    _command(demo, "benchmark", "Score captions of the held-out images: four variants, one protocol", _benchmark(demo))
-    score, samples = _measure(demo)
+    _command(demo, "train", f"Fine-tune {BASE} on answers in four stages, in two processes", _pretrain(demo))
+    _command(demo, "benchmark", "Score captions of held-out pictures, before (baseline) and after", _benchmark(demo))
+    before, score, samples = _measure(demo)
     metrics = read_json(demo.benchmark / "metrics.json", "the benchmark's result")
     summary = {
         "rows": cot.rows,
@@ -76,9 +85,10 @@ def _run(demo: _Demo) -> dict[str, Any]:
         "seconds": {name: round(value, 1) for name, value in demo.seconds.items()},
         "captions": {"n": metrics["n"], "variants": metrics["variants"]},
         "answers": score.to_dict(),
+        "answers_before": before.to_dict(),
     }
     write_json(config.output_dir / "summary.json", summary)
-    _report(demo, score, samples)
+    _report(demo, before, score, samples)
     return summary
 
 
@@ -98,16 +108,16 @@ def _empty_folder(config: DemoConfig) -> None:
 
 
 def _write_data(demo: _Demo) -> LlavaCotSummary:
-    config, start = demo.config, _start(demo, "data", "Render scenes: training rows as LLaVA-CoT-100k publishes them")
+    config, start = demo.config, _start(demo, "data", "Draw the pictures and write the rows as LLaVA-CoT-100k has them")
     cot = write_llava_cot(demo.cot, config.rows, config.seed)
     write_coco_captions(demo.captions, config.caption_images, config.seed)
     write_question_rows(demo.questions, config.questions, config.seed)
     defects = ", ".join(f"{count} x {kind}" for kind, count in cot.defects.items())
     demo.console.print(
-        f"{cot.rows:,} rows in {demo.cot / 'train.jsonl'}, {cot.images:,} images in {len(cot.parts)} pieces of a zip\n"
-        f"with the defects that the original is known for: {escape(defects)}\n"
-        f"held out: {config.caption_images} images with five captions each in {demo.captions}, {config.questions} "
-        f"questions in {demo.questions}; no training scene shows the same"
+        f"to train on: {counted(cot.rows, 'row')} in {demo.cot / 'train.jsonl'}, {counted(cot.images, 'image')} in "
+        f"{counted(len(cot.parts), 'piece')} of a zip\nwith the defects that the original is known for: "
+        f"{escape(defects)}\nheld out: {counted(config.caption_images, 'image')} with five captions each and "
+        f"{counted(config.questions, 'question')}; no training picture shows the same"
     )
     demo.seconds["data"] = time.monotonic() - start
     return cot
@@ -118,9 +128,9 @@ def _pretrain(demo: _Demo) -> list[str]:
     return [
         *("--dataset.type", "llava-cot-100k"),
         *("--dataset.dataset_root_dir", str(demo.data)),
-        *("--model.type", "cobra-tiny"),
+        *("--model.type", BASE),
         *("--stage", "finetune"),
-        *("--pretrained_checkpoint", "cobra-tiny"),
+        *("--pretrained_checkpoint", BASE),
         *("--model.finetune_max_steps", str(config.steps)),
         *("--model.finetune_learning_rate", str(config.learning_rate)),
         *("--model.finetune_global_batch_size", str(config.batch_size)),
@@ -136,7 +146,7 @@ def _pretrain(demo: _Demo) -> list[str]:
 def _benchmark(demo: _Demo) -> list[str]:
     return [
         *("--checkpoint", str(demo.run_dir)),
-        *("--baseline_checkpoint", "cobra-tiny"),
+        *("--baseline_checkpoint", BASE),
         *("--coco_annotations", str(demo.captions / "captions_val.json")),
         *("--image_dir", str(demo.captions / "images")),
         *("--output_dir", str(demo.benchmark)),
@@ -146,7 +156,8 @@ def _benchmark(demo: _Demo) -> list[str]:
 
 def _start(demo: _Demo, name: str, purpose: str) -> float:
     demo.console.print()
-    demo.console.rule(f"[bold]{name}", align="left")
+    number = len(demo.seconds) + 1
+    demo.console.rule(f"[bold]part {number} of {_PARTS}: {name}", align="left", characters="-")
     demo.console.print(purpose)
     return time.monotonic()
 
@@ -166,49 +177,68 @@ def _command(demo: _Demo, name: str, purpose: str, words: list[str]) -> None:
     demo.seconds[name] = time.monotonic() - start
 
 
-def _measure(demo: _Demo) -> tuple[AnswerScore, list[tuple[str, str]]]:
-    """Let the fine-tuned model answer the held-out questions."""
-    start = _start(demo, "answers", "Ask the fine-tuned model about held-out images; judge structure and conclusion")
+def _measure(demo: _Demo) -> tuple[AnswerScore, AnswerScore, list[tuple[str, str]]]:
+    """Let the model answer the held-out questions before and after; return both scores, and samples of the latter."""
+    start = _start(demo, "answers", "Ask both models the held-out questions; judge stages and conclusion")
     rows = read_json(demo.questions / "rows.json", "the held-out questions")
     with torch.inference_mode():
-        answers = answer_rows(load(demo.run_dir, device="cpu"), rows, demo.questions / "images")
+        before, answers = (
+            answer_rows(load(model, device="cpu"), rows, demo.questions / "images") for model in (BASE, demo.run_dir)
+        )
     answered = [row | {"answer": answer} for row, answer in zip(rows, answers, strict=True)]
     write_json(demo.config.output_dir / "answers.json", answered)
     demo.seconds["answers"] = time.monotonic() - start
     # One sample each of different kinds: rows go through the kinds in turn.
     samples = [(rows[index]["conversations"][0]["value"], answers[index]) for index in range(min(_SAMPLES, len(rows)))]
-    return score_answers(rows, answers), samples
+    return score_answers(rows, before), score_answers(rows, answers), samples
 
 
-def _report(demo: _Demo, score: AnswerScore, samples: list[tuple[str, str]]) -> None:
-    """Print the table of answers, samples, and where the files are."""
+def _report(demo: _Demo, before: AnswerScore, score: AnswerScore, samples: list[tuple[str, str]]) -> None:
+    """Print the scores of the answers, samples, where the files are, and what to do next."""
     say = demo.console.print
-    table = Table(title="Conclusions on held-out images", title_justify="left")
-    table.add_column("question")
-    for name in ("n", "right", "commonest answer", "p"):
+    table = Table("question", box=SIMPLE_HEAD)
+    for name in ("n", "right before", "right after", "commonest answer", "p"):
         table.add_column(name, justify="right")
+    earlier = {**before.kinds, "all": before.overall}
     for kind, numbers in {**score.kinds, "all": score.overall}.items():
-        accuracy, constant = f"{numbers.accuracy:.1%}", f"{numbers.majority / numbers.n:.1%}"
-        table.add_row(kind, str(numbers.n), accuracy, constant, f"{numbers.p_value:.1g}")
+        n = numbers.n
+        shares = (share(right, n) for right in (earlier[kind].correct, numbers.correct, numbers.majority))
+        table.add_row(kind, str(n), *shares, f"{numbers.p_value:.1g}", style="bold" if kind == "all" else None)
     say(table)
+    say("p: chance of as many right answers by always giving the commonest answer of the kind (exact binomial test)")
+    for question, answer in samples:
+        say(f"[bold]{escape(question)}")
+        say("\n".join(f"  {line}" for line in answer.splitlines() if line), markup=False)
+    after, n = score.overall, score.overall.n
+    say()
+    demo.console.rule("[bold]what came out", align="left", characters="-")
     say(
-        f"{score.valid} of {score.overall.n} answers have all four stages. p: exact binomial test of the right ones\n"
-        "against always giving the commonest answer of the kind."
+        f"four stages in order: {before.valid} of {n} answers before, {score.valid} after\nright conclusions:    "
+        f"{share(before.overall.correct, n)} before, {share(after.correct, n)} after; always the commonest answer: "
+        f"{share(after.majority, n)}"
     )
     chance = [kind for kind, numbers in score.kinds.items() if numbers.p_value > _SIGNIFICANT]
     if chance:
-        say(
-            f"Not better than the commonest answer (p > {_SIGNIFICANT}): {', '.join(chance)}.\n"
-            "So short a training of so small a model has not learned what these ask for."
-        )
-    for question, answer in samples:
-        say(Panel(escape(answer), title=escape(question), title_align="left"))
-    for what, path in (
-        ("fine-tuned model", demo.run_dir),
-        ("captions and scores", demo.benchmark / "report.html"),
-        ("all answers", demo.config.output_dir / "answers.json"),
-        ("summary", demo.config.output_dir / "summary.json"),
-    ):
-        say(f"{what:<20} {path}")
+        say(f"not learned (p > {_SIGNIFICANT}) in so short a training of so small a model: {', '.join(chance)}")
+    _show_ways_on(demo)
+
+
+def _show_ways_on(demo: _Demo) -> None:
+    """Print where the files are, the time that the parts took, and the commands that come next."""
+    run = str(demo.run_dir)
+    image = str(demo.questions / "images" / "000000.png")
     parts = ", ".join(f"{name} {value:.0f} s" for name, value in demo.seconds.items())
-    say(f"{'time':<20} {sum(demo.seconds.values()):.0f} s: {parts}")
+    grid = Table.grid("", "", padding=(0, 2))
+    for what, text in (
+        ("captions and scores", demo.benchmark / "report.html"),
+        ("training rows", demo.cot / "report.html"),
+        ("answers in training", demo.run_dir / "samples.html"),
+        ("answers at the end", demo.config.output_dir / "answers.json"),
+        ("all numbers", demo.config.output_dir / "summary.json"),
+        ("time", f"{sum(demo.seconds.values()) / 60:.1f} minutes: {parts}"),
+        ("next, talk to it", command_line("chat", run, "--image", image)),
+        ("or on a page", command_line("serve", run)),
+        ("train on your rows", command_line("train", "--help")),
+    ):
+        grid.add_row(what, escape(str(text)))
+    demo.console.print(grid)

@@ -13,16 +13,16 @@ def row(kind, conclusion, options=()):
 
 def test_scores_count_structure_right_conclusions_and_the_commonest_answer():
     rows = [row("colour", "red"), row("colour", "red"), row("colour", "blue"), row("count", "2")]
-    answers = [TRUE.format("red"), "red", TRUE.format(" blue "), TRUE.format("3")]
+    answers = [TRUE.format("red"), "a red", TRUE.format(" blue "), TRUE.format("3")]
     score = score_answers(rows, answers)
     colour = score.kinds["colour"]
-    assert (colour.n, colour.correct, colour.majority) == (3, 2, 2)
+    assert (colour.n, colour.correct, colour.majority) == (3, 3, 2)
     assert (score.kinds["count"].correct, score.kinds["count"].majority) == (0, 1)
     assert score.valid == 3
     overall = score.overall
-    assert (overall.n, overall.correct, overall.majority) == (4, 2, 3)
+    assert (overall.n, overall.correct, overall.majority) == (4, 3, 3)
     assert score.to_dict()["valid_structure"] == 0.75
-    assert score.to_dict()["kinds"]["colour"]["accuracy"] == pytest.approx(2 / 3)
+    assert score.to_dict()["kinds"]["colour"]["accuracy"] == 1.0
 
 
 def test_where_a_question_names_options_the_constant_answer_is_a_position():

@@ -37,7 +37,10 @@ def commands(tmp_path, monkeypatch):
     recorder = Commands(tmp_path / "demo")
     monkeypatch.setattr(demo_run.subprocess, "run", recorder)
     score = AnswerScore(valid=6, kinds={"count": KindScore(7, 5, 3)})
-    monkeypatch.setattr(demo_run, "_measure", lambda demo: (score, [("How many?", "<SUMMARY> [bold] </SUMMARY>")]))
+    before = AnswerScore(valid=0, kinds={"count": KindScore(7, 1, 3)})
+    monkeypatch.setattr(
+        demo_run, "_measure", lambda demo: (before, score, [("How many?", "<SUMMARY> [bold] </SUMMARY>")])
+    )
     return recorder
 
 
@@ -48,6 +51,8 @@ def test_the_three_commands_are_those_of_a_user_and_parse(tmp_path, commands, ca
         str(ROOT / "fine_tune/prepare_llava_cot.py"),
         "--dataset_root",
         str(tmp_path / "demo" / "data"),
+        "--llm_backbone_id",
+        "mamba-0.5m-zephyr",
     ]
     assert train[1:3] == ["-m", "torch.distributed.run"]
     script = train.index(str(ROOT / "scripts/pretrain.py"))

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import random
-import re
 import subprocess
 import sys
 import zipfile
@@ -281,7 +280,7 @@ def test_script_prepares_and_prints_the_licence_once(tmp_path):
     Publication().write(tmp_path)
     done = run_script(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "12 rows are ready in" in done.stdout and done.stdout.count("apache-2.0") == 1
+    assert "ready: 12 rows in" in done.stdout and done.stdout.count("apache-2.0") == 1
 
 
 def test_absent_files_are_named_with_the_command(tmp_path):
@@ -569,5 +568,5 @@ def test_special_tokens_are_taken_out_and_counted(tmp_path):
     console = Console(file=io.StringIO(), width=120)
     report.show(console)
     shown = console.file.getvalue()
-    assert re.search(r"kept without <\|endoftext\|> or <\|padding\|> in its texts +\S* +4", shown)
-    assert re.search(r"kept with what other tools mark turns with, as </s> +\S* +4", shown)
+    assert "without <|endoftext|> or <|padding|> in its texts 4" in " ".join(shown.split())
+    assert "with what other tools mark turns with, as </s> 4" in " ".join(shown.split())

@@ -10,6 +10,7 @@ from cobra.conf import DatasetConfig
 from cobra.evaluation.data.captioned_image import CaptionedImage, ImageId, count_images, photo_number, shortened
 from cobra.preprocessing.datasets.rows import check_rows
 from cobra.preprocessing.llava_cot.report.coco_ids import CocoIds
+from cobra.util.amounts import share
 from cobra.util.errors import UserError
 from cobra.util.files import read_json
 
@@ -48,10 +49,10 @@ class Overlap:
                 "the training rows themselves."
             )
         fate = ", which were left out" if self.excluded else " (--exclude_ids leaves them out)"
-        share = f" ({len(self.image_ids) / self.images:.1%})" if self.images else ""
+        seen = f" ({share(len(self.image_ids), self.images)})" if self.images else ""
         return (
             f"Overlap with the training images in {self.source}: {len(self.image_ids):,} of {count_images(self.images)}"
-            f"{share}{fate if self.image_ids else ''}. What a base model has seen before is not among them."
+            f"{seen}{fate if self.image_ids else ''}. What a base model has seen before is not among them."
         )
 
     def to_json(self) -> dict[str, Any]:

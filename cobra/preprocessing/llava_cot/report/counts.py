@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from cobra.preprocessing.archives import Refusal
 from cobra.preprocessing.datasets.row_keys import REMARKS
 from cobra.preprocessing.datasets.rows import Defect
 from cobra.preprocessing.llava_cot.archive.unpack import Unpacked
@@ -17,8 +19,8 @@ from cobra.preprocessing.llava_cot.report.samples import Samples
 from cobra.preprocessing.llava_cot.report.token_counts import RowSources, TokenCounts
 from cobra.preprocessing.llava_cot.rows.raw_row import Row
 from cobra.reasoning.trace import STAGES, extract_reasoning_trace
+from cobra.util.amounts import share
 from cobra.util.conversation import SPECIAL_TOKENS, has_other_markers
-from cobra.util.numbers import percent
 
 LICENCE_NOTE = (
     "LLaVA-CoT-100k: the dataset card says apache-2.0; its repository adds that it is a research preview for "
@@ -165,21 +167,16 @@ class Report:
         }
 
     def show(self, console: Console) -> None:
-        """Print the report as tables, and the licence note."""
-        console.print(_source_table(self.by_source), _answer_table(self))
-        defects = _defect_table(self)
-        if defects.row_count:
-            console.print(defects)
-        if self.tokens is not None:
-            console.print(_token_table(self.tokens))
-        else:
+        """Print the rows by source, what is in them and what is wrong with them, and the licence note."""
+        console.print(_source_table(self.by_source), _summary(self), soft_wrap=False)
+        if self.tokens is None:
             note = f"tokens per row: not known, {self.tokens_missing}. To count them, run again with a network:"
             _print_note(console, f"{note}\n  {COUNT_TOKENS}, with the same flags")
-        counts = ", ".join(f"{number:,} of {split}" for split, number in self.coco.counts().items())
-        note = f"COCO images in training rows: {counts}; rows with Visual Genome: {self.visual_genome_rows:,}"
-        _print_note(console, note)
-        if self.archive is not None:
-            _show_archive(self.archive, console)
+        for kind, members in () if self.archive is None else _odd_members(self.archive):
+            for refusal in members[:5]:
+                _print_note(console, f"{kind}: {refusal.member!r} {refusal.reason}", "yellow")
+            if len(members) > 5:
+                _print_note(console, f"{kind}: {len(members):,} members in all, see report.json", "yellow")
         console.print(LICENCE_NOTE, style="dim", markup=False, soft_wrap=True)
 
 
@@ -199,64 +196,56 @@ def biggest(rows: Counter[str]) -> list[str]:
 
 
 def _source_table(counts: tuple[Counter[str], ...]) -> Table:
-    table = Table("source", *_right("training", "held out", "rejected", "left out"), title="Rows")
+    table = Table("source", *_right("training", "held out", "rejected", "left out"), box=SIMPLE_HEAD)
     sources = biggest(sum(counts, Counter[str]()))
     for source in sources[:_SHOWN_SOURCES]:
         # As text: a name in square brackets is no markup.
         table.add_row(Text(source), *(f"{count[source]:,}" for count in counts))
     if len(sources) > _SHOWN_SOURCES:
         table.add_row(f"and {len(sources) - _SHOWN_SOURCES:,} more", *("see report.json" for _ in counts))
-    table.add_section()
-    table.add_row("all", *(f"{count.total():,}" for count in counts))
+    table.add_row("all", *(f"{count.total():,}" for count in counts), style="bold")
     return table
 
 
-def _answer_table(report: Report) -> Table:
-    table = Table("answers", *_right("number", "share"), title="Answers")
-    for name, number in report.answer_lines():
-        table.add_row(name, f"{number:,}", f"{percent(number / max(report.answers, 1))} %")
-    table.add_section()
-    table.add_row("all", f"{report.answers:,}", "")
-    multi = sum(rows for questions, rows in report.turns.items() if questions > 1)
-    table.add_row("rows with several questions", f"{multi:,}", "")
-    return table
-
-
-def _defect_table(report: Report) -> Table:
-    table = Table("defect", *_right("rows"), title="Defects")
-    for defect, number in sorted(report.rejected.items()):
-        table.add_row(f"rejected: {defect}", f"{number:,}")
+def _summary(report: Report) -> Table:
+    """Return a line for each kind of finding; what does not occur is left out."""
+    several = sum(rows for questions, rows in report.turns.items() if questions > 1)
+    answers = [
+        f"{name} {number:,} ({share(number, report.answers)})" for name, number in report.answer_lines() if number
+    ]
+    archive = report.archive
+    images = {"missing": report.missing_images, "unreadable": report.unreadable_images}
+    images |= {} if archive is None else {"unpacked": archive.images, "of these now": archive.new}
+    coco = {f"COCO {split}": number for split, number in report.coco.counts().items()}
     kept = {
-        "kept without a last question that has no answer": report.dropped_turns,
-        "kept though an earlier row has the same id": report.duplicate_ids,
-        f"kept without {' or '.join(SPECIAL_TOKENS)} in its texts": report.special_tokens,
-        "kept with what other tools mark turns with, as </s>": report.other_markers,
-        **{f"kept, having {remark}": report.remarks[remark] for remark in REMARKS},
+        "without a last question that has no answer": report.dropped_turns,
+        "though an earlier row has the same id": report.duplicate_ids,
+        f"without {' or '.join(SPECIAL_TOKENS)} in its texts": report.special_tokens,
+        "with what other tools mark turns with, as </s>": report.other_markers,
+        **{f"having {remark}": report.remarks[remark] for remark in REMARKS},
     }
-    for name, number in kept.items():
-        if number:
-            table.add_row(name, f"{number:,}")
-    if report.missing_images or report.unreadable_images:
-        table.add_section()
-        table.add_row("image files that are missing", f"{report.missing_images:,}")
-        table.add_row("image files that cannot be read", f"{report.unreadable_images:,}")
-    return table
+    lines = {
+        "answers": [f"{report.answers:,} in all", *answers],
+        "questions": _counts({"rows with several": several}),
+        "rejected rows": _counts(dict(sorted(report.rejected.items()))),
+        "rows kept": _counts(kept),
+        "image files": _counts(images),
+        "images of": _counts(coco | {"Visual Genome": report.visual_genome_rows}),
+        "tokens": [] if report.tokens is None else [f"{name} {number}" for name, number in report.tokens.lines()],
+    }
+    grid = Table.grid("", "", padding=(0, 2))
+    for name, parts in lines.items():
+        if parts:
+            grid.add_row(name, Text("; ".join(parts)))
+    return grid
 
 
-def _token_table(tokens: TokenCounts) -> Table:
-    table = Table("tokens", *_right("number"), title=f"Tokens by {tokens.tokenizer}")
-    for name, number in tokens.lines():
-        table.add_row(name, number)
-    return table
+def _counts(numbers: Mapping[str, int]) -> list[str]:
+    return [f"{name} {number:,}" for name, number in numbers.items() if number]
 
 
-def _show_archive(archive: Unpacked, console: Console) -> None:
-    _print_note(console, f"{archive.images:,} images unpacked, {archive.new:,} of them now")
-    for kind, members in (("refused", archive.refused), ("damaged", archive.damaged)):
-        for refusal in members[:5]:
-            _print_note(console, f"{kind}: {refusal.member!r} {refusal.reason}", "yellow")
-        if len(members) > 5:
-            _print_note(console, f"{kind}: {len(members):,} members in all, see report.json", "yellow")
+def _odd_members(archive: Unpacked) -> tuple[tuple[str, list[Refusal]], ...]:
+    return ("refused", archive.refused), ("damaged", archive.damaged)
 
 
 def _print_note(console: Console, text: str, style: str | None = None) -> None:

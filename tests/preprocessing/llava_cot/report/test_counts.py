@@ -110,9 +110,9 @@ def test_tables_name_what_is_odd_and_the_licence_once():
     report.count_row(row(1), "coco")
     report.count_rejected(Defect.NO_ANSWER, "sqa", rejected())
     text = printed(report)
-    for expected in ("training", "held out", "left out", "rejected: no answer", "same id", "missing", "cannot be read"):
+    for expected in ("training", "held out", "left out", "no answer 1", "same id 4", "missing 5; unreadable 6"):
         assert expected in text, expected
-    assert "1 of train2017, 0 of val2017" in text
+    assert "COCO train2017 1" in text and "val2017" not in text
     assert "not known, they were not counted" in text and "prepare_llava_cot.py" in text
     assert text.count("apache-2.0") == 1
 
