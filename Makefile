@@ -14,10 +14,11 @@ help:  ## Show this help.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@echo 'Installing Cobra, PyTorch and tools into $(VENV): some minutes, once.'
+	$(BIN)/python -m pip install --editable '.[dev]'
 	touch $@
 
-demo: $(INSTALLED)  ## Fine-tune the tiny model on four-stage answers and score it on captions (under 8 minutes on 2 cores).
+demo: $(INSTALLED)  ## Fine-tune the tiny model on four-stage answers and score it on captions (about 4 minutes on 2 cores).
 	$(BIN)/python scripts/demo.py
 
 test: $(INSTALLED)  ## Run the tests, up to four files at once.
@@ -27,7 +28,7 @@ soak: $(INSTALLED)  ## Run the long forms of the drills: many kills, large archi
 	$(BIN)/python -m pytest -m slow
 
 bench: $(INSTALLED)  ## Measure speed, memory and disk against named peers, and write benchmarks/RESULTS.md (20 minutes on 2 cores).
-	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
+	$(BIN)/python -m pip install --editable '.[dev,bench]'
 	test -d runs/demo/cobra-tiny-cot || $(BIN)/python scripts/demo.py
 	$(BIN)/python benchmarks/run_all.py
 

@@ -5,6 +5,8 @@ import sys
 
 # Before torch is imported: the tensors are tiny, and threads that wait for each other cost four times the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Width of tables: no test depends on the terminal, nor on a program that another one has run in this process.
+os.environ["COLUMNS"] = "120"
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -30,6 +29,8 @@ PROCESSES = 2
 _MARKER = "made-by-the-demo.json"
 _PARTS = 5
 _SAMPLES = 2
+# One for each stage.
+_SAMPLE_LINES = 4
 # Kinds of questions above this p-value are named as not learned.
 _SIGNIFICANT = 0.05
 
@@ -155,7 +156,6 @@ def _benchmark(demo: _Demo) -> list[str]:
 
 
 def _start(demo: _Demo, name: str, purpose: str) -> float:
-    demo.console.print()
     number = len(demo.seconds) + 1
     demo.console.rule(f"[bold]part {number} of {_PARTS}: {name}", align="left", characters="-")
     demo.console.print(purpose)
@@ -196,7 +196,7 @@ def _measure(demo: _Demo) -> tuple[AnswerScore, AnswerScore, list[tuple[str, str
 def _report(demo: _Demo, before: AnswerScore, score: AnswerScore, samples: list[tuple[str, str]]) -> None:
     """Print the scores of the answers, samples, where the files are, and what to do next."""
     say = demo.console.print
-    table = Table("question", box=SIMPLE_HEAD)
+    table = Table("question", box=None)
     for name in ("n", "right before", "right after", "commonest answer", "p"):
         table.add_column(name, justify="right")
     earlier = {**before.kinds, "all": before.overall}
@@ -205,12 +205,11 @@ def _report(demo: _Demo, before: AnswerScore, score: AnswerScore, samples: list[
         shares = (share(right, n) for right in (earlier[kind].correct, numbers.correct, numbers.majority))
         table.add_row(kind, str(n), *shares, f"{numbers.p_value:.1g}", style="bold" if kind == "all" else None)
     say(table)
-    say("p: chance of as many right answers by always giving the commonest answer of the kind (exact binomial test)")
+    say("p: probability of as many right by always giving the commonest answer of the kind (exact binomial test)")
     for question, answer in samples:
         say(f"[bold]{escape(question)}")
-        say("\n".join(f"  {line}" for line in answer.splitlines() if line), markup=False)
+        say("\n".join([f"  {line}" for line in answer.splitlines() if line][:_SAMPLE_LINES]), markup=False)
     after, n = score.overall, score.overall.n
-    say()
     demo.console.rule("[bold]what came out", align="left", characters="-")
     say(
         f"four stages in order: {before.valid} of {n} answers before, {score.valid} after\nright conclusions:    "
@@ -228,17 +227,14 @@ def _show_ways_on(demo: _Demo) -> None:
     run = str(demo.run_dir)
     image = str(demo.questions / "images" / "000000.png")
     parts = ", ".join(f"{name} {value:.0f} s" for name, value in demo.seconds.items())
-    grid = Table.grid("", "", padding=(0, 2))
     for what, text in (
+        ("time", f"{sum(demo.seconds.values()) / 60:.1f} minutes: {parts}"),
         ("captions and scores", demo.benchmark / "report.html"),
         ("training rows", demo.cot / "report.html"),
         ("answers in training", demo.run_dir / "samples.html"),
-        ("answers at the end", demo.config.output_dir / "answers.json"),
-        ("all numbers", demo.config.output_dir / "summary.json"),
-        ("time", f"{sum(demo.seconds.values()) / 60:.1f} minutes: {parts}"),
+        ("numbers, answers", f"{demo.config.output_dir / 'summary.json'}, answers.json"),
         ("next, talk to it", command_line("chat", run, "--image", image)),
         ("or on a page", command_line("serve", run)),
         ("train on your rows", command_line("train", "--help")),
     ):
-        grid.add_row(what, escape(str(text)))
-    demo.console.print(grid)
+        demo.console.print(f"{what + ':':<21}{text}", markup=False)

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from types import FrameType
 from typing import NoReturn
 
@@ -19,6 +20,11 @@ _EXIT_INTERRUPTED = 130
 def _say(text: str) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(text, file=sys.stderr, flush=True)
+
+
+@cache
+def _say_once(text: str) -> None:
+    _say(text)
 
 
 @contextmanager
@@ -58,7 +64,7 @@ def loading() -> Iterator[None]:
     if takes:
         signal.signal(signal.SIGINT, _leave)
     try:
-        with tell_waiting("loading PyTorch and the program"):
+        with tell_waiting("loading PyTorch and the program", _say_once):
             yield
     finally:
         if takes:

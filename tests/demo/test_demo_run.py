@@ -1,5 +1,10 @@
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, STDOUT
 
 import pytest
 
@@ -89,3 +94,25 @@ def test_a_failed_command_ends_the_demonstration(tmp_path, commands):
     with pytest.raises(UserError, match="'prepare' of the demonstration ended with code 2"):
         run_demo(small(tmp_path))
     assert len(commands.lines) == 1
+
+
+@pytest.mark.fault("E10")
+def test_the_log_of_the_demonstration_is_short_and_says_what_came_out(tmp_path):
+    """All parts on a small demonstration; the full one differs in the table's numbers alone."""
+    folder = tmp_path / "demo"
+    sizes = ("--rows", "120", "--steps", "12", "--caption_images", "4", "--questions", "7", "--batch_size", "4")
+    command = [sys.executable, "-m", "cobra", "demo", "--output_dir", str(folder), *sizes]
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    done = subprocess.run(command, stdout=PIPE, stderr=STDOUT, stdin=DEVNULL, text=True, env=environment, timeout=600)
+    log = done.stdout
+    assert done.returncode == 0, log
+    benchmark = log[log.index("part 4 of 5: ") : log.index("part 5 of 5: ")]
+    # Beside them come the benchmark's own screen, and on a slow machine the lines about what is waited for.
+    lines = [line for line in log.replace(benchmark, "").splitlines() if not line.endswith(" ...")]
+    assert len(lines) <= 90, log
+    assert [f"part {number} of 5: " in log for number in range(1, 6)] == [True] * 5
+    assert "arning" not in log and "Traceback" not in log and "tokens per row: not known" not in log
+    end = log[log.index("what came out") :]
+    assert re.search(r"four stages in order: \d+ of 7 answers before, \d+ after", end)
+    for command in ("chat", "serve", "train --help"):
+        assert f"cobra-vlm {command}" in end

@@ -13,6 +13,7 @@ from PIL import Image
 import cobra
 from cobra.models.checkpoint import read_checkpoint
 from cobra.models.vlms import CobraVLM
+from cobra.util.amounts import counted
 
 ROOT = Path(__file__).parents[2]
 SCRATCH = [
@@ -230,6 +231,7 @@ def cot_root(rows_dir, tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.fault("E4")
 def test_loss_on_held_out_rows_is_that_of_the_checkpoint_on_any_number_of_processes(cot_root, tmp_path):
     held_out = {}
     for processes in (1, 2):
@@ -243,6 +245,8 @@ def test_loss_on_held_out_rows_is_that_of_the_checkpoint_on_any_number_of_proces
         output, _ = process.communicate()
         assert process.returncode == 0, output
         assert "5 held-out rows in" in output and output.count("held-out rows: loss") == 2
+        # With a checkpoint and a state at the end of each epoch.
+        assert "arning" not in output and f"in {counted(processes, 'process')} on cpu" in output
         lines = (tmp_path / f"of-{processes}" / f"of-{processes}.jsonl").read_text().splitlines()
         values = [json.loads(line) for line in lines]
         # Of three batches an epoch, the last one has the loss.
@@ -251,6 +255,7 @@ def test_loss_on_held_out_rows_is_that_of_the_checkpoint_on_any_number_of_proces
     assert held_out[2] == pytest.approx(held_out[1], rel=1e-5)
 
 
+@pytest.mark.fault("E11")
 def test_adapters_train_save_resume_and_load(rows_dir, tmp_path):
     """LoRA through the command line, on two processes: only adapters and projector are saved, and the run answers."""
     arguments = [
@@ -262,9 +267,12 @@ def test_adapters_train_save_resume_and_load(rows_dir, tmp_path):
     process = launch([*arguments, "--time_limit", "0.0001"], 2)
     output, _ = process.communicate()
     assert process.returncode != 0 and "stopped by the time limit after step 1" in output, output
+    assert "llm_backbone 0.54 M (frozen), LoRA adapters on llm_backbone 0.03 M (trained)" in output
     process = launch(arguments, 2)
     output, _ = process.communicate()
     assert process.returncode == 0, output
+    run = tmp_path / "adapted"
+    assert f"resuming the run {run} after step 1, from its state {run / 'resume' / 'step-000001'}" in output
     saved = torch.load(tmp_path / "adapted" / "checkpoints" / "latest-checkpoint.pt", weights_only=True)["model"]
     assert set(saved) == {"projector", "lora"}
     vlm, before = cobra.load(tmp_path / "adapted", device="cpu"), cobra.load("cobra-tiny", device="cpu")

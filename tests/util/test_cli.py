@@ -2,8 +2,10 @@
 
 import errno
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from draccus import ChoiceRegistry
@@ -366,3 +368,16 @@ def test_help_names_every_flag_and_its_text(capsys):
     text = capsys.readouterr().out
     for flag in ("--prompt", "--note", "--drink.type", "--drink.cups", "A remark."):
         assert flag in text
+
+
+@pytest.mark.fault("E10")
+@pytest.mark.parametrize(("terminal", "width"), [(False, 120), (True, 80)])
+def test_tables_have_120_columns_where_no_terminal_says_how_many(monkeypatch, terminal, width):
+    monkeypatch.delenv("COLUMNS")
+    for name in ("__stdin__", "__stdout__", "__stderr__"):
+        monkeypatch.setattr(sys, name, SimpleNamespace(isatty=lambda: terminal))
+    widths = []
+    with pytest.raises(SystemExit):
+        run(lambda config: widths.append(os.environ.get("COLUMNS", "80")), Config, [])
+    assert widths == [str(width)]
+    monkeypatch.setenv("COLUMNS", "120")

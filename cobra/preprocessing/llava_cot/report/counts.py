@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
@@ -196,7 +195,7 @@ def biggest(rows: Counter[str]) -> list[str]:
 
 
 def _source_table(counts: tuple[Counter[str], ...]) -> Table:
-    table = Table("source", *_right("training", "held out", "rejected", "left out"), box=SIMPLE_HEAD)
+    table = Table("source", *_right("training", "held out", "rejected", "left out"), box=None)
     sources = biggest(sum(counts, Counter[str]()))
     for source in sources[:_SHOWN_SOURCES]:
         # As text: a name in square brackets is no markup.
