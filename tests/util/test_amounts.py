@@ -16,7 +16,7 @@ pytestmark = pytest.mark.fault("E11")
         (counted(2, "entry", "entries"), "2 entries"),
         (share(13_464, 13_470), "99.9%"),
         (share(13_470, 13_470), "100.0%"),
-        (share(1, 100_000), "<0.1%"),
+        (share(1, 100_000), "0.1%"),
         (share(0, 5), "0.0%"),
         (share(0, 0), "0.0%"),
         (share(1, 3, digits=0), "33%"),
