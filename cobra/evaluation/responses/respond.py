@@ -29,6 +29,7 @@ from cobra.evaluation.responses.protocol import Answer, Protocol
 from cobra.evaluation.responses.response_cache import AnswerFile, StoredAnswer
 from cobra.util.distributed import World
 from cobra.util.errors import UserError
+from cobra.util.numbers import part_of
 from cobra.util.printable import printable
 
 if TYPE_CHECKING:
@@ -185,8 +186,7 @@ def _read_known(
         variant.known = answers
         count = len(images) - variant.open_among(images)
         if count and world.is_main:
-            share = f"{count:,} of {count_images(len(images))}"
-            text = f"{variant.name}: {share} were answered before, with the same settings"
+            text = f"{variant.name}: {part_of(count, len(images))} answers are from before, with the same settings"
             console.print(text, highlight=False, soft_wrap=True)
 
 

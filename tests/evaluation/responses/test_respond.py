@@ -154,7 +154,7 @@ def test_what_was_answered_is_not_asked_again(ask):
     answered = ask(again, batch_size=3)
     assert again.calls == [] == again.reads
     assert answered.answers == first.answers
-    assert ask.printed.count("6 of 6 images were answered before, with the same settings") == 2
+    assert ask.printed.count("all 6 answers are from before, with the same settings") == 2
     assert {rate.captions_per_second for rate in answered.throughput.values()} == {0}
 
 
