@@ -147,7 +147,7 @@ class CheckReport:
         text = (
             f"{counted(forecast.rows, 'row')}, {forecast.cut:,} of them cut; "
             f"{counted(forecast.steps_an_epoch, 'step')} of {counted(forecast.batch, 'row')} an epoch, "
-            f"{forecast.steps:,} in {counted(forecast.epochs, 'epoch')} of {forecast.model}"
+            f"{forecast.steps:,} in {counted(forecast.epochs, 'epoch', 'epochs')} of {forecast.model}"
         )
         as_brought = not self.sifted.converted and not self.sifted.refused and not self.bad_image_rows
         is_ready = self.written is not None or as_brought

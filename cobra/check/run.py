@@ -70,7 +70,13 @@ def _examine(report: CheckReport, config: CheckConfig, model: ModelConfig, rows:
     folder, contents = report.pictures.folder, report.pictures.contents
     report.with_image = int(rows.has_image.sum())
     report.remarks = rows.remark_lines()
-    tell_markers(rows, report.remarks.append)
+    # A file that was made on the way says nothing to the user.
+    shown = str(report.written or report.data)
+
+    def note(text: str) -> None:
+        report.remarks.append(text.removeprefix("warning: ").replace(str(file), shown))
+
+    tell_markers(rows, note)
     report.texts = read_texts(rows, contents)
     report.lengths = count_lengths(rows, file, model)
     if (overlap := compare_coco(config.coco_annotations, contents)) is not None:
@@ -82,7 +88,7 @@ def _examine(report: CheckReport, config: CheckConfig, model: ModelConfig, rows:
         check_learnable(rows)
         report.forecast = forecast(file, folder, config.holdout, report.lengths.conclusion_cut > 0, model)
     except UserError as error:
-        report.refusal = str(error)
+        report.refusal = str(error).replace(str(file), shown)
 
 
 def write_rows(rows: Rows, image_dir: Path, target: Path) -> None:

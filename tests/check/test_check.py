@@ -118,6 +118,7 @@ def test_every_bad_row_and_image_is_named_and_writing_leaves_them_out(my, capsys
     assert "(id 'empty')" in out and "a question and no answer" in out and "row 9 of" in out
     assert "2 files of 3 rows missing, outside the folder or not to be read" in out
     assert "unreadable image: 1.png: it is" in out and "missing image: 2.png" in out
+    assert "cobra-check-" not in out and f"//g' {my / 'rows.json'}" in out
     assert "cobra-vlm train" not in out and "scripts/pretrain.py" not in out
     code, out = run(capsys, my, "--write", my / "good.json")
     assert code == 0 and "3 of 11 are left out" in out and "note    images: 2 files" in out
