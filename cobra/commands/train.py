@@ -14,7 +14,7 @@ _COMMON = (
     *("model.type", "dataset.type", "dataset.dataset_root_dir", "stage", "pretrained_checkpoint", "run_id"),
     *("run_root_dir", "model.finetune_epochs", "model.finetune_max_steps", "model.finetune_learning_rate"),
     *("model.finetune_global_batch_size", "model.finetune_per_device_batch_size", "lora.rank", "resume", "device"),
-    *("save_interval_minutes", "eval_interval_steps", "dry_run"),
+    *("save_interval_minutes", "eval_interval_steps", "page", "dry_run"),
 )
 _EXAMPLES = (
     "--model.type cobra-3b --dataset.type llava-cot-100k --pretrained_checkpoint cobra+3b",

@@ -77,13 +77,15 @@ class PretrainConfig:
     eval_interval_steps: int | None = None
     """Steps between two validations on held-out rows; null validates at the end of every epoch and of the run."""
     eval_samples: int = 4
-    """Number of held-out rows that the model answers at every validation; samples.html in the run shows the answers."""
+    """Number of held-out rows that the model answers at every validation; the run's page shows the answers."""
     sharding_group_size: int | None = None
     """Processes that one copy of the model is sharded over, such as those of one machine; null shards over all."""
     offload_optimizer: bool = False
     """Keep the optimiser's state in main memory: slower, for a single GPU with little memory."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Low-rank adapters in place of training the whole language model, for GPUs with little memory."""
+    page: bool = False
+    """Open the run's page in the browser, or print its address where there is none."""
     dry_run: bool = False
     """Print the memory, steps, disk and hours that the run would take, with warnings, and train nothing."""
     plan: PlanConfig = field(default_factory=PlanConfig)

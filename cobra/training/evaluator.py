@@ -66,7 +66,7 @@ class Evaluator:
             if len(self.rows) == samples:
                 break
             self._add_row(dataset, row)
-        self._log = SampleLog(self.rows, dataset.image_dir)
+        self._log = SampleLog(self.rows)
 
     def _add_row(self, dataset: FinetuneDataset, row: int) -> None:
         """Take a row to ask about, unless it has no answer within the longest text, or is skipped for its image."""
@@ -97,7 +97,7 @@ class Evaluator:
         """Take the loss on all held-out rows and answer the chosen ones; every process has to call it.
 
         The model keeps its modes, gradients and shards; no random number is drawn. The main process appends the answers
-        to `samples.jsonl` and writes `samples.html` anew, or says that the disk is full.
+        to `samples.jsonl`, or says that the disk is full.
 
         Args:
             vlm: The model. A sharded one is gathered on every process for the answers: all its parameters, as they are

@@ -29,6 +29,7 @@ from cobra.training.loop import TrainingLoop
 from cobra.training.lora import apply_lora, check_base, describe_modules
 from cobra.training.metrics import Metrics
 from cobra.training.objective import Objective, find_objective
+from cobra.training.page.run_page import RunPage
 from cobra.training.planning.plan import show_plan
 from cobra.training.preemption import Stopped, StopRequests, grace_seconds, job_end
 from cobra.training.resume_settings import check_setting, setting_of
@@ -47,6 +48,7 @@ from cobra.training.run_directory import (
 from cobra.training.run_state import RESUME, clear_unfinished, delete_states, read_state
 from cobra.training.strategy import StepResult, TrainStrategy, get_train_strategy
 from cobra.util.amounts import counted
+from cobra.util.browser import open_in_browser
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World, hold_together, join_world
 from cobra.util.files import write_json
@@ -170,17 +172,25 @@ class _Start:
         loop = TrainingLoop(
             strategy, dataset, collator, lengths, self.run_dir, parts, config.seed, workers, setting, *limits
         )
-        try:
-            # What is raised while torch reads a state comes out as an error of that state.
-            stop.wait_for_steps()
-            if self.state is not None:
-                with tell_waiting(f"reading the state {self.state}", say):
-                    loop.restore(self.state)
-            result = loop.run(stop)
-        finally:
-            if metrics is not None:
-                metrics.finalize()
-        self.finish(strategy, result, len(dataset))
+        self.run(loop, metrics, len(dataset), stop)
+
+    def run(self, loop: TrainingLoop, metrics: Metrics | None, rows: int, stop: StopRequests) -> None:
+        """Train on so many rows to the end of the run, and keep its page current."""
+        with ExitStack() as stack:
+            page = self.world.on_main(lambda: self.open_page(loop.plan.total_steps))
+            if page is not None:
+                loop.parts.append(stack.enter_context(page))
+            try:
+                # What is raised while torch reads a state comes out as an error of that state.
+                stop.wait_for_steps()
+                if self.state is not None:
+                    with tell_waiting(f"reading the state {self.state}", self.say):
+                        loop.restore(self.state)
+                result = loop.run(stop)
+            finally:
+                if metrics is not None:
+                    metrics.finalize()
+            self.finish(loop.strategy, result, rows)
 
     def build(self) -> tuple[CobraVLM, list[str], Path | None]:
         """Build the model, load what its stage starts from, say in plain words what that is, and freeze what stays."""
@@ -316,6 +326,14 @@ class _Start:
         write_json(run_dir / PROVENANCE, made_of if reached is None else resumed_record(run_dir / PROVENANCE, made_of))
         names = config.trackers, self.run_id, run_dir, hparams, config.stage, config.wandb_project, config.wandb_entity
         return Metrics(*names, resumed_step=reached, peak_flops=_peak_flops(world))
+
+    def open_page(self, steps: int) -> RunPage:
+        """Write the run's page, name it, and show it where that is asked for."""
+        page = RunPage(self.run_dir, steps)
+        page.update()
+        shown = self.config.page and open_in_browser(page.path)
+        self.say(f"page of the run: {page.path.resolve().as_uri() if self.config.page and not shown else page.path}")
+        return page
 
     def finish(self, strategy: TrainStrategy, result: StepResult | None, rows: int) -> None:
         """Mark the run as finished, say so, and delete the states that it will not go on from."""

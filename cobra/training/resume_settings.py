@@ -35,7 +35,16 @@ MAY_CHANGE = frozenset(
         *("model.align_train_strategy", "model.finetune_train_strategy"),
         # What is saved, looked at and told, and when a run gives up.
         *("trackers", "wandb_project", "wandb_entity", "resume", "save_interval_steps", "save_interval_minutes"),
-        *("keep_checkpoints", "keep_epochs", "time_limit", "stop_grace_seconds", "max_skipped", "dry_run", "plan"),
+        *(
+            "keep_checkpoints",
+            "keep_epochs",
+            "time_limit",
+            "stop_grace_seconds",
+            "max_skipped",
+            "dry_run",
+            "plan",
+            "page",
+        ),
         *("eval_interval_steps", "eval_samples"),
         # A run that raises has met no bad image: letting it skip the first one is the way on.
         "dataset.on_bad_image",

@@ -1,11 +1,13 @@
 """Self-contained HTML pages: no network, pictures inside, and no text from the data that could become markup."""
 
 import base64
+import hashlib
 import io
 from pathlib import Path
 from typing import NamedTuple
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from cobra.util.images import read_header, read_upright
 from cobra.util.numbers import percent
@@ -34,6 +36,12 @@ def page_templates(package: str) -> Environment:
     )
     environment.filters |= {"number": "{:,}".format, "percent": lambda share: f"{percent(share)}%"}
     return environment
+
+
+def script_of(templates: Environment, name: str) -> dict[str, str]:
+    """Return a script among the templates as `script`, and the `script_sha256` by which a page's policy allows it."""
+    text = templates.get_template(name).render()
+    return {"script": Markup(text), "script_sha256": base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}
 
 
 class Thumbnail(NamedTuple):

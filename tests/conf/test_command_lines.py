@@ -34,8 +34,8 @@ FLAGS = {
     "scripts/pretrain.py": (
         "stage pretrained_checkpoint run_id run_root_dir objective seed hf_token trackers wandb_project wandb_entity "
         "device num_workers resume save_interval_steps save_interval_minutes keep_checkpoints keep_epochs time_limit "
-        "stop_grace_seconds max_skipped eval_interval_steps eval_samples sharding_group_size offload_optimizer dry_run "
-        "lora plan lora.rank lora.alpha lora.dropout lora.target_modules plan.world_size plan.gpu_memory "
+        "stop_grace_seconds max_skipped eval_interval_steps eval_samples sharding_group_size offload_optimizer "
+        "page dry_run lora plan lora.rank lora.alpha lora.dropout lora.target_modules plan.world_size plan.gpu_memory "
         "plan.peak_tflops plan.utilisation plan.json_file "
         + " ".join([f"model.{name}" for name in MODEL.split()] + [f"dataset.{name}" for name in DATASET.split()])
     ),

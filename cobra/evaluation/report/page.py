@@ -1,7 +1,5 @@
 """Page of the benchmark, `report.html`: no network, the pictures inside, readable without its script too."""
 
-import base64
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import astuple
@@ -10,7 +8,6 @@ from itertools import chain
 from typing import NamedTuple
 
 from jinja2 import Environment
-from markupsafe import Markup
 
 from cobra.evaluation.data.image_sources import Pictures
 from cobra.evaluation.metrics.base import SHOWN_SCALE, value
@@ -22,7 +19,7 @@ from cobra.evaluation.report.next_steps import next_steps
 from cobra.evaluation.report.results import FLOOR_LABELS, FLOOR_NOTES, Results, score_text
 from cobra.evaluation.report.story import null_sentence, story, twins
 from cobra.util.charts import Axis, axis
-from cobra.util.html_pages import page_templates
+from cobra.util.html_pages import page_templates, script_of
 from cobra.util.printable import printable
 
 # Of a caption or reference, and of a name.
@@ -75,8 +72,6 @@ def render_page(results: Results, pictures: Pictures | None = None, limit: int =
     environment = _environment()
     headlines, n = results.headlines, len(results.images)
     shown = [comparison for comparison in results.comparisons if comparison.metric in results.metrics]
-    script = environment.get_template("report.js").render()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     differences = [_differences(results, metric) for metric in headlines]
     others = [_differences(results, metric) for metric in results.metrics if metric not in headlines]
     return environment.get_template("report.html.j2").render(
@@ -85,8 +80,6 @@ def render_page(results: Results, pictures: Pictures | None = None, limit: int =
         words=results.words,
         names=list(results.variants),
         labels={name: results.label(name) for name in results.metrics},
-        script=Markup(script),
-        script_sha256=digest,
         story=story(results),
         alpha=ALPHA,
         warnings=results.warnings,
@@ -103,6 +96,7 @@ def render_page(results: Results, pictures: Pictures | None = None, limit: int =
         gallery=gallery(results, pictures, limit),
         next_steps=next_steps(results),
         about=json.dumps(dict(results.about), indent=2, ensure_ascii=False),
+        **script_of(environment, "report.js"),
     )
 
 
