@@ -18,7 +18,7 @@ COMMAND = Command(
     Usage(
         "benchmark",
         (
-            "--checkpoint runs/my-run",
+            "runs/my-run",
             "--checkpoint runs/my-run --task llava-cot",
             "--predictions captions.json --coco_annotations captions_val2017.json",
         ),
@@ -26,5 +26,6 @@ COMMAND = Command(
             *("checkpoint", "baseline_checkpoint", "task", "coco_annotations", "image_dir", "predictions"),
             *("output_dir", "max_images", "max_new_tokens", "batch_size", "search", "device", "dtype"),
         ),
+        "checkpoint",
     ),
 )

@@ -7,7 +7,7 @@ from cobra.commands.base import Command
 from cobra.doctor.cached import cache_root
 from cobra.preprocessing import download_extract
 from cobra.preprocessing.published_files import COT_ID, DATASET_REGISTRY
-from cobra.util.errors import check_known
+from cobra.util.errors import UserError, check_known
 from cobra.util.help_text import Usage
 from cobra.util.home_paths import PathText
 from cobra.util.program import command_line
@@ -34,6 +34,8 @@ class FetchConfig:
 def main(config: FetchConfig) -> None:
     """Fetch, and say how to go on without a network."""
     check_known(config.datasets, DATASET_REGISTRY, "the data set")
+    if config.model == "none" and not config.datasets:
+        raise UserError("there is nothing to fetch: give a model, or data sets with --datasets")
     token = read_hf_token(config.hf_token)
     if config.model != "none":
         from cobra.models.prefetch import prefetch_model

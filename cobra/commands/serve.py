@@ -44,8 +44,10 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
+        # Python adds the address, which is named here already.
+        problem = str(error).partition(" (while")[0].rstrip(".")
         raise UserError(
-            f"nothing can be served on {host} port {port} ({error}): give another --port (0 is any that is free) or "
+            f"nothing can be served on {host} port {port} ({problem}): give another --port (0 is any that is free) or "
             "--host"
         ) from error
 

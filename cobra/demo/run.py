@@ -16,7 +16,7 @@ from cobra.demo.config import DemoConfig
 from cobra.demo.datasets import LlavaCotSummary, write_coco_captions, write_llava_cot, write_question_rows
 from cobra.models.load import load
 from cobra.util.amounts import counted, share
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, check_values
 from cobra.util.files import read_json, write_json
 from cobra.util.lock import LOCK, hold
 from cobra.util.program import command_line, program
@@ -60,6 +60,11 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         UserError: A command failed, another demonstration runs in the folder, or the folder holds something that is not
             the demonstration's.
     """
+    sizes = ("rows", "steps", "batch_size", "caption_images", "questions")
+    check_values(
+        {name: (getattr(config, name), getattr(config, name) > 0, "at least 1") for name in sizes}
+        | {"learning_rate": (config.learning_rate, config.learning_rate > 0, "positive")}
+    )
     with hold(config.output_dir, "another demonstration runs"):
         return _run(_Demo(config))
 
@@ -238,3 +243,7 @@ def _show_ways_on(demo: _Demo) -> None:
         ("train on your rows", command_line("train", "--help")),
     ):
         demo.console.print(f"{what + ':':<21}{text}", markup=False)
+
+
+if __name__ == "__main__":
+    raise SystemExit(f"this module is no program; run: {command_line('demo')}")

@@ -14,6 +14,7 @@ from cobra.evaluation.tasks.conclusions import ConclusionTask
 from cobra.models.generation.options import SEARCH_SAMPLING, SearchOptions
 from cobra.util.distributed import hold_together, join_world
 from cobra.util.errors import UserError, check_known
+from cobra.util.program import command_line
 from cobra.util.torch_utils import resolve_device, resolve_dtype
 
 TASKS: dict[str, type[Task]] = {CAPTIONS: CaptionTask, CONCLUSIONS: ConclusionTask}
@@ -88,3 +89,7 @@ def _check_conclusions(config: BenchmarkConfig) -> None:
     given += ["--allow_missing"] * config.allow_missing + ["--prompt"] * (config.prompt != "seed")
     if given:
         raise UserError(f"the task {CONCLUSIONS} asks the rows' own questions and has no use for {', '.join(given)}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(f"this module is no program; run: {command_line('benchmark')}")

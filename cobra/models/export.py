@@ -19,6 +19,7 @@ from cobra.models.tensors import EMBEDDING, TIED_HEAD, read_tensors, surface_os_
 from cobra.util.errors import UserError, check_known
 from cobra.util.files import atomic_path, read_json, sha256_file, write_json, write_text
 from cobra.util.network import check_network_variables
+from cobra.util.program import command_line
 from cobra.util.redaction import reason
 from cobra.util.tokens import read_hf_token
 
@@ -188,7 +189,7 @@ vlm = cobra.load("{folder}")
 print(vlm.ask("photo.jpg", "What is in the picture?"))
 ```
 {download}
-To train on from here: `scripts/pretrain.py --pretrained_checkpoint {folder}`.
+To train on from here: `cobra-vlm train --pretrained_checkpoint {folder}`.
 
 ## What it was made of
 
@@ -271,3 +272,7 @@ def _facts(config: dict[str, Any], checkpoint: Checkpoint, record: dict[str, Any
 def _cell(value: object) -> str:
     """Return text for a cell of a table, or for a heading."""
     return " ".join(str(value).split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    raise SystemExit(f"this module is no program; run: {command_line('export')}")

@@ -8,9 +8,10 @@ from urllib.parse import urlsplit
 import requests
 
 from cobra.util.errors import UserError
-from cobra.util.network import check_network_variables, tell, waiting_for
+from cobra.util.network import check_network_variables
 from cobra.util.program import command_line
 from cobra.util.redaction import reason, redacted, root_reason
+from cobra.util.waiting import say, tell_waiting
 
 _TIMEOUT_SECONDS = 4.0
 _LOGGER = logging.getLogger("huggingface_hub.utils._http")
@@ -29,7 +30,7 @@ class _RetryLines(logging.Filter):
         if failure := self._FAILURE.match(text):
             self._failure = f"{urlsplit(failure['url']).netloc} fails ({redacted(failure['problem'])})"
         elif wait := self._WAIT.match(text):
-            tell(f"{self._failure}; next attempt in {float(wait['seconds']):g} s")
+            say(f"{self._failure}; next attempt in {float(wait['seconds']):g} s")
         return failure is None and wait is None
 
 
@@ -51,11 +52,11 @@ def check_hub() -> None:
         return
     check_network_variables()
     try:
-        with waiting_for(constants.ENDPOINT):
+        with tell_waiting(f"waiting for {redacted(constants.ENDPOINT)}"):
             requests.head(constants.ENDPOINT, timeout=_TIMEOUT_SECONDS, allow_redirects=False)
     except requests.RequestException as error:
         constants.HF_HUB_OFFLINE = True
-        tell(f"{redacted(constants.ENDPOINT)} does not answer ({root_reason(error)}): files come from the cache alone")
+        say(f"{redacted(constants.ENDPOINT)} does not answer ({root_reason(error)}): files come from the cache alone")
 
 
 def fetch(repo_id: str, filename: str, token: str | None = None, cache_dir: str | Path | None = None) -> Path:

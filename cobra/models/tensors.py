@@ -95,9 +95,9 @@ def _unreadable(path: Path, error: Exception) -> UserError:
             f"{path} is damaged: some of its bytes are not those that were written ({message}). Copy or fetch it "
             "again, or take an earlier checkpoint of that run"
         )
-    return UserError(
-        f"{path} cannot be read as a checkpoint: it is damaged, or not a .pt or .safetensors file ({message})"
-    )
+    # A lone word, such as the key of a KeyError, says nothing.
+    cause = f" ({message})" if " " in message else ""
+    return UserError(f"{path} cannot be read as a checkpoint: it is damaged, or not a .pt or .safetensors file{cause}")
 
 
 def check_kinds(values: object, where: str) -> None:

@@ -13,8 +13,9 @@ from cobra.preprocessing import transfer
 from cobra.preprocessing.progress import ByteBars
 from cobra.preprocessing.transfer import RETRIED_STATUSES, Remote, Unreachable, fetch_file
 from cobra.util.errors import UserError
-from cobra.util.network import check_network_variables, tell, waiting_for
+from cobra.util.network import check_network_variables
 from cobra.util.redaction import reason, root_reason
+from cobra.util.waiting import say, tell_waiting
 
 _TIMEOUT_SECONDS = 5.0
 # Seconds after which a hub that cannot be reached at all is reported, without further retries.
@@ -90,7 +91,7 @@ def _dataset_info(repo_id: str, revision: str, token: str | None) -> DatasetInfo
     began = time.monotonic()
     for delay in (*transfer.RETRY_DELAYS, None):
         try:
-            with waiting_for(constants.ENDPOINT):
+            with tell_waiting(f"waiting for {constants.ENDPOINT}"):
                 return HfApi().dataset_info(
                     repo_id, revision=revision, token=token, files_metadata=True, timeout=_TIMEOUT_SECONDS
                 )
@@ -105,7 +106,7 @@ def _dataset_info(repo_id: str, revision: str, token: str | None) -> DatasetInfo
                 raise Unreachable(f"{constants.ENDPOINT} cannot be reached ({root_reason(error)})") from error
             problem = error
         if delay is not None:
-            tell(f"{constants.ENDPOINT} fails ({root_reason(problem)}); next attempt in {delay:g} s")
+            say(f"{constants.ENDPOINT} fails ({root_reason(problem)}); next attempt in {delay:g} s")
             time.sleep(delay)
     raise UserError(
         f"{constants.ENDPOINT} fails time and again ({reason(problem)}): run the same command later"

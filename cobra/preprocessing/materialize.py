@@ -61,8 +61,9 @@ def find_components(stage: str, dataset_cfg: DatasetConfig) -> tuple[Path, Path]
     kinds = {"annotation file": (annotation_file, Path.is_file), "image folder": (image_dir, Path.is_dir)}
     for kind, (path, is_there) in kinds.items():
         if not is_there(path):
+            problem = f"is no {kind.split()[1]}" if path.exists() else "does not exist"
             raise UserError(
-                f"the {kind} of {dataset_cfg.dataset_id} for the stage {stage} does not exist: {path}. "
+                f"the {kind} of {dataset_cfg.dataset_id} for the stage {stage} {problem}: {path}. "
                 f"{dataset_cfg.remedy(stage)}"
             )
     return annotation_file, image_dir

@@ -1,9 +1,10 @@
 """Components of every published dataset, and the URLs that they are fetched from."""
 
-import shlex
 import string
 from pathlib import Path
 from typing import Literal, TypedDict
+
+from cobra.util.program import command_line
 
 COT_ID = "llava-cot-100k"
 COT_REPO = "Xkev/LLaVA-CoT-100k"
@@ -70,4 +71,4 @@ DATASET_REGISTRY: dict[str, list[Component]] = {
 
 def prepare_command(root: Path) -> str:
     """Return the command that fetches and prepares LLaVA-CoT-100k in a data folder."""
-    return f"python fine_tune/prepare_llava_cot.py --dataset_root {shlex.quote(str(root))}"
+    return command_line("prepare", "--dataset_root", str(root))

@@ -21,8 +21,9 @@ from cobra.preprocessing.archives import check_free_space
 from cobra.preprocessing.progress import Bar, ByteBars
 from cobra.util.errors import UserError
 from cobra.util.files import write_json
-from cobra.util.network import check_network_variables, waiting_for
+from cobra.util.network import check_network_variables
 from cobra.util.redaction import reason, root_reason
+from cobra.util.waiting import tell_waiting
 
 # Seconds to wait before each new attempt, seven minutes in all; attempts that brought bytes begin anew.
 RETRY_DELAYS = (1.0, 4.0, 16.0, 60.0, 120.0, 240.0)
@@ -248,7 +249,7 @@ def _attempt(partial: _Partial, bars: ByteBars, bar: Bar, advance: Callable[[int
         if partial.validator:
             headers["If-Range"] = partial.validator
     # `auth` keeps requests from putting what ~/.netrc says of the host in the place of the token.
-    with waiting_for(_server(remote.url), bars.print_line):
+    with tell_waiting(f"waiting for {_server(remote.url)}", bars.print_line):
         response = requests.get(
             remote.url, headers=headers, auth=lambda request: request, stream=True, timeout=_TIMEOUT_SECONDS
         )

@@ -53,6 +53,7 @@ from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World, hold_together, join_world
 from cobra.util.files import write_json
 from cobra.util.lock import Hold
+from cobra.util.program import command_line
 from cobra.util.provenance import describe_run, resumed_record
 from cobra.util.tokens import read_hf_token
 from cobra.util.torch_utils import set_global_seed
@@ -356,3 +357,7 @@ def _peak_flops(world: World) -> float | None:
     """Return the operations a second of all devices together at their best, where that is known."""
     peak = peak_tflops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
     return None if peak is None else peak * 1e12 * world.size
+
+
+if __name__ == "__main__":
+    raise SystemExit(f"this module is no program; run: {command_line('train')}")

@@ -163,18 +163,33 @@ def parse(config_class: type[Config], args: Sequence[str], positional: str = "")
     values: dict[str, str] = {}
     for flag, value in read_arguments(arguments, flags):
         values[flag.name] = _encoded(flag, value, config_class)
+    _refuse_missing(config_class, values)
     try:
         values |= _default_choices(config_class, values)
         config = draccus.parse(
             config_class, args=[f"--{name}={value}" for name, value in values.items()], exit_on_error=False
         )
-    except (DraccusException, argparse.ArgumentError, OSError, UnicodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise UserError(f"--config_path {error.filename} cannot be read ({error.strerror})") from error
+    except (DraccusException, argparse.ArgumentError, UnicodeError, yaml.YAMLError) as error:
         raise UserError(f"{reason(error, _LONGEST_ERROR).rstrip('.')}. Run with --help for the flags.") from error
     for flag in flags.values():
         if flag.of_text and flag.kind is not Kind.FILE:
             _unguard(config, flag)
     _refuse_nulls(config)
     return config
+
+
+def _refuse_missing(config_class: type, values: Mapping[str, str]) -> None:
+    """Raise a UserError where fields without a default have no value; a file of flags may hold them."""
+    unset = dataclasses.MISSING
+    names = [
+        f"--{field.name}"
+        for field in dataclasses.fields(typing.cast(Any, config_class))
+        if field.default is unset and field.default_factory is unset and field.name not in values
+    ]
+    if names and CONFIG_ARG not in values:
+        raise UserError(f"{' and '.join(names)} must be given; --help shows examples")
 
 
 def _chosen(arguments: Sequence[str]) -> dict[str, str]:

@@ -64,7 +64,7 @@ def decode_image(data: bytes, name: str, max_pixels: int | None = None) -> "Imag
     Raises:
         UserError: It is not a picture, or too large.
     """
-    from cobra.util.images import FORMATS, BadImageError, read_header, read_upright
+    from cobra.util.images import BadImageError, read_header, read_upright
 
     try:
         header = read_header(io.BytesIO(data))
@@ -76,8 +76,7 @@ def decode_image(data: bytes, name: str, max_pixels: int | None = None) -> "Imag
         return read_upright(io.BytesIO(data))[0]
     except BadImageError as error:
         raise UserError(
-            f"{_quote(name)} cannot be opened as a picture ({error}): give a whole file in one of the formats "
-            f"{', '.join(FORMATS)}"
+            f"{_quote(name)} cannot be opened as a picture ({error}): give a whole file of a picture"
         ) from error
 
 
@@ -94,8 +93,9 @@ def _read_file(where: str) -> bytes:
         raise
     # Of names with a NUL or a half of a surrogate pair a ValueError, of a home that nobody has a RuntimeError.
     except (OSError, ValueError, RuntimeError) as error:
+        problem = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{_quote(where)} cannot be opened as a picture ({error}): give the path of an image file"
+            f"{_quote(where)} cannot be opened as a picture ({problem}): give the path of an image file"
         ) from error
 
 

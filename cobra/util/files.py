@@ -138,7 +138,8 @@ def read_text(path: Path | str, what: str, remedy: str = "") -> str:
 
 def missing_file(path: Path, what: str, remedy: str = "") -> UserError:
     """Return the error that a file is absent; the arguments are those of :func:`read_text`."""
-    return UserError(f"{what[:1].upper()}{what[1:]} does not exist: {path}. {remedy}".rstrip())
+    problem = "is a folder, and a file was expected" if path.is_dir() else "does not exist"
+    return UserError(f"{what[:1].upper()}{what[1:]} {problem}: {path}. {remedy}".rstrip())
 
 
 def decode(content: bytes, encoding: str, where: str, remedy: str = "") -> str:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -191,7 +192,7 @@ def read_arguments(arguments: Sequence[str], flags: Mapping[str, Flag]) -> Itera
     while waiting:
         argument = waiting.pop()
         if not argument.startswith("--"):
-            raise UserError(f"{argument!r} belongs to no flag: values follow their flag, --flag value")
+            raise _stray(argument, flags)
         name, equals, value = argument[2:].partition("=")
         flag = _known(name, flags)
         if flag.kind is Kind.LIST:
@@ -211,6 +212,14 @@ def read_arguments(arguments: Sequence[str], flags: Mapping[str, Flag]) -> Itera
             else:
                 value = waiting.pop()
         yield flag, flag.check(value)
+
+
+def _stray(word: str, flags: Mapping[str, Flag]) -> UserError:
+    """Return the error for a word that is no flag's value: a flag without its two hyphens, or text without quotes."""
+    name = re.split("[= ]", word.lstrip("-\u2013\u2014"))[0].replace("-", "_")
+    if name in flags:
+        return UserError(f"{word!r} belongs to no flag: did you mean --{name}?")
+    return UserError(f"{word!r} belongs to no flag: a value follows its flag, --flag value, in quotes if it has blanks")
 
 
 def _no_value(flag: Flag) -> UserError:

@@ -4,42 +4,17 @@ import importlib.util
 import os
 import re
 import ssl
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from threading import Timer
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment
 
 from cobra.util.errors import UserError
-from cobra.util.redaction import reason, redacted, redacted_address
+from cobra.util.redaction import reason, redacted
 
 _SCHEMES = ("http", "https", "socks5", "socks5h")
 _CERTIFICATES = "SSL_CERT_FILE"
 # Read by requests beside it: files, or folders of certificates.
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _ENDPOINT = "HF_ENDPOINT"
-
-
-# Seconds without an answer after which a person wants to know what is waited for.
-_SILENCE_SECONDS = 3.0
-
-
-def tell(text: str) -> None:
-    """Print a line to the error stream at once."""
-    print(text, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def waiting_for(server: str, say: Callable[[str], None] = tell) -> Iterator[None]:
-    """Say which server is waited for where what is inside takes long; a name alone can take 20 s to look up."""
-    timer = Timer(_SILENCE_SECONDS, say, (f"waiting for {redacted_address(server)}",))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def check_network_variables() -> None:

@@ -17,18 +17,19 @@ FURTHER_SECONDS = 60.0
 _EXIT_INTERRUPTED = 130
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line to the error stream of the main process at once."""
     if os.environ.get("RANK", "0") == "0":
         print(text, file=sys.stderr, flush=True)
 
 
 @cache
 def _say_once(text: str) -> None:
-    _say(text)
+    say(text)
 
 
 @contextmanager
-def tell_waiting(work: str, say: Callable[[str], object] = _say) -> Iterator[None]:
+def tell_waiting(work: str, say: Callable[[str], object] = say) -> Iterator[None]:
     """Name the work inside where it takes more than a few seconds, and again every minute.
 
     Args:
@@ -74,5 +75,5 @@ def loading() -> Iterator[None]:
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
     with suppress(Exception):
         sys.stdout.flush()
-        _say("interrupted")
+        say("interrupted")
     os._exit(_EXIT_INTERRUPTED)

@@ -12,7 +12,7 @@ from cobra.preprocessing import archives, transfer
 from cobra.preprocessing.fetch import fetch
 from cobra.preprocessing.progress import ByteBars
 from cobra.preprocessing.transfer import Remote, Unreachable, fetch_file
-from cobra.util import network
+from cobra.util import waiting
 from cobra.util.errors import UserError
 
 BODY = os.urandom(1_000_000)
@@ -195,8 +195,8 @@ def test_a_server_that_has_answered_before_is_waited_for(server, tmp_path, monke
 
 @pytest.mark.fault("E3")
 def test_a_server_that_is_silent_for_seconds_is_named(server, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(network, "_SILENCE_SECONDS", 0.0)
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.0)
     server.files["/x"] = BODY
     server.faults = [("slow", 300)]
     fetch_to(f"{server.url}/x", tmp_path / "x")
-    assert f"waiting for {server.url}\n" in capsys.readouterr().err
+    assert f"waiting for {server.url} ...\n" in capsys.readouterr().err

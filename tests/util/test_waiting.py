@@ -37,7 +37,7 @@ def test_long_work_is_named_and_named_again(monkeypatch):
 
 def test_other_processes_say_nothing(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
-    waiting._say("reading")
+    waiting.say("reading")
     assert capsys.readouterr().err == ""
 
 

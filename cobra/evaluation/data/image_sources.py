@@ -80,7 +80,8 @@ class PictureFolder(Pictures):
             UserError: There is no such folder.
         """
         if not folder.is_dir():
-            raise UserError(f"The image folder does not exist: {folder}. COCO's own comes with: {FETCH_COMMAND}")
+            problem = "is a file" if folder.exists() else "does not exist"
+            raise UserError(f"The image folder {problem}: {folder}. COCO's own comes with: {FETCH_COMMAND}")
         self._folder = folder
 
     @property

@@ -59,21 +59,18 @@ class GenerationOptions:
             if not isinstance(value := getattr(self, name), int | float | None):
                 raise UserError(f"{name} is {value!r}, expected a number")
         checks = {
-            "max_new_tokens": self.max_new_tokens is None or self.max_new_tokens > 0,
-            "max_length": self.max_length is None or self.max_length > 0,
-            "temperature": self.temperature > 0,
-            "top_k": self.top_k >= 0,
-            "top_p": 0 < self.top_p <= 1,
-            "min_p": 0 <= self.min_p <= 1,
-            "repetition_penalty": self.repetition_penalty > 0,
-            "stop_strings": not isinstance(self.stop_strings, str) and all(self.stop_strings),
+            "max_new_tokens": (self.max_new_tokens is None or self.max_new_tokens > 0, "at least 1"),
+            "max_length": (self.max_length is None or self.max_length > 0, "at least 1"),
+            "temperature": (self.temperature > 0, "positive; do_sample=False takes the best token"),
+            "top_k": (self.top_k >= 0, "at least 0"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
+            "repetition_penalty": (self.repetition_penalty > 0, "positive"),
+            "stop_strings": (not isinstance(self.stop_strings, str) and all(self.stop_strings), "a list of texts"),
         }
-        if wrong := next((name for name, good in checks.items() if not good), None):
-            raise UserError(
-                f"{wrong} is {getattr(self, wrong)}: the limits and the temperature must be positive, top_k at least "
-                "0, top_p in (0, 1], min_p in [0, 1], stop_strings a list of texts; the best token takes "
-                "do_sample=False"
-            )
+        for name, (is_good, expected) in checks.items():
+            if not is_good:
+                raise UserError(f"{name} is {getattr(self, name)!r} and must be {expected}")
 
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> "GenerationOptions":

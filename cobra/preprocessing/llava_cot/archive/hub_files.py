@@ -149,9 +149,9 @@ def _check_without_hub(folder: Path, skip: Collection[str], error: Unreachable) 
         missing = [name for name in missing if name == COT_ROWS]
     if missing:
         raise UserError(
-            f"{error}. {folder} lacks {_shown(missing)}. Run the same command again where the hub can be reached: it "
-            f"goes on with what has come. Or fetch elsewhere ({command_line('fetch', 'none', '--datasets', COT_ID)}), "
-            "copy the files here and prepare with --download false."
+            f"{error}. {folder} lacks {_shown(missing)}. Run the same command where the hub can be reached, or fetch "
+            f"there ({command_line('fetch', 'none', '--datasets', COT_ID)}), copy the folder here and prepare with "
+            "--download false."
         ) from error
 
 

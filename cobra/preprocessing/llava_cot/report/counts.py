@@ -20,6 +20,7 @@ from cobra.preprocessing.llava_cot.rows.raw_row import Row
 from cobra.reasoning.trace import STAGES, extract_reasoning_trace
 from cobra.util.amounts import share
 from cobra.util.conversation import SPECIAL_TOKENS, has_other_markers
+from cobra.util.program import command_line
 
 LICENCE_NOTE = (
     "LLaVA-CoT-100k: the dataset card says apache-2.0; its repository adds that it is a research preview for "
@@ -30,7 +31,6 @@ COCO_NOTE = (
     "coco_ids.json lists the COCO images of the training rows, so that a benchmark on COCO can leave them out. Images "
     "of Visual Genome are partly COCO's too, under other names: they are not in that list."
 )
-COUNT_TOKENS = "python fine_tune/prepare_llava_cot.py"
 
 _SHOWN_MEMBERS = 100
 _SHOWN_SOURCES = 30
@@ -170,7 +170,7 @@ class Report:
         console.print(_source_table(self.by_source), _summary(self), soft_wrap=False)
         if self.tokens is None:
             note = f"tokens per row: not known, {self.tokens_missing}. To count them, run again with a network:"
-            _print_note(console, f"{note}\n  {COUNT_TOKENS}, with the same flags")
+            _print_note(console, f"{note}\n  {command_line('prepare')}, with the same flags")
         for kind, members in () if self.archive is None else _odd_members(self.archive):
             for refusal in members[:5]:
                 _print_note(console, f"{kind}: {refusal.member!r} {refusal.reason}", "yellow")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from jinja2 import Template
 
-from cobra.preprocessing.llava_cot.report.counts import COCO_NOTE, COUNT_TOKENS, LICENCE_NOTE, Report, biggest
+from cobra.preprocessing.llava_cot.report.counts import COCO_NOTE, LICENCE_NOTE, Report, biggest
 from cobra.preprocessing.llava_cot.report.samples import SampleRow
 from cobra.preprocessing.llava_cot.report.token_counts import TokenCounts
 from cobra.util.html_pages import Thumbnail, page_templates, thumbnail
@@ -83,7 +83,7 @@ def render_page(report: Report, image_dir: Path) -> str:
         samples=samples,
         max_members=_MEMBERS,
         coco_note=COCO_NOTE,
-        count_tokens=COUNT_TOKENS,
+        count_tokens=command_line("prepare"),
         licence=LICENCE_NOTE,
     )
 
