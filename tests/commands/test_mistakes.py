@@ -66,7 +66,7 @@ MISTAKES = {
     "completion korn": ["'korn' is unknown", "bash"],
     # Files and folders
     f"{TRAIN} nope.json,images": ["annotation file of custom", "does not exist: nope.json"],
-    f"{TRAIN} images,images": ["annotation file of custom", "is no file: images"],
+    f"{TRAIN} images,images": ["images is a folder, and training reads a file of rows", "cobra-vlm check images"],
     f"{TRAIN} rows.json,nope": ["image folder of custom", "does not exist: nope"],
     f"{TRAIN} rows.json,rows.json": ["image folder of custom", "is no folder: rows.json"],
     f"{TRAIN} empty.json,images": ["empty.json", "is empty", '"conversations"'],

@@ -117,13 +117,13 @@ def test_broken_json_says_where_and_what_to_do(tmp_path, case):
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir()])
-def test_an_absent_file_says_what_to_do(tmp_path, make):
+def test_an_absent_file_says_what_to_do(tmp_path):
     path = tmp_path / "rows.json"
-    make(path)
-    with pytest.raises(UserError) as error:
-        read_json(path, "the annotation file", "Make it: python make.py")
-    assert str(error.value) == f"The annotation file does not exist: {path}. Make it: python make.py"
+    for problem in ("does not exist", "is a folder, and a file was expected"):
+        with pytest.raises(UserError) as error:
+            read_json(path, "the annotation file", "Make it: python make.py")
+        assert str(error.value) == f"The annotation file {problem}: {path}. Make it: python make.py"
+        path.mkdir(exist_ok=True)
 
 
 @given(content=st.binary(max_size=60))

@@ -80,8 +80,10 @@ def read_caption_set(
         pictures = pictures or rows.pictures
     else:
         if path.is_dir() and not in_folder:
+            files = ", ".join(sorted(file.name for file in path.glob("*.json"))[:3])
             raise UserError(
                 f"{path} holds neither {' nor '.join(FOLDER_FILES)} nor Parquet files: give an annotation file"
+                + (f" (it holds {files}) and --image_dir" if files else "")
             )
         file = in_folder or path
         content = read_json(file, "the annotation file", f"COCO's own comes with: {FETCH_COMMAND}", lines=True)
