@@ -14,7 +14,7 @@ from cobra.check.sift import Sifted
 from cobra.check.texts import Lengths, Texts
 from cobra.doctor.finding import Finding, State
 from cobra.preprocessing.datasets.other_forms import Form
-from cobra.util.amounts import counted
+from cobra.util.numbers import counted
 from cobra.util.program import command_line
 
 # Kinds of formats, modes and turns that are named; and rows and remarks: everything fits 40 lines.

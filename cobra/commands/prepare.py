@@ -5,8 +5,8 @@ Works in `{dataset_root}/download/llava-cot-100k/` and resumes where an earlier 
 
 from cobra.commands.base import Command
 from cobra.preprocessing.llava_cot import PrepareConfig
-from cobra.util.amounts import counted, share
 from cobra.util.help_text import Usage
+from cobra.util.numbers import counted, share
 from cobra.util.program import command_line
 from cobra.util.waiting import loading
 

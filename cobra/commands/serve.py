@@ -97,7 +97,7 @@ COMMAND = Command(
     ServeConfig,
     Usage(
         "serve",
-        ("cobra-tiny", "cobra-tiny --open", "runs/my-run --port 8080", "runs/my-run --host 0.0.0.0"),
+        ("cobra-tiny --open", "runs/my-run --port 8080", "runs/my-run --host 0.0.0.0"),
         ("model_path", "open", "host", "port", "allowed_hosts", "max_new_tokens", "search", "beams", "device", "dtype"),
         "model_path",
     ),

@@ -15,10 +15,10 @@ from cobra.demo.accuracy import AnswerScore, answer_rows, score_answers
 from cobra.demo.config import DemoConfig
 from cobra.demo.datasets import LlavaCotSummary, write_coco_captions, write_llava_cot, write_question_rows
 from cobra.models.load import load
-from cobra.util.amounts import counted, share
 from cobra.util.errors import UserError, check_values
 from cobra.util.files import read_json, write_json
 from cobra.util.lock import LOCK, hold
+from cobra.util.numbers import counted, share
 from cobra.util.program import command_line, program
 
 BASE = "cobra-tiny"

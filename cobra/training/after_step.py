@@ -10,7 +10,7 @@ from cobra.training.evaluator import Evaluator
 from cobra.training.flops import flops_per_step
 from cobra.training.metrics import Metrics
 from cobra.training.run_context import RunContext, StepPart, StepReport
-from cobra.util.amounts import counted, share
+from cobra.util.numbers import counted, share
 from cobra.util.waiting import tell_waiting
 
 _LOSS = "Validation Loss"

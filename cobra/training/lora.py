@@ -11,8 +11,8 @@ from cobra.models.backbones.llm.specs import llm_spec
 from cobra.models.mamba.mixer import all_lora_targets, mixer_class
 from cobra.models.vlms import CobraVLM
 from cobra.training.config import LoraConfig
-from cobra.util.amounts import share
 from cobra.util.errors import UserError, check_values, missing_extra
+from cobra.util.numbers import share
 
 # peft's name of the only adapter; it stands in parameter names and not in saved ones.
 _ADAPTER_NAME = "default"

@@ -47,12 +47,12 @@ from cobra.training.run_directory import (
 )
 from cobra.training.run_state import RESUME, clear_unfinished, delete_states, read_state
 from cobra.training.strategy import StepResult, TrainStrategy, get_train_strategy
-from cobra.util.amounts import counted
 from cobra.util.browser import open_in_browser
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 from cobra.util.distributed import World, hold_together, join_world
 from cobra.util.files import write_json
 from cobra.util.lock import Hold
+from cobra.util.numbers import counted
 from cobra.util.program import command_line
 from cobra.util.provenance import describe_run, resumed_record
 from cobra.util.tokens import read_hf_token

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers as people read them: amounts with their noun, and shares that are 100 % of a whole only."""
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -17,3 +17,20 @@ def percent(share: float, digits: int = 1) -> str:
 def part_of(number: int, whole: int) -> str:
     """Return `8 of 60`, or `all 60`."""
     return f"all {whole:,}" if number == whole else f"{number:,} of {whole:,}"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: `1 row`, `0 rows`, `1,234 boxes`.
+
+    Args:
+        number: The number, not negative.
+        noun: The noun for one.
+        plural: The noun for several, where its last letters do not tell it.
+    """
+    ending = "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
+    return f"{number:,} {noun if number == 1 else plural or noun + ending}"
+
+
+def share(part: float, whole: float, digits: int = 1) -> str:
+    """Return `part` in per cent of `whole`, with the sign, as :func:`percent` rounds it; of nothing it is 0."""
+    return f"{percent(part / whole if whole else 0.0, digits)}%"

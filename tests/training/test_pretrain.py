@@ -13,7 +13,7 @@ from PIL import Image
 import cobra
 from cobra.models.checkpoint import read_checkpoint
 from cobra.models.vlms import CobraVLM
-from cobra.util.amounts import counted
+from cobra.util.numbers import counted
 
 ROOT = Path(__file__).parents[2]
 SCRATCH = [

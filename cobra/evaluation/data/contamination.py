@@ -10,9 +10,9 @@ from cobra.conf import DatasetConfig
 from cobra.evaluation.data.captioned_image import CaptionedImage, ImageId, count_images, photo_number, shortened
 from cobra.preprocessing.datasets.rows import check_rows
 from cobra.preprocessing.llava_cot.report.coco_ids import CocoIds
-from cobra.util.amounts import share
 from cobra.util.errors import UserError
 from cobra.util.files import read_json
+from cobra.util.numbers import share
 
 FILE_NAME = "coco_ids.json"
 """File that `fine_tune/prepare_llava_cot.py` writes beside the images: `{"train2017": [9, ...], "val2017": [...]}`."""

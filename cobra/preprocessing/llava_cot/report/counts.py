@@ -18,8 +18,8 @@ from cobra.preprocessing.llava_cot.report.samples import Samples
 from cobra.preprocessing.llava_cot.report.token_counts import RowSources, TokenCounts
 from cobra.preprocessing.llava_cot.rows.raw_row import Row
 from cobra.reasoning.trace import STAGES, extract_reasoning_trace
-from cobra.util.amounts import share
 from cobra.util.conversation import SPECIAL_TOKENS, has_other_markers
+from cobra.util.numbers import share
 from cobra.util.program import command_line
 
 LICENCE_NOTE = (
