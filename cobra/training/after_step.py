@@ -10,7 +10,7 @@ from cobra.training.evaluator import Evaluator
 from cobra.training.flops import flops_per_step
 from cobra.training.metrics import Metrics
 from cobra.training.run_context import RunContext, StepPart, StepReport
-from cobra.util.numbers import counted, share
+from cobra.util.numbers import share
 from cobra.util.waiting import tell_waiting
 
 _LOSS = "Validation Loss"
@@ -55,8 +55,7 @@ def _validate(
     if metrics is not None:
         metrics.stop_clock()
     strategy = run.strategy
-    rows, asked = counted(len(evaluator.dataset), "held-out row"), counted(len(evaluator.rows), "question")
-    with tell_waiting(f"step {report.step}: taking the loss on {rows} and answering {asked}", run.progress.say):
+    with tell_waiting(f"step {report.step}: taking the loss on held-out rows and answering some", run.progress.say):
         values = evaluator.evaluate(
             strategy.vlm, run.world, strategy.mixed_precision, report.step, run.run_dir, run.leave_if_asked
         )

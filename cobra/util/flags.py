@@ -91,7 +91,8 @@ class Flag:
         text = " ".join(values).strip()
         bare = text.removeprefix("[").removesuffix("]") if text.startswith("[") else text
         if "," in bare:
-            items = next(csv.reader([bare], skipinitialspace=True))
+            # Lines of a value are no rows of a table.
+            items = next(csv.reader([bare.replace("\n", " ").replace("\r", " ")], skipinitialspace=True))
         elif len(values) > 1 and bare == text:
             items = list(values)
         elif bare != text or len(bare.split()) == self.length:

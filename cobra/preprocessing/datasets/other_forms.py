@@ -69,7 +69,11 @@ def table_delimiter(path: Path) -> str | None:
     header = beginning.decode(encoding_of(beginning), "replace").lstrip().partition("\n")[0].rstrip("\r")
     if header[:1] in ("{", "[", ""):
         return None
-    columns = {sign: next(csv.reader(io.StringIO(header), delimiter=sign), []) for sign in _DELIMITERS}
+    try:
+        columns = {sign: next(csv.reader(io.StringIO(header), delimiter=sign), []) for sign in _DELIMITERS}
+    except csv.Error:
+        # Bytes of another kind of file.
+        return None
     delimiter = max(columns, key=lambda sign: len(columns[sign]))
     known = _COLUMNS.intersection(spelled(name.strip()) for name in columns[delimiter])
     is_named = path.suffix.lower() in (".csv", ".tsv")
