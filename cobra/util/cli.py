@@ -115,7 +115,8 @@ def asks_for_help(arguments: Sequence[str]) -> bool:
 
 def _widen_tables() -> None:
     """Give tables 120 columns where no terminal says how many there are: rich would take 80."""
-    if not any(stream is not None and stream.isatty() for stream in (sys.__stdin__, sys.__stdout__, sys.__stderr__)):
+    streams = (sys.__stdin__, sys.__stdout__, sys.__stderr__)
+    if not any(stream is not None and not stream.closed and stream.isatty() for stream in streams):
         os.environ.setdefault("COLUMNS", "120")
 
 

@@ -102,4 +102,4 @@ def test_unknown_options_are_refused_before_the_model_is_built(folder, capsys, m
 
 def test_rows_left_out_are_told(folder, capsys):
     run_here(folder, "dropped", "--dataset.truncation", "drop", "--model.llm_max_length", "24")
-    assert "of 8 rows are left out: their last CONCLUSION ends beyond 24 tokens" in capsys.readouterr().out
+    assert "of 8 rows left out: their last CONCLUSION ends beyond 24 tokens" in capsys.readouterr().out

@@ -95,7 +95,7 @@ def test_machines_without_a_scheduler_train_together(rows_dir, tmp_path):  # noq
     steps = ("--model.finetune_max_steps", "3", "--model.finetune_per_device_batch_size", "2")
     agents = start_machines(tmp_path, train_arguments(rows_dir, tmp_path, "run", *steps))
     told = b"".join(agent.communicate(timeout=240)[0] for agent in agents)
-    assert [agent.returncode for agent in agents] == [0, 0] and b"on 2 x cpu" in told
+    assert [agent.returncode for agent in agents] == [0, 0] and b"2 processes on cpu" in told
     assert len(losses(tmp_path / "run")) == 3
 
 

@@ -375,7 +375,7 @@ def test_help_names_every_flag_and_its_text(capsys):
 def test_tables_have_120_columns_where_no_terminal_says_how_many(monkeypatch, terminal, width):
     monkeypatch.delenv("COLUMNS")
     for name in ("__stdin__", "__stdout__", "__stderr__"):
-        monkeypatch.setattr(sys, name, SimpleNamespace(isatty=lambda: terminal))
+        monkeypatch.setattr(sys, name, SimpleNamespace(closed=False, isatty=lambda: terminal))
     widths = []
     with pytest.raises(SystemExit):
         run(lambda config: widths.append(os.environ.get("COLUMNS", "80")), Config, [])

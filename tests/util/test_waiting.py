@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,10 @@ def test_an_ignored_interrupt_stays_ignored():
 @pytest.mark.parametrize("program", [("-m", "cobra", "train"), (str(ROOT / "scripts" / "pretrain.py"),)])
 def test_an_interrupt_while_modules_are_imported_is_one_word(program, module):
     command = [sys.executable, "-X", "importtime", *program, *TRAIN]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    # As from a terminal: what is started in the background of a script ignores interrupts.
+    taken = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(command, **pipes, cwd=ROOT, preexec_fn=taken) as process:
         for line in process.stderr:
             if re.search(rf"\| +{re.escape(module)}$", line):
                 process.send_signal(signal.SIGINT)

@@ -66,6 +66,7 @@ def slide(browser, place):
 def test_it_follows_the_run_to_its_end(browser, run_dir):
     browser.open(write(run_dir))
     assert "step 20 of 40" in browser.run(STEP)
+    wait_for(browser, "document.getElementById('all-settings') !== null")
     browser.run("scrollTo(0, 700)")
     browser.run("document.getElementById('all-settings').open = true")
     write_metrics(run_dir, 30, first=21)
