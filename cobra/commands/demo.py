@@ -13,4 +13,4 @@ def main(config: DemoConfig) -> None:
     run_demo(config)
 
 
-COMMAND = Command(main, DemoConfig, Usage("demo", ("", "--steps 60 --rows 1200", "--output_dir /tmp/demo")))
+COMMAND = Command(main, DemoConfig, Usage("demo", ("", "--steps 60 --rows 1200", "--output_dir runs/demo-2")))
