@@ -178,7 +178,7 @@ WRONG_CALLS = {
     ),
     "beams": (lambda vlm: vlm.ask(IMAGE, "What?", num_beams=2), "'num_beams' is unknown.*Did you mean beams"),
     "a search": (lambda vlm: vlm.ask(IMAGE, "What?", search="beam"), "the search 'beam' is unknown.*stage-beam"),
-    "temperature 0": (lambda vlm: vlm.ask(IMAGE, "What?", temperature=0), "best token takes do_sample=False"),
+    "temperature 0": (lambda vlm: vlm.ask(IMAGE, "What?", temperature=0), "do_sample=False takes the best token"),
     "a text for a number": (lambda vlm: vlm.ask(IMAGE, "What?", max_new_tokens="9"), "is '9', expected a number"),
     "a penalty in a search": (
         lambda vlm: vlm.ask(IMAGE, "What?", search="vote", repetition_penalty=1.2),

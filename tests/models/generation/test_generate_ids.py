@@ -181,7 +181,7 @@ def test_a_text_is_seen_with_its_last_token(decode, ids, data):
 
 
 def test_a_list_of_texts_is_wanted():
-    with pytest.raises(UserError, match="stop_strings is </s>: .* stop_strings a list of texts"):
+    with pytest.raises(UserError, match="^stop_strings is '</s>' and must be a list of texts$"):
         GenerationOptions(stop_strings="</s>")
 
 
@@ -294,20 +294,22 @@ def test_filters_keep_the_best(scores, k, p):
 
 
 BAD_OPTIONS = {
-    "max_new_tokens": 0,
-    "max_length": -3,
-    "temperature": 0.0,
-    "top_k": -1,
-    "top_p": 1.5,
-    "repetition_penalty": 0.0,
-    "stop_strings": ("a", ""),
+    "max_new_tokens": (0, "at least 1"),
+    "max_length": (-3, "at least 1"),
+    "temperature": (0.0, "positive; do_sample=False takes the best token"),
+    "top_k": (-1, "at least 0"),
+    "top_p": (1.5, "above 0 and at most 1"),
+    "min_p": (-0.1, "from 0 to 1"),
+    "repetition_penalty": (0.0, "positive"),
+    "stop_strings": (("a", ""), "a list of texts"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_OPTIONS)
 def test_options_out_of_range(vlm, name):
-    with pytest.raises(UserError, match=f"^{name} is {re.escape(str(BAD_OPTIONS[name]))}:"):
-        vlm.generate_batch(None, ["A"], **{name: BAD_OPTIONS[name]})
+    value, expected = BAD_OPTIONS[name]
+    with pytest.raises(UserError, match=f"^{re.escape(f'{name} is {value!r} and must be {expected}')}$"):
+        vlm.generate_batch(None, ["A"], **{name: value})
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_p", "repetition_penalty"])
