@@ -67,6 +67,7 @@ def test_broken_job_is_not_queued_again(rows_dir, tmp_path):
     assert "missing.pt" in job.output
 
 
+@pytest.mark.slow
 @pytest.mark.fault("A6")
 def test_run_that_diverges_fails_at_every_start_and_is_not_queued_again(rows_dir, tmp_path):
     cluster = Cluster(tmp_path, rows_dir, 1, 1, "--model.finetune_learning_rate", "1e30", "--max_skipped", "4")

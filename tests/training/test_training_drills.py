@@ -99,7 +99,7 @@ class Form:
 
 
 FORMS = {
-    "one": Form(ForkedStart, 20, 2, 1, (1,)),
+    "long forked": Form(ForkedStart, 20, 2, 1, (1,)),
     "mixed": Form(ForkedStart, 20, 2, 1, (1, 2)),
     "long one": Form(CommandStart, 80, 9, 4, (1,)),
     "long two": Form(CommandStart, 60, 6, 2, (2,)),
