@@ -3,11 +3,13 @@
 from cobra.commands.base import Command
 from cobra.evaluation.config import BenchmarkConfig
 from cobra.util.help_text import Usage
+from cobra.util.waiting import loading
 
 
 def main(config: BenchmarkConfig) -> None:
     """Run the benchmark."""
-    from cobra.evaluation.benchmark import benchmark
+    with loading():
+        from cobra.evaluation.benchmark import benchmark
 
     benchmark(config)
 

@@ -4,12 +4,14 @@ from cobra.check.config import CheckConfig
 from cobra.commands.base import Command
 from cobra.doctor.finding import print_findings
 from cobra.util.help_text import Usage
+from cobra.util.waiting import loading
 
 
 def main(config: CheckConfig) -> int:
     """Check, write where that is asked for, and print; return 1 where training would refuse the rows."""
     # It brings Arrow, Pillow and transformers.
-    from cobra.check.run import check
+    with loading():
+        from cobra.check.run import check
 
     report = check(config)
     if config.json:

@@ -3,11 +3,13 @@
 from cobra.commands.base import Command
 from cobra.models.export_config import ExportConfig
 from cobra.util.help_text import Usage
+from cobra.util.waiting import loading
 
 
 def main(config: ExportConfig) -> None:
     """Write the folder, and upload it where that is asked for."""
-    from cobra.models.export import export
+    with loading():
+        from cobra.models.export import export
 
     export(config)
 

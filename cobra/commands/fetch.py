@@ -12,6 +12,7 @@ from cobra.util.help_text import Usage
 from cobra.util.home_paths import PathText
 from cobra.util.program import command_line
 from cobra.util.tokens import read_hf_token
+from cobra.util.waiting import loading
 
 
 @dataclass
@@ -38,7 +39,8 @@ def main(config: FetchConfig) -> None:
         raise UserError("there is nothing to fetch: give a model, or data sets with --datasets")
     token = read_hf_token(config.hf_token)
     if config.model != "none":
-        from cobra.models.prefetch import prefetch_model
+        with loading():
+            from cobra.models.prefetch import prefetch_model
 
         print(f"fetching {config.model} into {cache_root()}", flush=True)
         prefetch_model(config.model, token, config.bare_llm)

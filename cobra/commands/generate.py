@@ -13,6 +13,7 @@ from cobra.util.errors import UserError
 from cobra.util.help_text import Usage
 from cobra.util.home_paths import PathText
 from cobra.util.printable import printable
+from cobra.util.waiting import loading
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -117,8 +118,9 @@ def main(config: GenerateConfig) -> None:
     image = None if config.image is None else open_image(config.image)
 
     note(f"loading {printable(config.model_path)}")
-    from cobra.talk.conversation import Conversation
-    from cobra.talk.knowledge import model_knowledge
+    with loading():
+        from cobra.talk.conversation import Conversation
+        from cobra.talk.knowledge import model_knowledge
 
     vlm = config.load_model()
     if config.prompt is not None:

@@ -11,6 +11,7 @@ from cobra.commands.base import Command
 from cobra.talk.options import TalkFlags
 from cobra.util.errors import UserError, missing_extra
 from cobra.util.help_text import Usage
+from cobra.util.waiting import loading
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -72,8 +73,9 @@ def main(config: ServeConfig) -> None:
         raise missing_extra(f"{error.name}", "serve", "The page") from error
     # Wrong options and a port in use are reported before a model is loaded.
     config.options()
-    from cobra.talk.access import Access, page_address
-    from cobra.talk.page import MAX_BEAMS, web_server
+    with loading():
+        from cobra.talk.access import Access, page_address
+        from cobra.talk.page import MAX_BEAMS, web_server
 
     if config.beams > MAX_BEAMS:
         raise UserError(f"--beams is {config.beams}: on the page a search has {MAX_BEAMS} branches at most")

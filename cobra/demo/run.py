@@ -15,6 +15,7 @@ from cobra.demo.accuracy import AnswerScore, answer_rows, score_answers
 from cobra.demo.config import DemoConfig
 from cobra.demo.datasets import LlavaCotSummary, write_coco_captions, write_llava_cot, write_question_rows
 from cobra.models.load import load
+from cobra.training.page.run_page import PAGE as RUN_PAGE
 from cobra.util.errors import UserError, check_values
 from cobra.util.files import read_json, write_json
 from cobra.util.lock import LOCK, hold
@@ -236,7 +237,7 @@ def _show_ways_on(demo: _Demo) -> None:
         ("time", f"{sum(demo.seconds.values()) / 60:.1f} minutes: {parts}"),
         ("captions and scores", demo.benchmark / "report.html"),
         ("training rows", demo.cot / "report.html"),
-        ("answers in training", demo.run_dir / "samples.html"),
+        ("the training", demo.run_dir / RUN_PAGE),
         ("numbers, answers", f"{demo.config.output_dir / 'summary.json'}, answers.json"),
         ("next, talk to it", command_line("chat", run, "--image", image)),
         ("or on a page", command_line("serve", run)),

@@ -20,6 +20,7 @@ from cobra.preprocessing.progress import track_items
 from cobra.preprocessing.transfer import Unreachable
 from cobra.util.errors import UserError, disk_errors
 from cobra.util.files import atomic_path, read_json, write_text
+from cobra.util.numbers import counted
 
 Rows = list[dict[str, Any]]
 
@@ -64,7 +65,7 @@ class Mix:
     """Rows on images of COCO val2017, the default images of the benchmark."""
 
     def __str__(self) -> str:
-        text = f"{self.rows:,} rows are in {self.path}"
+        text = f"{self.path}: {counted(self.rows, 'row')}"
         if not self.val2017_rows:
             return text
         warning = "show images of COCO val2017: scores on those say little of a model trained on them"

@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -54,26 +54,28 @@ class Access:
         names, origins = request.headers.getlist("host"), request.headers.getlist("origin")
         host = _authority(names[0]) if len(names) == 1 else None
         if host is None or len(origins) > 1:
-            return _refused("the request names no address, or several", 400)
+            return _refused(request, "the request names no address, or several", 400)
         if self.hosts is not None and host[0] not in map(_plain, self.hosts):
             return _refused(
+                request,
                 f"the page is not served under the name {host[0]}: open the address that the terminal shows, or start "
                 "it with --allowed_hosts",
                 403,
             )
-        return (self._refuse_other_page(origins[0], host) if origins else None) or self._refuse_without_token(request)
+        other_page = self._refuse_other_page(request, origins[0], host) if origins else None
+        return other_page or self._refuse_without_token(request)
 
-    def _refuse_other_page(self, origin: str, host: tuple[str, str]) -> Response | None:
+    def _refuse_other_page(self, request: Request, origin: str, host: tuple[str, str]) -> Response | None:
         # A page of somebody else's may send requests here, but not without saying so.
         if origin == "null":
-            return _refused("the request comes from another page", 403)
+            return _refused(request, "the request comes from another page", 403)
         scheme, _, rest = origin.partition("://")
         source = _authority(rest) if scheme in _PORTS else None
         if source is None:
-            return _refused("the request names no page that it comes from", 400)
+            return _refused(request, "the request names no page that it comes from", 400)
         default = _PORTS[scheme]
         is_same = (source[0], source[1] or default) == (host[0], host[1] or default)
-        return None if is_same else _refused("the request comes from another page", 403)
+        return None if is_same else _refused(request, "the request comes from another page", 403)
 
     def _refuse_without_token(self, request: Request) -> Response | None:
         if self.token is None:
@@ -83,7 +85,7 @@ class Access:
         if self._is_token(request.cookies.get(cookie)):
             return None
         if not self._is_token(request.query_params.get("token")):
-            return _refused("the address lacks its token: open the whole address that the terminal shows", 403)
+            return _refused(request, "the address lacks its token: open the whole address that the terminal shows", 403)
         # Away from the address bar, where it would be seen and passed on.
         answer = RedirectResponse("/", 303, HEADERS)
         answer.set_cookie(cookie, self.token, httponly=True, samesite="lax")
@@ -106,7 +108,10 @@ class Guard:
         await (refusal or self._app)(scope, receive, send)
 
 
-def _refused(reason: str, status: int) -> Response:
+def _refused(request: Request, reason: str, status: int) -> Response:
+    """Return the reason, as a sentence where it is read by a person who has opened the address in a browser."""
+    if "text/html" in request.headers.get("accept", ""):
+        return PlainTextResponse(f"{reason[0].upper()}{reason[1:]}.", status, HEADERS)
     return JSONResponse({"error": reason}, status, HEADERS)
 
 

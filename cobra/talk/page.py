@@ -32,6 +32,7 @@ from cobra.talk.options import TalkFlags
 from cobra.talk.uploads import Uploads, read_body
 from cobra.util.errors import UserError
 from cobra.util.html_pages import page_templates
+from cobra.util.numbers import counted
 from cobra.util.printable import printable
 
 MAX_BEAMS = 64
@@ -168,7 +169,7 @@ class TalkServer:
     async def _take_question(self, request: Request) -> Response:
         """Answer a question with lines of JSON; see :meth:`_lines`."""
         if self._asking > _MAX_WAITING:
-            raise UserError(f"{self._asking} questions wait already: ask again later")
+            raise UserError(f"{counted(self._asking, 'question')} in front of this one already: ask again later")
         question = Question.from_json(await read_body(request, _MAX_QUESTION_BYTES, "the question"))
         replace(self._flags, beams=question.beams).options(question.search)
         key = question.conversation or self._begin(Conversation(self._vlm))

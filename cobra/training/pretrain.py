@@ -105,7 +105,8 @@ def pretrain(config: PretrainConfig, further_parts: Sequence[StepPart] = ()) -> 
             [(run_id, run_dir, state), *_] = world.gather(world.on_main(lambda: find_run(config)))
             if world.is_main:
                 (run_dir / STOPPED).unlink(missing_ok=True)
-            say(describe_start(run_dir, state))
+            if state is not None:
+                say(describe_start(run_dir, state))
             _Start(config, world, held, run_id, run_dir, state, say).train(stop, further_parts)
         except Stopped as stopped:
             if world.is_main:
@@ -319,6 +320,9 @@ class _Start:
         """Make the run directory, or cut it back to the state that the run goes on from; return the open metrics."""
         config, world, run_dir = self.config, self.world, self.run_dir
         reached = None if self.state is None else read_state(self.state).logged_step
+        if self.state is None:
+            # Not before everything that the run needs was seen.
+            self.say(describe_start(run_dir, None))
         (run_dir / RESUME).mkdir(parents=True, exist_ok=True)
         clear_unfinished(run_dir)
         if evaluator is not None:

@@ -12,6 +12,7 @@ from cobra.training.config import PretrainConfig, stage_prefix
 from cobra.util.conversation import SPECIAL_TOKENS
 from cobra.util.distributed import World
 from cobra.util.errors import SharedError
+from cobra.util.numbers import counted
 
 RowDataset = AlignDataset | FinetuneDataset
 
@@ -31,8 +32,8 @@ def check_images(
         search = look_for_images(rows, dataset.image_dir)
         if search.late:
             say(
-                f"{search.looked_for:,} images were looked for in {dataset.image_dir}, which is slow; those of other "
-                "rows are looked for as these come"
+                f"looking for images in {dataset.image_dir} is slow: {counted(search.looked_for, 'image')} so far; "
+                "those of other rows are looked for as these come"
             )
         problem = "; ".join(
             f"{name_rows(rows, positions)} {problem} {dataset.image_dir}"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from cobra.training.config import Hyperparameters
 from cobra.util.errors import UserError, check_known
+from cobra.util.numbers import counted
 
 # Checkpoints of epochs' ends that a run writes at most. An epoch of few rows may be a single step.
 MOST_MILESTONES = 10
@@ -90,7 +91,8 @@ def plan_steps(values: Hyperparameters, world_size: int, batches_per_epoch: int)
     """
     total = values.epochs * batches_per_epoch if values.max_steps is None else values.max_steps
     if total < 1:
-        raise UserError(f"the run would take {total} steps ({values.epochs} epochs of {batches_per_epoch} batches)")
+        epochs = f"{counted(values.epochs, 'epoch')} of {counted(batches_per_epoch, 'batch')}"
+        raise UserError(f"the run would take {counted(total, 'step')} ({epochs})")
     return StepPlan(values.global_batch_size, values.per_device_batch_size, world_size, batches_per_epoch, total)
 
 

@@ -24,7 +24,8 @@ def say(text: str) -> None:
 
 
 @cache
-def _say_once(text: str) -> None:
+def say_once(text: str) -> None:
+    """Print a line as :func:`say` does, the first time that it is given."""
     say(text)
 
 
@@ -65,7 +66,7 @@ def loading() -> Iterator[None]:
     if takes:
         signal.signal(signal.SIGINT, _leave)
     try:
-        with tell_waiting("loading PyTorch and the program", _say_once):
+        with tell_waiting("loading PyTorch and the program", say_once):
             yield
     finally:
         if takes:

@@ -104,7 +104,7 @@ def test_scripts_write_what_the_configs_name_and_say_what_to_run_first(tmp_path,
     for script in ("lvis_instruct_4v.py", "lrv_instruct.py"):
         done = run_script(script, tmp_path)
         assert done.returncode == 0, done.stderr
-    assert "23 rows are in" in done.stdout and "31 rows are in" in done.stdout and "first" not in done.stdout
+    assert ".json: 23 rows" in done.stdout and ".json: 31 rows" in done.stdout and "first" not in done.stdout
     for name, rows in (("llava-lvis4v", 28), ("llava-lrv", 23), ("llava-lvis4v-lrv", 31)):
         annotation, images = find_components(
             "finetune", DatasetConfig.get_choice_class(name)(dataset_root_dir=tmp_path)

@@ -317,7 +317,7 @@ def test_not_everybody_may_wait(server, script, monkeypatch):
         script.said.put("a")
         next(told)
         refused = ask(server, "second")
-        assert refused.status_code == 400 and "1 questions wait already" in refused.json()["error"]
+        assert refused.status_code == 400 and "1 question in front of this one already" in refused.json()["error"]
         script.said.put(None)
         list(told)
 

@@ -102,7 +102,7 @@ def test_tokens_are_counted_as_training_makes_them(data):
 def test_rows_that_truncation_leaves_out_are_not_counted(data):
     plan = plan_of(data, "--dataset.truncation", "drop")
     assert (len(plan.rows.tokens), plan.rows.left_out, plan.rows.conclusion_cut) == (ROWS - 1, 1, 0)
-    assert "1 rows are left out" in "\n".join(plan.warnings)
+    assert ": 1 row" in "\n".join(plan.warnings)
 
 
 @pytest.mark.fault("F4")
@@ -155,7 +155,7 @@ def test_what_would_stop_the_run_stops_the_plan(data, flags, words):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], "1 of 23 rows lose a part of their last CONCLUSION at 512 tokens"),
+        ([], "cut at 512 tokens within their last CONCLUSION: 1 of 23 rows"),
         ([], "no --pretrained_checkpoint"),
         ([], "no held-out rows"),
         (["--model.finetune_max_steps", "5"], "max_steps 5 is given, so that the 2 epochs play no part"),

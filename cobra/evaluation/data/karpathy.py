@@ -22,6 +22,7 @@ from cobra.evaluation.data.captioned_image import (
 from cobra.evaluation.data.image_index import ImageNames, KnownImages, match_ids
 from cobra.util.errors import UserError, missing_extra
 from cobra.util.files import package_folder, parse_json, read_json, read_text
+from cobra.util.numbers import counted
 
 TEST_IDS = "karpathy-test"
 """Asks for the test images by the ids that the package eccv-caption holds."""
@@ -68,7 +69,7 @@ def parse_karpathy(content: Any, path: Path, split: str | None) -> tuple[list[Ca
             check_file_name(name, where)
             images.append(CaptionedImage(image_id, name, _captions(entry, where)))
     if not images:
-        there = ", ".join(f"{shortened(name)} ({count:,} images)" for name, count in splits.most_common(10))
+        there = ", ".join(f"{shortened(name)} ({counted(count, 'image')})" for name, count in splits.most_common(10))
         raise UserError(f"{path} has no images of the split {split!r}; it has: {there}. Choose one with --split.")
     bare = [image.image_id for image in images if not image.references]
     refuse_images(bare, f"{path} has no caption for", "Take them out of `images`, or add sentences.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cobra.util.errors import UserError
+from cobra.util.numbers import counted
 from cobra.util.printable import printable
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def choose_rows(
     values = columns[column]
     counts = Counter(values)
     common = counts.most_common(_SHOWN)
-    there = ", ".join(f"{printable(value, _CHARACTERS)} ({count:,} rows)" for value, count in common)
+    there = ", ".join(f"{printable(value, _CHARACTERS)} ({counted(count, 'row')})" for value, count in common)
     # Files without a split in their names are all called train.
     wished = [asked] if asked is not None else [opened, *_DEFAULTS] if opened not in _TRAIN else _DEFAULTS
     chosen = next((name for name in wished if _same(counts, name)), None)

@@ -20,7 +20,7 @@ from cobra.evaluation.responses.protocol import Answer
 from cobra.evaluation.tasks.base import SAMPLE_SEED, Questions, Scores, Task
 from cobra.util.files import sha256_file
 from cobra.util.jsonl import to_lines
-from cobra.util.numbers import part_of
+from cobra.util.numbers import counted, part_of
 
 DEFAULT_ROWS = Path("data/download/llava-cot-100k/llava_cot_100k_holdout.json")
 """Held-out rows that `fine_tune/prepare_llava_cot.py --dataset_root data` writes."""
@@ -42,8 +42,8 @@ class ConclusionTask(Task):
         remark = f"{part_of(len(images), len(holdout.rows))} questions of {path}"
         if holdout.without_conclusion or holdout.without_image:
             remark += (
-                f"; {holdout.without_conclusion:,} rows without a CONCLUSION and {holdout.without_image:,} without an "
-                "image are left out"
+                f"; left out: {counted(holdout.without_conclusion, 'row')} without a CONCLUSION, "
+                f"{holdout.without_image:,} without an image"
             )
         return Questions(
             images,

@@ -10,6 +10,7 @@ from cobra.training.planning.estimates import Plan
 from cobra.training.planning.memory import GIB
 from cobra.training.run_directory import find_state
 from cobra.util.errors import UserError
+from cobra.util.numbers import counted
 
 
 def find_warnings(plan: Plan, config: PretrainConfig, values: Hyperparameters, run_dir: Path) -> list[str]:
@@ -25,16 +26,19 @@ def _rows(plan: Plan, config: PretrainConfig) -> list[str]:
         messages.append(f"the run would stop here: {rows.problem}")
     if rows.conclusion_cut:
         messages.append(
-            f"{rows.conclusion_cut:,} of {count:,} rows lose a part of their last CONCLUSION at {limit:,} tokens: "
-            "--dataset.truncation drop leaves them out, a larger --model.llm_max_length keeps them whole"
+            f"cut at {limit:,} tokens within their last CONCLUSION: {rows.conclusion_cut:,} of {counted(count, 'row')}"
+            ". --dataset.truncation drop leaves them out, a larger --model.llm_max_length keeps them whole"
         )
     elif rows.longer:
-        messages.append(f"{rows.longer:,} of {count:,} rows are longer than {limit:,} tokens, and their end is cut")
+        messages.append(f"longer than {limit:,} tokens, with their end cut: {rows.longer:,} of {counted(count, 'row')}")
     if rows.left_out:
-        messages.append(f"{rows.left_out:,} rows are left out: their last CONCLUSION ends beyond {limit:,} tokens")
+        messages.append(
+            f"left out because their last CONCLUSION ends beyond {limit:,} tokens: {counted(rows.left_out, 'row')}"
+        )
     if count < plan.steps.global_batch_size:
         messages.append(
-            f"a step takes {plan.steps.global_batch_size:,} rows and there are {count:,}: rows are repeated to fill it"
+            f"a step takes {counted(plan.steps.global_batch_size, 'row')} and there are {count:,}: rows are repeated "
+            "to fill it"
         )
     if config.stage != "align" and rows.problem is None and rows.held_out is None:
         messages.append("there are no held-out rows, so no loss is reported on rows that are not trained on")

@@ -19,12 +19,14 @@ from numba import types
 
 from cobra.models.mamba.ops.numba_lanes import fetch_add
 from cobra.util.cache import cache_folders, takes_files
+from cobra.util.waiting import say_once, tell_waiting
 
 logger = logging.getLogger(__name__)
 
 # What every kernel's arguments begin with: where they lie, how many tasks there are, what was given out already.
 _COMMON = ("itself", "tasks", "given_tasks", "given_slots")
 _WORD = 8
+_COMPILING = "compiling Mamba's loops for this processor, once"
 _compiling = threading.Lock()
 
 
@@ -83,14 +85,16 @@ def _compile(function: Callable[[Any], None], fields: list[str]) -> Any:
         settings: Any = numba.config
         before, settings.CACHE_DIR = settings.CACHE_DIR, str(folder)
         try:
-            compiled = numba.cfunc(kind, cache=True, error_model="numpy")(function)
+            with tell_waiting(_COMPILING, say_once):
+                compiled = numba.cfunc(kind, cache=True, error_model="numpy")(function)
         except OSError as error:
             # A disk that is full.
             logger.warning("compiled loops of Mamba are not kept for the next run: %s", error)
         finally:
             settings.CACHE_DIR = before
     if compiled is None:
-        compiled = numba.cfunc(kind, error_model="numpy")(function)
+        with tell_waiting(_COMPILING, say_once):
+            compiled = numba.cfunc(kind, error_model="numpy")(function)
     return ctypes.CFUNCTYPE(None, ctypes.c_int64)(compiled.address)
 
 
