@@ -46,10 +46,10 @@ FLOORS = [
 HEAVY = frozenset(
     "causal_conv1d datasets huggingface_hub mamba_ssm numba peft PIL pyarrow pycocoevalcap requests "
     "sentence_transformers starlette torch.utils.tensorboard timm torch torchvision transformers "
-    "urllib3 uvicorn wandb".split()
+    "triton urllib3 uvicorn wandb".split()
 )
 # Held: a new one needs a library of HEAVY, and a look at whether it can do without.
-LATE_IMPORTS = 32
+LATE_IMPORTS = 33
 
 
 FLAGS = {

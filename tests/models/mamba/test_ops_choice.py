@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from cobra.models import mamba
 from cobra.models.mamba import ops as choice
 from cobra.models.mamba.ops import cuda_ops, ops_for, torch_ops, use_op
+from cobra.models.mamba.ops.fallback import WithPyTorch
 from cobra.util.errors import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
@@ -61,20 +63,114 @@ def test_a_module_that_cannot_be_imported_is_a_reason(monkeypatch):
     assert choice._numba_failure().startswith("ModuleNotFoundError: ")
 
 
-def test_cuda_kernels_that_do_not_work_are_told_once(monkeypatch, caplog):
-    monkeypatch.setattr(cuda_ops, "failure", lambda index: "RuntimeError: no kernel image")
+def test_gpu_kernels_that_do_not_work_are_told_once(monkeypatch, caplog):
+    monkeypatch.setattr(choice, "gpu_failure", lambda index: "RuntimeError: no kernel image")
     with caplog.at_level(logging.WARNING):
         assert ops_for(CUDA) is torch_ops
         assert ops_for(CUDA) is torch_ops
     [record] = caplog.records
-    assert "do not work on cuda:0 (RuntimeError: no kernel image)" in record.message
+    assert record.message == (
+        "The Triton kernels of Mamba do not work on cuda:0 (RuntimeError: no kernel image); slower PyTorch operations "
+        "are used. COBRA_MAMBA_OP=torch does not try them"
+    )
 
 
-def test_cuda_kernels_are_used_where_they_work(monkeypatch):
-    monkeypatch.setattr(cuda_ops, "failure", lambda index: None)
-    assert ops_for(CUDA) is cuda_ops
+def test_gpu_kernels_are_used_where_they_work(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(choice, "gpu_failure", lambda index: None)
+    assert ops_for(CUDA).__name__.endswith(".triton_ops")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    assert ops_for(torch.device("cuda")) is cuda_ops
+    assert ops_for(torch.device("cuda")) is ops_for(CUDA)
+
+
+def test_without_triton_one_sentence_says_so(without_numba, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert ops_for(CUDA) is ops_for(CUDA) is torch_ops
+    [record] = caplog.records
+    assert "(Triton is not installed; PyTorch's wheels for Linux with CUDA or ROCm bring it)" in record.message
+
+
+def test_a_triton_that_cannot_be_imported_is_a_reason(monkeypatch):
+    def broken():
+        raise AttributeError("module 'triton' has no attribute 'jit'")
+
+    monkeypatch.setattr(choice, "find_spec", lambda name: True)
+    monkeypatch.setattr(choice, "_triton", broken)
+    assert choice.gpu_failure(0) == "AttributeError: module 'triton' has no attribute 'jit'"
+
+
+class TestFailure:
+    """Why Triton's operations cannot be used."""
+
+    @pytest.fixture
+    def triton_ops(self, monkeypatch):
+        pytest.importorskip("triton")
+        from cobra.models.mamba.ops import triton_ops
+
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        triton_ops.failure.cache_clear()
+        yield triton_ops
+        triton_ops.failure.cache_clear()
+
+    def test_none_where_the_probe_finds_none(self, triton_ops, monkeypatch):
+        monkeypatch.setattr(triton_ops, "probe", lambda ops, device: None)
+        assert triton_ops.failure(0) is None
+
+    def test_an_old_version(self, triton_ops, monkeypatch):
+        monkeypatch.setattr(triton_ops.triton, "__version__", "3.1.0")
+        assert triton_ops.failure(0) == "Triton is 3.1.0, and at least 3.7 is needed"
+
+    def test_an_old_card(self, triton_ops, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+        assert triton_ops.failure(0) == "Tesla V100 has compute capability 7.0, and Triton needs at least 7.5"
+
+    @pytest.mark.parametrize("compiler", [None, "/usr/bin/gcc"])
+    def test_no_compiler(self, triton_ops, monkeypatch, compiler):
+        def probe(ops, device):
+            raise RuntimeError("Failed to find C compiler.")
+
+        monkeypatch.setattr(triton_ops, "probe", probe)
+        monkeypatch.delenv("CC", raising=False)
+        monkeypatch.setattr(triton_ops.shutil, "which", lambda name: compiler)
+        reason = triton_ops.failure(0)
+        if compiler is None:
+            assert reason == "Triton needs a C compiler for its first launch: install gcc or clang, or name one in CC"
+        else:
+            assert reason == "RuntimeError: Failed to find C compiler."
+
+    def test_other_numbers(self, triton_ops):
+        from cobra.models.mamba.ops.triton_probe import compare
+
+        right = {"y": torch.tensor([1.0, -2.0]), "last": torch.ones(2)}
+        assert compare(right, right) is None
+        assert compare(right | {"last": torch.tensor([1.0, 1.1])}, right) == (
+            "they compute other numbers than PyTorch's operations (last is off by 1.0e-01 of its largest)"
+        )
+        assert compare(right | {"y": torch.tensor([float("nan"), 1.0])}, right) is not None
+
+
+def refusing(*args, **kwargs):
+    raise UserError("the kernels know 16 states a channel, not 5")
+
+
+@pytest.mark.parametrize("name", ["add_norm", "causal_conv", "causal_conv_step", "selective_scan", "block_step"])
+def test_inputs_that_kernels_refuse_go_to_pytorch_and_a_warning_says_so_once(name, caplog):
+    names = ("add_norm", "causal_conv", "causal_conv_step", "selective_scan", "selective_scan_step", "block_step")
+    ops = WithPyTorch(SimpleNamespace(__name__="refusing", **dict.fromkeys(names, refusing)))
+    inputs = {
+        "add_norm": (torch.ones(2, 3), None, torch.ones(3), 1e-5, torch.float32),
+        "causal_conv": (torch.ones(2, 5, 3), torch.ones(3, 4), None, None),
+        "causal_conv_step": (torch.ones(2, 3), torch.ones(3, 4), None, torch.ones(2, 3, 4)),
+        "selective_scan": (*(torch.ones(2, 5, 3),) * 2, -torch.ones(3, 4), *(torch.ones(2, 5, 4),) * 2, torch.ones(3),
+                           torch.ones(2, 5, 3), torch.ones(3), None, None),
+        "block_step": (None, None, torch.ones(2, 1, 3), None, {}),
+    }  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        results = [getattr(ops, name)(*inputs[name]) for _ in range(2)]
+    [record] = caplog.records
+    assert record.message == "Slower PyTorch operations are used: the kernels know 16 states a channel, not 5"
+    assert results == [None, None] or all(torch.is_tensor(out[0]) for out in results)
 
 
 @torch.no_grad()
@@ -84,7 +180,7 @@ def test_the_cpu_works_with_mamba_ssm_installed(monkeypatch, tmp_path):
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('a kernel of CUDA was imported on the CPU')\n")
     monkeypatch.syspath_prepend(tmp_path)
     cuda_ops.kernels.cache_clear()
-    monkeypatch.setattr(cuda_ops, "failure", lambda index: None)
+    monkeypatch.setattr(choice, "gpu_failure", lambda index: None)
     lm = mamba.MambaLM(mamba.MambaConfig(d_model=16, n_layer=1, vocab_size=8))
     assert lm(torch.randn(1, 3, 16)).isfinite().all()
     lm(torch.randn(1, 3, 16), mamba.MambaState.zeros(lm.config, 1, "cpu"))
@@ -120,8 +216,12 @@ def test_the_inner_name_goes_before_the_outer():
     ("name", "words"),
     [
         ("numba", r"use_op numba needs the package numba, .*: pip install 'cobra-vlm\[fast\]'"),
+        ("triton", "use_op triton needs Triton, which PyTorch's wheels for Linux with CUDA or ROCm bring"),
         ("cuda", r"use_op cuda needs the package mamba-ssm, .*: pip install 'cobra-vlm\[cuda\]'"),
-        ("tpu", "use_op: the kind of Mamba's operations 'tpu' is unknown; the known ones are: torch, numba, cuda"),
+        (
+            "tpu",
+            "use_op: the kind of Mamba's operations 'tpu' is unknown; the known ones are: torch, numba, triton, cuda",
+        ),
     ],
 )
 def test_names_that_are_not_there_are_refused(without_numba, name, words):
@@ -129,7 +229,7 @@ def test_names_that_are_not_there_are_refused(without_numba, name, words):
         pass
 
 
-@pytest.mark.parametrize(("name", "device"), [("numba", CUDA), ("cuda", CPU)])
+@pytest.mark.parametrize(("name", "device"), [("numba", CUDA), ("triton", CPU), ("cuda", CPU)])
 def test_operations_of_another_device_are_refused(monkeypatch, name, device):
     monkeypatch.setattr(choice, "find_spec", lambda name: True)
     monkeypatch.setenv(choice.VARIABLE, name)
@@ -137,10 +237,11 @@ def test_operations_of_another_device_are_refused(monkeypatch, name, device):
         ops_for(device)
 
 
-@pytest.mark.parametrize(("name", "device"), [("numba", CPU), ("cuda", CUDA)])
+@pytest.mark.parametrize(("name", "device"), [("numba", CPU), ("triton", CUDA), ("cuda", CUDA)])
 def test_the_reason_why_a_named_one_does_not_work_is_told(monkeypatch, name, device):
     monkeypatch.setattr(choice, "find_spec", lambda name: True)
     monkeypatch.setattr(choice, "_numba_failure", lambda: "OSError: broken")
+    monkeypatch.setattr(choice, "gpu_failure", lambda index: "OSError: broken")
     monkeypatch.setattr(cuda_ops, "failure", lambda index: "OSError: broken")
     monkeypatch.setenv(choice.VARIABLE, name)
     with pytest.raises(UserError, match=f"names the operations '{name}' of Mamba, which do not work here: OSError: br"):

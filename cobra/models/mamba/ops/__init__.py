@@ -1,36 +1,72 @@
 """Mamba's operations, chosen by the device of the tensor at hand.
 
-On CUDA the vendor's kernels, on the CPU the loops that numba compiles, and PyTorch's operations where these are not
-installed and everywhere else. `COBRA_MAMBA_OP`, or :func:`use_op` in code, names one of `OPS` instead.
+On GPUs the kernels that Triton compiles, on the CPU the loops that numba compiles, and PyTorch's operations where these
+do not work and everywhere else. `COBRA_MAMBA_OP`, or :func:`use_op` in code, names one of `OPS` instead.
 """
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from cobra.models.mamba.ops import cuda_ops, torch_ops
+from cobra.models.mamba.ops.fallback import WithPyTorch
 from cobra.util.errors import UserError, check_known, missing_extra
 
 logger = logging.getLogger(__name__)
 
-OPS = ("torch", "numba", "cuda")
+OPS = ("torch", "numba", "triton", "cuda")
 VARIABLE = "COBRA_MAMBA_OP"
 
-_chosen: list[str | Any] = []
+_chosen: list[Any] = []
 
 
-def ops_for(device: torch.device) -> ModuleType:
-    """Return the module whose functions run on `device`: the one that was named, else the fastest that works there.
+class Ops(Protocol):
+    """Mamba's operations: a module of this package, or an object; `torch_ops` says what each of them does."""
 
-    The first call for the CPU may import numba; `numba_ops` says what that takes. A warning says once why something
-    that is installed is not used.
+    __name__: str
+
+    @property
+    def inner(self) -> Callable[..., Tensor] | None:
+        """A whole mixer for training, see :func:`cuda_ops.inner`, or None."""
+
+    @property
+    def block_step(self) -> Callable[..., tuple[Tensor, Tensor] | None] | None:
+        """A block's step in one call, see :meth:`cobra.models.mamba.mixer.Mixer.block_step`, or None."""
+
+    @property
+    def add_norm(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """See :func:`torch_ops.add_norm`."""
+
+    @property
+    def causal_conv(self) -> Callable[..., Tensor]:
+        """See :func:`torch_ops.causal_conv`."""
+
+    @property
+    def causal_conv_step(self) -> Callable[..., Tensor]:
+        """See :func:`torch_ops.causal_conv_step`."""
+
+    @property
+    def selective_scan(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """See :func:`torch_ops.selective_scan`."""
+
+    @property
+    def selective_scan_step(self) -> Callable[..., Tensor]:
+        """See :func:`torch_ops.selective_scan_step`."""
+
+
+def ops_for(device: torch.device) -> Ops:
+    """Return the operations for tensors on `device`: those that were named, else the fastest that work there.
+
+    The first call for the CPU may import numba, and that for a GPU Triton; their modules say what that takes. A warning
+    says once why something that is installed is not used. Inputs that the fastest ones do not know go to PyTorch's
+    operations, with a warning; where they were named, that is an error.
 
     Raises:
         UserError: The operations that were named are unknown, not installed, or do not work on this device.
@@ -48,7 +84,7 @@ def use_op(op: str | Any) -> Iterator[None]:
     """Use the operations of that name, one of `OPS`, for all tensors of the process, backward passes included.
 
     Args:
-        op: A name; or an object with the functions of `torch_ops`, which is then used on every device.
+        op: A name; or an :class:`Ops`, which is then used on every device.
 
     Raises:
         UserError: There are none of that name, or they are not installed.
@@ -62,58 +98,82 @@ def use_op(op: str | Any) -> Iterator[None]:
         _chosen.remove(op)
 
 
+def gpu_failure(device_index: int) -> str | None:
+    """Return why the kernels that are used on a GPU by default do not work there, or None where they do."""
+    if find_spec("triton") is None:
+        return "Triton is not installed; PyTorch's wheels for Linux with CUDA or ROCm bring it"
+    try:
+        return _triton().failure(device_index)
+    except Exception as error:  # noqa: BLE001 - a Triton of another version may fail in any way when it is imported
+        return f"{type(error).__name__}: {error}"
+
+
 def _check(name: str, source: str) -> None:
     """Check that there are operations of a name and that what they need is installed."""
     check_known(name, OPS, f"{source}: the kind of Mamba's operations")
-    package, extra = {"torch": ("torch", ""), "numba": ("numba", "fast"), "cuda": ("mamba_ssm", "cuda")}[name]
-    if find_spec(package) is None:
-        raise missing_extra(package.replace("_", "-"), extra, f"{source} {name}")
+    package = {"torch": "torch", "numba": "numba", "triton": "triton", "cuda": "mamba_ssm"}[name]
+    if find_spec(package) is not None:
+        return
+    if name == "triton":
+        raise UserError(f"{source} triton needs Triton, which PyTorch's wheels for Linux with CUDA or ROCm bring")
+    raise missing_extra(package.replace("_", "-"), {"numba": "fast", "cuda": "cuda"}[name], f"{source} {name}")
 
 
 @cache
-def _named(name: str, source: str, device: torch.device) -> ModuleType:
+def _named(name: str, source: str, device: torch.device) -> Ops:
     """Return the operations of a name, which must work on the device."""
     _check(name, source)
     if name == "torch":
         return torch_ops
     kind = "cpu" if name == "numba" else "cuda"
+    if name == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return _triton()
     if device.type != kind:
         raise UserError(
             f"{source} names the operations {name!r} of Mamba, which are for tensors on {kind}, and one is on "
             f"{device}: move the model, or choose torch, which works on every device"
         )
-    reason = _numba_failure() if name == "numba" else cuda_ops.failure(device.index)
+    if name == "numba":
+        reason = _numba_failure()
+    else:
+        reason = (gpu_failure if name == "triton" else cuda_ops.failure)(device.index)
     if reason is not None:
         raise UserError(f"{source} names the operations {name!r} of Mamba, which do not work here: {reason}")
-    return _numba() if name == "numba" else cuda_ops
+    if name == "cuda":
+        return cuda_ops
+    return _numba() if name == "numba" else _triton()
 
 
 @cache
-def _fastest(device: torch.device) -> ModuleType:
+def _fastest(device: torch.device) -> Ops:
     """Return the fastest operations that work on a device; tell where those that are installed do not."""
     if device.type == "cuda":
-        reason = cuda_ops.failure(device.index)
+        reason = gpu_failure(device.index)
         if reason is None:
-            return cuda_ops
-        what, flag, extra = f"The CUDA kernels of Mamba do not work on {device}", "--no-build-isolation", "cuda"
+            return WithPyTorch(_triton())
+        what, remedy = f"The Triton kernels of Mamba do not work on {device}", f"{VARIABLE}=torch does not try them"
     elif device.type == "cpu" and find_spec("numba") is not None:
         reason = _numba_failure()
         if reason is None:
             return _numba()
-        what, flag, extra = "The loops of Mamba that numba compiles do not work here", "--upgrade", "fast"
+        what = "The loops of Mamba that numba compiles do not work here"
+        remedy = "To install them: pip install --upgrade 'cobra-vlm[fast]'"
     else:
         return torch_ops
-    logger.warning(
-        "%s (%s); slower PyTorch operations are used. To install them: pip install %s 'cobra-vlm[%s]'",
-        *(what, reason, flag, extra),
-    )
+    logger.warning("%s (%s); slower PyTorch operations are used. %s", what, reason, remedy)
     return torch_ops
 
 
-def _numba() -> ModuleType:
+def _numba() -> Any:
     from cobra.models.mamba.ops import numba_ops
 
     return numba_ops
+
+
+def _triton() -> Any:
+    from cobra.models.mamba.ops import triton_ops
+
+    return triton_ops
 
 
 def _numba_failure() -> str | None:

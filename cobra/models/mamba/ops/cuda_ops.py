@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cobra.models.mamba.ops import torch_ops
+
 block_step = None
+add_norm = torch_ops.add_norm
 
 
 @cache

@@ -35,6 +35,7 @@ _GROUP, _TASKS = 4, 32
 _SMALL_MATRIX = 2**20
 
 inner = None
+add_norm = torch_ops.add_norm
 
 
 @cache

@@ -25,6 +25,25 @@ inner = None
 block_step = None
 
 
+def add_norm(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Add to the residual stream and normalise it by its root mean square, computed in fp32 or wider.
+
+    Args:
+        hidden: Output of the block before (..., width).
+        residual: The stream up to there (..., width); None is zeros.
+        weight: Scales (width,).
+        eps: Added to the mean square.
+        dtype: That of the new stream.
+
+    Returns:
+        The normalised stream in the weight's dtype, and the stream, both (..., width).
+    """
+    stream = (hidden if residual is None else hidden + residual).to(dtype)
+    return F.rms_norm(stream, weight.shape, weight.to(dtype), eps).to(weight.dtype), stream
+
+
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor | None) -> Tensor:
     """Depthwise causal convolution over time, followed by SiLU.
 
@@ -38,6 +57,8 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor |
         (batch, time, width) in x's dtype.
     """
     kernel, steps = weight.shape[1], x.shape[1]
+    # In wider ones the result, and all that is kept for the backward pass, would be as wide.
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     if window is None:
         padded = F.pad(x, (0, 0, kernel - 1, 0))
     else:

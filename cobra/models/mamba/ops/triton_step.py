@@ -1,0 +1,160 @@
+"""A Triton kernel of one step of the scan, which projects the step sizes too and updates the state in place."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cobra.models.mamba.ops.triton_launch import launch, rows_of, wide_type
+
+# Channels of a program, with its warps; and numbers of a row of the projection that are loaded together.
+_BLOCK, _WARPS, _RANK_BLOCK = 32, 4, 32
+# Threads of these warps on AMD, whose warps are of 64.
+_MOST_THREADS = 256
+# Programs that a large card runs at once.
+_PROGRAMS = 2048
+_LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _softplus(x: Any, WIDE: tl.constexpr) -> Any:
+    """Return log(1 + exp(x)), exact for small results: 2 atanh(e / (2 + e)) is log(1 + e) without the sum 1 + e.
+
+    The series is off by 1e-9 of the result in fp32, and by 1e-17 in fp64.
+    """
+    e = tl.exp2(-tl.abs(x) * _LOG2_E)
+    ratio = e / (2.0 + e)
+    square = ratio * ratio
+    TERMS: tl.constexpr = 17 if WIDE == tl.float64 else 8
+    series = square * 0.0 + 1.0 / (2 * TERMS - 1)
+    for term in tl.static_range(1, TERMS):
+        series = series * square + 1.0 / (2 * (TERMS - term) - 1)
+    return tl.maximum(x, 0.0) + 2.0 * ratio * series
+
+
+@triton.jit(do_not_specialize=["batch", "span"])
+def scan_step(
+    u: Any, dt: Any, B: Any, C: Any, weight: Any, bias: Any, rates: Any, D: Any, z: Any, state: Any, out: Any,
+    batch: Any, span: Any, u_row: Any, dt_row: Any, B_row: Any, C_row: Any, z_row: Any, WIDTH: tl.constexpr,
+    RANK: tl.constexpr, STATES: tl.constexpr, IS_LOG: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    STATE_BLOCK: tl.constexpr, RANK_BLOCK: tl.constexpr,
+) -> Any:  # fmt: skip
+    """Take a block of channels of `span` rows one step on.
+
+    dt (batch, RANK) is projected by `weight`; where that is None it is (batch, width). `rates` are A, or the logarithms
+    of -A. Loads and stores of the state have one layout, so that each number is read and written by one thread.
+    """
+    channels = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = channels < WIDTH
+    index = tl.arange(0, STATE_BLOCK)
+    tile = channels[:, None] * STATES + index[None, :]
+    whole = inside[:, None] & (index < STATES)[None, :]
+    decay = tl.load(rates + tile, mask=whole, other=0.0).to(WIDE)
+    if IS_LOG:
+        decay = -tl.exp2(decay * _LOG2_E)
+    decay *= _LOG2_E
+    offset = tl.load(bias + channels, mask=inside, other=0.0).to(WIDE)
+    skip = tl.load(D + channels, mask=inside, other=0.0).to(WIDE)
+    begin = tl.program_id(1).to(tl.int64) * span
+    for ahead in range(0, tl.minimum(span, batch - begin)):
+        row = begin + ahead
+        if weight is None:
+            delta = tl.load(dt + row * dt_row + channels, mask=inside, other=0.0).to(WIDE)
+        else:
+            total = tl.zeros([BLOCK, RANK_BLOCK], WIDE)
+            for start in range(0, RANK, RANK_BLOCK):
+                rank = start + tl.arange(0, RANK_BLOCK)
+                mask = inside[:, None] & (rank < RANK)[None, :]
+                part = tl.load(weight + channels[:, None] * RANK + rank[None, :], mask=mask, other=0.0).to(WIDE)
+                total += part * tl.load(dt + row * dt_row + rank, mask=rank < RANK, other=0.0).to(WIDE)[None, :]
+            delta = tl.sum(total, 1)
+        delta = _softplus(delta + offset, WIDE)
+        inputs = tl.load(u + row * u_row + channels, mask=inside, other=0.0).to(WIDE)
+        gate = tl.load(z + row * z_row + channels, mask=inside, other=0.0).to(WIDE)
+        drive = tl.load(B + row * B_row + index, mask=index < STATES, other=0.0).to(WIDE)
+        read = tl.load(C + row * C_row + index, mask=index < STATES, other=0.0).to(WIDE)
+        here = state + row * WIDTH * STATES + tile
+        h = tl.load(here, mask=whole, other=0.0).to(WIDE)
+        h = tl.exp2(delta[:, None] * decay) * h + (delta * inputs)[:, None] * drive[None, :]
+        tl.store(here, h, mask=whole)
+        y = tl.sum(h * read[None, :], 1) + skip * inputs
+        tl.store(out + row * WIDTH + channels, y * gate / (1.0 + tl.exp2(-gate * _LOG2_E)), mask=inside)
+
+
+@torch.library.custom_op("cobra::selective_scan_step", mutates_args=("state",))
+def selective_scan_step(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, state: Tensor
+) -> Tensor:
+    """See :func:`torch_ops.selective_scan_step`."""
+    return _run(u, dt, B, C, None, dt_bias, A, D, z, state, is_log=False)
+
+
+@torch.library.custom_op("cobra::projected_scan_step", mutates_args=("state",))
+def projected_scan_step(
+    u: Tensor, reads: Tensor, weight: Tensor, bias: Tensor, A_log: Tensor, D: Tensor, z: Tensor, state: Tensor
+) -> Tensor:
+    """Project the step sizes of one step and run it, in one launch.
+
+    Args:
+        u: Inputs after the convolution (batch, width).
+        reads: Step sizes before their projection, B and C, one after the other (batch, rank + 2 * states).
+        weight: That projection (width, rank).
+        bias: Bias of the step sizes (width,).
+        A_log: Logarithms of -A (width, states).
+        D: Skip weights (width,).
+        z: Gate (batch, width).
+        state: (batch, width, states), updated in place.
+
+    Returns:
+        y (batch, width) in u's dtype.
+    """
+    rank, states = weight.shape[1], A_log.shape[1]
+    dt, B, C = reads.split([rank, states, states], -1)
+    return _run(u, dt, B, C, weight, bias, A_log, D, z, state, is_log=True)
+
+
+@selective_scan_step.register_fake
+def _(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, state: Tensor
+) -> Tensor:
+    return u.new_empty(u.shape)
+
+
+@projected_scan_step.register_fake
+def _(
+    u: Tensor, reads: Tensor, weight: Tensor, bias: Tensor, A_log: Tensor, D: Tensor, z: Tensor, state: Tensor
+) -> Tensor:
+    return u.new_empty(u.shape)
+
+
+def _run(
+    u: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    weight: Tensor | None,
+    bias: Tensor,
+    rates: Tensor,
+    D: Tensor,
+    z: Tensor,
+    state: Tensor,
+    is_log: bool,
+) -> Tensor:
+    """Launch the kernel with the tensors that it takes."""
+    out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    batch, (width, states) = len(u), rates.shape
+    blocks = triton.cdiv(width, _BLOCK)
+    span = max(1, triton.cdiv(batch * blocks, _PROGRAMS))
+    sizes = {"WIDTH": width, "STATES": states, "IS_LOG": is_log, "WIDE": wide_type(u), "BLOCK": _BLOCK}
+    sizes |= {"RANK": 0 if weight is None else weight.shape[1], "RANK_BLOCK": _RANK_BLOCK}
+    # Every thread has a number of its own: were there fewer, some would read again what others have overwritten.
+    sizes["STATE_BLOCK"] = max(_MOST_THREADS // _BLOCK, triton.next_power_of_2(states))
+    strides = (rows_of(tensor) for tensor in (u, dt, B, C, z))
+    launch(
+        *(scan_step, (blocks, triton.cdiv(batch, span)), u, dt, B, C, weight, bias, rates, D, z, state, out),
+        *(batch, span, *strides),
+        **sizes, num_warps=_WARPS,
+    )  # fmt: skip
+    return out
