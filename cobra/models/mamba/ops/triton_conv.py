@@ -27,12 +27,14 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _sigmoid(x: Any) -> Any:
+def _sigmoid(x: tl.tensor) -> tl.tensor:
     return 1.0 / (1.0 + tl.exp2(-x * _LOG2_E))
 
 
 @triton.jit
-def _weighted(values: Any, taps: Any, offset: Any, first: tl.constexpr, TAPS: tl.constexpr) -> Any:
+def _weighted(
+    values: tl.tuple, taps: tl.tuple, offset: tl.tensor, first: tl.constexpr, TAPS: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
     """Return the sum of TAPS values from the first of them on, times the taps, plus an offset."""
     total = offset
     for tap in tl.static_range(TAPS):
@@ -41,7 +43,9 @@ def _weighted(values: Any, taps: Any, offset: Any, first: tl.constexpr, TAPS: tl
 
 
 @triton.jit
-def _constants(weight: Any, bias: Any, channels: Any, inside: Any, TAPS: tl.constexpr, WIDE: tl.constexpr) -> Any:
+def _constants(
+    weight: tl.tensor, bias: tl.tensor, channels: tl.tensor, inside: tl.tensor, TAPS: tl.constexpr, WIDE: tl.constexpr,
+) -> tl.tuple:  # fmt: skip
     """Return the taps and the bias of the channels; `bias` may be None."""
     taps = ()
     for tap in tl.static_range(TAPS):
@@ -54,9 +58,9 @@ def _constants(weight: Any, bias: Any, channels: Any, inside: Any, TAPS: tl.cons
 
 @triton.jit
 def _past(
-    x: Any, window: Any, begin: Any, channels: Any, inside: Any, X_STEP: tl.constexpr, TAPS: tl.constexpr,
-    WIDE: tl.constexpr,
-) -> Any:  # fmt: skip
+    x: tl.tensor, window: tl.tensor, begin: tl.tensor, channels: tl.tensor, inside: tl.tensor, X_STEP: tl.constexpr,
+    TAPS: tl.constexpr, WIDE: tl.constexpr,
+) -> tl.tuple:  # fmt: skip
     """Return the TAPS - 1 inputs before a step; before the first one they are the window's, or zeros."""
     values = ()
     for tap in tl.static_range(1, TAPS):
@@ -71,9 +75,9 @@ def _past(
 
 @triton.jit
 def _next(
-    x: Any, base: Any, steps: Any, channels: Any, inside: Any, X_STEP: tl.constexpr, UNROLL: tl.constexpr,
-    WIDE: tl.constexpr,
-) -> Any:  # fmt: skip
+    x: tl.tensor, base: tl.tensor, steps: tl.tensor, channels: tl.tensor, inside: tl.tensor, X_STEP: tl.constexpr,
+    UNROLL: tl.constexpr, WIDE: tl.constexpr,
+) -> tl.tuple:  # fmt: skip
     """Return the values of UNROLL steps, with zeros after the last step."""
     values = ()
     for ahead in tl.static_range(UNROLL):
@@ -85,9 +89,10 @@ def _next(
 
 @triton.jit(do_not_specialize=["steps", "span"])
 def conv_forward(
-    x: Any, weight: Any, bias: Any, window: Any, out: Any, steps: Any, span: Any, x_row: Any, WIDTH: tl.constexpr,
-    X_STEP: tl.constexpr, TAPS: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
-) -> Any:  # fmt: skip
+    x: tl.tensor, weight: tl.tensor, bias: tl.tensor, window: tl.tensor, out: tl.tensor, steps: tl.tensor,
+    span: tl.tensor, x_row: tl.tensor, WIDTH: tl.constexpr, X_STEP: tl.constexpr, TAPS: tl.constexpr,
+    WIDE: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
+) -> None:  # fmt: skip
     """Convolve `span` steps of a block of channels of one row; x has X_STEP between steps and x_row between rows."""
     row = tl.program_id(2).to(tl.int64)
     channels = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -110,10 +115,10 @@ def conv_forward(
 
 @triton.jit(do_not_specialize=["steps", "span"])
 def conv_backward(
-    grad: Any, x: Any, weight: Any, bias: Any, window: Any, dx: Any, d_window: Any, sums: Any, steps: Any, span: Any,
-    x_row: Any, WIDTH: tl.constexpr, X_STEP: tl.constexpr, TAPS: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
-    UNROLL: tl.constexpr,
-) -> Any:  # fmt: skip
+    grad: tl.tensor, x: tl.tensor, weight: tl.tensor, bias: tl.tensor, window: tl.tensor, dx: tl.tensor,
+    d_window: tl.tensor, sums: tl.tensor, steps: tl.tensor, span: tl.tensor, x_row: tl.tensor, WIDTH: tl.constexpr,
+    X_STEP: tl.constexpr, TAPS: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
+) -> None:  # fmt: skip
     """Compute the gradients that `span` steps of a block of channels of one row get.
 
     An input's gradient comes from the TAPS - 1 steps after it too, whose part is computed once more. `sums`
@@ -170,9 +175,9 @@ def conv_backward(
 
 @triton.jit
 def conv_step(
-    x: Any, weight: Any, bias: Any, window: Any, out: Any, x_row: Any, WIDTH: tl.constexpr, TAPS: tl.constexpr,
-    WIDE: tl.constexpr, BLOCK: tl.constexpr,
-) -> Any:  # fmt: skip
+    x: tl.tensor, weight: tl.tensor, bias: tl.tensor, window: tl.tensor, out: tl.tensor, x_row: tl.tensor,
+    WIDTH: tl.constexpr, TAPS: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+) -> None:  # fmt: skip
     """Shift the window of a block of channels of one row in place, so that it ends in x, and convolve it.
 
     A lane reads and writes its own channel only, so that no other can have overwritten what it reads.

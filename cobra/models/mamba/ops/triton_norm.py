@@ -19,9 +19,9 @@ _PROGRAMS = 512
 
 @triton.jit
 def norm_forward(
-    hidden: Any, residual: Any, weight: Any, stream: Any, out: Any, eps: Any, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-    WIDE: tl.constexpr,
-) -> Any:  # fmt: skip
+    hidden: tl.tensor, residual: tl.tensor, weight: tl.tensor, stream: tl.tensor, out: tl.tensor, eps: tl.tensor,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+) -> None:  # fmt: skip
     """Add a row of both inputs and normalise it; `residual` may be None, and so may `stream` where it is `hidden`."""
     start = tl.program_id(0).to(tl.int64) * WIDTH
     columns = tl.arange(0, BLOCK)
@@ -41,9 +41,10 @@ def norm_forward(
 
 @triton.jit(do_not_specialize=["rows", "span"])
 def norm_backward(
-    grad: Any, grad_stream: Any, stream: Any, weight: Any, d_hidden: Any, d_residual: Any, sums: Any, rows: Any,
-    span: Any, eps: Any, WIDTH: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
-) -> Any:  # fmt: skip
+    grad: tl.tensor, grad_stream: tl.tensor, stream: tl.tensor, weight: tl.tensor, d_hidden: tl.tensor,
+    d_residual: tl.tensor, sums: tl.tensor, rows: tl.tensor, span: tl.tensor, eps: tl.tensor, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, WIDE: tl.constexpr,
+) -> None:  # fmt: skip
     """Compute the gradients of `span` rows, and sums (program, width); `grad_stream` and `d_residual` may be None."""
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH

@@ -1,7 +1,5 @@
 """A Triton kernel of one step of the scan, which projects the step sizes too and updates the state in place."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -19,7 +17,7 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _softplus(x: Any, WIDE: tl.constexpr) -> Any:
+def _softplus(x: tl.tensor, WIDE: tl.constexpr) -> tl.tensor:
     """Return log(1 + exp(x)), exact for small results: 2 atanh(e / (2 + e)) is log(1 + e) without the sum 1 + e.
 
     The series is off by 1e-9 of the result in fp32, and by 1e-17 in fp64.
@@ -36,11 +34,12 @@ def _softplus(x: Any, WIDE: tl.constexpr) -> Any:
 
 @triton.jit(do_not_specialize=["batch", "span"])
 def scan_step(
-    u: Any, dt: Any, B: Any, C: Any, weight: Any, bias: Any, rates: Any, D: Any, z: Any, state: Any, out: Any,
-    batch: Any, span: Any, u_row: Any, dt_row: Any, B_row: Any, C_row: Any, z_row: Any, WIDTH: tl.constexpr,
-    RANK: tl.constexpr, STATES: tl.constexpr, IS_LOG: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
-    STATE_BLOCK: tl.constexpr, RANK_BLOCK: tl.constexpr,
-) -> Any:  # fmt: skip
+    u: tl.tensor, dt: tl.tensor, B: tl.tensor, C: tl.tensor, weight: tl.tensor, bias: tl.tensor, rates: tl.tensor,
+    D: tl.tensor, z: tl.tensor, state: tl.tensor, out: tl.tensor, batch: tl.tensor, span: tl.tensor, u_row: tl.tensor,
+    dt_row: tl.tensor, B_row: tl.tensor, C_row: tl.tensor, z_row: tl.tensor, WIDTH: tl.constexpr, RANK: tl.constexpr,
+    STATES: tl.constexpr, IS_LOG: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, STATE_BLOCK: tl.constexpr,
+    RANK_BLOCK: tl.constexpr,
+) -> None:  # fmt: skip
     """Take a block of channels of `span` rows one step on.
 
     dt (batch, RANK) is projected by `weight`; where that is None it is (batch, width). `rates` are A, or the logarithms
