@@ -7,7 +7,7 @@ from cobra.commands.base import Command
 from cobra.preprocessing.llava_cot import PrepareConfig
 from cobra.util.help_text import Usage
 from cobra.util.numbers import counted, share
-from cobra.util.program import command_line
+from cobra.util.program import command_line, names_next_commands
 from cobra.util.waiting import loading
 
 
@@ -39,9 +39,9 @@ def main(config: PrepareConfig) -> int:
             style="red",
         )
         return 1
-    root = str(config.dataset_root)
-    train = command_line("train", "--dataset.type", "llava-cot-100k", "--dataset.dataset_root_dir", root, "--dry_run")
-    console.print(f"next, plan a training on them: {train}")
+    if names_next_commands():
+        rows = ("--dataset.type", "llava-cot-100k", "--dataset.dataset_root_dir", str(config.dataset_root))
+        console.print(f"next, plan a training on them: {command_line('train', *rows, '--dry_run')}")
     return 0
 
 

@@ -20,7 +20,7 @@ from cobra.util.errors import UserError, check_values
 from cobra.util.files import read_json, write_json
 from cobra.util.lock import LOCK, hold
 from cobra.util.numbers import counted, share
-from cobra.util.program import command_line, program
+from cobra.util.program import PART, command_line, program
 
 BASE = "cobra-tiny"
 RUN_ID = "cobra-tiny-cot"
@@ -29,7 +29,6 @@ PROCESSES = 2
 # In every folder that the demonstration made, and which it may therefore empty.
 _MARKER = "made-by-the-demo.json"
 _PARTS = 5
-_SAMPLES = 2
 # One for each stage.
 _SAMPLE_LINES = 4
 # Kinds of questions above this p-value are named as not learned.
@@ -75,8 +74,8 @@ def _run(demo: _Demo) -> dict[str, Any]:
     _empty_folder(config)
     demo.console.print(
         "The demonstration draws pictures of coloured shapes with questions about them, fine-tunes the package's small "
-        f"model\n{BASE} on these as you would on LLaVA-CoT-100k, and scores what it has learned. It takes about four "
-        f"minutes on\ntwo cores, needs no network, and writes to {config.output_dir} alone."
+        f"model {BASE} on these as you would on LLaVA-CoT-100k, and scores what it has learned. It takes about four "
+        f"minutes on two cores, needs no network, and writes to {config.output_dir} alone."
     )
     cot = _write_data(demo)
     # The tokenizer of the model that is trained, which is in the package.
@@ -84,7 +83,7 @@ def _run(demo: _Demo) -> dict[str, Any]:
     _command(demo, "prepare", "Unpack the images, convert and check the rows, report what is wrong with them", prepare)
     _command(demo, "train", f"Fine-tune {BASE} on answers in four stages, in two processes", _pretrain(demo))
     _command(demo, "benchmark", "Score captions of held-out pictures, before (baseline) and after", _benchmark(demo))
-    before, score, samples = _measure(demo)
+    before, score, sample = _measure(demo)
     metrics = read_json(demo.benchmark / "metrics.json", "the benchmark's result")
     summary = {
         "rows": cot.rows,
@@ -95,7 +94,7 @@ def _run(demo: _Demo) -> dict[str, Any]:
         "answers_before": before.to_dict(),
     }
     write_json(config.output_dir / "summary.json", summary)
-    _report(demo, before, score, samples)
+    _report(demo, before, score, sample)
     return summary
 
 
@@ -163,8 +162,7 @@ def _benchmark(demo: _Demo) -> list[str]:
 
 def _start(demo: _Demo, name: str, purpose: str) -> float:
     number = len(demo.seconds) + 1
-    demo.console.rule(f"[bold]part {number} of {_PARTS}: {name}", align="left", characters="-")
-    demo.console.print(purpose)
+    demo.console.print(f"[bold]-- part {number} of {_PARTS}, {name}:[/bold] {purpose}")
     return time.monotonic()
 
 
@@ -175,7 +173,7 @@ def _command(demo: _Demo, name: str, purpose: str, words: list[str]) -> None:
     demo.console.print(f"[bold]$ {escape(command_line(name, *words, processes=processes))}")
     # Processes share the cores; torchrun would give each one thread, with a warning.
     threads = str(max(1, (os.cpu_count() or 1) // processes))
-    environment = os.environ | ({"OMP_NUM_THREADS": threads} if processes > 1 else {})
+    environment = os.environ | {PART: "demo"} | ({"OMP_NUM_THREADS": threads} if processes > 1 else {})
     # The program of this very environment, whatever the PATH says.
     code = subprocess.run([*program(name, processes), *words], env=environment, check=False).returncode
     if code:
@@ -183,8 +181,8 @@ def _command(demo: _Demo, name: str, purpose: str, words: list[str]) -> None:
     demo.seconds[name] = time.monotonic() - start
 
 
-def _measure(demo: _Demo) -> tuple[AnswerScore, AnswerScore, list[tuple[str, str]]]:
-    """Let the model answer the held-out questions before and after; return both scores, and samples of the latter."""
+def _measure(demo: _Demo) -> tuple[AnswerScore, AnswerScore, tuple[str, str]]:
+    """Let both models answer the held-out questions; return both scores, and a question with the latter's answer."""
     start = _start(demo, "answers", "Ask both models the held-out questions; judge stages and conclusion")
     rows = read_json(demo.questions / "rows.json", "the held-out questions")
     with torch.inference_mode():
@@ -194,13 +192,12 @@ def _measure(demo: _Demo) -> tuple[AnswerScore, AnswerScore, list[tuple[str, str
     answered = [row | {"answer": answer} for row, answer in zip(rows, answers, strict=True)]
     write_json(demo.config.output_dir / "answers.json", answered)
     demo.seconds["answers"] = time.monotonic() - start
-    # One sample each of different kinds: rows go through the kinds in turn.
-    samples = [(rows[index]["conversations"][0]["value"], answers[index]) for index in range(min(_SAMPLES, len(rows)))]
-    return score_answers(rows, before), score_answers(rows, answers), samples
+    sample = rows[0]["conversations"][0]["value"], answers[0]
+    return score_answers(rows, before), score_answers(rows, answers), sample
 
 
-def _report(demo: _Demo, before: AnswerScore, score: AnswerScore, samples: list[tuple[str, str]]) -> None:
-    """Print the scores of the answers, samples, where the files are, and what to do next."""
+def _report(demo: _Demo, before: AnswerScore, score: AnswerScore, sample: tuple[str, str]) -> None:
+    """Print the scores of the answers, one of them, where the files are, and what to do next."""
     say = demo.console.print
     table = Table("question", box=None)
     for name in ("n", "right before", "right after", "commonest answer", "p"):
@@ -212,11 +209,11 @@ def _report(demo: _Demo, before: AnswerScore, score: AnswerScore, samples: list[
         table.add_row(kind, str(n), *shares, f"{numbers.p_value:.1g}", style="bold" if kind == "all" else None)
     say(table)
     say("p: probability of as many right by always giving the commonest answer of the kind (exact binomial test)")
-    for question, answer in samples:
-        say(f"[bold]{escape(question)}")
-        say("\n".join([f"  {line}" for line in answer.splitlines() if line][:_SAMPLE_LINES]), markup=False)
+    question, answer = sample
+    say(f"[bold]{escape(question)}")
+    say("\n".join([f"  {line}" for line in answer.splitlines() if line][:_SAMPLE_LINES]), markup=False)
     after, n = score.overall, score.overall.n
-    demo.console.rule("[bold]what came out", align="left", characters="-")
+    say("[bold]-- what came out")
     say(
         f"four stages in order: {before.valid} of {n} answers before, {score.valid} after\nright conclusions:    "
         f"{share(before.overall.correct, n)} before, {share(after.correct, n)} after; always the commonest answer: "

@@ -14,7 +14,7 @@ from cobra.evaluation.tasks.conclusions import ConclusionTask
 from cobra.models.generation.options import SEARCH_SAMPLING, SearchOptions
 from cobra.util.distributed import hold_together, join_world
 from cobra.util.errors import UserError, check_known
-from cobra.util.program import command_line
+from cobra.util.program import command_line, names_next_commands
 from cobra.util.torch_utils import resolve_device, resolve_dtype
 
 TASKS: dict[str, type[Task]] = {CAPTIONS: CaptionTask, CONCLUSIONS: ConclusionTask}
@@ -54,9 +54,10 @@ def _print_way_on(console: Console, config: BenchmarkConfig, results: Results) -
     """Print where everything is, and the next commands."""
     lines = [
         f"\n{config.output_dir / PAGE} has pictures, charts, all metrics, the wordings and the signature; metrics.json "
-        "and all answers lie beside it",
-        *(f"to {purpose}: {command}" for purpose, command in next_steps(results)),
+        "and all answers lie beside it"
     ]
+    if names_next_commands():
+        lines += [f"to {purpose}: {command}" for purpose, command in next_steps(results)]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

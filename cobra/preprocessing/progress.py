@@ -11,6 +11,8 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.text import Text
 
+from cobra.util.waiting import FIRST_SECONDS
+
 Item = TypeVar("Item")
 
 # Seconds between two lines of one bar where the error stream is no terminal.
@@ -47,10 +49,11 @@ class ByteBars(rich_progress.Progress):
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def bar(self, description: str, total: int | None, done: int = 0, quiet: bool = False) -> Iterator["Bar"]:
-        """Show a bar of bytes, of which `done` were there before; `quiet` leaves no line when its work has ended.
+    def bar(self, description: str, total: int | None, done: int = 0, least: float = 0.0) -> Iterator["Bar"]:
+        """Show a bar of bytes, of which `done` were there before.
 
-        The description is taken literally, no markup. The total is None where it is not known.
+        The description is taken literally, no markup. The total is None where it is not known. Work of less than
+        `least` seconds leaves no line.
         """
         bar = Bar(self, description, total, done)
         try:
@@ -59,7 +62,7 @@ class ByteBars(rich_progress.Progress):
             task = bar.task
             self.remove_task(task.id)
             # Where a server does not answer there is nothing to sum up.
-            if not quiet and (task.completed or task.total is not None):
+            if (task.completed or task.total is not None) and (task.elapsed or 0) >= least:
                 self.print_line(f"{_amount(task)} in {task.elapsed or 0:.0f} s")
 
 
@@ -98,8 +101,11 @@ def _amount(task: rich_progress.Task) -> str:
 
 @contextmanager
 def byte_progress(description: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Show one bar, as :meth:`ByteBars.bar` does, and yield the function that advances it."""
-    with ByteBars() as bars, bars.bar(description, total, done) as bar:
+    """Show one bar of work on files that are here, and yield the function that advances it; see :meth:`ByteBars.bar`.
+
+    What a few seconds are enough for leaves no line.
+    """
+    with ByteBars() as bars, bars.bar(description, total, done, FIRST_SECONDS) as bar:
         yield bar.advance
 
 

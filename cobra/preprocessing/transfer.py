@@ -6,6 +6,7 @@ Plain HTTP with range requests (RFC 9110, section 14), for files of the Hugging 
 
 import hashlib
 import json
+import math
 import os
 import re
 import time
@@ -160,7 +161,7 @@ class _Partial:
         self.validator, self.size, self.have = state["validator"], state["size"], self.data.stat().st_size
         self._hasher = remote.hasher()
         if self._hasher and self.have:
-            with bars.bar(f"checking the part of {name}", self.have, quiet=True) as bar:
+            with bars.bar(f"checking the part of {name}", self.have, least=math.inf) as bar:
                 hash_file(self._hasher, self.data, bar.advance)
 
     def restart(self, validator: str | None, size: int | None, advance: Callable[[int], None]) -> None:

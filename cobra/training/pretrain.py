@@ -53,7 +53,7 @@ from cobra.util.distributed import World, hold_together, join_world
 from cobra.util.files import write_json
 from cobra.util.lock import Hold
 from cobra.util.numbers import counted
-from cobra.util.program import command_line
+from cobra.util.program import command_line, names_next_commands
 from cobra.util.provenance import describe_run, resumed_record
 from cobra.util.tokens import read_hf_token
 from cobra.util.torch_utils import set_global_seed
@@ -350,8 +350,9 @@ class _Start:
         loss = "" if result is None else f", last loss {result.loss:.4f}"
         steps = counted(strategy.global_step, "step")
         self.say(f"done: {steps}{loss}; checkpoint: {self.run_dir / LATEST}")
-        for line in next_commands(self.config, self.run_dir):
-            self.say(line)
+        if names_next_commands():
+            for line in next_commands(self.config, self.run_dir):
+                self.say(line)
         if self.world.is_main:
             write_json(self.run_dir / FINISHED, {"steps": strategy.global_step, "skipped": strategy.skipped_steps})
             delete_states(self.run_dir)

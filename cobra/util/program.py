@@ -3,6 +3,7 @@
 Messages name the scripts; :func:`as_installed` puts the commands in their place where they are printed.
 """
 
+import os
 import re
 import shlex
 import sys
@@ -23,6 +24,8 @@ SCRIPTS = {
     "benchmark": "benchmark.py",
     "export": "scripts/export.py",
 }
+# Set for a program that is a part of another one, which says itself what comes next.
+PART = "COBRA_PART"
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -67,6 +70,11 @@ def as_installed(text: str) -> str:
         for name, script in SCRIPTS.items():
             text = re.sub(rf"(?:python )?(?<![\w/]){re.escape(script)}", f"{COMMAND} {name}", text)
     return text
+
+
+def names_next_commands() -> bool:
+    """Return True where a program ends with the commands that come next: nowhere as a part of another program."""
+    return PART not in os.environ
 
 
 def script_line() -> str:

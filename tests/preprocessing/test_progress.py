@@ -26,15 +26,20 @@ def test_bars_of_parts_and_total_show_rate_and_time_left(monkeypatch, capsys):
 
 
 def test_without_a_terminal_a_line_ends_the_work(capsys):
-    with byte_progress("reading [x]", 1000, 400) as advance:
-        advance(600)
+    with ByteBars() as bars, bars.bar("reading [x]", 1000, 400) as bar:
+        bar.advance(600)
     assert capsys.readouterr().err == "reading [x]: 1.0 kB of 1.0 kB in 0 s\n"
-    with byte_progress("reading", None) as advance:
-        advance(600)
+    with ByteBars() as bars, bars.bar("reading", None) as bar:
+        bar.advance(600)
     assert capsys.readouterr().err == "reading: 600 bytes in 0 s\n"
-    with ByteBars() as bars, bars.bar("checking", 10, quiet=True) as bar:
-        bar.advance(10)
-    assert capsys.readouterr().err == ""
+
+
+def test_short_work_on_files_that_are_here_leaves_no_line(monkeypatch, capsys):
+    for least, line in ((0.0, "reading: 10 bytes of 10 bytes in 0 s\n"), (60.0, "")):
+        monkeypatch.setattr(progress, "FIRST_SECONDS", least)
+        with byte_progress("reading", 10) as advance:
+            advance(10)
+        assert capsys.readouterr().err == line
 
 
 def test_without_a_terminal_long_work_tells_of_itself(monkeypatch, capsys):
@@ -45,7 +50,7 @@ def test_without_a_terminal_long_work_tells_of_itself(monkeypatch, capsys):
 
 
 def test_bar_ends_with_its_work_when_it_fails(capsys):
-    with pytest.raises(KeyboardInterrupt), byte_progress("reading", 1000) as advance:
-        advance(100)
+    with pytest.raises(KeyboardInterrupt), ByteBars() as bars, bars.bar("reading", 1000) as bar:
+        bar.advance(100)
         raise KeyboardInterrupt
     assert capsys.readouterr().err == "reading: 100 bytes of 1.0 kB in 0 s\n"

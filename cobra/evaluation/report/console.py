@@ -20,12 +20,12 @@ def print_results(console: Console, results: Results) -> None:
     """Print the story, the scores of all variants with floors and ceilings, and what must be known of them."""
     console.print(f"\n[bold]{results.words.heading(len(results.images))}[/bold]", highlight=False)
     for line in story(results):
-        console.print(escape(line), highlight=False)
+        console.print(escape(line), highlight=False, soft_wrap=True)
     console.print(_table(results))
     for line in [f"{results.scale_note}, \u00b1 half of the 95 % interval.", *results.warnings, *twins(results)]:
-        console.print(escape(line), highlight=False)
+        console.print(escape(line), highlight=False, soft_wrap=True)
     for line in findings(results):
-        console.print(escape(f"- {line}"), highlight=False)
+        console.print(escape(f"- {line}"), highlight=False, soft_wrap=True)
 
 
 def _table(results: Results) -> Table:
@@ -54,7 +54,7 @@ def _cell(estimate: Estimate) -> str:
     return shown if shown == "-" else f"{shown} [dim]\u00b1{half:.{int(half < 10)}f}[/dim]"
 
 
-def print_samples(console: Console, results: Results, count: int = 3) -> None:
+def print_samples(console: Console, results: Results, count: int = 2) -> None:
     """Print what the main pair of variants said about the first few images, a line each; equal texts share one."""
     pair = main_pair(list(results.variants)) or tuple(results.variants)
     console.print()

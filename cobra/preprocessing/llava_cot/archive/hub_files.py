@@ -1,6 +1,7 @@
 """Fetch LLaVA-CoT-100k from the Hugging Face hub: the rows and the parts of the image archive, all of one commit."""
 
 import json
+import math
 import queue
 import shutil
 import threading
@@ -244,7 +245,7 @@ class _Publication:
             return f"has {size} bytes instead of {remote.size}"
         if hasher is None:
             return None
-        with bars.bar(f"checking {path.name}", size, quiet=True) as bar:
+        with bars.bar(f"checking {path.name}", size, least=math.inf) as bar:
 
             def advance(count: int) -> None:
                 bar.advance(count)

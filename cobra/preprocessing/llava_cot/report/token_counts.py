@@ -77,11 +77,11 @@ class TokenCounts:
         """Return the lines of the tokens' table: label, and number as text."""
         limit = f"{self.llm_max_length:,}"
         return [
-            ("per row, mean", f"{self.mean:,}"),
-            ("per row, median", f"{self.median:,}"),
-            ("per row, 95 % have at most", f"{self.p95:,}"),
-            ("per row, most", f"{self.max:,}"),
-            ("all rows together", f"{self.total:,}"),
+            ("of a row, mean", f"{self.mean:,}"),
+            ("median", f"{self.median:,}"),
+            ("95 % have at most", f"{self.p95:,}"),
+            ("most", f"{self.max:,}"),
+            ("all together", f"{self.total:,}"),
             (f"rows of more than {limit} tokens", f"{self.longer:,}"),
             (f"rows whose CONCLUSION is cut at {limit} tokens", f"{self.conclusion_cut:,}"),
         ]
