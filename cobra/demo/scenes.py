@@ -27,7 +27,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "cyan": (92, 240, 246),
 }
 # Not far from the middle grey that pixels are normalised around, so that an empty patch stays small.
-BACKGROUNDS: dict[str, tuple[int, int, int]] = {"light": (92, 92, 92), "dark": (76, 76, 76)}
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {"grey": (92, 92, 92), "dark": (76, 76, 76)}
 
 GRID = 3
 CELL_PX = 16

@@ -44,7 +44,7 @@ def commands(tmp_path, monkeypatch):
     score = AnswerScore(valid=6, kinds={"count": KindScore(7, 5, 3)})
     before = AnswerScore(valid=0, kinds={"count": KindScore(7, 1, 3)})
     monkeypatch.setattr(
-        demo_run, "_measure", lambda demo: (before, score, [("How many?", "<SUMMARY> [bold] </SUMMARY>")])
+        demo_run, "_measure", lambda demo: (before, score, ("How many?", "<SUMMARY> [bold] </SUMMARY>"))
     )
     return recorder
 

@@ -13,7 +13,7 @@ from cobra.reasoning.trace import extract_reasoning_trace
 
 def scene(*objects):
     return Scene(
-        tuple(sorted(SceneObject(column, row, *kind.split()[::-1]) for row, column, kind in objects)), "light", 0
+        tuple(sorted(SceneObject(column, row, *kind.split()[::-1]) for row, column, kind in objects)), "grey", 0
     )
 
 

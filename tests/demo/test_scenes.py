@@ -20,6 +20,14 @@ from cobra.demo.scenes import (
 )
 
 
+@pytest.mark.fault("E13")
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_backgrounds_are_called_what_they_are(background):
+    """Both are below middle grey: none is light."""
+    scene = Scene((SceneObject(column=2, row=1, shape="star", colour="blue"),), background, 0)
+    assert max(render(scene).getpixel((0, 0))) < 128 and background in ("grey", "dark")
+
+
 def test_the_same_seed_gives_the_same_scenes_and_pixels():
     first, second = (random_scene(random.Random(3), "train") for _ in range(2))
     assert first == second
@@ -44,7 +52,7 @@ def test_the_split_depends_on_content_alone_and_holds_out_a_tenth():
     held_out = {random_scene(rng, "held-out").content for _ in range(500)}
     assert not scenes & held_out
     kinds = [
-        Scene((SceneObject(column, row, shape, colour),), "light", 0).split
+        Scene((SceneObject(column, row, shape, colour),), "grey", 0).split
         for column in range(GRID)
         for row in range(GRID)
         for shape in SHAPES
@@ -56,7 +64,7 @@ def test_the_split_depends_on_content_alone_and_holds_out_a_tenth():
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("variation", range(5))
 def test_an_object_lies_within_its_cell_and_has_its_colour(shape, variation):
-    scene = Scene((SceneObject(column=2, row=1, shape=shape, colour="blue"),), "light", variation)
+    scene = Scene((SceneObject(column=2, row=1, shape=shape, colour="blue"),), "grey", variation)
     image = render(scene)
     assert image.size == (IMAGE_PX, IMAGE_PX) and image.mode == "RGB"
     pixels = np.asarray(image, dtype=int)
@@ -74,12 +82,12 @@ def test_an_object_lies_within_its_cell_and_has_its_colour(shape, variation):
 
 def test_shapes_differ_by_more_than_their_jitter():
     def mean_image(shape):
-        scenes = [Scene((SceneObject(1, 1, shape, "red"),), "light", seed) for seed in range(20)]
+        scenes = [Scene((SceneObject(1, 1, shape, "red"),), "grey", seed) for seed in range(20)]
         return np.mean([np.asarray(render(scene), dtype=float) for scene in scenes], axis=0)
 
     means = {shape: mean_image(shape) for shape in SHAPES}
     for shape in SHAPES:
-        single = np.asarray(render(Scene((SceneObject(1, 1, shape, "red"),), "light", 99)), dtype=float)
+        single = np.asarray(render(Scene((SceneObject(1, 1, shape, "red"),), "grey", 99)), dtype=float)
         distances = {other: np.linalg.norm(single - mean) for other, mean in means.items()}
         assert min(distances, key=distances.__getitem__) == shape
 

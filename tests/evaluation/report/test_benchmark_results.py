@@ -92,7 +92,9 @@ def test_four_variants_fit_the_screen(width):
     found = Results.from_variants(images, dict.fromkeys(names, one), floors, "n:3", {}, replicates=50)
     text = screen(print_results, found, width=width)
     assert "\u2026" not in text and text.split().count("110.0") == 6
-    assert all(len(line) <= width for line in text.splitlines())
+    # Sentences are broken by the terminal.
+    table = [line for line in text.splitlines() if not line.endswith(".")]
+    assert len(table) > 8 and all(len(line) <= width for line in table)
 
 
 def test_samples_are_taken_literally():
