@@ -7,8 +7,9 @@ from torch import Tensor
 
 from cobra.models.mamba.ops.triton_launch import launch, rows_of, wide_type
 
-# Channels of a program, with its warps; and numbers of a row of the projection that are loaded together.
-_BLOCK, _WARPS, _RANK_BLOCK = 32, 4, 32
+# Channels of a program with its warps, and numbers of a row of the projection that are loaded together: with half of
+# the warps the loop over these takes 76 registers on sm_120, and spills where they are held to 64.
+_BLOCK, _WARPS, _RANK_BLOCK = 16, 4, 64
 # Threads of these warps on AMD, whose warps are of 64.
 _MOST_THREADS = 256
 # Programs that a large card runs at once.

@@ -169,6 +169,7 @@ def test_same_bits_twice():
         assert torch.equal(one, two)
 
 
+@pytest.mark.slow
 def test_operators_are_registered_as_pytorch_asks():
     x, weight, bias, window = draw(2, 5, 8), draw(8, TAPS), draw(8), draw(2, 8, TAPS)
     leaves = tuple(tensor.requires_grad_() for tensor in (x, weight, bias, window))
