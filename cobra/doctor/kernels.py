@@ -11,7 +11,9 @@ from cobra.doctor.finding import Finding
 _DEVICES = ("/dev/nvidia0", "/dev/kfd")
 # Compiling takes up to a minute at the first launch.
 _WAIT_SECONDS = 180
-_BUILD = "where nvcc is: pip install 'setuptools>=77' wheel ninja; pip install --no-build-isolation 'cobra-vlm[cuda]'"
+_NEEDS = (
+    "PyTorch's wheels for Linux with CUDA or ROCm bring Triton; its first launch needs a C compiler: apt install gcc"
+)
 _TRIAL = """
 import sys
 
@@ -50,8 +52,7 @@ def examine_kernels() -> Iterator[Finding]:
     if done.returncode:
         yield Finding("gpu kernels", "problem", last[0][:300], "COBRA_MAMBA_OP=torch runs without the kernels")
     elif last[0].startswith("torch_ops"):
-        warnings = done.stderr.strip().splitlines() if find_spec("mamba_ssm") else ["mamba-ssm is not installed"]
-        text = f"PyTorch's operations, which are slower: {' '.join(warnings[-1:])[:300]}"
-        yield Finding("gpu kernels", "note", text, _BUILD)
+        reason = (done.stderr.strip().splitlines() or ["COBRA_MAMBA_OP names them"])[-1]
+        yield Finding("gpu kernels", "note", f"PyTorch's operations, which are slower: {reason[:300]}", _NEEDS)
     else:
         yield Finding("gpu kernels", "ok", f"tried: {last[0]} from the CPU's answer")

@@ -170,14 +170,14 @@ def test_what_would_surprise_is_told(data, flags, words):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the kernels are tried")
 def test_kernels_that_cannot_be_tried_are_told(data):
-    assert "there is no GPU here, so that the CUDA kernels of Mamba could not be tried" in warned(data)
+    assert "there is no GPU here, so that the kernels of Mamba could not be tried" in warned(data)
 
 
 def test_kernels_that_do_not_work_are_told(data, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H100 80GB HBM3")
-    monkeypatch.setattr("cobra.models.mamba.ops.cuda_ops.failure", lambda index: "no kernel image")
+    monkeypatch.setattr("cobra.training.planning.warnings.gpu_failure", lambda index: "no kernel image")
     plan = plan_of(data)
     assert "do not work here (no kernel image)" in plan.warnings[-1]
     assert plan.work.peak_tflops == 989.4

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from cobra.models.mamba.ops import cuda_ops
+from cobra.models.mamba.ops import gpu_failure
 from cobra.training.config import Hyperparameters, PretrainConfig, stage_prefix
 from cobra.training.planning.estimates import Plan
 from cobra.training.planning.memory import GIB
@@ -92,11 +92,11 @@ def _kernels(plan: Plan) -> list[str]:
     if plan.device != "cuda":
         return []
     if not torch.cuda.is_available():
-        return ["there is no GPU here, so that the CUDA kernels of Mamba could not be tried; the plan counts on them"]
-    reason = cuda_ops.failure(torch.cuda.current_device())
+        return ["there is no GPU here, so that the kernels of Mamba could not be tried; the plan counts on them"]
+    reason = gpu_failure(torch.cuda.current_device())
     if reason is None:
         return []
     return [
-        f"the CUDA kernels of Mamba do not work here ({reason}): PyTorch's operations are several times slower, and "
-        "keep several times the activations that are planned. pip install --no-build-isolation 'cobra-vlm[cuda]'"
+        f"the Triton kernels of Mamba do not work here ({reason}): PyTorch's operations are several times slower, and "
+        "keep several times the activations that are planned"
     ]

