@@ -53,8 +53,9 @@ def read_holdout(path: Path) -> Holdout:
     """
     if not path.is_file():
         raise UserError(
-            f"The held-out rows do not exist: {path}. fine_tune/prepare_llava_cot.py writes them beside the images, as "
-            "llava_cot_100k_holdout.json (its --holdout says how many)."
+            f"The held-out rows do not exist: {path}. fine_tune/prepare_llava_cot.py writes them as "
+            "DATASET_ROOT/download/llava-cot-100k/llava_cot_100k_holdout.json (its --holdout says how many); name that "
+            "file with --llava_cot_annotations"
         )
     rows: list[ConclusionRow] = []
     without_conclusion = without_image = 0
