@@ -91,7 +91,7 @@ MISTAKES = {
     "export cobra-tiny --output images": ["--output images exists already"],
     "export cobra-tiny --output new --format zip": ["--format 'zip' is unknown", "pt, safetensors"],
     "benchmark cobra-tiny": ["cobra-vlm preprocess --dataset_id coco-captions", "--coco_annotations"],
-    "benchmark cobra-tiny --task llava-cot": ["held-out rows do not exist", "cobra-vlm prepare", "--llava_cot_annotations"],
+    "benchmark cobra-tiny --task llava-cot": ["held-out rows do not exist", "prepare", "--llava_cot_annotations"],
     "benchmark cobra-tiny --prompt @nope.txt": ["nope.txt cannot be read (No such file or directory)"],
     "benchmark cobra-tiny --coco_annotations captions.json": ["--image_dir is missing"],
     f"{ASK} nope": ["image folder does not exist: nope"],

@@ -325,7 +325,7 @@ def test_a_column_of_numbered_classes_is_read_by_their_names(tmp_path):
     rows = table(image_id=[1, 2, 3], caption=["a", "b", "c"], split=[1, 0, None])
     rows = rows.cast_column("split", datasets.ClassLabel(names=["train", "test"]))
     found = read_caption_set(repository(tmp_path / "set", test=rows))
-    assert [image.image_id for image in found.images] == [1] and "train (1 rows)" in found.remarks[0]
+    assert [image.image_id for image in found.images] == [1] and "train (1 row)" in found.remarks[0]
 
 
 @pytest.mark.fault("F15")

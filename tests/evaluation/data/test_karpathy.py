@@ -56,7 +56,7 @@ def test_flickr_has_ids_and_folders_of_its_own(tmp_path):
 
 
 BROKEN = {
-    "no such split": ([entry(1, "train", "a")], "split 'test'; it has: 'train' \\(1 images\\).*--split"),
+    "no such split": ([entry(1, "train", "a")], "split 'test'; it has: 'train' \\(1 image\\).*--split"),
     "repeated": ([entry(1, "test", "a"), entry(1, "train", "a")], r"images\[1\]: the cocoid 1 was there before"),
     "no captions": ([entry(1, "test")], "no caption for 1 image: 1"),
     "no text": ([entry(1, "test", sentences=[{"tokens": []}])], r"images\[0\] has the sentence .*`raw`"),
