@@ -1,6 +1,7 @@
 """Which operations are used: by device, by name, and what is said where they are not there."""
 
 import logging
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -110,6 +111,7 @@ class TestFailure:
         from cobra.models.mamba.ops import triton_ops
 
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        monkeypatch.setenv("CC", "gcc")
         triton_ops.failure.cache_clear()
         yield triton_ops
         triton_ops.failure.cache_clear()
@@ -140,6 +142,15 @@ class TestFailure:
             assert reason == "Triton needs a C compiler for its first launch: install gcc or clang, or name one in CC"
         else:
             assert reason == "RuntimeError: Failed to find C compiler."
+
+    def test_no_headers(self, triton_ops, monkeypatch):
+        def probe(ops, device):
+            raise subprocess.CalledProcessError(1, ["/usr/bin/gcc", "/tmp/cuda_utils.c", "-O3"])
+
+        monkeypatch.setattr(triton_ops, "probe", probe)
+        assert triton_ops.failure(0) == (
+            "Triton could not compile its driver: Python's headers may be missing (apt install python3-dev)"
+        )
 
     def test_other_numbers(self, triton_ops):
         right = {"y": torch.tensor([1.0, -2.0]), "last": torch.ones(2)}

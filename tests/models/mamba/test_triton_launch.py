@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 triton = pytest.importorskip("triton")
@@ -10,6 +12,7 @@ from stub_driver import TARGETS, compiled, resources, stub_gpu  # noqa: E402
 
 from cobra.models import mamba  # noqa: E402
 from cobra.models.mamba.ops import triton_conv, triton_norm, triton_ops, triton_step, use_op  # noqa: E402
+from cobra.util.errors import UserError  # noqa: E402
 
 WIDTH, D_MODEL, RANK, STATES = 5120, 2560, 160, 16
 KERNELS = {
@@ -150,6 +153,17 @@ def test_a_block_is_six_launches():
     assert [name for name in calls.names if not name.startswith(("aten::empty", "aten::promote"))] == [
         *(ours[0], product, ours[1], product, ours[2], product)
     ]
+
+
+def test_a_tensor_that_is_spread_over_processes_is_refused():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        whole = torch.zeros(2, 8)
+        spread = distribute_tensor(torch.zeros(8, 4), init_device_mesh("cpu", (1,)))
+        with pytest.raises(UserError, match="spread over processes"):
+            triton_ops.causal_conv_step(whole, spread, None, torch.zeros(2, 8, 4))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_shapes_are_known_without_running_anything():

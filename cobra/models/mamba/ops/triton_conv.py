@@ -219,8 +219,11 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor | None) -> 
 @torch.library.custom_op("cobra::causal_conv_backward", mutates_args=())
 def causal_conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor | None, to_window: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, of weight, of the bias, and of the window where `to_window`; else it is empty."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x, of the taps and the bias (taps + 1, width), and of the window if `to_window`.
+
+    That of the window is empty otherwise.
+    """
     batch, steps, width = x.shape
     dx, sums, d_window = _gradients(x, weight, window if to_window else None)
     span = _span(batch, steps, width)
@@ -231,16 +234,14 @@ def causal_conv_backward(
         *(steps, span, rows_of(x)),
         **_sizes(x, weight), BLOCK=_BACKWARD_BLOCK, UNROLL=_UNROLL, num_warps=_WARPS,
     )  # fmt: skip
-    totals = sums.flatten(0, 1).sum(0)
-    return dx, totals[:-1].t().to(weight.dtype, copy=True), totals[-1].to(weight.dtype, copy=True), d_window
+    return dx, sums.flatten(0, 1).sum(0), d_window
 
 
 @causal_conv_backward.register_fake
 def _(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor | None, to_window: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dx, sums, d_window = _gradients(x, weight, window if to_window else None)
-    return dx, sums[:-1].t().to(weight.dtype), sums[-1].to(weight.dtype), d_window
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients(x, weight, window if to_window else None)
 
 
 def _gradients(x: Tensor, weight: Tensor, window: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -257,8 +258,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias, window = ctx.saved_tensors
     to_window = window is not None and ctx.needs_input_grad[3]
-    dx, d_weight, d_bias, d_window = causal_conv_backward(grad, x, weight, bias, window, to_window)
-    return dx, d_weight, None if bias is None else d_bias.to(bias.dtype), d_window if to_window else None
+    dx, sums, d_window = causal_conv_backward(grad, x, weight, bias, window, to_window)
+    sums = sums.to(weight.dtype)
+    d_bias = None if bias is None else sums[-1].to(bias.dtype)
+    return dx, sums[:-1].t(), d_bias, d_window if to_window else None
 
 
 causal_conv.register_autograd(_backward, setup_context=_keep)

@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from functools import cache
+from subprocess import CalledProcessError
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ _OLDEST_CARD = (7, 5)
 # Taps, and states a channel, that the kernels are unrolled for without spilling registers.
 _MOST_TAPS = 8
 STATES = (4, 8, 16)
+# Numbers of a row, which is addressed by 32 bits: 200,000 steps of cobra+3b.
+_MOST_NUMBERS = 2**31
 
 inner = None
 
@@ -56,6 +59,8 @@ def failure(device_index: int) -> str | None:
     except Exception as error:  # noqa: BLE001 - whatever a compiler or a driver raises means that they are of no use
         if not has_compiler():
             return "Triton needs a C compiler for its first launch: install gcc or clang, or name one in CC"
+        if isinstance(error, CalledProcessError):
+            return "Triton could not compile its driver: Python's headers may be missing (apt install python3-dev)"
         return f"{type(error).__name__}: {error}"
 
 
@@ -76,6 +81,8 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor |
     """See :func:`torch_ops.causal_conv`."""
     _check(x, weight, bias, window)
     _check_taps(weight)
+    if x.shape[1] * x.stride(1) >= _MOST_NUMBERS:
+        raise UserError(f"a row of {x.shape[1]:,} steps is longer than the Triton kernels of Mamba can address")
     window = None if window is None else window.contiguous()
     return triton_conv.causal_conv(_unit_stride(x), weight.contiguous(), bias, window)
 
