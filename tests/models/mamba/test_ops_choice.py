@@ -1,5 +1,7 @@
 """Which operations are used: by device, by name, and what is said where they are not there."""
 
+import importlib
+import inspect
 import logging
 import subprocess
 import sys
@@ -169,6 +171,18 @@ def test_the_probe_finds_the_vendors_kernels_right_and_others_wrong(monkeypatch)
     assert probe(ops, CPU) == (
         "they compute other numbers than PyTorch's operations (state is off by 1.0e+00 of its largest)"
     )
+
+
+@pytest.mark.parametrize("name", ["numba_ops", "triton_ops", "cuda_ops"])
+def test_all_operations_have_one_form(name):
+    pytest.importorskip({"numba_ops": "numba", "triton_ops": "triton", "cuda_ops": "torch"}[name])
+    module = importlib.import_module(f"cobra.models.mamba.ops.{name}")
+    functions = [name for name in vars(choice.Ops) if not name.startswith("_") and callable(getattr(torch_ops, name))]
+    assert functions == ["add_norm", "causal_conv", "causal_conv_step", "selective_scan", "selective_scan_step"]
+    for function in functions:
+        assert inspect.signature(getattr(module, function)) == inspect.signature(getattr(torch_ops, function))
+    for optional in ("inner", "block_step"):
+        assert getattr(module, optional) is None or callable(getattr(module, optional))
 
 
 def refusing(*args, **kwargs):
