@@ -272,8 +272,12 @@ def causal_conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, window: Ten
     """See :func:`torch_ops.causal_conv_step`."""
     batch, width = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    sizes = {"WIDTH": width, "TAPS": weight.shape[1], "WIDE": wide_type(x), "BLOCK": 128}
-    launch(conv_step, (triton.cdiv(width, 128), batch), x, weight, bias, window, out, rows_of(x), **sizes)
+    # As many channels as threads of four warps: no channel has a second thread, which might read late.
+    block = 4 * (64 if torch.version.hip else 32)
+    sizes = {"WIDTH": width, "TAPS": weight.shape[1], "WIDE": wide_type(x), "BLOCK": block}
+    launch(
+        conv_step, (triton.cdiv(width, block), batch), x, weight, bias, window, out, rows_of(x), **sizes, num_warps=4
+    )
     return out
 
 
