@@ -1,9 +1,11 @@
 """Devices, dtypes and seeds."""
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cobra.util.errors import UserError, lookup
 
@@ -62,6 +64,35 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
     if dtype is None:
         return {"cuda": torch.bfloat16, "mps": torch.float16}.get(device.type, torch.float32)
     return lookup(DTYPES, dtype, "the dtype")
+
+
+def send(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a tensor of numbers on a device, without waiting for what a GPU still has to do; a tensor is copied there.
+
+    `torch.tensor(values, device=device)` waits until a GPU has done everything that was queued before.
+    """
+    there = values if isinstance(values, Tensor) else torch.tensor(values, dtype=dtype)
+    if device.type == "cuda" and there.device.type == "cpu":
+        there = there.pin_memory()
+    return there.to(device, dtype, non_blocking=device.type == "cuda")
+
+
+class Receipt:
+    """Values on their way from a device: queued when this is made, before whatever is queued afterwards."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values, self._copied = values, None
+        if values.is_cuda:
+            # Into pinned memory, so that nothing is waited for here.
+            self._values = values.to("cpu", non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(values.device))
+
+    def read(self) -> list[Any]:
+        """Wait for the values alone, not for later work, and return them as lists of numbers."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._values.tolist()
 
 
 def set_global_seed(seed: int) -> None:

@@ -19,8 +19,7 @@ from torch.utils._pytree import tree_leaves
 from cobra.conf import ModelConfig
 from cobra.models.load import cast
 from cobra.models.mamba import mamba1
-from cobra.models.mamba import model as mamba_model
-from cobra.models.mamba.ops import use_op
+from cobra.models.mamba.ops import torch_ops, use_op
 from cobra.training.config import LoraConfig
 from cobra.training.lora import apply_lora, is_adapter
 from cobra.training.optimizer import build_optimizer
@@ -149,7 +148,7 @@ def test_activations_with_the_kernels_are_what_these_save(monkeypatch, rank, che
     vlm = make_model("finetune", checkpointing, half, rank)
     planned = count_activations(vlm, make_pass(checkpointing, 2 if half else 4, kernels=True))
     monkeypatch.setattr(mamba1, "ops_for", lambda device: SimpleNamespace(inner=fused_inner))
-    monkeypatch.setattr(mamba_model.F, "rms_norm", FusedNorm.apply)
+    monkeypatch.setattr(torch_ops.F, "rms_norm", FusedNorm.apply)
     assert planned.kept + planned.copies == pytest.approx(saved_bytes(vlm, half), rel=0.005)
 
 

@@ -9,6 +9,7 @@ bucket, their states move to its buffers.
 import logging
 import os
 from collections import defaultdict
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -30,6 +31,9 @@ VARIABLE = "COBRA_CUDA_GRAPH"
 # Before a capture: kernels are compiled and chosen, and libraries make their workspaces, at the first calls.
 _WARM_UP_STEPS = 2
 
+# Captures of a model that may fail: whatever broke one of them, as the end of another thread's work, may be over.
+_ATTEMPTS = 2
+
 
 def bucket_of(rows: int) -> int | None:
     """Return the smallest bucket that holds so many rows, or None beyond the last."""
@@ -44,9 +48,17 @@ class CapturedStep:
     scores: (rows, vocabulary) fp32, overwritten by every replay.
     """
 
-    def __init__(self, llm: MambaLM, rows: int, device: torch.device) -> None:
+    def __init__(self, llm: MambaLM, rows: int, device: torch.device, pool: Any = None) -> None:
+        """Capture a step on the model's device, whichever is the current one.
+
+        Args:
+            llm: The model.
+            rows: Their number.
+            device: The model's.
+            pool: Memory that graphs of the model share; None is the graph's own.
+        """
         # Buffers that were made in inference mode could not be written outside.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.cuda.device(device), torch.inference_mode(False), torch.no_grad():
             self.tokens = torch.zeros(rows, dtype=torch.long, device=device)
             self.state = MambaState.zeros(llm.config, rows, device)
             side = torch.cuda.Stream()
@@ -56,18 +68,29 @@ class CapturedStep:
                     read_tokens(llm, self.tokens, self.state)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Of this thread alone: the default lets an allocation by any other thread break the capture.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 self.scores = read_tokens(llm, self.tokens, self.state)
             self.replay = graph.replay
 
 
 class _Steps:
-    """The graphs of one model that no decoder is using, by bucket; they hold while operations and weights are these."""
+    """The graphs of one model that no decoder is using, by bucket; they hold while operations and weights are these.
+
+    All of them share one pool of memory: they are replayed one after the other, and what a step needs in between is of
+    no use after it. Rows only ever leave, so the largest bucket is captured first and the others fit what it took.
+    """
 
     def __init__(self) -> None:
         self.holds_for: tuple[object, ...] = ()
         self.free: dict[int, list[CapturedStep]] = defaultdict(list)
-        self.failed = False
+        self.pool: Any = None
+        self.failures = 0
+
+    @property
+    def failed(self) -> bool:
+        """True where captures have failed too often to be tried again."""
+        return self.failures >= _ATTEMPTS
 
 
 _steps: WeakKeyDictionary[MambaLM, _Steps] = WeakKeyDictionary()
@@ -142,12 +165,16 @@ class GraphDecoder(Decoder):
             return None
         if self._free[bucket]:
             return self._free[bucket].pop()
-        try:
-            return CapturedStep(self._llm, bucket, device)
-        except RuntimeError as error:
-            graphs.failed = True
-            logger.warning("The decode step cannot be captured as a CUDA graph, so it runs without: %s", error)
-            return None
+        graphs.pool = torch.cuda.graph_pool_handle() if graphs.pool is None else graphs.pool
+        while True:
+            try:
+                return CapturedStep(self._llm, bucket, device, graphs.pool)
+            except RuntimeError as error:
+                # A pool that a capture has left half used is of no use to the next.
+                graphs.failures, graphs.pool = graphs.failures + 1, torch.cuda.graph_pool_handle()
+                if graphs.failed:
+                    logger.warning("The decode step cannot be captured as a CUDA graph, so it runs without: %s", error)
+                    return None
 
 
 def open_decoder(llm: MambaLM, state: MambaState) -> Decoder:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cobra.models.mamba import MambaLM, MambaState
+from cobra.util.torch_utils import send
 
 # Numbers of in_proj below which a step of 32 answers takes less than a millisecond on one thread. Each of its
 # operations waits for all its threads: where the cores are busy, every wait may take a time slice of some milliseconds,
@@ -47,15 +48,17 @@ def read_rows(llm: MambaLM, rows: Sequence[Sequence[int]], state: MambaState, be
     Returns:
         Scores of the next token (rows, vocabulary), fp32.
     """
-    lengths = torch.tensor([len(row) for row in rows], device=state.device)
+    # On the CPU, where nothing is waited for to look at them.
+    lengths = torch.tensor([len(row) for row in rows])
     ids = nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
-    embeds = llm.embed(ids.to(lengths.device))
+    embeds = llm.embed(send(ids, state.device))
     if before is not None:
         embeds = torch.cat([before.to(embeds.dtype), embeds], dim=1)
         lengths = lengths + before.shape[1]
     ragged = bool((lengths != embeds.shape[1]).any())
     hidden = llm(embeds, state, lengths if ragged else None)
-    return llm.logits(hidden[torch.arange(len(rows), device=lengths.device), lengths - 1])
+    last = send(lengths - 1, state.device)
+    return llm.logits(hidden[torch.arange(len(rows), device=last.device), last])
 
 
 # Bytes of a head that is transposed for decoding: smaller ones stay in the cache and gain nothing, larger ones would
@@ -85,9 +88,15 @@ def transposed_head(llm: MambaLM) -> Tensor | None:
 
 
 class Decoder:
-    """The rows that are being written, and their states; :class:`GraphDecoder` does the same on CUDA."""
+    """The rows that are being written, and their states; :class:`GraphDecoder` does the same on CUDA.
+
+    Attributes:
+        reads_ahead: True where tokens are best read before they are looked at, by :meth:`read` and then :meth:`settle`:
+            a GPU then works on the next step meanwhile. Elsewhere that would only read for rows that have ended.
+    """
 
     def __init__(self, llm: MambaLM, state: MambaState) -> None:
+        self.reads_ahead = state.device.type == "cuda"
         self._llm = llm
         self._state = state
         self._head = transposed_head(llm)
@@ -111,10 +120,18 @@ class Decoder:
     def advance(self, tokens: Tensor, places: list[int]) -> Tensor:
         """Go on with the rows at some places, reading theirs of all rows' tokens (batch,); return their next scores."""
         if len(places) < len(tokens):
-            kept = torch.tensor(places, device=tokens.device)
+            kept = send(places, tokens.device)
             self.keep(kept)
             tokens = tokens[kept]
         return self.read(tokens)
+
+    def settle(self, scores: Tensor, places: list[int]) -> Tensor:
+        """Go on with the rows at some places after all were read; return theirs of the scores of :meth:`read`."""
+        if len(places) < len(scores):
+            kept = send(places, scores.device)
+            scores = scores[kept]
+            self.keep(kept)
+        return scores
 
     def close(self) -> None:
         """Release what the decoder holds; it cannot be used afterwards."""

@@ -14,6 +14,7 @@ from cobra.models.generation.sampling import choose, next_numbers, row_seeds
 from cobra.models.generation.stage_guard import StageGuard, TokenTexts
 from cobra.models.mamba import MambaLM, MambaState
 from cobra.reasoning.trace import MAX_TAG_LENGTH, STAGE_TAGS, last_closed_stage
+from cobra.util.torch_utils import Receipt, send
 
 
 def stops_after(
@@ -88,7 +89,9 @@ def generate_ids(
         while rows:
             numbers = next_numbers([streams[row] for row in rows], scores.device) if streams else None
             tokens = choose(scores, options, seen, numbers)
-            values = tokens.tolist()
+            receipt = Receipt(tokens)
+            ahead = decoder.read(tokens) if decoder.reads_ahead and any(left[row] > 1 for row in rows) else None
+            values = receipt.read()
             step = [(row, value) for row, value in zip(rows, values, strict=True) if left[row] > 0]
             if step:
                 yield step
@@ -101,10 +104,10 @@ def generate_ids(
             ]
             if seen is not None:
                 seen.scatter_(1, tokens.unsqueeze(1), True)
-                seen = seen[places] if len(places) < len(rows) else seen
+                seen = seen[send(places, seen.device)] if 0 < len(places) < len(rows) else seen
             rows = [rows[place] for place in places]
             if rows:
-                scores = decoder.advance(tokens, places)
+                scores = decoder.advance(tokens, places) if ahead is None else decoder.settle(ahead, places)
 
 
 @dataclass
@@ -190,12 +193,13 @@ def write_branches(
                 for index, value, gain in zip(going, values, gains, strict=True)
             ]
             if final is not None and any(stops):
-                stopped = torch.tensor(stops, device=scores.device).nonzero()[:, 0]
-                final.write(torch.tensor(going, device=scores.device)[stopped], decoder.state.select(stopped))
+                ended = [place for place, stop in enumerate(stops) if stop]
+                rows = send([going[place] for place in ended], scores.device)
+                final.write(rows, decoder.state.select(send(ended, scores.device)))
             places = [place for place, stop in enumerate(stops) if not stop]
             going = [going[place] for place in places]
             if going:
-                scores = decoder.advance(torch.tensor(values, device=scores.device), places)
+                scores = decoder.advance(send(values, scores.device), places)
 
 
 def _choose_tokens(
@@ -204,7 +208,7 @@ def _choose_tokens(
     """Return a token for every branch, and its log-probability; None where it was forced."""
     total = scores.logsumexp(-1)
     tokens = _draw_tokens(branches, scores, sampling)
-    values = tokens.tolist()
+    values, gains = _values(tokens, scores, total)
     allowed = scores
     while refused := [
         index
@@ -213,15 +217,22 @@ def _choose_tokens(
     ]:
         # Drawing again without what was refused is drawing from what the guard admits.
         allowed = scores.clone() if allowed is scores else allowed
-        rows = torch.tensor(refused, device=scores.device)
+        rows = send(refused, scores.device)
         allowed[rows, tokens[rows]] = -torch.inf
         tokens[rows] = _draw_tokens([branches[index] for index in refused], allowed[rows], sampling)
-        values = tokens.tolist()
-    gains: list[float | None] = (scores.gather(1, tokens.unsqueeze(1)).squeeze(1) - total).tolist()
+        values, gains = _values(tokens, scores, total)
     for index, branch in enumerate(branches):
         if branch.guard is not None and branch.guard.forced:
             values[index], gains[index] = branch.guard.forced[0], None
     return values, gains
+
+
+def _values(tokens: Tensor, scores: Tensor, total: Tensor) -> tuple[list[int], list[float | None]]:
+    """Return tokens (batch,) and their log-probabilities, read at once; `total` is the scores' logsumexp."""
+    gains = scores.gather(1, tokens.unsqueeze(1)).squeeze(1) - total
+    # Numbers of tokens are exact in fp32, up to 16 million.
+    values, found = torch.stack([tokens.to(gains.dtype), gains]).tolist()
+    return [int(value) for value in values], found
 
 
 def _draw_tokens(branches: Sequence[Branch], scores: Tensor, sampling: GenerationOptions) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cobra.models.generation.options import GenerationOptions
 from cobra.util.errors import UserError
+from cobra.util.torch_utils import send
 
 # Tokens of a row that the filters look at first: finding them among 50,280 costs a thirtieth of sorting these.
 _BEST = 128
@@ -45,20 +46,21 @@ def keep_top_k(scores: Tensor, k: int) -> Tensor:
     return scores.masked_fill(scores < scores.topk(k).values[..., -1:], -torch.inf)
 
 
-def keep_top_p(scores: Tensor, p: float, total: Tensor | None = None) -> Tensor:
+def keep_top_p(scores: Tensor, p: float, total: Tensor | None = None, descending: bool = False) -> Tensor:
     """Keep the fewest best scores whose probability reaches p, at least one (arXiv 1904.09751); others become -inf.
 
     Args:
         scores: (batch, vocabulary), or the best of them.
         p: 1.0 keeps all.
         total: Logarithm of the sum of the exponentials of all scores (batch, 1); None: these are all.
+        descending: True where every row is in descending order; it is not looked at then.
     """
     if p >= 1.0:
         return scores
     if total is None:
         total = scores.logsumexp(-1, keepdim=True)
     ordered, order = scores, None
-    if bool((scores[..., 1:] > scores[..., :-1]).any()):
+    if not descending and bool((scores[..., 1:] > scores[..., :-1]).any()):
         ordered, order = scores.sort(descending=True)
     probabilities = (ordered - total).exp()
     # A token is kept when the better ones together do not reach p yet.
@@ -84,12 +86,13 @@ def keep_likely(scores: Tensor, top_k: int, top_p: float, min_p: float) -> tuple
     """
     total = None if top_k or top_p >= 1.0 else scores.logsumexp(-1, keepdim=True)
     vocabulary = scores.shape[-1]
-    # One more than the k best, so that the first filter has something to drop.
-    width = max(_BEST, top_k + 1)
+    # One more than the k best, so that the first filter has something to drop. On a GPU all are looked at: to ask
+    # whether these are enough is to wait for it.
+    width = max(_BEST, top_k + 1) if scores.device.type == "cpu" else vocabulary
     while True:
         whole = width >= vocabulary
         best, tokens = scores.sort(descending=True) if whole else scores.topk(width)
-        kept = keep_min_p(keep_top_p(keep_top_k(best, top_k), top_p, total), min_p)
+        kept = keep_min_p(keep_top_p(keep_top_k(best, top_k), top_p, total, descending=True), min_p)
         # Every filter drops the worst of what there is: where it drops the last one here, it drops all that are worse.
         if whole or not kept[..., -1].isfinite().any():
             tokens, order = tokens.sort()
@@ -151,7 +154,7 @@ def next_numbers(streams: Sequence[random.Random], device: torch.device) -> Tens
     dtype = _exact(device)
     # The largest of them are 1 when they are rounded to fp32.
     numbers = torch.tensor([stream.random() for stream in streams], dtype=dtype).clamp(max=1 - torch.finfo(dtype).eps)
-    return numbers.to(device)
+    return send(numbers, device)
 
 
 def draw(scores: Tensor, numbers: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from cobra.models.generation.decoder import read_rows
@@ -22,6 +21,7 @@ from cobra.models.generation.options import SearchOptions
 from cobra.models.generation.scorers import Candidate, LikelihoodScorer, sort_by_vote
 from cobra.models.generation.stage_guard import StageGuard, TokenTexts
 from cobra.models.mamba import MambaLM, MambaState
+from cobra.util.torch_utils import send
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Search:
                 branches.sort(key=lambda branch: -branch.score)
             if by_stage and final is not None:
                 going = [branch for branches in by_prompt for branch in self._kept(branches)]
-                rows = torch.tensor([branch.row for branch in going], device=scores.device)
+                rows = send([branch.row for branch in going], scores.device)
                 best = [MambaState.join([state, *best, final]).select(rows)]
                 for row, branch in enumerate(going, state.batch_size):
                     branch.row = row
@@ -194,7 +194,7 @@ class Search:
         self, beams: list[Branch], plan: list[tuple[int, int]], state: MambaState, scores: Tensor, seeds: Sequence[str]
     ) -> tuple[list[Branch], MambaState | None]:
         """Write and score some of the branches; return them and, where they are needed, their states."""
-        index = torch.tensor([row for row, _ in plan], device=scores.device)
+        index = send([row for row, _ in plan], scores.device)
         sampled = self._limits.sampling.do_sample
         branches = [
             beams[row].branch(random.Random(f"{seeds[beams[row].prompt]}/{number}") if sampled else None)

@@ -1,15 +1,15 @@
 """A language model of Mamba's kind under state-spaces' parameter names, with continuation and padding."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cobra.models.mamba.config import MambaConfig
 from cobra.models.mamba.mixer import LayerState, Mixer, mixer_class
-from cobra.models.mamba.ops import torch_ops
+from cobra.models.mamba.ops import ops_for
 from cobra.models.mamba.state import MambaState
 from cobra.util.errors import UserError
+from cobra.util.torch_utils import send
 
 
 class RMSNorm(nn.Module):
@@ -22,7 +22,17 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension (..., width)."""
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps).to(self.weight.dtype)
+        return self.add(x, None, False)[0]
+
+    def add(self, hidden: Tensor, residual: Tensor | None, wide: bool) -> tuple[Tensor, Tensor]:
+        """Add `hidden` to the stream before it, both (..., width), and normalise the last dimension of the sum.
+
+        Returns:
+            The normalised stream in the weight's dtype, and the stream; `wide` takes it to fp32 at least.
+        """
+        dtype = hidden.dtype if residual is None else torch.promote_types(hidden.dtype, residual.dtype)
+        dtype = torch.promote_types(dtype, torch.float32) if wide else dtype
+        return ops_for(hidden.device).add_norm(hidden, residual, self.weight, self.eps, dtype)
 
 
 class MambaBlock(nn.Module):
@@ -43,10 +53,8 @@ class MambaBlock(nn.Module):
             done = mixer.block_step(norm, hidden, residual, state)
             if done is not None:
                 return done
-        residual = hidden if residual is None else hidden + residual
-        if self.residual_in_fp32:
-            residual = torch_ops.wide(residual)
-        return mixer(norm(residual), state, valid), residual
+        normed, stream = norm.add(hidden, residual, self.residual_in_fp32)
+        return mixer(normed, state, valid), stream
 
 
 class MambaBackbone(nn.Module):
@@ -93,8 +101,9 @@ class MambaLM(nn.Module):
         Args:
             inputs_embeds: (batch, time, d_model).
             state: The past that the rows go on from; updated in place. None starts from nothing and keeps nothing.
-            lengths: Tokens of each row (batch,) int64 when rows are padded on the right; None: no padding. Whatever the
-                padding holds, NaN included, reaches neither the outputs of tokens nor the state.
+            lengths: Tokens of each row (batch,) int64 when rows are padded on the right, best on the CPU: there they
+                are checked without waiting for a GPU. None: no padding. Whatever the padding holds, NaN included,
+                reaches neither the outputs of tokens nor the state.
 
         Returns:
             Final hidden states (batch, time, d_model), to be given to :meth:`logits`; of no use at padding.
@@ -108,7 +117,8 @@ class MambaLM(nn.Module):
             state.check(self.config, len(inputs_embeds))
         hidden, residual, valid = inputs_embeds, None, None
         if lengths is not None:
-            valid = torch.arange(hidden.shape[1], device=hidden.device) < lengths.unsqueeze(1)
+            # Lengths on the CPU are sent without waiting for a GPU.
+            valid = torch.arange(hidden.shape[1], device=hidden.device) < send(lengths, hidden.device).unsqueeze(1)
             hidden = hidden.masked_fill(~valid.unsqueeze(-1), 0.0)
         for index, block in enumerate(self.backbone.layers):
             layer_state = None if state is None else state.layer(index)
@@ -116,7 +126,7 @@ class MambaLM(nn.Module):
                 hidden, residual = checkpoint(block, hidden, residual, layer_state, valid, use_reentrant=False)
             else:
                 hidden, residual = block(hidden, residual, layer_state, valid)
-        return self.backbone.norm_f(hidden if residual is None else hidden + residual)
+        return self.backbone.norm_f.add(hidden, residual, False)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return scores over the padded vocabulary (..., padded_vocab_size), in fp32."""

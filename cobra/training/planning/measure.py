@@ -120,7 +120,7 @@ def _inner(xz: Tensor, mixer: Any, A: Tensor) -> Tensor:
     return _FusedInner.apply(xz.transpose(1, 2).contiguous(), A, *matrices, *others)
 
 
-_VENDOR = SimpleNamespace(inner=_inner, block_step=None)
+_VENDOR = SimpleNamespace(inner=_inner, block_step=None, add_norm=torch_ops.add_norm)
 
 
 def saved_bytes(forward: Callable[[], Any], parameters: Iterable[Tensor]) -> int:

@@ -13,9 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class Recorder(TorchDispatchMode):
-    def __init__(self, graph):
+    def __init__(self, graph, pool=None, capture_error_mode="global"):
         super().__init__()
         self.graph = graph
+        graph.pool, graph.mode, graph.device = pool, capture_error_mode, StandInGraph.devices[-1]
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         if operation is torch.ops.aten._local_scalar_dense.default:
@@ -30,9 +31,12 @@ class StandInGraph:
 
     made = 0
     replays = 0
+    all: list = []
+    devices: list = []
 
     def __init__(self):
         StandInGraph.made += 1
+        StandInGraph.all.append(self)
         self.calls = []
 
     def replay(self):
@@ -46,6 +50,16 @@ class StandInGraph:
 def install(monkeypatch):
     """Put the stand-in in place of what the capture uses of torch.cuda."""
     StandInGraph.made = StandInGraph.replays = 0
+    StandInGraph.all, StandInGraph.devices = [], ["current"]
+
+    @contextlib.contextmanager
+    def device(chosen):
+        StandInGraph.devices.append(chosen)
+        yield
+        StandInGraph.devices.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
     stream = SimpleNamespace(wait_stream=lambda other: None)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", StandInGraph)
     monkeypatch.setattr(torch.cuda, "graph", Recorder)

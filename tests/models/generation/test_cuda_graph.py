@@ -267,3 +267,31 @@ def test_graphs_go_with_their_model(captured):
 def test_on_a_cpu_nothing_is_captured(llm):
     decoder = open_decoder(llm, random_state(llm, 1))
     assert type(decoder) is Decoder
+
+
+@torch.no_grad()
+def test_graphs_are_captured_on_the_models_device_for_this_thread_and_share_a_pool(llm, captured):
+    decoder = decoder_for(llm, random_state(llm, 4))
+    decoder.keep(torch.tensor([0]))
+    decoder.close()
+    assert [made.device for made in captured.all] == [torch.device("cpu")] * 2
+    assert {made.mode for made in captured.all} == {"thread_local"}
+    assert captured.all[0].pool is captured.all[1].pool is not None
+    assert captured.devices == ["current"]
+
+
+@torch.no_grad()
+def test_a_capture_that_was_broken_once_is_tried_again(llm, captured, monkeypatch, caplog):
+    broken = iter([True])
+    usual = torch.cuda.graph
+
+    def break_once(*args, **kwargs):
+        if next(broken, False):
+            raise RuntimeError("operation failed due to a previous error during capture")
+        return usual(*args, **kwargs)
+
+    monkeypatch.setattr(torch.cuda, "graph", break_once)
+    decoder, plain = decoder_for(llm, random_state(llm, 2)), Decoder(llm, random_state(llm, 2))
+    tokens = torch.tensor([1, 2])
+    torch.testing.assert_close(decoder.read(tokens), plain.read(tokens))
+    assert captured.replays == 1 and not caplog.records
