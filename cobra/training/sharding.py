@@ -1,11 +1,14 @@
 """Shards of a model over processes, by FSDP2 (torch.distributed.fsdp.fully_shard)."""
 
 import warnings
+from dataclasses import replace
 
 import torch
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from cobra.models.mamba.mixer import fp32_parameters
 from cobra.models.vlms import CobraVLM
 from cobra.util.distributed import World
 from cobra.util.errors import UserError, check_known
@@ -43,13 +46,18 @@ def group_size(strategy: str, world_size: int, requested: int | None) -> int:
 
 
 def shard(
-    vlm: CobraVLM, strategy: str, world: World, reduce_dtype: torch.dtype | None, sharding_group_size: int | None = None
+    vlm: CobraVLM,
+    strategy: str,
+    world: World,
+    reduce_dtype: torch.dtype | None,
+    sharding_group_size: int | None = None,
+    param_dtype: torch.dtype | None = None,
 ) -> None:
     """Shard a model in place; a single process keeps its whole model.
 
     Units are each vision tower, the projector, each Mamba block, and the root with the embedding and the tied head.
-    Parameters keep their dtype on the wire: matrices are computed in bf16 by autocast, so that A_log, D and the step
-    biases of the same block stay in fp32.
+    The shards, which the optimiser changes, keep their dtype whatever that on the wire is. With a `param_dtype` a block
+    is two units: what must stay in fp32, such as Mamba-1's A_log, D and step biases, is gathered apart.
 
     Args:
         vlm: The model on the device of this process, with the frozen modules already frozen.
@@ -59,6 +67,7 @@ def shard(
         sharding_group_size: Size of a group, see :func:`group_size`. Groups hold copies of each other, so that the
             many messages of sharding stay within a group, a machine say, and only gradients cross the slower links
             (HSDP).
+        param_dtype: Dtype in which parameters are gathered and computed with; None is their own.
     """
     check_strategy(strategy)
     size = group_size(strategy, world.size, sharding_group_size)
@@ -69,6 +78,22 @@ def shard(
     copies = world.size // size
     shape, names = ((size,), ("shard",)) if copies == 1 else ((copies, size), ("replicate", "shard"))
     mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
-    policy = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
-    for unit in (*vlm.vision_backbone.towers, vlm.projector, *vlm.llm_backbone.llm.backbone.layers, vlm):
-        fully_shard(unit, mesh=mesh, reshard_after_forward=RESHARD[strategy], mp_policy=policy)
+    # FSDP would reduce gradients in the dtype on the wire where none is named.
+    exact = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
+    policy = replace(exact, param_dtype=param_dtype, reduce_dtype=reduce_dtype or torch.float32)
+    options = {"mesh": mesh, "reshard_after_forward": RESHARD[strategy]}
+    layers = vlm.llm_backbone.llm.backbone.layers
+    for block in layers if param_dtype is not None else ():
+        others = unwidened(block.mixer)
+        # The outer unit first: once the mixer is a unit, its block does not look into it any more.
+        fully_shard(block, **options, mp_policy=exact, ignored_params=others)
+        fully_shard(block.mixer, **options, mp_policy=policy, ignored_params={*block.parameters()} - others)
+    blocks = layers if param_dtype is None else ()
+    for unit in (*vlm.vision_backbone.towers, vlm.projector, *blocks, vlm):
+        fully_shard(unit, **options, mp_policy=exact if param_dtype is None else policy)
+
+
+def unwidened(mixer: nn.Module) -> set[nn.Parameter]:
+    """Return the parameters of a mixer that may be computed with in lower precision than fp32."""
+    kept = fp32_parameters(mixer)
+    return {value for name, value in mixer.named_parameters() if name.replace(".base_layer.", ".") not in kept}

@@ -123,7 +123,8 @@ class TrainStrategy:
     def run_setup(self) -> None:
         """Move the model to its device, shard it and build the optimiser.
 
-        What trains is held in fp32, also on CUDA, where it is computed in bf16; what is frozen is held in bf16 there.
+        What trains is held in fp32, also on CUDA, where it is computed in bf16, and gathered so from other processes;
+        what is frozen is held in bf16 there.
         """
         for key, module in self.vlm.named_children():
             # What a checkpoint will hold stays in fp32 too, so that saving does not round it.
@@ -131,7 +132,8 @@ class TrainStrategy:
             cast(module, torch.bfloat16 if self.mixed_precision and not kept else torch.float32)
         self.vlm.llm_backbone.llm.gradient_checkpointing = self.enable_gradient_checkpointing
         self.vlm.to(self.world.device)
-        shard(self.vlm, self.train_strategy, self.world, self.reduce_dtype, self.sharding_group_size)
+        param_dtype = torch.bfloat16 if self.mixed_precision else None
+        shard(self.vlm, self.train_strategy, self.world, self.reduce_dtype, self.sharding_group_size, param_dtype)
         rate, decay = self.hyperparameters.learning_rate, self.hyperparameters.weight_decay
         self.optimizer = build_optimizer(self.vlm, rate, decay, self.offload_optimizer)
         self.vlm.train()
