@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -81,16 +82,16 @@ def shard(
     # FSDP would reduce gradients in the dtype on the wire where none is named.
     exact = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
     policy = replace(exact, param_dtype=param_dtype, reduce_dtype=reduce_dtype or torch.float32)
-    options = {"mesh": mesh, "reshard_after_forward": RESHARD[strategy]}
+    split = partial(fully_shard, mesh=mesh, reshard_after_forward=RESHARD[strategy])
     layers = vlm.llm_backbone.llm.backbone.layers
     for block in layers if param_dtype is not None else ():
         others = unwidened(block.mixer)
         # The outer unit first: once the mixer is a unit, its block does not look into it any more.
-        fully_shard(block, **options, mp_policy=exact, ignored_params=others)
-        fully_shard(block.mixer, **options, mp_policy=policy, ignored_params={*block.parameters()} - others)
+        split(block, mp_policy=exact, ignored_params=others)
+        split(block.mixer, mp_policy=policy, ignored_params={*block.parameters()} - others)
     blocks = layers if param_dtype is None else ()
     for unit in (*vlm.vision_backbone.towers, vlm.projector, *blocks, vlm):
-        fully_shard(unit, **options, mp_policy=exact if param_dtype is None else policy)
+        split(unit, mp_policy=exact if param_dtype is None else policy)
 
 
 def unwidened(mixer: nn.Module) -> set[nn.Parameter]:

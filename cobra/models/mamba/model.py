@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from cobra.models.mamba.config import MambaConfig
 from cobra.models.mamba.mixer import LayerState, Mixer, mixer_class
 from cobra.models.mamba.ops import ops_for
+from cobra.models.mamba.recompute import run_block
 from cobra.models.mamba.state import MambaState
 from cobra.util.errors import UserError
 from cobra.util.torch_utils import send
@@ -77,7 +77,12 @@ def _check_lengths(lengths: Tensor, inputs: Tensor) -> None:
 
 
 class MambaLM(nn.Module):
-    """A Mamba language model with its head tied to the embedding."""
+    """A Mamba language model with its head tied to the embedding.
+
+    Attributes:
+        gradient_checkpointing: Recompute blocks in the backward pass of training.
+        recompute: How much of them, one of :data:`cobra.models.mamba.recompute.POLICIES`.
+    """
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
@@ -85,6 +90,7 @@ class MambaLM(nn.Module):
         self.backbone = MambaBackbone(config)
         self.lm_head = nn.Linear(config.d_model, config.padded_vocab_size, bias=False)
         self.gradient_checkpointing = False
+        self.recompute = "all"
         self.lm_head.weight = self.backbone.embedding.weight
         nn.init.normal_(self.lm_head.weight, std=0.02)
         for module in self.modules():
@@ -120,12 +126,11 @@ class MambaLM(nn.Module):
             # Lengths on the CPU are sent without waiting for a GPU.
             valid = torch.arange(hidden.shape[1], device=hidden.device) < send(lengths, hidden.device).unsqueeze(1)
             hidden = hidden.masked_fill(~valid.unsqueeze(-1), 0.0)
+        recomputes = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        policy = self.recompute if recomputes else "none"
         for index, block in enumerate(self.backbone.layers):
             layer_state = None if state is None else state.layer(index)
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                hidden, residual = checkpoint(block, hidden, residual, layer_state, valid, use_reentrant=False)
-            else:
-                hidden, residual = block(hidden, residual, layer_state, valid)
+            hidden, residual = run_block(block, policy, hidden, residual, layer_state, valid)
         return self.backbone.norm_f.add(hidden, residual, False)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
