@@ -160,7 +160,7 @@ def kept_tensors(config: MambaConfig, policy: str) -> float:
 
     Args:
         config: Sizes of the model.
-        policy: Part that is recomputed, one of `cobra.models.mamba.recompute.POLICIES`; a commit before knows all and none.
+        policy: Part that is recomputed, one of `recompute.POLICIES`; a commit before knows all and none.
     """
     sizes = []
     for count in (2, 3):

@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -83,7 +84,7 @@ def shard(
     exact = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
     policy = replace(exact, param_dtype=param_dtype, reduce_dtype=reduce_dtype or torch.float32)
     split = partial(fully_shard, mesh=mesh, reshard_after_forward=RESHARD[strategy])
-    layers = vlm.llm_backbone.llm.backbone.layers
+    layers: Any = vlm.llm_backbone.llm.backbone.layers
     for block in layers if param_dtype is not None else ():
         others = unwidened(block.mixer)
         # The outer unit first: once the mixer is a unit, its block does not look into it any more.
