@@ -5,7 +5,6 @@ UserError. Triton comes with PyTorch's wheels for Linux; it compiles its driver 
 machine. Results have the same bits every time: no kernel adds by atomics, and sums over programs have a fixed order.
 """
 
-import importlib
 import os
 import shutil
 import sys
@@ -19,7 +18,7 @@ import triton
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from cobra.models.mamba.ops import torch_ops, triton_conv, triton_norm, triton_step
+from cobra.models.mamba.ops import torch_ops, triton_conv, triton_norm, triton_selective_scan, triton_step
 from cobra.models.mamba.ops.probe import probe
 from cobra.util.errors import UserError
 
@@ -112,7 +111,7 @@ def selective_scan(
     """See :func:`torch_ops.selective_scan`."""
     _check(u, dt, A, B, C, D, z, dt_bias, state, valid)
     _check_states(A)
-    return _scan().selective_scan(u, dt, A, B, C, D, z, dt_bias, state, valid)
+    return triton_selective_scan.selective_scan(u, dt, A, B, C, D, z, dt_bias, state, valid)
 
 
 def selective_scan_step(
@@ -151,10 +150,6 @@ def block_step(
     u = triton_conv.causal_conv_step(x, conv.weight.squeeze(1), conv.bias, window)
     y = triton_step.projected_scan_step(u, mixer.x_proj(u), *weights, z, h)
     return mixer.out_proj(y).unsqueeze(1), stream
-
-
-def _scan() -> Any:
-    return importlib.import_module("cobra.models.mamba.ops.triton_scan")
 
 
 def _check(*tensors: Tensor | None) -> None:

@@ -1,0 +1,394 @@
+"""Triton kernel of the selective scan's backward pass.
+
+It goes through chunks of 16 steps from the end, a lane a channel, and has the states inside a chunk again from the one
+before it. Sums over channels are made by a fixed tree and added up by program, so that gradients have the same bits
+every time.
+"""
+
+# Kernels grow tuples, each longer one of another type.
+# mypy: disable-error-code="assignment"
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cobra.models.mamba.ops.triton_launch import launch, rows_of
+from cobra.models.mamba.ops.triton_scan import (
+    CHUNK,
+    LOG2_E,
+    as_pairs,
+    chunks_of,
+    high,
+    lanes,
+    low,
+    reciprocal,
+    run_forward,
+    sigmoid,
+    sizes,
+    softplus,
+    wide_dtype,
+)
+
+
+@triton.jit
+def _sum_over_lanes(values: tl.tuple, BLOCK: tl.constexpr) -> tl.tensor:
+    """Return the sums of 32 tensors over their lanes; lane i gets that of the tensor i.
+
+    In each of five steps a lane gives half of its tensors to a neighbour and adds what it gets to the other half: 31
+    exchanges, where 32 sums would take 160. With 64 lanes both halves hold the same.
+    """
+    lane = tl.arange(0, BLOCK)
+    for bit in tl.static_range(5):
+        upper = ((lane >> bit) & 1) != 0
+        halved = ()
+        for place in tl.static_range(0, 32 >> bit, 2):
+            kept = tl.where(upper, values[place + 1], values[place])
+            given = tl.where(upper, values[place], values[place + 1])
+            halved = halved + (kept + tl.gather(given, lane ^ (1 << bit), 0),)
+        values = halved
+    total = values[0]
+    if BLOCK == 64:
+        total += tl.gather(total, lane ^ 32, 0)
+    return total
+
+
+@triton.jit
+def _quads(
+    pairs: tl.tensor, two: tl.tensor, COUNT: tl.constexpr, WIDE: tl.constexpr,
+) -> tl.tuple:  # fmt: skip
+    """Return B and C of COUNT steps, by loads of two steps each."""
+    values = ()
+    for ahead in tl.static_range(0, COUNT, 2):
+        if WIDE == tl.float64:
+            for place in tl.static_range(4):
+                values = values + (tl.load(pairs + 2 * ahead + place),)
+        else:
+            first, second = tl.split(tl.load(pairs + ahead + two))
+            values = values + (low(first), high(first), low(second), high(second))
+    return values
+
+
+@triton.jit
+def _carried(
+    carry: tl.tensor, two: tl.tensor, inside: tl.tensor, EVEN: tl.constexpr, WIDE: tl.constexpr,
+) -> tl.tuple:  # fmt: skip
+    """Return the gradient of a state, that of its rate so far, and the rate: one load of a channel's four numbers."""
+    if WIDE == tl.float64:
+        return (
+            tl.load(carry, mask=inside, other=0.0),
+            tl.load(carry + 1, mask=inside, other=0.0),
+            tl.load(carry + 2, mask=inside, other=0.0),
+        )
+    first, second = tl.split(_channel(carry[:, None] + two, inside[:, None], EVEN))
+    return low(first), high(first), low(second)
+
+
+@triton.jit
+def _carry(
+    carry: tl.tensor, slope: tl.tensor, d_rate: tl.tensor, inside: tl.tensor, EVEN: tl.constexpr, WIDE: tl.constexpr,
+) -> None:  # fmt: skip
+    """Put the first two of these numbers back."""
+    if WIDE == tl.float64:
+        tl.store(carry, slope, mask=inside)
+        tl.store(carry + 1, d_rate, mask=inside)
+    else:
+        low = slope.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
+        _store(carry, low | (d_rate.to(tl.int32, bitcast=True).to(tl.int64) << 32), inside, EVEN)
+
+
+@triton.jit
+def _whole_steps(
+    x: tl.tensor, channels: tl.tensor, inside: tl.tensor, STEP: tl.constexpr, COUNT: tl.constexpr, EVEN: tl.constexpr,
+    WIDE: tl.constexpr,
+) -> tl.tuple:  # fmt: skip
+    """Return COUNT steps of the channels."""
+    values = ()
+    for ahead in tl.static_range(COUNT):
+        values = values + (_channel(x + ahead * STEP + channels, inside, EVEN).to(WIDE),)
+    return values
+
+
+@triton.jit
+def _channel(x: tl.tensor, inside: tl.tensor, EVEN: tl.constexpr) -> tl.tensor:
+    """Return numbers of the channels. A mask costs a load an instruction more, so that there is none where all are."""
+    if EVEN:
+        return tl.load(x)
+    return tl.load(x, mask=inside, other=0)
+
+
+@triton.jit
+def _later(values: tl.tuple, early: tl.tensor, COUNT: tl.constexpr) -> tl.tuple:
+    """Return the values, with zeros for those before the place `early`."""
+    kept = ()
+    for place in tl.static_range(COUNT):
+        kept = kept + (tl.where(place >= early, values[place], 0.0),)
+    return kept
+
+
+@triton.jit
+def _store(x: tl.tensor, value: tl.tensor, inside: tl.tensor, EVEN: tl.constexpr) -> None:
+    if EVEN:
+        tl.store(x, value)
+    else:
+        tl.store(x, value, mask=inside)
+
+
+@triton.jit
+def _at(valid: tl.tensor, base: tl.tensor) -> tl.tensor:
+    """Return the pointer moved on, or None."""
+    moved = valid
+    if valid is not None:
+        moved = valid + base
+    return moved
+
+
+@triton.jit
+def _opened(
+    grad: tl.tensor, u: tl.tensor, dt: tl.tensor, z: tl.tensor, valid: tl.tensor, channels: tl.tensor,
+    inside: tl.tensor, early: tl.tensor, skip: tl.tensor, offset: tl.tensor, WIDTH: tl.constexpr,
+    U_STEP: tl.constexpr, DT_STEP: tl.constexpr, Z_STEP: tl.constexpr, CHUNK: tl.constexpr, EVEN: tl.constexpr,
+    WIDE: tl.constexpr,
+) -> tl.tuple:  # fmt: skip
+    """Return a chunk's step sizes, its drives, the gradients before the gate, and the parts of y that skip the state.
+
+    Sizes and gradients are zeros before the step `early`, so that the state is held and nothing comes from these.
+    """
+    raw = _whole_steps(dt, channels, inside, DT_STEP, CHUNK, EVEN, WIDE)
+    inputs = _whole_steps(u, channels, inside, U_STEP, CHUNK, EVEN, WIDE)
+    gates = _whole_steps(z, channels, inside, Z_STEP, CHUNK, EVEN, WIDE)
+    grads = _whole_steps(grad, channels, inside, WIDTH, CHUNK, EVEN, WIDE)
+    deltas, drives, opened, ys = (), (), (), ()
+    for ahead in tl.static_range(CHUNK):
+        delta = softplus(raw[ahead] + offset, WIDE)
+        if valid is not None:
+            delta = tl.where(tl.load(valid + ahead) != 0, delta, 0.0)
+        deltas = deltas + (delta,)
+    if early > 0:
+        deltas, grads = _later(deltas, early, CHUNK), _later(grads, early, CHUNK)
+    d_skip = offset * 0.0
+    for ahead in tl.static_range(CHUNK):
+        drives = drives + (deltas[ahead] * inputs[ahead],)
+        slope = grads[ahead] * gates[ahead] * sigmoid(gates[ahead])
+        opened = opened + (slope,)
+        d_skip += slope * inputs[ahead]
+        ys = ys + (skip * inputs[ahead],)
+    return deltas, drives, opened, ys, d_skip
+
+
+@triton.jit
+def _through_state(
+    level: tl.tensor, slope: tl.tensor, d_rate: tl.tensor, rate: tl.tensor, reads: tl.tuple, deltas: tl.tuple,
+    drives: tl.tuple, opened: tl.tuple, ys: tl.tuple, d_deltas: tl.tuple, d_drives: tl.tuple, CHUNK: tl.constexpr,
+) -> tl.tuple:  # fmt: skip
+    """Go through a chunk for one of a channel's states: forward, to have it again, and backward.
+
+    Return the sums that were given with what this state adds to them, and what it adds to the gradients of C and B.
+    """
+    decay = rate * LOG2_E
+    levels, factors, sums = (level,), (), ()
+    for ahead in tl.static_range(CHUNK):
+        factor = tl.exp2(deltas[ahead] * decay)
+        level = factor * level + drives[ahead] * reads[2 * ahead]
+        levels = levels + (level,)
+        factors = factors + (factor,)
+        sums = sums + (ys[ahead] + level * reads[2 * ahead + 1],)
+    more_drives, more_deltas, to_read, to_drive = (), (), (), ()
+    for ahead in tl.static_range(CHUNK - 1, -1, -1):
+        slope += opened[ahead] * reads[2 * ahead + 1]
+        to_read = (opened[ahead] * levels[ahead + 1],) + to_read
+        to_drive = (slope * drives[ahead],) + to_drive
+        more_drives = (d_drives[ahead] + slope * reads[2 * ahead],) + more_drives
+        slope *= factors[ahead]
+        moved = slope * levels[ahead]
+        more_deltas = (d_deltas[ahead] + moved * rate,) + more_deltas
+        d_rate += moved * deltas[ahead]
+    return slope, d_rate, sums, more_deltas, more_drives, to_read + to_drive
+
+
+@triton.jit
+def _write(
+    grad: tl.tensor, u: tl.tensor, dt: tl.tensor, z: tl.tensor, du: tl.tensor, d_dt: tl.tensor, dz: tl.tensor,
+    channels: tl.tensor, inside: tl.tensor, skip: tl.tensor, offset: tl.tensor, deltas: tl.tuple, opened: tl.tuple,
+    ys: tl.tuple, d_deltas: tl.tuple, d_drives: tl.tuple, WIDTH: tl.constexpr, U_STEP: tl.constexpr,
+    DT_STEP: tl.constexpr, Z_STEP: tl.constexpr, CHUNK: tl.constexpr, EVEN: tl.constexpr, WIDE: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Write a chunk's gradients of u, dt and z; return that of the bias of the step sizes.
+
+    Its inputs are read again, as there are no registers for them.
+    """
+    raw = _whole_steps(dt, channels, inside, DT_STEP, CHUNK, EVEN, WIDE)
+    inputs = _whole_steps(u, channels, inside, U_STEP, CHUNK, EVEN, WIDE)
+    gates = _whole_steps(z, channels, inside, Z_STEP, CHUNK, EVEN, WIDE)
+    grads = _whole_steps(grad, channels, inside, WIDTH, CHUNK, EVEN, WIDE)
+    d_offset = offset * 0.0
+    for ahead in tl.static_range(CHUNK):
+        gate = sigmoid(gates[ahead])
+        d_gate = grads[ahead] * gate * ys[ahead]
+        d_gate += d_gate * (gates[ahead] - gates[ahead] * gate)
+        _store(dz + ahead * WIDTH + channels, d_gate, inside, EVEN)
+        d_input = d_drives[ahead] * deltas[ahead] + opened[ahead] * skip
+        _store(du + ahead * WIDTH + channels, d_input, inside, EVEN)
+        slope = reciprocal(1.0 + tl.exp2(offset * -LOG2_E - raw[ahead] * LOG2_E))
+        # Softplus is above zero: a size of zero is that of a step that does not count.
+        d_raw = tl.where(deltas[ahead] == 0.0, 0.0, (d_deltas[ahead] + d_drives[ahead] * inputs[ahead]) * slope)
+        _store(d_dt + ahead * WIDTH + channels, d_raw, inside, EVEN)
+        d_offset += d_raw
+    return d_offset
+
+
+@triton.jit(do_not_specialize=["steps", "chunks", "rows"])
+def scan_backward(
+    grad: tl.tensor, u: tl.tensor, dt: tl.tensor, pairs: tl.tensor, D: tl.tensor, z: tl.tensor, bias: tl.tensor,
+    valid: tl.tensor, starts: tl.tensor, carry: tl.tensor, du: tl.tensor, d_dt: tl.tensor, dz: tl.tensor,
+    d_rows: tl.tensor, steps: tl.tensor, chunks: tl.tensor, rows: tl.tensor, u_row: tl.tensor, dt_row: tl.tensor,
+    z_row: tl.tensor, WIDTH: tl.constexpr, U_STEP: tl.constexpr, DT_STEP: tl.constexpr, Z_STEP: tl.constexpr,
+    STATES: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+) -> None:  # fmt: skip
+    """Go through the chunks of a block of channels of one row from the end.
+
+    There are CHUNK steps at least. The last chunk begins early enough to be whole: what it writes of steps before its
+    own is overwritten by the chunk that they belong to.
+
+    `pairs` (row, chunk, state, CHUNK, 2) are B and C. `starts` (row, chunk, state, blocks of channels) are the states
+    before each chunk; its first 2 * CHUNK lanes of a block become that block's part of the gradients of C, then of B.
+    `carry` (row, state, width, 4) has the gradient of the last state, zeros, and the rates; in the end the first two
+    are the gradients of the first state and of the rates. `d_rows` (2, row, width) gets those of D and of the bias.
+    """
+    EVEN: tl.constexpr = WIDTH % BLOCK == 0
+    SIZE: tl.constexpr = 2 if WIDE == tl.float64 else 1
+    PADDED: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK * BLOCK
+    row = tl.program_id(1).to(tl.int64)
+    channels = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = channels < WIDTH
+    two = tl.arange(0, 2)[None, :] + tl.zeros([BLOCK, 1], tl.int32)
+    carry += (row * STATES * WIDTH + channels) * (2 * SIZE)
+    skip = _channel(D + channels, inside, EVEN).to(WIDE)
+    offset = _channel(bias + channels, inside, EVEN).to(WIDE)
+    d_skip, d_offset, zeros = offset * 0.0, offset * 0.0, (offset * 0.0,) * CHUNK
+    for back in range(0, chunks):
+        chunk = (chunks - 1 - back).to(tl.int64)
+        base = tl.minimum(chunk * CHUNK, steps - CHUNK)
+        at = (row * steps + base) * WIDTH
+        inputs = u + row * u_row + base * U_STEP
+        raw = dt + row * dt_row + base * DT_STEP
+        gates = z + row * z_row + base * Z_STEP
+        deltas, drives, opened, ys, more = _opened(
+            grad + at, inputs, raw, gates, _at(valid, row * steps + base), channels, inside,
+            (chunk * CHUNK - base).to(tl.int32), skip, offset, WIDTH, U_STEP, DT_STEP, Z_STEP, CHUNK, EVEN, WIDE,
+        )  # fmt: skip
+        d_skip, d_deltas, d_drives, there = d_skip + more, zeros, zeros, carry
+        start = starts + (row * chunks + chunk) * (STATES * PADDED) + channels
+        pair = pairs + (row * chunks + chunk) * (STATES * CHUNK * SIZE)
+        for _n in range(0, STATES):
+            slope, d_rate, rate = _carried(there, two, inside, EVEN, WIDE)
+            reads = _quads(pair, two, CHUNK, WIDE)
+            slope, d_rate, ys, d_deltas, d_drives, parts = _through_state(
+                tl.load(start), slope, d_rate, rate, reads, deltas, drives, opened, ys, d_deltas, d_drives, CHUNK
+            )
+            _carry(there, slope, d_rate, inside, EVEN, WIDE)
+            tl.store(start, _sum_over_lanes(parts, BLOCK))
+            there += WIDTH * (2 * SIZE)
+            start += PADDED
+            pair += CHUNK * SIZE
+        d_offset += _write(
+            grad + at, inputs, raw, gates, du + at, d_dt + at, dz + at, channels, inside, skip, offset, deltas, opened,
+            ys, d_deltas, d_drives, WIDTH, U_STEP, DT_STEP, Z_STEP, CHUNK, EVEN, WIDE,
+        )  # fmt: skip
+    _store(d_rows + row * WIDTH + channels, d_skip, inside, EVEN)
+    _store(d_rows + (rows + row) * WIDTH + channels, d_offset, inside, EVEN)
+
+
+@torch.library.custom_op("cobra::selective_scan_backward", mutates_args=())
+def selective_scan_backward(
+    grad: Tensor,
+    grad_last: Tensor | None,
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    dt_bias: Tensor,
+    state: Tensor | None,
+    valid: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of the first nine inputs of :func:`torch_ops.selective_scan`; see there.
+
+    The states before each chunk are computed again: they would be two more tensors of u's size for every layer.
+    """
+    batch, steps, width = u.shape
+    wide, states, blocks = wide_dtype(u), A.shape[1], triton.cdiv(width, lanes())
+    starts = u.new_empty(batch, chunks_of(steps), states, blocks * lanes(), dtype=wide)
+    run_forward(u, dt, A, B, C, D, z, dt_bias, state, valid, starts)
+    missing = max(0, CHUNK - steps)
+    if missing:
+        # Steps behind the last one that are not valid.
+        valid = u.new_ones(batch, steps, dtype=torch.uint8) if valid is None else valid
+        valid = F.pad(valid, (0, missing))
+        grad, u, dt, B, C, z = (F.pad(x, (0, 0, 0, missing)) for x in (grad, u, dt, B, C, z))
+    carry = u.new_zeros(batch, states, width, 4, dtype=wide)
+    if grad_last is not None:
+        carry[..., 0] = grad_last.transpose(1, 2)
+    carry[..., 2] = A.t()
+    du, d_dt, dz = (torch.empty(u.shape, dtype=x.dtype, device=x.device) for x in (u, dt, z))
+    d_rows = u.new_empty(2, batch, width, dtype=wide)
+    pairs, grad = _pairs(B, C, wide), grad.contiguous()
+    launch(
+        *(scan_backward, (blocks, batch), grad, u, dt, as_pairs(pairs), D, z, dt_bias, valid, starts, as_pairs(carry)),
+        *(du, d_dt, dz, d_rows, u.shape[1], starts.shape[1], batch, rows_of(u), rows_of(dt), rows_of(z)),
+        **sizes(u, dt, z, A), num_warps=1,
+    )  # fmt: skip
+    d_skip, d_offset = d_rows.sum(1)
+    dC, dB = _by_step(starts, u.shape[1])
+    d_state = carry[..., 0].transpose(1, 2).to(wide if state is None else state.dtype, copy=True)
+    return (
+        *(du[:, :steps].clone() if missing else du, d_dt[:, :steps].clone() if missing else d_dt),
+        carry[..., 1].sum(0).t().to(A.dtype, copy=True),
+        *(dB[:, :steps].to(B.dtype, copy=True), dC[:, :steps].to(C.dtype, copy=True), d_skip.to(D.dtype, copy=True)),
+        dz[:, :steps].clone() if missing else dz,
+        d_offset.to(dt_bias.dtype, copy=True),
+        d_state,
+    )
+
+
+@selective_scan_backward.register_fake
+def _(
+    grad: Tensor,
+    grad_last: Tensor | None,
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    dt_bias: Tensor,
+    state: Tensor | None,
+    valid: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    like = [x.new_empty(x.shape) for x in (u, dt, A, B, C, D, z, dt_bias)]
+    return *like, u.new_empty(len(u), *A.shape, dtype=wide_dtype(u) if state is None else state.dtype)  # type: ignore[return-value]
+
+
+def _pairs(B: Tensor, C: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return B and C of whole chunks (batch, chunk, state, CHUNK, 2); the last chunk is the last CHUNK steps."""
+    batch, steps, states = B.shape
+    chunks = chunks_of(steps)
+    pairs = B.new_empty(batch, chunks, states, CHUNK, 2, dtype=dtype)
+    for place, x in enumerate((B, C)):
+        pairs[:, :-1, ..., place] = x[:, : (chunks - 1) * CHUNK].unflatten(1, (chunks - 1, CHUNK)).transpose(2, 3)
+        pairs[:, -1, ..., place] = x[:, -CHUNK:].transpose(1, 2)
+    return pairs
+
+
+def _by_step(parts: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Return the gradients of C and of B (batch, steps, state) from the sums of each block of channels."""
+    batch, chunks, states, _ = parts.shape
+    sums = parts.unflatten(3, (-1, lanes()))[..., : 2 * CHUNK].sum(3).view(batch, chunks, states, 2, CHUNK)
+    by_chunk = sums.permute(3, 0, 1, 4, 2)
+    own = steps - (chunks - 1) * CHUNK
+    first, second = torch.cat([by_chunk[:, :, :-1].flatten(2, 3), by_chunk[:, :, -1, CHUNK - own :]], 2)
+    return first, second

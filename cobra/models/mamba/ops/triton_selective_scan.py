@@ -1,0 +1,78 @@
+"""Selective scan by Triton kernels, as an operation of PyTorch with gradients.
+
+For the backward pass only the inputs are kept.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cobra.models.mamba.ops.triton_scan import run_forward, wide_dtype
+from cobra.models.mamba.ops.triton_scan_backward import selective_scan_backward
+
+
+@torch.library.custom_op("cobra::selective_scan", mutates_args=())
+def _selective_scan(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    dt_bias: Tensor,
+    state: Tensor | None,
+    valid: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return run_forward(u, dt, A, B, C, D, z, dt_bias, state, valid)
+
+
+@_selective_scan.register_fake
+def _(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    dt_bias: Tensor,
+    state: Tensor | None,
+    valid: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return u.new_empty(u.shape), u.new_empty(len(u), *A.shape, dtype=wide_dtype(u))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad: Tensor | None, grad_last: Tensor | None) -> tuple[Tensor | None, ...]:
+    inputs = ctx.saved_tensors
+    grads = selective_scan_backward(torch.zeros_like(inputs[0]) if grad is None else grad, grad_last, *inputs)
+    return *grads[:8], None if inputs[8] is None else grads[8], None
+
+
+_selective_scan.register_autograd(_backward, setup_context=_keep)
+
+
+def selective_scan(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    dt_bias: Tensor,
+    state: Tensor | None,
+    valid: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`torch_ops.selective_scan`; u, dt and z may have any strides but over the width."""
+    u, dt, z = (x if x.stride(-1) == 1 else x.contiguous() for x in (u, dt, z))
+    A, D, dt_bias = A.contiguous(), D.contiguous(), dt_bias.contiguous()
+    state = None if state is None else state.contiguous()
+    valid = None if valid is None else valid.contiguous().view(torch.uint8)
+    return _selective_scan(u, dt, A, B, C, D, z, dt_bias, state, valid)

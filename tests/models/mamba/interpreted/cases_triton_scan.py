@@ -1,0 +1,104 @@
+"""The Triton kernels of the selective scan against PyTorch's, run by Triton's interpreter in a process of their own."""
+
+import pytest
+import torch
+
+from cobra.models.mamba.ops import torch_ops, triton_ops
+
+TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 1.6e-2}
+NAMES = ("y", "last", "u", "dt", "A", "B", "C", "D", "dt_bias", "state", "xz")
+# (dtype, steps, channels, states, lengths of two rows or None, whether a first state is given)
+QUICK = [
+    (torch.float64, 17, 40, 4, None, True),
+    (torch.float64, 1, 1, 4, None, True),
+    (torch.float64, 37, 31, 4, (0, 20), True),
+    (torch.bfloat16, 15, 32, 4, (1, 15), False),
+    (torch.float32, 16, 31, 4, None, False),
+]
+ALL = [
+    (dtype, steps, width, states, lengths and (lengths[0], steps), given)
+    for dtype in TOLERANCE
+    for steps in (1, 15, 16, 17, 37)
+    for width, states in ((1, 16), (31, 4), (32, 16), (40, 8))
+    for lengths in (None, (0, 0), (1, 0))
+    for given in (lengths is None,)
+]
+
+
+def draw_inputs(dtype, steps, width, states, given):
+    generator = torch.Generator().manual_seed(steps + width)
+
+    def draw(*shape, dtype=dtype):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    inputs = {"u": draw(2, steps, width), "dt": draw(2, steps, width), "A": -torch.exp(draw(width, states, dtype=wide))}
+    inputs |= {"B": draw(2, steps, states), "C": draw(2, steps, states), "D": draw(width, dtype=wide)}
+    inputs |= {"dt_bias": draw(width, dtype=wide) - 1, "state": draw(2, width, states, dtype=wide) if given else None}
+    return inputs | {"xz": draw(2, steps, 2 * width)}, draw(2, 1, width), draw(2, width, states, dtype=wide)
+
+
+def run(ops, inputs, grad, grad_last, valid):
+    """Return outputs and gradients; z is a part of a wider tensor, and the gradient of y is expanded over time."""
+    leaves = {name: None if x is None else x.detach().clone().requires_grad_() for name, x in inputs.items()}
+    u, dt, A, B, C, D, bias, state, xz = leaves.values()
+    y, last = ops.selective_scan(u, dt, A, B, C, D, xz[..., xz.shape[2] // 2 :], bias, state, valid)
+    if valid is not None:
+        y = y * valid.unsqueeze(-1)
+    there = [leaf for leaf in leaves.values() if leaf is not None]
+    grads = torch.autograd.grad([y, last], there, [grad.expand(y.shape).to(y.dtype), grad_last.to(last.dtype)])
+    return [y, last, *grads]
+
+
+def check(dtype, steps, width, states, lengths, given):
+    inputs, grad, grad_last = draw_inputs(dtype, steps, width, states, given)
+    valid = None if lengths is None else torch.arange(steps) < torch.tensor(lengths)[:, None]
+    actual = run(triton_ops, inputs, grad, grad_last, valid)
+    wide = {name: None if x is None else torch_ops.wide(x) for name, x in inputs.items()}
+    expected = run(torch_ops, wide, torch_ops.wide(grad), grad_last, valid)
+    names = [name for name in NAMES if given or name != "state"]
+    for name, found, right in zip(names, actual, expected, strict=True):
+        error = (found.double() - right.double()).abs().max().item() / max(1.0, right.abs().max().item())
+        # States and gradients in fp32 are those of fp32 inputs; what is bf16 is cut off by the interpreter.
+        tolerance = TOLERANCE[found.dtype] if dtype != torch.bfloat16 or found.dtype == torch.bfloat16 else 1e-5
+        assert error <= tolerance, (name, error)
+
+
+@pytest.mark.parametrize("case", QUICK, ids=str)
+def test_scan(case):
+    check(*case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_scan_in_all_forms(case):
+    check(*case)
+
+
+def test_two_parts_are_the_whole():
+    inputs, _, _ = draw_inputs(torch.float64, 33, 33, 4, True)
+    u, dt, A, B, C, D, bias, state, xz = inputs.values()
+    z = xz[..., 33:]
+    y, last = triton_ops.selective_scan(u, dt, A, B, C, D, z, bias, state, None)
+    parts, h = [], state
+    for part in (slice(0, 18), slice(18, 33)):
+        out, h = triton_ops.selective_scan(
+            u[:, part], dt[:, part], A, B[:, part], C[:, part], D, z[:, part], bias, h, None
+        )
+        parts.append(out)
+    # Eight steps are one sum after the other in both.
+    assert (torch.cat(parts, 1) - y).abs().max() < 1e-14 and (h - last).abs().max() < 1e-14
+
+
+def test_the_same_bits_twice():
+    inputs, grad, grad_last = draw_inputs(torch.float32, 17, 4, 4, True)
+    first, second = (run(triton_ops, inputs, grad, grad_last, None) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.slow
+def test_the_operation_is_one_that_pytorch_can_trust():
+    inputs, _, _ = draw_inputs(torch.float32, 3, 4, 4, True)
+    u, dt, A, B, C, D, bias, state, xz = (x.requires_grad_() for x in inputs.values())
+    arguments = (u, dt, A, B, C, D, xz[..., 4:].contiguous(), bias, state, None)
+    torch.library.opcheck(torch.ops.cobra.selective_scan.default, arguments)

@@ -1,0 +1,64 @@
+"""The Triton kernels of the selective scan: interpreted, compiled, and counted."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+CASES = Path(__file__).parent / "interpreted" / "cases_triton_scan.py"
+SASS = Path(__file__).parents[3] / "benchmarks" / "gpu" / "sass.py"
+
+
+def interpret(*arguments):
+    """Run cases with interpreted kernels; it is chosen for a whole process, before kernels are defined."""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=290, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+def test_scan_computes_what_pytorch_does():
+    interpret()
+
+
+@pytest.mark.slow
+def test_scan_computes_what_pytorch_does_in_all_forms():
+    interpret("-m", "slow")
+
+
+@pytest.fixture(scope="module")
+def sass():
+    sys.path[:0] = [str(SASS.parents[1]), str(SASS.parent)]
+    try:
+        import sass
+    finally:
+        del sys.path[:2]
+    return sass
+
+
+@pytest.mark.parametrize(
+    "target", ["sm_90", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sm_80", "sm_100", "sm_120"))]
+)
+def test_scan_takes_no_more_of_a_gpu_than_it_did(sass, target):
+    forward, backward = sass.measure("forward", target), sass.measure("backward", target)
+    assert forward.registers <= 96 and forward.instructions <= 9.4 and forward.shuffles == 0
+    # 28.25 on sm_100, whose pairs of fp32 take moves.
+    assert backward.registers <= 255 and backward.instructions <= (28.3 if target == "sm_100" else 28)
+    assert backward.shuffles <= 2
+    assert not any(kernel.stack or kernel.spills or kernel.shared for kernel in (forward, backward))
+
+
+def test_a_kernel_made_worse_is_seen(sass):
+    """The count is of this kernel: of half of the states at once, so that each costs more."""
+    worse = sass.measure("forward", "sm_90", unroll=1)
+    assert worse.instructions > 9.4
+
+
+@pytest.mark.slow
+def test_scan_fits_amds_warps(sass):
+    for name in ("forward", "backward"):
+        kernel = sass.measure(name, "gfx942")
+        assert kernel.spills == 0 and kernel.shared == 0
