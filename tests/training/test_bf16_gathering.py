@@ -68,8 +68,9 @@ class Collectives(TorchDispatchMode):
 
 def work(world: World, folder: Path) -> None:
     found = {}
-    for half, full in ((False, True), (True, False), (True, True)):
+    for half, full, policy in ((False, True, "all"), (True, False, "all"), (True, True, "scan")):
         trainer = make_trainer(world, half, reduce_in_full_precision=full)
+        trainer.vlm.llm_backbone.llm.recompute = policy
         dtypes = {}
         block = trainer.vlm.llm_backbone.llm.backbone.layers[0]
 
