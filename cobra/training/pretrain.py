@@ -30,7 +30,9 @@ from cobra.training.lora import apply_lora, check_base, describe_modules
 from cobra.training.metrics import Metrics
 from cobra.training.objective import Objective, find_objective
 from cobra.training.page.run_page import RunPage
+from cobra.training.planning.meta_model import build_meta_model
 from cobra.training.planning.plan import show_plan
+from cobra.training.planning.recomputation import policy_for_run
 from cobra.training.preemption import Stopped, StopRequests, grace_seconds, job_end
 from cobra.training.resume_settings import check_setting, setting_of
 from cobra.training.row_checks import check_images, tell_markers, tell_rows
@@ -152,7 +154,7 @@ class _Start:
             apply_lora(vlm, config.lora)
         with tell_waiting(f"counting the tokens of {len(dataset):,} rows", say):
             lengths = self.lengths(dataset, vlm)
-        strategy = self.strategy(vlm, objective)
+        strategy = self.strategy(vlm, objective, self.recompute(vlm, lengths))
         with tell_waiting(f"moving the model to {world.device.type}", say):
             strategy.run_setup()
         self.announce(vlm, dataset)
@@ -286,7 +288,19 @@ class _Start:
             )
         return dataset.get_modality_lengths()
 
-    def strategy(self, vlm: CobraVLM, objective: Objective) -> TrainStrategy:
+    def recompute(self, vlm: CobraVLM, lengths: list[tuple[bool, int]]) -> str:
+        """Return the part of the blocks that is recomputed, by the memory at hand."""
+        config = self.config
+        images = vlm.image_tokens if any(has_image for has_image, _ in lengths) else 0
+        mixed = config.model.enable_mixed_precision_training
+
+        def build() -> CobraVLM:
+            return build_meta_model(config.model, config.stage, config.lora, mixed_precision=mixed)
+
+        # Lengths are in words: the longest row that there can be counts.
+        return policy_for_run(config, self.world, (images, config.model.llm_max_length), build)
+
+    def strategy(self, vlm: CobraVLM, objective: Objective, recompute: str) -> TrainStrategy:
         model, prefix = self.config.model, stage_prefix(self.config.stage)
         return get_train_strategy(
             getattr(model, f"{prefix}_train_strategy"),
@@ -300,6 +314,7 @@ class _Start:
             sharding_group_size=self.config.sharding_group_size,
             offload_optimizer=self.config.offload_optimizer,
             objective=objective,
+            recompute=recompute,
         )
 
     def announce(self, vlm: CobraVLM, dataset: AlignDataset | FinetuneDataset) -> None:

@@ -1,5 +1,6 @@
 """The training engine: set-up and the token-weighted step; the loop over steps is in cobra.training.loop."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Self
@@ -84,6 +85,7 @@ class TrainStrategy:
         sharding_group_size: int | None = None,
         offload_optimizer: bool = False,
         objective: Objective | None = None,
+        recompute: str = "all",
     ) -> None:
         """Check the configuration; nothing is moved or sharded yet.
 
@@ -99,6 +101,8 @@ class TrainStrategy:
             sharding_group_size: Processes that share one copy of the model; None is all of them.
             offload_optimizer: Keep the optimiser's state in main memory; for a single process.
             objective: Objective of training; None is next-token cross-entropy.
+            recompute: With gradient checkpointing, the part of a block that is recomputed, see
+                :data:`cobra.models.mamba.recompute.POLICIES`.
         """
         check_optimisation(hyperparameters, train_strategy, world.size, sharding_group_size, flag_prefix)
         self.vlm, self.world, self.hyperparameters = vlm, world, hyperparameters
@@ -106,7 +110,7 @@ class TrainStrategy:
         self.train_strategy = train_strategy
         self.sharding_group_size = sharding_group_size
         self.offload_optimizer = offload_optimizer
-        self.enable_gradient_checkpointing = enable_gradient_checkpointing
+        self.enable_gradient_checkpointing, self.recompute = enable_gradient_checkpointing, recompute
         self.mixed_precision = enable_mixed_precision_training and world.device.type == "cuda"
         # FSDP2 would also add up the gradients of several passes in the dtype in which it reduces them.
         single_pass = hyperparameters.global_batch_size == hyperparameters.per_device_batch_size * world.size
@@ -130,7 +134,8 @@ class TrainStrategy:
             # What a checkpoint will hold stays in fp32 too, so that saving does not round it.
             kept = key in self.vlm.checkpoint_modules
             cast(module, torch.bfloat16 if self.mixed_precision and not kept else torch.float32)
-        self.vlm.llm_backbone.llm.gradient_checkpointing = self.enable_gradient_checkpointing
+        llm = self.vlm.llm_backbone.llm
+        llm.gradient_checkpointing, llm.recompute = self.enable_gradient_checkpointing, self.recompute
         self.vlm.to(self.world.device)
         param_dtype = torch.bfloat16 if self.mixed_precision else None
         shard(self.vlm, self.train_strategy, self.world, self.reduce_dtype, self.sharding_group_size, param_dtype)
@@ -166,20 +171,24 @@ class TrainStrategy:
             (loss * self.world.size).backward()
             total += loss.detach().float()
         grad_norm = clip_gradients(self.vlm.parameters(), self.hyperparameters.max_grad_norm)
-        mean = self.world.sum(total)
-        finite = bool(torch.isfinite(mean + grad_norm.to(mean.device)))
+        # At once: each by itself would be a wait for the device. fp64 (fp32 on mps) holds them as they are.
+        numbers = [self.world.sum(total), grad_norm.to(total.device), weight, tokens, images, texts]
+        exact = torch.float32 if total.device.type == "mps" else torch.float64
+        mean, norm, weighed, *counts = torch.stack([number.to(exact) for number in numbers]).tolist()
+        count, image_count, text_count = map(int, counts)
+        finite = math.isfinite(mean + norm)
         # A batch without weight has nothing to learn from: weight decay alone would change the parameters.
-        if finite and weight > 0:
+        if finite and weighed > 0:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.global_step += 1
-        self.tokens += int(tokens) if finite else 0
+        self.tokens += count if finite else 0
         self.skipped_steps += not finite
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
-        positions = int(texts) + int(images) * self.vlm.image_tokens
-        return StepResult(mean.item(), grad_norm.item(), int(tokens), not finite, int(images), positions)
+        positions = text_count + image_count * self.vlm.image_tokens
+        return StepResult(mean, norm, count, not finite, image_count, positions)
 
     def is_finite(self) -> bool:
         """Return True if every trained parameter is finite, on every process."""

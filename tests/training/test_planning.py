@@ -226,7 +226,8 @@ def test_hours_follow_from_operations_peak_and_utilisation(data):
     step = flops_per_step(count_flops(vlm), plan.epoch.images / 4, plan.epoch.positions / 4, plan.epoch.tokens / 4)
     assert plan.work.step == pytest.approx(step)
     expected = (plan.work.step + plan.work.recomputed) * plan.steps.total_steps / (2 * 100e12 * 0.5) / 3600
-    assert plan.work.hours == pytest.approx(expected) and plan.work.recomputed > 0.2 * plan.work.step
+    # All but the scan and the first product of a block.
+    assert plan.work.hours == pytest.approx(expected) and 0 < plan.work.recomputed < 0.02 * plan.work.step
     assert plan_of(data, "--device", "cpu").work.hours is None
 
 

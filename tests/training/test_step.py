@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scratch import scratch_vlm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cobra.models.load import cast
 from cobra.training.batches import CollateOrPass, ErrorsAsValues, count_targets, grouped
@@ -308,3 +309,18 @@ def test_positions_of_a_step_are_those_that_the_language_model_reads(architectur
     strategy = make_strategy(vlm=scratch_vlm(arch_specifier=architecture))
     result = strategy.train_step([collate(*ROWS)], 1e-3)
     assert (result.images, result.positions) == (3, 9 + 14 + 5 + 30 + 3 * patches)
+
+
+def test_a_step_reads_its_numbers_at_once():
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            Reads.count += operation is torch.ops.aten._local_scalar_dense.default
+            return operation(*args, **(kwargs or {}))
+
+    strategy = make_strategy()
+    with Reads():
+        strategy.train_step([collate(*ROWS)], 1e-3)
+    # `tolist` copies at once; AdamW's counts of steps lie on the CPU.
+    assert Reads.count == 0

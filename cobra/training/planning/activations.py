@@ -12,9 +12,11 @@ from functools import partial
 import torch
 from torch import nn
 
+from cobra.models.load import cast
+from cobra.models.mamba.recompute import run_block
 from cobra.models.vlms import CobraVLM
 from cobra.models.vlms.cobra import LOSS_CHUNK
-from cobra.training.planning.measure import as_trained, backward_bytes, saved_bytes
+from cobra.training.planning.measure import as_trained, backward_bytes, held_bytes, saved_bytes
 
 _FP32 = 4
 # Positions beyond which PyTorch's scan, step by step, would take seconds to measure; and those of a short pass, a
@@ -32,6 +34,8 @@ class Pass:
     element: Bytes of a number in the dtype of matrix products: 2 under mixed precision, else 4.
     kernels: True where CUDA's kernels compute, False for PyTorch's operations.
     checkpointing: True where each Mamba block is recomputed in the backward pass.
+    recompute: Part of a block that is then recomputed, see :class:`cobra.models.mamba.model.MambaLM`.
+    gathered: True where parameters come from several processes, in the dtype of matrix products.
     """
 
     rows: int
@@ -40,6 +44,8 @@ class Pass:
     element: int
     kernels: bool
     checkpointing: bool
+    recompute: str = "all"
+    gathered: bool = False
 
     @property
     def positions(self) -> int:
@@ -93,11 +99,15 @@ class Footprint:
 
 def measure_pass(vlm: CobraVLM, size: Pass) -> Footprint:
     """Measure a pass of a model on the meta device, in its stage's dtypes; `requires_grad` says what is trained."""
+    if size.gathered and size.element < _FP32:
+        vlm = copy.deepcopy(vlm)
+        cast(vlm, torch.bfloat16)
     per_image, copies = measure_image(vlm, size) if size.image_tokens else (0, 0)
     with as_trained(size.element < _FP32, size.kernels):
         kept, block = _measured(_llm_saved, vlm, size), _measured(_block_needs, vlm, size)
         # A pass of a single position keeps hardly more than what is made of the weights.
-        llm_copies, block_copies = (function(vlm, 1, 1, size.checkpointing) for function in (_llm_saved, _block_needs))
+        single = replace(size, rows=1, image_tokens=0, text_tokens=1)
+        llm_copies, block_copies = (_measured(function, vlm, single) for function in (_llm_saved, _block_needs))
     return Footprint(
         size=size,
         kept=(kept - llm_copies) / size.rows + per_image,
@@ -128,36 +138,43 @@ def _images_saved(vlm: CobraVLM, images: int) -> int:
     return saved_bytes(partial(vlm.encode_images, given), vlm.parameters())
 
 
-def _measured(function: Callable[[CobraVLM, int, int, bool], int], vlm: CobraVLM, size: Pass) -> int:
+def _measured(function: Callable[[CobraVLM, int, int, str], int], vlm: CobraVLM, size: Pass) -> int:
     """Return a function's bytes of a pass; those of a long one, which loops over time, follow from two short ones."""
+    policy = size.recompute if size.checkpointing else "none"
     if size.kernels or size.positions <= _LONG:
-        return function(vlm, size.rows, size.positions, size.checkpointing)
-    short, double = (function(vlm, size.rows, length, size.checkpointing) for length in (_SHORT, 2 * _SHORT))
+        return function(vlm, size.rows, size.positions, policy)
+    short, double = (function(vlm, size.rows, length, policy) for length in (_SHORT, 2 * _SHORT))
     return short + (double - short) * (size.positions - _SHORT) // _SHORT
 
 
-def _llm_saved(vlm: CobraVLM, rows: int, positions: int, checkpointing: bool) -> int:
+def _llm_saved(vlm: CobraVLM, rows: int, positions: int, policy: str) -> int:
     """Return the bytes that the language model keeps, from its embeddings to the final norm."""
     llm = copy.deepcopy(vlm.llm_backbone.llm)
-    llm.gradient_checkpointing = checkpointing
+    llm.gradient_checkpointing, llm.recompute = policy != "none", policy
     layers, saved = llm.backbone.layers, []
     # From the second on all blocks are alike.
     for count in (2, 3):
         llm.backbone.layers = layers[:count]
         shape, dtype = (rows, positions, llm.config.d_model), llm.lm_head.weight.dtype
         embeds = torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
-        saved.append(saved_bytes(partial(llm, embeds), llm.parameters()))
+        # What a policy keeps lies beside what autograd keeps.
+        measure = held_bytes if policy == "scan" else saved_bytes
+        saved.append(measure(partial(llm, embeds), llm.parameters()))
     return saved[0] + (len(layers) - 2) * (saved[1] - saved[0])
 
 
-def _block_needs(vlm: CobraVLM, rows: int, positions: int, checkpointing: bool) -> int:
+def _block_needs(vlm: CobraVLM, rows: int, positions: int, policy: str) -> int:
     """Return the bytes that one block's backward pass needs, with those that are recomputed for it."""
     llm = vlm.llm_backbone.llm
     block = copy.deepcopy(llm.backbone.layers[0])
     shape, dtype = (rows, positions, llm.config.d_model), torch.get_autocast_dtype("cpu")
     hidden = torch.empty(shape, device="meta", dtype=dtype if torch.is_autocast_enabled("cpu") else None)
     inputs = hidden.requires_grad_(), torch.empty(shape, device="meta", requires_grad=True)
-    recomputed = saved_bytes(partial(block, *inputs), block.parameters()) if checkpointing else 0
+    recomputed = saved_bytes(partial(block, *inputs), block.parameters()) if policy != "none" else 0
+    if policy == "scan":
+        # What is kept is there already.
+        run = partial(run_block, block, policy, *inputs)
+        recomputed -= min(recomputed, held_bytes(run, block.parameters()))
     return recomputed + backward_bytes(block, inputs)
 
 

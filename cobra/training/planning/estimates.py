@@ -21,12 +21,15 @@ class PartSize:
 
 @dataclass(frozen=True)
 class Variant:
-    """Memory of one GPU at the configured rows of a pass, with blocks recomputed (`checkpointing`) or not.
+    """Memory of one GPU at the configured rows of a pass.
 
+    checkpointing: True where blocks are recomputed in the backward pass.
+    recompute: Part of a block that is recomputed: `all`, `scan` (all but the scan and the first product) or `none`.
     largest_rows: Most rows of one pass that fit a GPU and divide the global batch; None where not even one fits.
     """
 
     checkpointing: bool
+    recompute: str
     memory: Memory
     largest_rows: int | None
 
@@ -74,7 +77,7 @@ class Plan:
     image_tokens: Positions that an image takes.
     longest: Positions of the longest row.
     epoch: The first pass over the rows.
-    variants: Memory as configured, then with gradient checkpointing the other way.
+    variants: Memory as configured, then with other parts of the blocks recomputed.
     start: Main memory in bytes of each process that builds the model, in fp32, before it is cast and moved.
     warnings: Sentences about whatever would fail or surprise.
     """

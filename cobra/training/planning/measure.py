@@ -1,8 +1,8 @@
 """Bytes that a module's passes keep and need, measured on the meta device, where tensors have sizes and no numbers.
 
-Everything that PyTorch computes is run as it is. Three kernels are opaque, and stand-ins save what they save for the
-backward pass: attention, on CUDA the norm, and `mamba_inner_fn` of mamba-ssm, which keeps its input, the outputs of
-`x_proj` and of the scan and one state every 2,048 positions, and computes the rest again.
+Everything that PyTorch computes is run as it is. Kernels are opaque, and stand-ins save what they save for the backward
+pass: attention, and on CUDA the norm, which keeps its input, and the Triton kernels of convolution and scan, which keep
+their inputs, the latter with one state every 16 positions. So a plan needs no Triton.
 """
 
 import weakref
@@ -21,8 +21,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from cobra.models.mamba.ops import torch_ops, use_op
 
-# Positions between two states that the kernel of mamba-ssm keeps.
-_KERNEL_CHUNK = 2048
+# Positions between two states that the scan's kernel keeps, and channels whose gradients of B and C it adds up.
+_KERNEL_CHUNK = 16
+_KERNEL_BLOCK = 32
 # The operations of our models that autocast computes in bf16; it has no rules for the meta device.
 _LOWERED = (F.linear, F.conv2d, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
@@ -32,7 +33,7 @@ def as_trained(mixed_precision: bool, kernels: bool) -> Iterator[None]:
     """Run what is inside as training does, on the meta device: products in bf16 or not, by CUDA's kernels or not."""
     # The CPU's switch of autocast, which the operations of the scan turn off for themselves.
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision, cache_enabled=False)
-    with use_op(_VENDOR if kernels else torch_ops), autocast, _Rules(kernels):
+    with use_op(_KERNELS if kernels else torch_ops), autocast, _Rules(kernels):
         yield
 
 
@@ -88,39 +89,77 @@ def _fused_norm(x: Tensor, normalized_shape: Any, weight: Tensor, eps: float) ->
     return _FusedNorm.apply(x, weight)
 
 
-class _FusedInner(torch.autograd.Function):
-    """Keeps and needs what `mamba_inner_fn` of mamba-ssm does."""
-
-    @staticmethod
-    def forward(ctx: Any, xz: Tensor, A: Tensor, *weights: Tensor) -> Tensor:
-        batch, width, steps = xz.shape[0], xz.shape[1] // 2, xz.shape[2]
-        if torch.is_autocast_enabled("cpu"):
-            weights = (*(weight.to(torch.bfloat16) for weight in weights[:3]), *weights[3:])
-        x_proj, _, out_proj = weights[:3]
-        read, states = xz.new_empty(batch * steps, len(x_proj)), A.shape[1]
-        B, C, out = (xz.new_empty(batch, size, steps) for size in (states, states, width))
-        chunks = A.new_empty(batch, width, -(-steps // _KERNEL_CHUNK), 2 * states)
-        ctx.save_for_backward(xz, A, *weights, read, B, C, out, chunks)
-        return xz.new_empty(batch, steps, len(out_proj))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        xz, A, *saved = ctx.saved_tensors
-        # Convolution, steps and gated output once more, and the gradients of these and of y but for that of xz.
-        again = torch.empty_like(xz), torch.empty_like(xz), torch.empty_like(xz)
-        gradients = tuple(torch.empty_like(tensor) for tensor in (xz, A, *saved[: len(ctx.needs_input_grad) - 2]))
-        del again
-        return gradients
+@torch.library.custom_op("cobra_plan::causal_conv", mutates_args=())
+def _causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor | None) -> Tensor:
+    """Keep the inputs."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _inner(xz: Tensor, mixer: Any, A: Tensor) -> Tensor:
-    """See :func:`cobra.models.mamba.ops.cuda_ops.inner`."""
-    matrices = mixer.x_proj.weight, mixer.dt_proj.weight, mixer.out_proj.weight
-    others = mixer.conv1d.weight, mixer.D.float(), mixer.dt_proj.bias.float()
-    return _FusedInner.apply(xz.transpose(1, 2).contiguous(), A, *matrices, *others)
+@torch.library.custom_op("cobra_plan::selective_scan", mutates_args=())
+def _scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keep the inputs, and a state every few steps."""
+    (batch, steps, width), states = u.shape, A.shape[1]
+    starts = A.new_empty(batch, -(-steps // _KERNEL_CHUNK), states, width)
+    return torch.empty_like(u, memory_format=torch.contiguous_format), A.new_empty(batch, width, states), starts
 
 
-_VENDOR = SimpleNamespace(inner=_inner, block_step=None, add_norm=torch_ops.add_norm)
+@_causal_conv.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor | None) -> Tensor:
+    return _causal_conv._init_fn(x, weight, bias, window)
+
+
+@_scan.register_fake
+def _(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _scan._init_fn(u, dt, A, B, C, D, z, dt_bias)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    starts = output[2:] if isinstance(output, tuple) else ()
+    ctx.save_for_backward(*inputs, *starts)
+    ctx.count = len(inputs)
+
+
+def _gradients(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    """Make the gradients, and for the scan the sums over blocks of channels of those of B and C."""
+    inputs = ctx.saved_tensors[: ctx.count]
+    sums = None
+    if ctx.count > 4:
+        u, states = inputs[0], inputs[2].shape[1]
+        blocks = -(-u.shape[2] // _KERNEL_BLOCK)
+        sums = u.new_empty(u.shape[0], blocks, u.shape[1], 2 * states, dtype=torch.float32)
+    made = tuple(None if tensor is None else torch.empty_like(tensor) for tensor in inputs)
+    del sums
+    return made
+
+
+_causal_conv.register_autograd(_gradients, setup_context=_keep)
+_scan.register_autograd(_gradients, setup_context=_keep)
+
+
+def _selective_scan(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    dt_bias: Tensor,
+    state: Tensor | None,
+    valid: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`cobra.models.mamba.ops.torch_ops.selective_scan`."""
+    y, last, _ = _scan(u, dt, A, B, C, D, z, dt_bias)
+    return y, last
+
+
+_KERNELS = SimpleNamespace(
+    inner=None, block_step=None, add_norm=torch_ops.add_norm, causal_conv=_causal_conv, selective_scan=_selective_scan
+)
 
 
 def saved_bytes(forward: Callable[[], Any], parameters: Iterable[Tensor]) -> int:
@@ -136,6 +175,16 @@ def saved_bytes(forward: Callable[[], Any], parameters: Iterable[Tensor]) -> int
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         forward()
     return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in known)
+
+
+def held_bytes(forward: Callable[[], Any], parameters: Iterable[Tensor]) -> int:
+    """Return the bytes that are there after a forward pass, its outputs included, and parameters not."""
+    known = {parameter.untyped_storage()._cdata for parameter in parameters}
+    with _Alive() as alive:
+        outputs = forward()
+        size = sum(size for key, size in alive.sizes.items() if key not in known)
+    del outputs
+    return size
 
 
 def backward_bytes(module: nn.Module, inputs: Sequence[Tensor]) -> int:
@@ -157,18 +206,18 @@ class _Alive(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._sizes: dict[int, int] = {}
+        self.sizes: dict[int, int] = {}
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for storage in (leaf.untyped_storage() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)):
-            if storage._cdata not in self._sizes:
-                self._sizes[storage._cdata] = storage.nbytes()
+            if storage._cdata not in self.sizes:
+                self.sizes[storage._cdata] = storage.nbytes()
                 self.now += storage.nbytes()
                 weakref.finalize(storage, self._drop, storage._cdata)
         self.peak = max(self.peak, self.now)
         return result
 
     def _drop(self, key: int) -> None:
-        self.now -= self._sizes.pop(key)
+        self.now -= self.sizes.pop(key)

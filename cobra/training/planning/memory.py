@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from cobra.models.mamba.mixer import fp32_parameters
 from cobra.models.vlms import CobraVLM
 from cobra.training.lora import is_adapter
 from cobra.training.planning.activations import Activations, Footprint
@@ -82,7 +83,7 @@ def count_memory(
     learned = learned_bytes(vlm)
     whole = sharding.shards == 1 or sharding.accumulation > 1
     activations = footprint.activations(vlm.llm_backbone.llm.lm_head, rows or footprint.size.rows)
-    gathered = _gathered(vlm, sharding) if sharding.world_size > 1 else 0
+    gathered = _gathered(vlm, sharding, footprint.size.element) if sharding.world_size > 1 else 0
     return Memory(
         parameters=_divided(_bytes(vlm), sharding.shards),
         gathered=gathered,
@@ -154,10 +155,26 @@ def _divided(size: int, shards: int) -> int:
     return -(-size // shards)
 
 
-def _gathered(vlm: CobraVLM, sharding: Sharding) -> int:
-    """Return the bytes of whole parameters and gradients at the time of a block's backward pass."""
+def _gathered(vlm: CobraVLM, sharding: Sharding, element: int) -> int:
+    """Return the bytes of whole parameters and gradients at the time of a block's backward pass.
+
+    They are gathered, and gradients computed, in numbers of `element` bytes, but for what stays in fp32.
+    """
     block, root = vlm.llm_backbone.llm.backbone.layers[0], vlm.llm_backbone.llm.lm_head
-    parameters = _bytes(root) + _BLOCKS_GATHERED * _bytes(block) if sharding.freed else _bytes(vlm)
+    whole, learned = _whole(block, element)
+    root_whole, root_learned = _whole(root, element)
+    parameters = root_whole + _BLOCKS_GATHERED * whole if sharding.freed else _whole(vlm, element)[0]
     # The root's gradient is complete, and so sent, at the very end.
-    waiting = _trained(root.parameters()) if sharding.accumulation == 1 else 0
-    return parameters + _GRADIENTS_SENT * _trained(block.parameters()) + waiting
+    waiting = root_learned if sharding.accumulation == 1 else 0
+    return parameters + _GRADIENTS_SENT * learned + waiting
+
+
+def _whole(module: nn.Module, element: int) -> tuple[int, int]:
+    """Return the bytes of a module's parameters as they are gathered, and those of them that are trained."""
+    kept, sizes = fp32_parameters(module), [0, 0]
+    for name, value in module.named_parameters():
+        exact = name.replace(".base_layer.", ".") in kept
+        size = value.numel() * (value.itemsize if exact else min(value.itemsize, element))
+        sizes[0] += size
+        sizes[1] += size * value.requires_grad
+    return sizes[0], sizes[1]

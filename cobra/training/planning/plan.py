@@ -13,6 +13,7 @@ from torch import nn
 
 from cobra.models.backbones.vision.specs import vision_spec
 from cobra.models.checkpoint import read_checkpoint
+from cobra.models.mamba.recompute import POLICIES
 from cobra.models.registry import find_model
 from cobra.models.run_folder import find_checkpoint
 from cobra.models.vlms import CobraVLM
@@ -31,6 +32,7 @@ from cobra.training.planning.memory import (
     weights_file_bytes,
 )
 from cobra.training.planning.meta_model import build_meta_model
+from cobra.training.planning.recomputation import SHARE, chosen_policy, recomputing
 from cobra.training.planning.render import as_json, print_plan
 from cobra.training.planning.row_lengths import Epoch, plan_epoch, read_facts
 from cobra.training.planning.warnings import find_warnings
@@ -88,7 +90,9 @@ def make_plan(config: PretrainConfig, run_dir: Path) -> Plan:
         element=2 if mixed else 4,
         kernels=device == "cuda",
         checkpointing=model.enable_gradient_checkpointing,
+        gathered=world_size > 1,
     )
+    variants = _variants(vlm, sharding, longest, config, device)
     plan = Plan(
         model_id=model.model_id,
         stage=config.stage,
@@ -101,10 +105,10 @@ def make_plan(config: PretrainConfig, run_dir: Path) -> Plan:
         epoch=epoch,
         steps=steps,
         options=config.plan,
-        variants=_variants(vlm, sharding, longest, config, device),
+        variants=variants,
         start=sum(value.numel() for value in vlm.parameters()) * torch.float32.itemsize,
         disk=_disk(vlm, config, steps, run_dir),
-        work=_work(vlm, epoch, steps, config, device),
+        work=_work(vlm, epoch, steps, config, device, variants[0].recompute),
         warnings=[],
     )
     return replace(plan, warnings=find_warnings(plan, config, values, run_dir))
@@ -150,14 +154,16 @@ def _part(name: str, module: nn.Module) -> PartSize:
 
 
 def _variants(vlm: CobraVLM, sharding: Sharding, size: Pass, config: PretrainConfig, device: str) -> list[Variant]:
-    variants, batch = [], size.rows * sharding.accumulation * sharding.world_size
+    variants, batch = {}, size.rows * sharding.accumulation * sharding.world_size
     limit, offloaded = config.plan.gpu_memory * GIB, config.offload_optimizer
-    for checkpointing in (size.checkpointing, not size.checkpointing):
-        footprint = measure_pass(vlm, replace(size, checkpointing=checkpointing))
+    for policy in POLICIES if size.kernels else ("all", "none"):
+        footprint = measure_pass(vlm, recomputing(size, policy))
         memory = count_memory(vlm, sharding, footprint, device == "cuda", offloaded)
         largest = largest_rows(vlm, sharding, footprint, batch, limit, offloaded)
-        variants.append(Variant(checkpointing, memory, largest))
-    return variants
+        variants[policy] = Variant(policy != "none", policy, memory, largest)
+    fits = {policy: variant.memory.total <= limit for policy, variant in variants.items()}
+    chosen = chosen_policy(size.checkpointing, fits)
+    return [variants.pop(chosen), *variants.values()]
 
 
 def _disk(vlm: CobraVLM, config: PretrainConfig, steps: StepPlan, run_dir: Path) -> Disk:
@@ -170,11 +176,11 @@ def _disk(vlm: CobraVLM, config: PretrainConfig, steps: StepPlan, run_dir: Path)
     return Disk(weights, state, weights * (kept + 1) + state * states, shutil.disk_usage(folder).free)
 
 
-def _work(vlm: CobraVLM, epoch: Epoch, steps: StepPlan, config: PretrainConfig, device: str) -> Work:
+def _work(vlm: CobraVLM, epoch: Epoch, steps: StepPlan, config: PretrainConfig, device: str, recompute: str) -> Work:
     # Every token of text is counted as labelled: the head is a twentieth of the whole.
     flops, counts = count_flops(vlm), (epoch.images, epoch.positions, epoch.tokens)
     once, twice = (flops_per_step(flops, *counts, recomputed=again) / epoch.batches for again in (False, True))
-    recomputed = twice - once if config.model.enable_gradient_checkpointing else 0.0
+    recomputed = (twice - once) * SHARE[recompute]
     peak, source = _peak(config.plan, device)
     hours = None
     if peak is not None:

@@ -94,13 +94,16 @@ def _batches(plan: Plan) -> Table:
     return table
 
 
+_RECOMPUTED = {"all": "blocks recomputed", "scan": "all but their scan", "none": "blocks kept"}
+
+
 def _memory(plan: Plan) -> Table:
     rows = plan.steps.per_device_batch_size
     title = f"Memory of one GPU in GiB, {rows} rows of {plan.longest:,} positions (the longest)"
-    names = [f"blocks {'recomputed' if variant.checkpointing else 'kept'}" for variant in plan.variants]
+    names = [_RECOMPUTED[variant.recompute] for variant in plan.variants]
     parts = [_memory_parts(variant.memory) for variant in plan.variants]
     sizes = ((name, *(_gib(part[name]) for part in parts)) for name in parts[0])
-    table = _table(title, ("what", f"{names[0]} (as configured)", names[1]), sizes)
+    table = _table(title, ("what", f"{names[0]} (as configured)", *names[1:]), sizes)
     table.add_section()
     table.add_row("all, at the worst moment", *(_gib(variant.memory.total) for variant in plan.variants))
     if plan.device == "cuda":

@@ -46,15 +46,16 @@ def _rows(plan: Plan, config: PretrainConfig) -> list[str]:
 
 
 def _memory(plan: Plan, config: PretrainConfig) -> list[str]:
-    chosen, alternative = plan.variants
+    chosen, *others = plan.variants
     if plan.device != "cuda" or chosen.memory.total <= plan.options.gpu_memory * GIB:
         return []
     needed = f"{chosen.memory.total / GIB:.1f} GiB do not fit a GPU of {plan.options.gpu_memory:g} GiB"
     flag = f"--model.{stage_prefix(config.stage)}_per_device_batch_size"
     if chosen.largest_rows is not None:
         return [f"{needed}: use {flag} {chosen.largest_rows}; the result is the same"]
-    if alternative.checkpointing and alternative.largest_rows is not None:
-        return [f"{needed}: use --model.enable_gradient_checkpointing true and {flag} {alternative.largest_rows}"]
+    least = next((variant for variant in others if variant.recompute == "all"), None)
+    if least is not None and least.largest_rows is not None and not chosen.checkpointing:
+        return [f"{needed}: use --model.enable_gradient_checkpointing true and {flag} {least.largest_rows}"]
     return [f"{needed}, and neither does a single row: use more GPUs (--plan.world_size), or --lora.rank 16"]
 
 
