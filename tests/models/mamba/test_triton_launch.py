@@ -11,7 +11,9 @@ triton = pytest.importorskip("triton")
 from stub_driver import TARGETS, compiled, resources, stub_gpu  # noqa: E402
 
 from cobra.models import mamba  # noqa: E402
+from cobra.models.mamba import ops as choice  # noqa: E402
 from cobra.models.mamba.ops import triton_conv, triton_norm, triton_ops, triton_step, use_op  # noqa: E402
+from cobra.models.mamba.ops.probe import probe  # noqa: E402
 from cobra.util.errors import UserError  # noqa: E402
 
 WIDTH, D_MODEL, RANK, STATES = 5120, 2560, 160, 16
@@ -126,6 +128,30 @@ def test_one_kernel_serves_all_batches_and_lengths(monkeypatch):
             train(torch.bfloat16, batch, steps)
             decode(torch.bfloat16, batch)
         assert [len(compiled(kernel, "sm_90")) for kernel in KERNELS.values()] == [1, 1, 1, 1, 1, 2]
+
+
+@pytest.mark.slow
+def test_on_a_machine_with_a_gpu_they_are_chosen_after_a_probe_of_all(monkeypatch):
+    """The probe's tensors lie on the CPU here, as do the results, which nothing has computed."""
+    monkeypatch.delenv("COBRA_MAMBA_OP", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    device, verdicts = torch.device("cuda", 0), []
+
+    def probe_here(ops, device):
+        verdicts.append(probe(ops, torch.device("cpu")))
+
+    monkeypatch.setattr(triton_ops, "probe", probe_here)
+    triton_ops.failure.cache_clear()
+    choice._fastest.cache_clear()
+    try:
+        with stub_gpu("sm_90") as stub:
+            assert choice.ops_for(device).__name__ == triton_ops.__name__
+    finally:
+        triton_ops.failure.cache_clear()
+        choice._fastest.cache_clear()
+    assert {launch.name for launch in stub.launches} == {*KERNELS, "scan_forward", "scan_backward"}
+    [verdict] = verdicts
+    assert verdict.startswith("they compute other numbers than PyTorch's operations")
 
 
 class Calls(TorchDispatchMode):

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cobra.models.mamba.ops.triton_launch import launch, rows_of, wide_type
+from cobra.models.mamba.ops.triton_scan import sigmoid
 
 # Channels of a program with its warps, and time steps whose loads are issued together.
 _BLOCK, _WARPS, _UNROLL = 256, 2, 4
@@ -23,12 +24,6 @@ _BLOCK, _WARPS, _UNROLL = 256, 2, 4
 _BACKWARD_BLOCK = 128
 # Programs that keep a large card busy; and the least steps of a program, for those before it are read twice.
 _PROGRAMS, _LEAST_SPAN = 4096, 32
-_LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def _sigmoid(x: tl.tensor) -> tl.tensor:
-    return 1.0 / (1.0 + tl.exp2(-x * _LOG2_E))
 
 
 @triton.jit
@@ -109,7 +104,7 @@ def conv_forward(
         for ahead in tl.static_range(UNROLL):
             total = _weighted(values, taps, offset, ahead, TAPS)
             step = base + ahead
-            tl.store(out + step * WIDTH + channels, total * _sigmoid(total), mask=inside & (step < steps))
+            tl.store(out + step * WIDTH + channels, total * sigmoid(total), mask=inside & (step < steps))
         past = values[UNROLL:]
 
 
@@ -151,7 +146,7 @@ def conv_backward(
         fresh = _next(grad, base, steps, channels, inside, WIDTH, UNROLL, WIDE)
         for ahead in tl.static_range(UNROLL):
             total = _weighted(values, taps, offset, ahead, TAPS)
-            gate = _sigmoid(total)
+            gate = sigmoid(total)
             slope = fresh[ahead] * (gate + total * gate * (1.0 - gate))
             grads = grads + (slope,)
             counted = tl.where(base + ahead < stop, slope, 0.0)
@@ -194,7 +189,7 @@ def conv_step(
     for tap in tl.static_range(TAPS):
         tl.store(window + channels * TAPS + tap, values[tap], mask=inside)
     total = _weighted(values, taps, total, 0, TAPS)
-    tl.store(out + row * WIDTH + channels, total * _sigmoid(total), mask=inside)
+    tl.store(out + row * WIDTH + channels, total * sigmoid(total), mask=inside)
 
 
 @torch.library.custom_op("cobra::causal_conv", mutates_args=())

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cobra.models.mamba.ops.triton_launch import launch, rows_of, wide_type
+from cobra.models.mamba.ops.triton_scan import LOG2_E, sigmoid, softplus
 
 # Channels of a program with its warps, and numbers of a row of the projection that are loaded together: with half of
 # the warps the loop over these takes 76 registers on sm_120, and spills where they are held to 64.
@@ -14,23 +15,6 @@ _BLOCK, _WARPS, _RANK_BLOCK = 16, 4, 64
 _MOST_THREADS = 256
 # Programs that a large card runs at once.
 _PROGRAMS = 2048
-_LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def _softplus(x: tl.tensor, WIDE: tl.constexpr) -> tl.tensor:
-    """Return log(1 + exp(x)), exact for small results: 2 atanh(e / (2 + e)) is log(1 + e) without the sum 1 + e.
-
-    The series is off by 1e-9 of the result in fp32, and by 1e-17 in fp64.
-    """
-    e = tl.exp2(-tl.abs(x) * _LOG2_E)
-    ratio = e / (2.0 + e)
-    square = ratio * ratio
-    TERMS: tl.constexpr = 17 if WIDE == tl.float64 else 8
-    series = square * 0.0 + 1.0 / (2 * TERMS - 1)
-    for term in tl.static_range(1, TERMS):
-        series = series * square + 1.0 / (2 * (TERMS - term) - 1)
-    return tl.maximum(x, 0.0) + 2.0 * ratio * series
 
 
 @triton.jit(do_not_specialize=["batch", "span"])
@@ -53,8 +37,8 @@ def scan_step(
     whole = inside[:, None] & (index < STATES)[None, :]
     decay = tl.load(rates + tile, mask=whole, other=0.0).to(WIDE)
     if IS_LOG:
-        decay = -tl.exp2(decay * _LOG2_E)
-    decay *= _LOG2_E
+        decay = -tl.exp2(decay * LOG2_E)
+    decay *= LOG2_E
     offset = tl.load(bias + channels, mask=inside, other=0.0).to(WIDE)
     skip = tl.load(D + channels, mask=inside, other=0.0).to(WIDE)
     begin = tl.program_id(1).to(tl.int64) * span
@@ -70,7 +54,7 @@ def scan_step(
                 part = tl.load(weight + channels[:, None] * RANK + rank[None, :], mask=mask, other=0.0).to(WIDE)
                 total += part * tl.load(dt + row * dt_row + rank, mask=rank < RANK, other=0.0).to(WIDE)[None, :]
             delta = tl.sum(total, 1)
-        delta = _softplus(delta + offset, WIDE)
+        delta = softplus(delta + offset, WIDE)
         inputs = tl.load(u + row * u_row + channels, mask=inside, other=0.0).to(WIDE)
         gate = tl.load(z + row * z_row + channels, mask=inside, other=0.0).to(WIDE)
         drive = tl.load(B + row * B_row + index, mask=index < STATES, other=0.0).to(WIDE)
@@ -80,7 +64,7 @@ def scan_step(
         h = tl.exp2(delta[:, None] * decay) * h + (delta * inputs)[:, None] * drive[None, :]
         tl.store(here, h, mask=whole)
         y = tl.sum(h * read[None, :], 1) + skip * inputs
-        tl.store(out + row * WIDTH + channels, y * gate / (1.0 + tl.exp2(-gate * _LOG2_E)), mask=inside)
+        tl.store(out + row * WIDTH + channels, y * gate * sigmoid(gate), mask=inside)
 
 
 @torch.library.custom_op("cobra::selective_scan_step", mutates_args=("state",))
