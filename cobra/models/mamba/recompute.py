@@ -29,7 +29,7 @@ class Keeper:
             self._products[again] += 1
             return self._products[again] == 1
         space, _, name = operation.name().partition("::")
-        return space.startswith("cobra") and name.partition(".")[0] in ("selective_scan", "selective_scan_forward")
+        return space.startswith("cobra") and name.partition(".")[0] == "selective_scan"
 
     def __call__(self, context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         """See :func:`torch.utils.checkpoint.create_selective_checkpoint_contexts`."""

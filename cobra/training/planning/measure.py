@@ -1,8 +1,8 @@
 """Bytes that a module's passes keep and need, measured on the meta device, where tensors have sizes and no numbers.
 
 Everything that PyTorch computes is run as it is. Kernels are opaque, and stand-ins save what they save for the backward
-pass: attention, and on CUDA the norm, which keeps its input, and the Triton kernels of convolution and scan, which keep
-their inputs, the latter with one state every 16 positions. So a plan needs no Triton.
+pass: attention, and on CUDA the norm and the Triton kernels of convolution and scan, which keep their inputs. So a plan
+needs no Triton.
 """
 
 import weakref
@@ -21,9 +21,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from cobra.models.mamba.ops import torch_ops, use_op
 
-# Positions between two states that the scan's kernel keeps, and channels whose gradients of B and C it adds up.
+# Positions between two states that the backward pass of the scan's kernel holds.
 _KERNEL_CHUNK = 16
-_KERNEL_BLOCK = 32
 # The operations of our models that autocast computes in bf16; it has no rules for the meta device.
 _LOWERED = (F.linear, F.conv2d, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
@@ -98,11 +97,9 @@ def _causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor 
 @torch.library.custom_op("cobra_plan::selective_scan", mutates_args=())
 def _scan(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Keep the inputs, and a state every few steps."""
-    (batch, steps, width), states = u.shape, A.shape[1]
-    starts = A.new_empty(batch, -(-steps // _KERNEL_CHUNK), states, width)
-    return torch.empty_like(u, memory_format=torch.contiguous_format), A.new_empty(batch, width, states), starts
+) -> tuple[Tensor, Tensor]:
+    """Keep the inputs."""
+    return torch.empty_like(u, memory_format=torch.contiguous_format), A.new_empty(u.shape[0], *A.shape)
 
 
 @_causal_conv.register_fake
@@ -113,31 +110,30 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor | None) -> 
 @_scan.register_fake
 def _(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     return _scan._init_fn(u, dt, A, B, C, D, z, dt_bias)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    starts = output[2:] if isinstance(output, tuple) else ()
-    ctx.save_for_backward(*inputs, *starts)
-    ctx.count = len(inputs)
+    ctx.save_for_backward(*inputs)
 
 
-def _gradients(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-    """Make the gradients, and for the scan the sums over blocks of channels of those of B and C."""
-    inputs = ctx.saved_tensors[: ctx.count]
-    sums = None
-    if ctx.count > 4:
-        u, states = inputs[0], inputs[2].shape[1]
-        blocks = -(-u.shape[2] // _KERNEL_BLOCK)
-        sums = u.new_empty(u.shape[0], blocks, u.shape[1], 2 * states, dtype=torch.float32)
-    made = tuple(None if tensor is None else torch.empty_like(tensor) for tensor in inputs)
-    del sums
+def _conv_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return tuple(None if tensor is None else torch.empty_like(tensor) for tensor in ctx.saved_tensors)
+
+
+def _scan_backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    """Make the gradients, beside the states before every chunk of positions, which are computed again."""
+    u, _, A, *_ = inputs = ctx.saved_tensors
+    batch, steps, width = u.shape
+    starts = A.new_empty(batch, -(-steps // _KERNEL_CHUNK), A.shape[1], width, dtype=torch.float32)
+    made = tuple(torch.empty_like(tensor) for tensor in inputs)
+    del starts
     return made
 
 
-_causal_conv.register_autograd(_gradients, setup_context=_keep)
-_scan.register_autograd(_gradients, setup_context=_keep)
+_causal_conv.register_autograd(_conv_backward, setup_context=_keep)
+_scan.register_autograd(_scan_backward, setup_context=_keep)
 
 
 def _selective_scan(
@@ -153,8 +149,7 @@ def _selective_scan(
     valid: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`cobra.models.mamba.ops.torch_ops.selective_scan`."""
-    y, last, _ = _scan(u, dt, A, B, C, D, z, dt_bias)
-    return y, last
+    return _scan(u, dt, A, B, C, D, z, dt_bias)
 
 
 _KERNELS = SimpleNamespace(
