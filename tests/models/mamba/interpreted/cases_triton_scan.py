@@ -15,13 +15,14 @@ QUICK = [
     (torch.bfloat16, 15, 32, 4, (1, 15), False),
     (torch.float32, 16, 31, 4, None, False),
 ]
+SIZES = ((1, 16), (31, 4), (32, 8), (40, 4), (8, 16))
+LENGTHS = (None, (0, 0), (1, 0), None)
+# Every dtype with every number of steps, of sizes and lengths that take turns; lengths end with all steps.
 ALL = [
-    (dtype, steps, width, states, lengths and (lengths[0], steps), given)
-    for dtype in TOLERANCE
-    for steps in (1, 15, 16, 17, 37)
-    for width, states in ((1, 16), (31, 4), (32, 16), (40, 8))
-    for lengths in (None, (0, 0), (1, 0))
-    for given in (lengths is None,)
+    (dtype, steps, *SIZES[(place + turn) % 5], lengths and (lengths[0], steps), lengths is None)
+    for turn, dtype in enumerate(TOLERANCE)
+    for place, steps in enumerate((1, 15, 16, 17, 37))
+    for lengths in (LENGTHS[(place + turn) % 4],)
 ]
 
 
