@@ -95,7 +95,7 @@ class Mamba1Mixer(Mixer):
     def block_step(
         self, norm: nn.Module, hidden: Tensor, residual: Tensor | None, state: LayerState
     ) -> tuple[Tensor, Tensor] | None:
-        """See :meth:`Mixer.block_step`; only numba's operations have it."""
+        """See :meth:`Mixer.block_step`; the operations of numba and Triton have it."""
         fused = ops_for(hidden.device).block_step
         return None if fused is None else fused(self, norm, hidden, residual, state)
 

@@ -13,7 +13,7 @@ LENGTHS, STEPS, VOCABULARY = (18, 9), 18, 32
 
 def make_model():
     torch.manual_seed(0)
-    return MambaLM(MambaConfig(d_model=16, n_layer=2, vocab_size=VOCABULARY))
+    return MambaLM(MambaConfig(d_model=16, n_layer=2, vocab_size=VOCABULARY, d_state=8))
 
 
 def train(ops):
