@@ -1,7 +1,7 @@
 """Compile the kernels of the selective scan for GPUs that are not there, and count what they take.
 
 Registers, stack, spills and shared memory are those that NVIDIA's tools in Triton's wheel tell; instructions are those
-of the loops, for a warp and a step of a state, in the sizes of cobra+3b: bf16 inputs, 5,120 channels, 16 states.
+of the loops, for a warp and a step of a state, in the sizes of cobra+3b: 5,120 channels of bf16 or fp32, 16 states.
 """
 
 import re
@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -33,7 +34,9 @@ _TARGETS = {
 }
 _WIDTH, _STATES, _UNROLL = 5120, 16, 8
 _KERNELS = {"forward": triton_scan.scan_forward, "backward": triton_scan_backward.scan_backward}
-_BF16 = frozenset("u dt z out grad du d_dt dz".split())
+_DTYPES = ("bf16", "fp32")
+# Tensors over the channels, which have the dtype that is given.
+_GIVEN = frozenset("u dt z out grad du d_dt dz".split())
 _INTEGERS = frozenset("steps chunks rows u_row dt_row z_row".split())
 # Of the latter, those that are multiples of 16 in a model.
 _ROWS = frozenset("u_row dt_row z_row".split())
@@ -61,12 +64,12 @@ class Taken:
     seconds: float
 
 
-def measure(name: str, target: str, unroll: int = _UNROLL) -> Taken:
+def measure(name: str, target: str, dtype: str = "bf16", unroll: int = _UNROLL) -> Taken:
     """Compile a kernel, `forward` or `backward`, for a target; its instructions are NaN where they are not NVIDIA's."""
     # From the sources, and not what an earlier run has left.
     triton.knobs.compilation.always_compile = True
     begin = time.perf_counter()
-    kernel = _compile(name, _TARGETS[target], unroll)
+    kernel = _compile(name, _TARGETS[target], dtype, unroll)
     seconds = time.perf_counter() - begin
     shared = kernel.metadata.shared
     if "cubin" not in kernel.asm:
@@ -80,7 +83,7 @@ def measure(name: str, target: str, unroll: int = _UNROLL) -> Taken:
     return Taken(numbers["REG"], numbers["STACK"], numbers["LOCAL"], shared, total, shuffles, seconds)
 
 
-def _compile(name: str, target: GPUTarget, unroll: int) -> Any:
+def _compile(name: str, target: GPUTarget, dtype: str, unroll: int) -> Any:
     """Compile a kernel as it is launched for a model: multiples of 16 are known to be such."""
     kernel = _KERNELS[name]
     constants: dict[str, Any] = dict.fromkeys(_ABSENT[name])
@@ -89,7 +92,7 @@ def _compile(name: str, target: GPUTarget, unroll: int) -> Any:
     constants |= {"UNROLL": unroll} if name == "forward" else {}
     signature, hints = {}, {}
     for place, argument in enumerate(kernel.arg_names):
-        pointer = "*bf16" if argument in _BF16 else "*i64" if argument in ("pairs", "carry") else "*fp32"
+        pointer = f"*{dtype}" if argument in _GIVEN else "*i64" if argument in ("pairs", "carry") else "*fp32"
         kind = "constexpr" if argument in constants else "i32" if argument in _INTEGERS else pointer
         signature[argument] = kind
         if kind.startswith("*") or argument in _ROWS:
@@ -137,8 +140,8 @@ def main(config: SassBenchmark) -> None:
     """Compile for each target, and print the rows."""
     rows = []
     for target in config.targets or list(_TARGETS):
-        for name in _KERNELS:
-            taken, what = measure(name, target), f"{name}, {target}"
+        for name, dtype in product(_KERNELS, _DTYPES):
+            taken, what = measure(name, target, dtype), f"{name}, {target}, {dtype}"
             rows += [
                 Row(f"{what}: stack, spills and shared memory", taken.stack + taken.spills + taken.shared, "B", "<= 0"),
                 Row(f"{what}: compiled in", taken.seconds, "s", "<= 12"),
@@ -152,7 +155,7 @@ def main(config: SassBenchmark) -> None:
                 Row(f"{what}: instructions a warp-step of a state", taken.instructions, "", f"<= {instructions}"),
                 Row(f"{what}: shuffles among them", taken.shuffles, "", f"<= {shuffles}"),
             ]
-    finish("sass: kernels of the selective scan, bf16, 5,120 channels, 16 states", rows)
+    finish("sass: kernels of the selective scan, 5,120 channels, 16 states", rows)
 
 
 if __name__ == "__main__":

@@ -33,17 +33,17 @@ from cobra.models.mamba.ops.triton_scan import (
 
 
 @triton.jit
-def _sum_over_lanes(values: tl.tuple, BLOCK: tl.constexpr) -> tl.tensor:
+def _sum_over_lanes(values: tl.tuple, lane: tl.tensor, BLOCK: tl.constexpr) -> tl.tensor:
     """Return the sums of 32 tensors over their lanes; lane i gets that of the tensor i.
 
-    In each of five steps a lane gives half of its tensors to a neighbour and adds what it gets to the other half: 31
-    exchanges, where 32 sums would take 160. With 64 lanes both halves hold the same.
+    Given are 16, for which lanes have exchanged already: those whose bit 16 is set have the later 16 tensors. In each
+    of four steps a lane gives half of its tensors to a neighbour and adds what it gets to the other half: 31 exchanges
+    in all, where 32 sums would take 160. With 64 lanes both halves hold the same.
     """
-    lane = tl.arange(0, BLOCK)
-    for bit in tl.static_range(5):
+    for bit in tl.static_range(4):
         upper = ((lane >> bit) & 1) != 0
         halved = ()
-        for place in tl.static_range(0, 32 >> bit, 2):
+        for place in tl.static_range(0, 16 >> bit, 2):
             kept = tl.where(upper, values[place + 1], values[place])
             given = tl.where(upper, values[place], values[place + 1])
             halved = halved + (kept + tl.gather(given, lane ^ (1 << bit), 0),)
@@ -52,6 +52,16 @@ def _sum_over_lanes(values: tl.tuple, BLOCK: tl.constexpr) -> tl.tensor:
     if BLOCK == 64:
         total += tl.gather(total, lane ^ 32, 0)
     return total
+
+
+@triton.jit
+def _scales(drives: tl.tuple, opened: tl.tuple, lane: tl.tensor, CHUNK: tl.constexpr) -> tl.tuple:
+    """Return what a lane multiplies by what it keeps, and by what it gives: see :func:`_through_state`."""
+    kept, given = (), ()
+    for ahead in tl.static_range(CHUNK):
+        kept = kept + (tl.where((lane & 16) != 0, drives[ahead], opened[ahead]),)
+        given = given + (tl.where((lane & 16) != 0, opened[ahead], drives[ahead]),)
+    return kept, given
 
 
 @triton.jit
@@ -180,12 +190,16 @@ def _opened(
 @triton.jit
 def _through_state(
     level: tl.tensor, slope: tl.tensor, d_rate: tl.tensor, rate: tl.tensor, reads: tl.tuple, deltas: tl.tuple,
-    drives: tl.tuple, opened: tl.tuple, ys: tl.tuple, d_deltas: tl.tuple, d_drives: tl.tuple, CHUNK: tl.constexpr,
+    drives: tl.tuple, opened: tl.tuple, scales: tl.tuple, ys: tl.tuple, d_deltas: tl.tuple, d_drives: tl.tuple,
+    lane: tl.tensor, CHUNK: tl.constexpr,
 ) -> tl.tuple:  # fmt: skip
     """Go through a chunk for one of a channel's states: forward, to have it again, and backward.
 
-    Return the sums that were given with what this state adds to them, and what it adds to the gradients of C and B.
+    Return the sums that were given with what this state adds to them, and what it adds to the gradients of C, or of B
+    in lanes whose bit 16 is set. Lanes exchange these before they are multiplied out: a product and a sum are one
+    instruction.
     """
+    upper, other = (lane & 16) != 0, lane ^ 16
     decay = rate * LOG2_E
     levels, factors, sums = (level,), (), ()
     for ahead in tl.static_range(CHUNK):
@@ -194,17 +208,17 @@ def _through_state(
         levels = levels + (level,)
         factors = factors + (factor,)
         sums = sums + (ys[ahead] + level * reads[2 * ahead + 1],)
-    more_drives, more_deltas, to_read, to_drive = (), (), (), ()
+    more_drives, more_deltas, parts = (), (), ()
     for ahead in tl.static_range(CHUNK - 1, -1, -1):
         slope += opened[ahead] * reads[2 * ahead + 1]
-        to_read = (opened[ahead] * levels[ahead + 1],) + to_read
-        to_drive = (slope * drives[ahead],) + to_drive
+        given = tl.gather(scales[1][ahead] * tl.where(upper, levels[ahead + 1], slope), other, 0)
+        parts = (scales[0][ahead] * tl.where(upper, slope, levels[ahead + 1]) + given,) + parts
         more_drives = (d_drives[ahead] + slope * reads[2 * ahead],) + more_drives
         slope *= factors[ahead]
         moved = slope * levels[ahead]
         more_deltas = (d_deltas[ahead] + moved * rate,) + more_deltas
         d_rate += moved * deltas[ahead]
-    return slope, d_rate, sums, more_deltas, more_drives, to_read + to_drive
+    return slope, d_rate, sums, more_deltas, more_drives, parts
 
 
 @triton.jit
@@ -260,7 +274,8 @@ def scan_backward(
     SIZE: tl.constexpr = 2 if WIDE == tl.float64 else 1
     PADDED: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK * BLOCK
     row = tl.program_id(1).to(tl.int64)
-    channels = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    lane = tl.arange(0, BLOCK)
+    channels = tl.program_id(0) * BLOCK + lane
     inside = channels < WIDTH
     two = tl.arange(0, 2)[None, :] + tl.zeros([BLOCK, 1], tl.int32)
     carry += (row * STATES * WIDTH + channels) * (2 * SIZE)
@@ -278,6 +293,7 @@ def scan_backward(
             grad + at, inputs, raw, gates, _at(valid, row * steps + base), channels, inside,
             (chunk * CHUNK - base).to(tl.int32), skip, offset, WIDTH, U_STEP, DT_STEP, Z_STEP, CHUNK, EVEN, WIDE,
         )  # fmt: skip
+        scales = _scales(drives, opened, lane, CHUNK)
         d_skip, d_deltas, d_drives, there = d_skip + more, zeros, zeros, carry
         start = starts + (row * chunks + chunk) * (STATES * PADDED) + channels
         pair = pairs + (row * chunks + chunk) * (STATES * CHUNK * SIZE)
@@ -285,10 +301,11 @@ def scan_backward(
             slope, d_rate, rate = _carried(there, two, inside, EVEN, WIDE)
             reads = _quads(pair, two, CHUNK, WIDE)
             slope, d_rate, ys, d_deltas, d_drives, parts = _through_state(
-                tl.load(start), slope, d_rate, rate, reads, deltas, drives, opened, ys, d_deltas, d_drives, CHUNK
-            )
+                tl.load(start), slope, d_rate, rate, reads, deltas, drives, opened, scales, ys, d_deltas, d_drives,
+                lane, CHUNK,
+            )  # fmt: skip
             _carry(there, slope, d_rate, inside, EVEN, WIDE)
-            tl.store(start, _sum_over_lanes(parts, BLOCK))
+            tl.store(start, _sum_over_lanes(parts, lane, BLOCK))
             there += WIDTH * (2 * SIZE)
             start += PADDED
             pair += CHUNK * SIZE
