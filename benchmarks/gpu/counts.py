@@ -265,7 +265,7 @@ def ask_for(kind: str, tree: Path) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run(config: CountsBenchmark) -> None:
+def main(config: CountsBenchmark) -> None:
     """Count, and print what there was before beside what there is."""
     if config.count is not None:
         print(json.dumps(count(config.count)))
@@ -286,4 +286,4 @@ def run(config: CountsBenchmark) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(run, CountsBenchmark)
+    cli.run(main, CountsBenchmark)

@@ -173,7 +173,7 @@ class Bench:
         return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
 
 
-def run(config: GpuBenchmark) -> None:
+def main(config: GpuBenchmark) -> None:
     """Measure everything, and print the page.
 
     Raises:
@@ -262,4 +262,4 @@ def finish(config: GpuBenchmark, report: Report) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(run, GpuBenchmark)
+    cli.run(main, GpuBenchmark)
