@@ -22,8 +22,8 @@ from cobra.models.mamba.ops import torch_ops, triton_conv, triton_norm, triton_s
 from cobra.models.mamba.ops.probe import probe
 from cobra.util.errors import UserError
 
-# The oldest Triton that is tried; the kernels were compiled and interpreted with 3.8, and the probe decides about others.
-# Then NVIDIA's oldest cards that it compiles for.
+# The oldest Triton that is tried; the kernels were compiled and interpreted with 3.8, and the probe decides about
+# others. Then the oldest cards of NVIDIA that it compiles for.
 _OLDEST_TRITON = (3, 7)
 _OLDEST_CARD = (7, 5)
 # Taps, and states a channel, that the kernels are unrolled for without spilling registers.
