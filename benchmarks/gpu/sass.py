@@ -40,7 +40,8 @@ _GIVEN = frozenset("u dt z out grad du d_dt dz".split())
 _INTEGERS = frozenset("steps chunks rows u_row dt_row z_row".split())
 # Of the latter, those that are multiples of 16 in a model.
 _ROWS = frozenset("u_row dt_row z_row".split())
-_ABSENT = {"forward": ("state", "valid", "starts"), "backward": ("valid",)}
+# As in training; lengths and first states are for padded and continued rows.
+_ABSENT = {"forward": ("state", "valid"), "backward": ("valid",)}
 
 
 @dataclass

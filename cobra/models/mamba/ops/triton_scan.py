@@ -128,12 +128,14 @@ def _first(
 
 @triton.jit
 def _keep_states(
-    starts: tl.tensor, h: tl.tuple, chunk: tl.tensor, channels: tl.tensor, STATES: tl.constexpr, BLOCK: tl.constexpr,
+    starts: tl.tensor, h: tl.tuple, chunk: tl.tensor, channels: tl.tensor, WIDTH: tl.constexpr, STATES: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Keep the states before a chunk: whole blocks of channels, which the backward pass has room for its sums in."""
-    width = tl.num_programs(0) * BLOCK
+    PADDED: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK * BLOCK
+    starts += chunk * (STATES * PADDED) + channels
     for n in tl.static_range(STATES):
-        tl.store(starts + (chunk * STATES + n) * width + channels, h[n])
+        tl.store(starts + n * PADDED, h[n])
 
 
 @triton.jit(do_not_specialize=["steps", "chunks"])
@@ -166,7 +168,7 @@ def scan_forward(
         left = steps - base
         if starts is not None:
             if base % CHUNK == 0:
-                _keep_states(starts, h, row * chunks + base // CHUNK, channels, STATES, BLOCK)
+                _keep_states(starts, h, row * chunks + base // CHUNK, channels, WIDTH, STATES, BLOCK)
         inputs = _steps(u, channels, inside, left, U_STEP, UNROLL, WIDE)
         gates = _steps(z, channels, inside, left, Z_STEP, UNROLL, WIDE)
         deltas = _deltas(dt, valid, offset, channels, inside, left, DT_STEP, UNROLL, WIDE)
