@@ -127,7 +127,7 @@ def test_conclusions_of_held_out_rows(main, models, holdout):  # noqa: F811
     # A table by source says nothing of one source.
     assert "Right conclusions by source" not in printed and "n:6" in found["signature"]
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert printed.count("Conclusions on 6 questions") == 1 and "Which square is number 2?" in printed
+    assert printed.count("Conclusions on 6 questions") == 1 and "Which square is number 1?" in printed
     shown = HtmlPage(re.sub("<(style|script|pre)[ >].*?</\\1>", "", page, flags=re.S)).words()
     for text in (printed, shown):
         assert not re.search("[Cc]aption|BLEU|CIDEr|human", text)

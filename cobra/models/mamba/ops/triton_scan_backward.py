@@ -286,8 +286,7 @@ def scan_backward(
         chunk = (chunks - 1 - back).to(tl.int64)
         base = tl.minimum(chunk * CHUNK, steps - CHUNK)
         at = (row * steps + base) * WIDTH
-        inputs = u + row * u_row + base * U_STEP
-        raw = dt + row * dt_row + base * DT_STEP
+        inputs, raw = u + row * u_row + base * U_STEP, dt + row * dt_row + base * DT_STEP
         gates = z + row * z_row + base * Z_STEP
         deltas, drives, opened, ys, more = _opened(
             grad + at, inputs, raw, gates, _at(valid, row * steps + base), channels, inside,
@@ -306,9 +305,7 @@ def scan_backward(
             )  # fmt: skip
             _carry(there, slope, d_rate, inside, EVEN, WIDE)
             tl.store(start, _sum_over_lanes(parts, lane, BLOCK))
-            there += WIDTH * (2 * SIZE)
-            start += PADDED
-            pair += CHUNK * SIZE
+            there, start, pair = there + WIDTH * (2 * SIZE), start + PADDED, pair + CHUNK * SIZE
         d_offset += _write(
             grad + at, inputs, raw, gates, du + at, d_dt + at, dz + at, channels, inside, skip, offset, deltas, opened,
             ys, d_deltas, d_drives, WIDTH, U_STEP, DT_STEP, Z_STEP, CHUNK, EVEN, WIDE,
