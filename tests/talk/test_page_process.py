@@ -72,7 +72,9 @@ class Process:
         return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/") else None
 
     def check_undisturbed(self):
-        assert self.ask(None).status_code == 200 and self.errors.read_text() == ""
+        assert self.ask(None).status_code == 200
+        # On a slow machine there are lines about what is waited for.
+        assert [line for line in self.errors.read_text().splitlines() if not line.endswith(" ...")] == []
 
 
 @pytest.fixture(scope="module")

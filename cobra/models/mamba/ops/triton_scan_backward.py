@@ -14,15 +14,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cobra.models.mamba.ops.triton_channels import (
+    carried,
+    channel,
+    later,
+    moved_on,
+    put_back,
+    quads,
+    store,
+    whole_steps,
+)
 from cobra.models.mamba.ops.triton_launch import launch, rows_of
 from cobra.models.mamba.ops.triton_scan import (
     CHUNK,
     LOG2_E,
     as_pairs,
     chunks_of,
-    high,
     lanes,
-    low,
     reciprocal,
     run_forward,
     sigmoid,
@@ -65,96 +73,6 @@ def _scales(drives: tl.tuple, opened: tl.tuple, lane: tl.tensor, CHUNK: tl.const
 
 
 @triton.jit
-def _quads(
-    pairs: tl.tensor, two: tl.tensor, COUNT: tl.constexpr, WIDE: tl.constexpr,
-) -> tl.tuple:  # fmt: skip
-    """Return B and C of COUNT steps, by loads of two steps each."""
-    values = ()
-    for ahead in tl.static_range(0, COUNT, 2):
-        if WIDE == tl.float64:
-            for place in tl.static_range(4):
-                values = values + (tl.load(pairs + 2 * ahead + place),)
-        else:
-            first, second = tl.split(tl.load(pairs + ahead + two))
-            values = values + (low(first), high(first), low(second), high(second))
-    return values
-
-
-@triton.jit
-def _carried(
-    carry: tl.tensor, two: tl.tensor, inside: tl.tensor, EVEN: tl.constexpr, WIDE: tl.constexpr,
-) -> tl.tuple:  # fmt: skip
-    """Return the gradient of a state, that of its rate so far, and the rate: one load of a channel's four numbers."""
-    if WIDE == tl.float64:
-        return (
-            tl.load(carry, mask=inside, other=0.0),
-            tl.load(carry + 1, mask=inside, other=0.0),
-            tl.load(carry + 2, mask=inside, other=0.0),
-        )
-    first, second = tl.split(_channel(carry[:, None] + two, inside[:, None], EVEN))
-    return low(first), high(first), low(second)
-
-
-@triton.jit
-def _carry(
-    carry: tl.tensor, slope: tl.tensor, d_rate: tl.tensor, inside: tl.tensor, EVEN: tl.constexpr, WIDE: tl.constexpr,
-) -> None:  # fmt: skip
-    """Put the first two of these numbers back."""
-    if WIDE == tl.float64:
-        tl.store(carry, slope, mask=inside)
-        tl.store(carry + 1, d_rate, mask=inside)
-    else:
-        low = slope.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
-        _store(carry, low | (d_rate.to(tl.int32, bitcast=True).to(tl.int64) << 32), inside, EVEN)
-
-
-@triton.jit
-def _whole_steps(
-    x: tl.tensor, channels: tl.tensor, inside: tl.tensor, STEP: tl.constexpr, COUNT: tl.constexpr, EVEN: tl.constexpr,
-    WIDE: tl.constexpr,
-) -> tl.tuple:  # fmt: skip
-    """Return COUNT steps of the channels."""
-    values = ()
-    for ahead in tl.static_range(COUNT):
-        values = values + (_channel(x + ahead * STEP + channels, inside, EVEN).to(WIDE),)
-    return values
-
-
-@triton.jit
-def _channel(x: tl.tensor, inside: tl.tensor, EVEN: tl.constexpr) -> tl.tensor:
-    """Return numbers of the channels. A mask costs a load an instruction more, so that there is none where all are."""
-    if EVEN:
-        return tl.load(x)
-    return tl.load(x, mask=inside, other=0)
-
-
-@triton.jit
-def _later(values: tl.tuple, early: tl.tensor, COUNT: tl.constexpr) -> tl.tuple:
-    """Return the values, with zeros for those before the place `early`."""
-    kept = ()
-    for place in tl.static_range(COUNT):
-        kept = kept + (tl.where(place >= early, values[place], 0.0),)
-    return kept
-
-
-@triton.jit
-def _store(x: tl.tensor, value: tl.tensor, inside: tl.tensor, EVEN: tl.constexpr) -> None:
-    if EVEN:
-        tl.store(x, value)
-    else:
-        tl.store(x, value, mask=inside)
-
-
-@triton.jit
-def _at(valid: tl.tensor, base: tl.tensor) -> tl.tensor:
-    """Return the pointer moved on, or None."""
-    moved = valid
-    if valid is not None:
-        moved = valid + base
-    return moved
-
-
-@triton.jit
 def _opened(
     grad: tl.tensor, u: tl.tensor, dt: tl.tensor, z: tl.tensor, valid: tl.tensor, channels: tl.tensor,
     inside: tl.tensor, early: tl.tensor, skip: tl.tensor, offset: tl.tensor, WIDTH: tl.constexpr,
@@ -165,10 +83,10 @@ def _opened(
 
     Sizes and gradients are zeros before the step `early`, so that the state is held and nothing comes from these.
     """
-    raw = _whole_steps(dt, channels, inside, DT_STEP, CHUNK, EVEN, WIDE)
-    inputs = _whole_steps(u, channels, inside, U_STEP, CHUNK, EVEN, WIDE)
-    gates = _whole_steps(z, channels, inside, Z_STEP, CHUNK, EVEN, WIDE)
-    grads = _whole_steps(grad, channels, inside, WIDTH, CHUNK, EVEN, WIDE)
+    raw = whole_steps(dt, channels, inside, DT_STEP, CHUNK, EVEN, WIDE)
+    inputs = whole_steps(u, channels, inside, U_STEP, CHUNK, EVEN, WIDE)
+    gates = whole_steps(z, channels, inside, Z_STEP, CHUNK, EVEN, WIDE)
+    grads = whole_steps(grad, channels, inside, WIDTH, CHUNK, EVEN, WIDE)
     deltas, drives, opened, ys = (), (), (), ()
     for ahead in tl.static_range(CHUNK):
         delta = softplus(raw[ahead] + offset, WIDE)
@@ -176,7 +94,7 @@ def _opened(
             delta = tl.where(tl.load(valid + ahead) != 0, delta, 0.0)
         deltas = deltas + (delta,)
     if early > 0:
-        deltas, grads = _later(deltas, early, CHUNK), _later(grads, early, CHUNK)
+        deltas, grads = later(deltas, early, CHUNK), later(grads, early, CHUNK)
     d_skip = offset * 0.0
     for ahead in tl.static_range(CHUNK):
         drives = drives + (deltas[ahead] * inputs[ahead],)
@@ -232,22 +150,22 @@ def _write(
 
     Its inputs are read again, as there are no registers for them.
     """
-    raw = _whole_steps(dt, channels, inside, DT_STEP, CHUNK, EVEN, WIDE)
-    inputs = _whole_steps(u, channels, inside, U_STEP, CHUNK, EVEN, WIDE)
-    gates = _whole_steps(z, channels, inside, Z_STEP, CHUNK, EVEN, WIDE)
-    grads = _whole_steps(grad, channels, inside, WIDTH, CHUNK, EVEN, WIDE)
+    raw = whole_steps(dt, channels, inside, DT_STEP, CHUNK, EVEN, WIDE)
+    inputs = whole_steps(u, channels, inside, U_STEP, CHUNK, EVEN, WIDE)
+    gates = whole_steps(z, channels, inside, Z_STEP, CHUNK, EVEN, WIDE)
+    grads = whole_steps(grad, channels, inside, WIDTH, CHUNK, EVEN, WIDE)
     d_offset = offset * 0.0
     for ahead in tl.static_range(CHUNK):
         gate = sigmoid(gates[ahead])
         d_gate = grads[ahead] * gate * ys[ahead]
         d_gate += d_gate * (gates[ahead] - gates[ahead] * gate)
-        _store(dz + ahead * WIDTH + channels, d_gate, inside, EVEN)
+        store(dz + ahead * WIDTH + channels, d_gate, inside, EVEN)
         d_input = d_drives[ahead] * deltas[ahead] + opened[ahead] * skip
-        _store(du + ahead * WIDTH + channels, d_input, inside, EVEN)
+        store(du + ahead * WIDTH + channels, d_input, inside, EVEN)
         slope = reciprocal(1.0 + tl.exp2(offset * -LOG2_E - raw[ahead] * LOG2_E))
         # Softplus is above zero: a size of zero is that of a step that does not count.
         d_raw = tl.where(deltas[ahead] == 0.0, 0.0, (d_deltas[ahead] + d_drives[ahead] * inputs[ahead]) * slope)
-        _store(d_dt + ahead * WIDTH + channels, d_raw, inside, EVEN)
+        store(d_dt + ahead * WIDTH + channels, d_raw, inside, EVEN)
         d_offset += d_raw
     return d_offset
 
@@ -279,8 +197,8 @@ def scan_backward(
     inside = channels < WIDTH
     two = tl.arange(0, 2)[None, :] + tl.zeros([BLOCK, 1], tl.int32)
     carry += (row * STATES * WIDTH + channels) * (2 * SIZE)
-    skip = _channel(D + channels, inside, EVEN).to(WIDE)
-    offset = _channel(bias + channels, inside, EVEN).to(WIDE)
+    skip = channel(D + channels, inside, EVEN).to(WIDE)
+    offset = channel(bias + channels, inside, EVEN).to(WIDE)
     d_skip, d_offset, zeros = offset * 0.0, offset * 0.0, (offset * 0.0,) * CHUNK
     for back in range(0, chunks):
         chunk = (chunks - 1 - back).to(tl.int64)
@@ -289,7 +207,7 @@ def scan_backward(
         inputs, raw = u + row * u_row + base * U_STEP, dt + row * dt_row + base * DT_STEP
         gates = z + row * z_row + base * Z_STEP
         deltas, drives, opened, ys, more = _opened(
-            grad + at, inputs, raw, gates, _at(valid, row * steps + base), channels, inside,
+            grad + at, inputs, raw, gates, moved_on(valid, row * steps + base), channels, inside,
             (chunk * CHUNK - base).to(tl.int32), skip, offset, WIDTH, U_STEP, DT_STEP, Z_STEP, CHUNK, EVEN, WIDE,
         )  # fmt: skip
         scales = _scales(drives, opened, lane, CHUNK)
@@ -297,21 +215,21 @@ def scan_backward(
         start = starts + (row * chunks + chunk) * (STATES * PADDED) + channels
         pair = pairs + (row * chunks + chunk) * (STATES * CHUNK * SIZE)
         for _n in range(0, STATES):
-            slope, d_rate, rate = _carried(there, two, inside, EVEN, WIDE)
-            reads = _quads(pair, two, CHUNK, WIDE)
+            slope, d_rate, rate = carried(there, two, inside, EVEN, WIDE)
+            reads = quads(pair, two, CHUNK, WIDE)
             slope, d_rate, ys, d_deltas, d_drives, parts = _through_state(
                 tl.load(start), slope, d_rate, rate, reads, deltas, drives, opened, scales, ys, d_deltas, d_drives,
                 lane, CHUNK,
             )  # fmt: skip
-            _carry(there, slope, d_rate, inside, EVEN, WIDE)
+            put_back(there, slope, d_rate, inside, EVEN, WIDE)
             tl.store(start, _sum_over_lanes(parts, lane, BLOCK))
             there, start, pair = there + WIDTH * (2 * SIZE), start + PADDED, pair + CHUNK * SIZE
         d_offset += _write(
             grad + at, inputs, raw, gates, du + at, d_dt + at, dz + at, channels, inside, skip, offset, deltas, opened,
             ys, d_deltas, d_drives, WIDTH, U_STEP, DT_STEP, Z_STEP, CHUNK, EVEN, WIDE,
         )  # fmt: skip
-    _store(d_rows + row * WIDTH + channels, d_skip, inside, EVEN)
-    _store(d_rows + (rows + row) * WIDTH + channels, d_offset, inside, EVEN)
+    store(d_rows + row * WIDTH + channels, d_skip, inside, EVEN)
+    store(d_rows + (rows + row) * WIDTH + channels, d_offset, inside, EVEN)
 
 
 @torch.library.custom_op("cobra::selective_scan_backward", mutates_args=())
