@@ -17,7 +17,6 @@ from test_docs import ALL_COMMANDS, DOCUMENTS, ROOT, blocks, read
 
 from cobra.commands import NAMES
 from cobra.doctor.cached import repositories
-from cobra.doctor.kernels import _BUILD
 from cobra.doctor.machine import _LOWEST_DRIVER
 from cobra.training.config import PretrainConfig
 from cobra.training.planning.plan import show_plan
@@ -149,11 +148,9 @@ def test_what_the_documents_have_one_write_does_not_show_in_git_status():
 
 
 @pytest.mark.fault("E1")
-def test_kernels_are_built_after_their_tools_and_checked_afterwards():
-    """The guide's commands are those of the remedy that the check names."""
-    tools, build, check = commands_with("FINETUNING_GUIDE.md", "--no-build-isolation")
-    assert {"wheel", "ninja"} <= {*tools} and check == ["cobra-vlm", "doctor"]
-    assert all(shlex.join(words[2:]) in _BUILD for words in (tools, build))
+def test_the_vendors_kernels_are_built_after_their_tools():
+    tools, build = commands_with("FINETUNING_GUIDE.md", "--no-build-isolation")
+    assert {"wheel", "ninja", "setuptools>=77"} <= {*tools} and "cobra-vlm[cuda]" in build
 
 
 @pytest.mark.fault("E14")

@@ -71,7 +71,7 @@ def stop_at(process, run: Path, step: int, number: int) -> None:
 @pytest.mark.parametrize(
     ("number", "code"),
     [
-        (signal.SIGTERM, 75),
+        pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
     ],
@@ -94,7 +94,9 @@ def test_signal_saves_and_the_same_command_goes_on_bitwise(rows_dir, whole, tmp_
         assert all(tensor.equal(read_checkpoint(run / LATEST)[module][name]) for name, tensor in tensors.items())
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("before", "after"), [pytest.param(2, 1, marks=pytest.mark.slow), pytest.param(1, 2, marks=pytest.mark.slow)]
+)
 def test_another_number_of_processes_goes_on(rows_dir, whole, tmp_path, before, after):  # noqa: F811
     arguments = train_arguments(rows_dir, tmp_path, "whole", *STEPS, "2")
     run = tmp_path / "whole"
