@@ -68,14 +68,8 @@ def stop_at(process, run: Path, step: int, number: int) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [
-        pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow),
-        pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
 def test_signal_saves_and_the_same_command_goes_on_bitwise(rows_dir, whole, tmp_path, number, code):  # noqa: F811
     arguments = train_arguments(rows_dir, tmp_path, "whole", *STEPS, "2")
     run = tmp_path / "whole"
@@ -94,9 +88,8 @@ def test_signal_saves_and_the_same_command_goes_on_bitwise(rows_dir, whole, tmp_
         assert all(tensor.equal(read_checkpoint(run / LATEST)[module][name]) for name, tensor in tensors.items())
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [pytest.param(2, 1, marks=pytest.mark.slow), pytest.param(1, 2, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_another_number_of_processes_goes_on(rows_dir, whole, tmp_path, before, after):  # noqa: F811
     arguments = train_arguments(rows_dir, tmp_path, "whole", *STEPS, "2")
     run = tmp_path / "whole"
