@@ -25,6 +25,9 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 from train_step import TrainStepBenchmark, build_model, make_batches
 
 from cobra.models.load import cast
