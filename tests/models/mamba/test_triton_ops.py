@@ -1,25 +1,10 @@
 """The Triton kernels of convolution, steps and norm, each form of Triton in a process of its own."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from interpreter import FOLDER, interpret
 
 pytest.importorskip("triton")
-FOLDER = Path(__file__).parent / "interpreted"
 OPERATIONS = str(FOLDER / "cases_triton_ops.py")
-
-
-def interpret(*arguments):
-    """Run cases with interpreted kernels; it is chosen for a whole process, before kernels are defined."""
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    # Where nothing else is named, models on the CPU go through these kernels too.
-    environment["COBRA_MAMBA_OP"] = "triton"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
 def test_kernels_compute_what_pytorch_does():

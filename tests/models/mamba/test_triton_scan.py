@@ -1,14 +1,13 @@
 """The Triton kernels of the selective scan: interpreted, compiled, and counted."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from interpreter import FOLDER, interpret
 
 pytest.importorskip("triton")
-CASES = Path(__file__).parent / "interpreted" / "cases_triton_scan.py"
+CASES = str(FOLDER / "cases_triton_scan.py")
 SASS = Path(__file__).parents[3] / "benchmarks" / "gpu" / "sass.py"
 
 
@@ -16,21 +15,13 @@ def slow(value):
     return pytest.param(value, marks=pytest.mark.slow)
 
 
-def interpret(*arguments):
-    """Run cases with interpreted kernels; it is chosen for a whole process, before kernels are defined."""
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=290, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-
-
 def test_scan_computes_what_pytorch_does():
-    interpret()
+    interpret(CASES)
 
 
 @pytest.mark.slow
 def test_scan_computes_what_pytorch_does_in_all_forms():
-    interpret("-m", "slow")
+    interpret(CASES, "-m", "slow")
 
 
 @pytest.fixture(scope="module")

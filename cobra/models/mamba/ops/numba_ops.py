@@ -92,7 +92,7 @@ def selective_scan(
     before = u.new_zeros(batch, *A.shape, dtype=torch.float32) if state is None else state
     mask = None if valid is None else valid.float().contiguous()
     over_width = [_blocks(tensor) for tensor in (u, dt, z, D, dt_bias, A.t(), before.transpose(1, 2))]
-    over_states = [_unit_stride(tensor.float()) for tensor in (B, C)]
+    over_states = [torch_ops.unit_stride(tensor.float()) for tensor in (B, C)]
     y, last = _Scan.apply(*over_width, *over_states, mask, torch.is_grad_enabled())
     return y[:, :, :width].to(u.dtype), last[:, :, :width].transpose(1, 2)
 
@@ -104,7 +104,7 @@ def selective_scan_step(
     batch, width, states = state.shape
     if width % LANES or not _is_plain(state, A):
         return torch_ops.selective_scan_step(u, dt, A, B, C, D, z, dt_bias, state)
-    rows = {name: _unit_stride(tensor.float()) for name, tensor in dict(u=u, dt=dt, z=z, B=B, C=C).items()}
+    rows = {name: torch_ops.unit_stride(tensor.float()) for name, tensor in dict(u=u, dt=dt, z=z, B=B, C=C).items()}
     threads = _threads(state.numel())
     out, scratch = A.new_empty(batch, width), A.new_empty(threads, (2 + 2 * states) * LANES)
     D, bias = _blocks(D), _blocks(dt_bias)
@@ -165,7 +165,7 @@ class _Conv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         x, weight, bias, front = ctx.saved_tensors
-        grad = _unit_stride(grad)
+        grad = torch_ops.unit_stride(grad)
         dx, d_front = x.new_empty(x.shape), torch.empty_like(front)
         d_weight, d_bias = x.new_zeros(len(x), *weight.shape), x.new_zeros(len(x), *bias.shape)
         job = _conv_job(x, weight, bias, front) | _rows(grad=grad)
@@ -212,7 +212,7 @@ class _Scan(torch.autograd.Function):
         blocks, states = width // LANES, B.shape[2]
         group = max(1, min(_GROUP, batch * blocks // _TASKS))
         groups = -(-blocks // group)
-        grad, carry = _unit_stride(grad), _split(grad_last)
+        grad, carry = torch_ops.unit_stride(grad), _split(grad_last)
         du, ddt, dz = (torch.empty(u.shape) for _ in range(3))
         d_rates, d_rows = torch.zeros_like(carry), u.new_zeros(2, batch, width)
         d_reads = u.new_empty(2, groups, batch, steps, states)
@@ -241,11 +241,7 @@ def _blocks(tensor: Tensor) -> Tensor:
     """Return a tensor of channels (..., width) in fp32, with zeros up to a whole block of channels."""
     tensor = tensor.float()
     missing = -tensor.shape[-1] % LANES
-    return F.pad(tensor, (0, missing)) if missing else _unit_stride(tensor)
-
-
-def _unit_stride(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    return F.pad(tensor, (0, missing)) if missing else torch_ops.unit_stride(tensor)
 
 
 def _split(tensor: Tensor) -> Tensor:

@@ -145,6 +145,11 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def unit_stride(tensor: Tensor) -> Tensor:
+    """Return a tensor whose last dimension is dense, the same one where it is; the others may have any strides."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
 def exact(device: torch.device) -> torch.autocast:
     """Return a context in which autocast rounds no product to bf16; on the meta device its switch is the CPU's."""
     return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)

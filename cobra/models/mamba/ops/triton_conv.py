@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cobra.models.mamba.ops.triton_launch import launch, rows_of, wide_type
+from cobra.models.mamba.ops.triton_launch import launch, rows_of, wide_dtype, wide_type
 from cobra.models.mamba.ops.triton_scan import sigmoid
 
 # Channels of a program with its warps, and time steps whose loads are issued together.
@@ -241,7 +241,7 @@ def _(
 
 def _gradients(x: Tensor, weight: Tensor, window: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return memory for the gradients of x, of taps and bias (taps + 1, width), and of the window."""
-    sums = x.new_empty(weight.shape[1] + 1, len(weight), dtype=_wide(x))
+    sums = x.new_empty(weight.shape[1] + 1, len(weight), dtype=wide_dtype(x))
     # No output depends on the oldest input of a window.
     return x.new_empty(x.shape), sums, x.new_empty(0) if window is None else torch.zeros_like(window)
 
@@ -291,7 +291,3 @@ def _span(batch: int, steps: int, width: int) -> int:
     blocks = batch * triton.cdiv(width, _BLOCK)
     span = max(_LEAST_SPAN, triton.cdiv(steps * blocks, _PROGRAMS))
     return triton.cdiv(span, _UNROLL) * _UNROLL
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

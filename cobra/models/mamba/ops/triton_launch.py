@@ -23,6 +23,11 @@ def wide_type(x: Tensor) -> tl.dtype:
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """Return the same of PyTorch's."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def rows_of(x: Tensor) -> int:
     """Return the numbers between rows of a batch; for a single one, what there is between rows of a dense tensor.
 

@@ -35,11 +35,6 @@ _MOST_NUMBERS = 2**31
 inner = None
 
 
-def is_interpreted() -> bool:
-    """Return True where Triton interprets kernels, on the CPU's tensors and slowly, as tests do."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
 @cache
 def failure(device_index: int) -> str | None:
     """Return why these operations cannot be used on a device, or None where they work.
@@ -84,7 +79,7 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor |
     if x.shape[1] * x.stride(1) >= _MOST_NUMBERS:
         raise UserError(f"a row of {x.shape[1]:,} steps is longer than the Triton kernels of Mamba can address")
     window = None if window is None else window.contiguous()
-    return triton_conv.causal_conv(_unit_stride(x), weight.contiguous(), bias, window)
+    return triton_conv.causal_conv(torch_ops.unit_stride(x), weight.contiguous(), bias, window)
 
 
 def causal_conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor) -> Tensor:
@@ -94,7 +89,7 @@ def causal_conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, window: Ten
     if _needs_gradient(x, weight, bias, window):
         return torch_ops.causal_conv_step(x, weight, bias, window)
     _check_dense(window)
-    return triton_conv.causal_conv_step(_unit_stride(x), weight.contiguous(), bias, window)
+    return triton_conv.causal_conv_step(torch_ops.unit_stride(x), weight.contiguous(), bias, window)
 
 
 def selective_scan(
@@ -112,6 +107,10 @@ def selective_scan(
     """See :func:`torch_ops.selective_scan`."""
     _check(u, dt, A, B, C, D, z, dt_bias, state, valid)
     _check_states(A)
+    u, dt, z = (torch_ops.unit_stride(x) for x in (u, dt, z))
+    A, D, dt_bias = A.contiguous(), D.contiguous(), dt_bias.contiguous()
+    state = None if state is None else state.contiguous()
+    valid = None if valid is None else valid.contiguous().view(torch.uint8)
     return triton_selective_scan.selective_scan(u, dt, A, B, C, D, z, dt_bias, state, valid)
 
 
@@ -125,7 +124,7 @@ def selective_scan_step(
     if _needs_gradient(*tensors):
         return torch_ops.selective_scan_step(*tensors)
     _check_dense(state)
-    u, dt, B, C, z, D, dt_bias = (_unit_stride(tensor) for tensor in (u, dt, B, C, z, D, dt_bias))
+    u, dt, B, C, z, D, dt_bias = (torch_ops.unit_stride(tensor) for tensor in (u, dt, B, C, z, D, dt_bias))
     return triton_step.selective_scan_step(u, dt, A.contiguous(), B, C, D, z, dt_bias, state)
 
 
@@ -186,10 +185,6 @@ def _check_states(A: Tensor) -> None:
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
-def _unit_stride(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _check_dense(*tensors: Tensor) -> None:

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cobra.models.mamba.ops.triton_launch import launch, rows_of, wide_type
+from cobra.models.mamba.ops.triton_launch import launch, rows_of, wide_dtype, wide_type
 
 # Steps whose loads are issued together: with 16 the loop no longer fits the cache of instructions.
 _UNROLL = 8
@@ -250,8 +250,3 @@ def sizes(u: Tensor, dt: Tensor, z: Tensor, A: Tensor) -> dict[str, Any]:
     width, states = A.shape
     strides = {"U_STEP": u.stride(1), "DT_STEP": dt.stride(1), "Z_STEP": z.stride(1)}
     return {"WIDTH": width, "STATES": states, "WIDE": wide_type(u), "BLOCK": lanes(), "CHUNK": CHUNK} | strides
-
-
-def wide_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype of what is computed."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -24,7 +24,7 @@ from cobra.models.mamba.ops.triton_channels import (
     store,
     whole_steps,
 )
-from cobra.models.mamba.ops.triton_launch import launch, rows_of
+from cobra.models.mamba.ops.triton_launch import launch, rows_of, wide_dtype
 from cobra.models.mamba.ops.triton_scan import (
     CHUNK,
     LOG2_E,
@@ -36,7 +36,6 @@ from cobra.models.mamba.ops.triton_scan import (
     sigmoid,
     sizes,
     softplus,
-    wide_dtype,
 )
 
 
@@ -273,14 +272,14 @@ def selective_scan_backward(
         *(du, d_dt, dz, d_rows, u.shape[1], starts.shape[1], batch, rows_of(u), rows_of(dt), rows_of(z)),
         **sizes(u, dt, z, A), num_warps=1,
     )  # fmt: skip
+    du, d_dt, dz = (x[:, :steps].clone() if missing else x for x in (du, d_dt, dz))
     d_skip, d_offset = d_rows.sum(1)
     dC, dB = _by_step(starts, u.shape[1])
     d_state = carry[..., 0].transpose(1, 2).to(wide if state is None else state.dtype, copy=True)
     return (
-        *(du[:, :steps].clone() if missing else du, d_dt[:, :steps].clone() if missing else d_dt),
-        carry[..., 1].sum(0).t().to(A.dtype, copy=True),
+        *(du, d_dt, carry[..., 1].sum(0).t().to(A.dtype, copy=True)),
         *(dB[:, :steps].to(B.dtype, copy=True), dC[:, :steps].to(C.dtype, copy=True), d_skip.to(D.dtype, copy=True)),
-        dz[:, :steps].clone() if missing else dz,
+        dz,
         d_offset.to(dt_bias.dtype, copy=True),
         d_state,
     )

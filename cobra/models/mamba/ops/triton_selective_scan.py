@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cobra.models.mamba.ops.triton_scan import run_forward, wide_dtype
+from cobra.models.mamba.ops.triton_launch import wide_dtype
+from cobra.models.mamba.ops.triton_scan import run_forward
 from cobra.models.mamba.ops.triton_scan_backward import selective_scan_backward
 
 
 @torch.library.custom_op("cobra::selective_scan", mutates_args=())
-def _selective_scan(
+def selective_scan(
     u: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -25,22 +26,15 @@ def _selective_scan(
     state: Tensor | None,
     valid: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    """See :func:`torch_ops.selective_scan`; u, dt and z may have any strides but over the width, the rest is dense.
+
+    `valid` is uint8.
+    """
     return run_forward(u, dt, A, B, C, D, z, dt_bias, state, valid)
 
 
-@_selective_scan.register_fake
-def _(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor,
-    dt_bias: Tensor,
-    state: Tensor | None,
-    valid: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+@selective_scan.register_fake
+def _(u: Tensor, dt: Tensor, A: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor]:
     return u.new_empty(u.shape), u.new_empty(len(u), *A.shape, dtype=wide_dtype(u))
 
 
@@ -55,24 +49,4 @@ def _backward(ctx: Any, grad: Tensor | None, grad_last: Tensor | None) -> tuple[
     return *grads[:8], None if inputs[8] is None else grads[8], None
 
 
-_selective_scan.register_autograd(_backward, setup_context=_keep)
-
-
-def selective_scan(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor,
-    dt_bias: Tensor,
-    state: Tensor | None,
-    valid: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`torch_ops.selective_scan`; u, dt and z may have any strides but over the width."""
-    u, dt, z = (x if x.stride(-1) == 1 else x.contiguous() for x in (u, dt, z))
-    A, D, dt_bias = A.contiguous(), D.contiguous(), dt_bias.contiguous()
-    state = None if state is None else state.contiguous()
-    valid = None if valid is None else valid.contiguous().view(torch.uint8)
-    return _selective_scan(u, dt, A, B, C, D, z, dt_bias, state, valid)
+selective_scan.register_autograd(_backward, setup_context=_keep)
