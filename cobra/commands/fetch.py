@@ -35,6 +35,9 @@ class FetchConfig:
 def main(config: FetchConfig) -> None:
     """Fetch, and say how to go on without a network."""
     check_known(config.datasets, DATASET_REGISTRY, "the data set")
+    if config.model in DATASET_REGISTRY:
+        command = command_line("fetch", "none", "--datasets", config.model)
+        raise UserError(f"{config.model!r} is a data set, and no model: {command}")
     if config.model == "none" and not config.datasets:
         raise UserError("there is nothing to fetch: give a model, or data sets with --datasets")
     token = read_hf_token(config.hf_token)

@@ -48,8 +48,8 @@ def listen(host: str, port: int) -> socket.socket:
         # Python adds the address, which is named here already.
         problem = str(error).partition(" (while")[0].rstrip(".")
         raise UserError(
-            f"nothing can be served on {host} port {port} ({problem}): give another --port (0 is any that is free) or "
-            "--host"
+            f"nothing can be served on {host} port {port} ({problem}): give another --port (0 is any that is free), "
+            "or a --host of this machine, without http:// and port: 127.0.0.1 for itself alone, 0.0.0.0 for others too"
         ) from error
 
 
@@ -88,6 +88,10 @@ def main(config: ServeConfig) -> None:
         print(f"open {shown} in a browser; Ctrl-C ends it", flush=True)
         if access.token is not None:
             print("whoever knows that address can use the model; who reads the network's traffic learns it", flush=True)
+            if config.host in ("0.0.0.0", "::"):
+                print(
+                    "where that name is not known, `hostname -I` here shows an address to put in its place", flush=True
+                )
         if config.open:
             # Requests wait until the server runs. Some browsers come back when they are closed only.
             threading.Thread(target=webbrowser.open, args=(shown,), daemon=True).start()

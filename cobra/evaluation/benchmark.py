@@ -1,6 +1,7 @@
 """Run of a benchmark, from its flags to its files."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 
@@ -20,6 +21,8 @@ from cobra.util.torch_utils import resolve_device, resolve_dtype
 TASKS: dict[str, type[Task]] = {CAPTIONS: CaptionTask, CONCLUSIONS: ConclusionTask}
 """Tasks by the value of --task."""
 
+# Endings of results files, which no checkpoint has.
+_TABLES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 # Flags that the task llava-cot has no use for.
 _OF_CAPTIONS = "coco_annotations split image_ids predictions exclude_ids coco_instances similarity_model".split()
 
@@ -53,8 +56,8 @@ def benchmark(config: BenchmarkConfig) -> Results | None:
 def _print_way_on(console: Console, config: BenchmarkConfig, results: Results) -> None:
     """Print where everything is, and the next commands."""
     lines = [
-        f"\n{config.output_dir / PAGE} has pictures, charts, all metrics, the wordings and the signature; metrics.json "
-        "and all answers lie beside it"
+        f"\n{config.output_dir / PAGE} has all answers, with pictures where they are given, charts, all metrics, the "
+        "wordings and the signature; metrics.json and the answers lie beside it"
     ]
     if names_next_commands():
         lines += [f"to {purpose}: {command}" for purpose, command in next_steps(results)]
@@ -74,6 +77,8 @@ def check_flags(config: BenchmarkConfig) -> None:
             "there is nothing to score: give --checkpoint (a run directory, a .pt file or a model id) or --predictions "
             "(captions in COCO's results format)"
         )
+    if config.checkpoint is not None and Path(config.checkpoint).suffix.lower() in _TABLES:
+        raise UserError(f"--checkpoint {config.checkpoint} is no model: captions to score are given with --predictions")
     if config.baseline_checkpoint is not None and config.checkpoint is None:
         raise UserError("--baseline_checkpoint is compared with --checkpoint: give that too, or it as --checkpoint")
     resolve_prompt(config.prompt)

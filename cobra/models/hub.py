@@ -1,6 +1,7 @@
 """Fetch single files from the hub, with errors that name the remedy."""
 
 import logging
+import os
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -78,8 +79,9 @@ def fetch(repo_id: str, filename: str, token: str | None = None, cache_dir: str 
         if not absent or isinstance(error, LocalEntryNotFoundError):
             told = isinstance(error, LocalEntryNotFoundError)
             cause = "" if told else f" ({type(error).__name__}: {reason(error, 200)})"
+            way = "unset HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "check the network"
             raise UserError(
-                f"{filename} of {repo_id} is not in the cache and the hub cannot be reached{cause}: check the network, "
+                f"{filename} of {repo_id} is not in the cache and the hub cannot be reached{cause}: {way}, "
                 f"or fill the cache (HF_HOME) where there is one: {command_line('fetch')}"
             ) from error
         raise UserError(

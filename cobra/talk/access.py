@@ -85,7 +85,10 @@ class Access:
         if self._is_token(request.cookies.get(cookie)):
             return None
         if not self._is_token(request.query_params.get("token")):
-            return _refused(request, "the address lacks its token: open the whole address that the terminal shows", 403)
+            problem = (
+                "the address lacks its token, or has an earlier start's: open the whole address that the terminal shows"
+            )
+            return _refused(request, problem, 403)
         # Away from the address bar, where it would be seen and passed on.
         answer = RedirectResponse("/", 303, HEADERS)
         answer.set_cookie(cookie, self.token, httponly=True, samesite="lax")

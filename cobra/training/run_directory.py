@@ -88,7 +88,10 @@ def _other_name(run_dir: Path) -> str:
 
 
 def describe_start(run_dir: Path, state: Path | None) -> str:
-    """Return the first line of a start: the run's directory, and the saved state that it resumes from."""
+    """Return the first line of a start: the run's directory, and the saved state that it resumes from, or lacks."""
+    if state is None and (run_dir / RESUME).is_dir():
+        lost = "an earlier start there ended before it had saved a state, and what it did is done again"
+        return f"new run: {run_dir}; {lost} (--save_interval_minutes and --save_interval_steps save sooner)"
     if state is None:
         return f"new run: {run_dir}"
     return f"resuming the run {run_dir} after step {state_step(state):,}, from its state {state}"

@@ -1,6 +1,7 @@
 """Data in the forms that people bring: refused by training with one command, which writes rows that training takes."""
 
 import json
+import os
 import re
 import shlex
 
@@ -165,3 +166,17 @@ def test_images_outside_their_folder_are_refused_before_the_first_step(my, monke
     with pytest.raises(UserError, match="name an image outside the folder .*elsewhere") as error:
         check_images(dataset, config, False, World(0, 1, torch.device("cpu")), print)
     assert "--dataset.finetune_stage_components rows.json,images" in str(error.value)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(my):
+    pipe = my / "rows.json"
+    os.mkfifo(pipe)
+    for data in (my, pipe):
+        with pytest.raises(UserError, match="is no regular file but a pipe or a device"):
+            run(str(data))
+
+
+def test_an_image_whose_text_cannot_be_read_is_left_out_and_named(my, capsys):
+    (my / "images" / "a.txt").write_bytes(b"\xff\xfe\x00\xd8bad")
+    assert run(str(my / "images")) == 1
+    assert "has a text that cannot be read" in capsys.readouterr().out

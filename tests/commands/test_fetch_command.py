@@ -42,3 +42,9 @@ def test_nothing_is_fetched_where_a_name_is_wrong(fetched):
 def test_data_alone(fetched, tmp_path):
     run("none", "--datasets", "coco-captions", "--root_dir", str(tmp_path))
     assert [call[0] for call in fetched] == ["coco-captions"]
+
+
+def test_a_data_set_in_the_place_of_the_model_names_its_flag(fetched):
+    with pytest.raises(UserError, match="fetch.* none --datasets coco-captions"):
+        run("coco-captions")
+    assert fetched == []

@@ -133,6 +133,10 @@ def test_predictions_beside_a_model_on_a_sample(main, captions, models):
 
 BAD_FLAGS = {
     "nothing": ([], "nothing to score: give --checkpoint"),
+    "results as a model": (
+        ["--checkpoint", "results.json"],
+        "results.json is no model: captions to score are given with --predictions",
+    ),
     "baseline alone": (["--baseline_checkpoint", "stock"], "nothing to score"),
     "baseline with predictions": (["--baseline_checkpoint", "stock", "--predictions", "p.json"], "give that too"),
     "empty prompt": (["--checkpoint", "stock", "--prompt", " "], "--prompt is empty"),

@@ -361,7 +361,7 @@ def test_blank_lines_and_windows_line_ends_are_fine(tmp_path):
 GOOD_LINE = json.dumps(make_row(1)).encode()
 BAD_LINES = {
     "cut": (GOOD_LINE[:-5], "line 3 of .*not valid JSON: column"),
-    "no object": (b"[1]", "line 3 of .* is a list"),
+    "no object": (b"[1]", "line 3 of .* is no object"),
     "bad row": (b'{"id": "bad"}', r"line 3 \(id 'bad'\) of .*no conversations"),
     "latin-1": (b'{"id": "\xe9"}', "line 3 of .*not UTF-8.*byte 8"),
     "deep": (b"[" * 100_000, "line 3 of .*deeply"),

@@ -34,3 +34,10 @@ def test_after_align_comes_the_language_model():
     assert (
         "--model.type cobra-tiny --dataset.type custom --stage finetune --pretrained_checkpoint 'runs/my run'" in line
     )
+
+
+def test_a_start_after_one_that_was_killed_before_its_first_state_says_so(tmp_path):
+    assert describe_start(tmp_path, None) == f"new run: {tmp_path}"
+    (tmp_path / "resume").mkdir()
+    told = describe_start(tmp_path, None)
+    assert "ended before it had saved a state" in told and "--save_interval_minutes" in told

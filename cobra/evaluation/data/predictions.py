@@ -9,6 +9,11 @@ from cobra.evaluation.data.image_index import KnownImages, Matched, match_ids
 from cobra.util.errors import UserError
 from cobra.util.files import read_json
 
+_EXPECTED = (
+    "Expected is COCO's results format, a list of objects as JSON in UTF-8: "
+    '[{"image_id": 42, "caption": "a dog"}, ...], with ids or file names of the annotation file.'
+)
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -42,16 +47,16 @@ def read_predictions(
         UserError: The file is missing, is not JSON (with the line) or not of that form, or its ids are unknown, lack
             wanted ones or repeat with another caption.
     """
-    content = read_json(path, "the predictions file", lines=True)
+    content = read_json(path, "the predictions file", _EXPECTED, lines=True)
     if not isinstance(content, list):
-        raise UserError(
-            f'{path} is not in COCO\'s results format: a list of {{"image_id", "caption"}} was expected, and '
-            f"{shortened(content)} was found"
-        )
+        raise UserError(f"{path} is not in COCO's results format: {shortened(content)} was found. {_EXPECTED}")
     rows = []
     for number, entry in enumerate(content):
         where = f"{path}: [{number}]"
-        rows.append((id_of(entry, "image_id", where), text_of(entry, "caption", where)))
+        try:
+            rows.append((id_of(entry, "image_id", where), text_of(entry, "caption", where)))
+        except UserError as error:
+            raise UserError(f"{error}. {_EXPECTED}") from error
     matched = match_ids([image_id for image_id, _ in rows], known)
     ids = matched.ids
     unknown = list(dict.fromkeys(image_id for image_id, _ in rows if image_id not in ids))

@@ -74,6 +74,8 @@ class CaptionTask(Task):
         whole, predictions = self._set, self._predictions
         lines = [f"{part_of(len(self._images), len(whole.images))} images of {whole.source} ({whole.form})"]
         lines += [*whole.remarks, self._overlap.sentence]
+        if whole.pictures is None:
+            lines.append("The report is without pictures: --image_dir gives their folder.")
         if predictions is not None:
             lines += [predictions.remark] if predictions.remark else []
             if missing := predictions.missing:

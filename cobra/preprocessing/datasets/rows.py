@@ -55,7 +55,7 @@ def check_form(row: Any) -> str | None:
         RowError: It cannot; the detail follows the row's name.
     """
     if not isinstance(row, dict):
-        raise RowError(Defect.MALFORMED, f"is a {type(row).__name__}, and no object")
+        raise RowError(Defect.MALFORMED, f"is no object, but of the type {type(row).__name__}")
     _check_turns(row)
     try:
         image = image_of(row)

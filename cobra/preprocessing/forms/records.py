@@ -69,15 +69,17 @@ def find_source(data: Path) -> Source:
     its images with texts.
 
     Raises:
-        UserError: It does not exist, or holds several files, or none and no images.
+        UserError: It does not exist, is a pipe or a device, or holds several files, or none and no images.
     """
     if not data.exists():
         raise UserError(f"the data do not exist: {data}. {_EXPECTED}")
-    path = data if data.is_file() else _file_in(data)
+    path = _file_in(data) if data.is_dir() else data
     if path is None:
         if next(_files(data, IMAGE_ENDINGS), None) is None:
             raise UserError(f"{data} holds neither rows nor images. {_EXPECTED}")
         return Source(data, Form.FOLDER)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is no regular file but a pipe or a device, and would be waited for. {_EXPECTED}")
     if table_delimiter(path) is not None:
         return Source(path, Form.TABLE)
     first = next(read_records(path, "the data", f"{_EXPECTED}."), None)
@@ -88,7 +90,7 @@ def find_source(data: Path) -> Source:
 
 def _file_in(folder: Path) -> Path | None:
     for name in _USUAL_NAMES:
-        if (folder / name).is_file():
+        if (folder / name).exists() and not (folder / name).is_dir():
             return folder / name
     others = sorted(path for path in folder.iterdir() if path.suffix.lower() in _DATA_ENDINGS and path.name[0] != ".")
     if len(others) > 1:
@@ -113,7 +115,10 @@ def _captioned_images(folder: Path) -> Iterator[Record]:
         value: Any = RowError(Defect.NO_ANSWER, f"has no text file {text.name} beside it")
         if text.is_file():
             path = image.relative_to(folder).as_posix()
-            value = {"id": path, "image": path, "caption": read_text(text, "the text of an image")}
+            try:
+                value = {"id": path, "image": path, "caption": read_text(text, "the text of an image")}
+            except UserError as error:
+                value = RowError(Defect.MALFORMED, f"has a text that cannot be read: {error}")
         yield Record(str(image), value)
     for text in _files(folder, (".txt",)):
         if text.with_suffix("") not in images:

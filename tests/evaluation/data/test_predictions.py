@@ -157,3 +157,20 @@ def test_any_ids_are_matched_one_to_one_or_refused_in_words(tmp_path, written, k
     assert list(found.captions) + found.missing == sorted(
         known, key=lambda one: (one in found.missing, known.index(one))
     )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"image,caption\na.jpg,a dog\n",
+        b'[{"image": "a.jpg", "text": "a dog"}]',
+        b'{"a.jpg": "a dog"}',
+        b'[{"image_id": 1, "caption": null}]',
+        '[{"image_id": 1, "caption": "caf\xe9"}]'.encode("latin-1"),
+    ],
+)
+def test_another_form_is_answered_with_the_expected_one(tmp_path, content):
+    path = tmp_path / "results.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r'JSON in UTF-8: \[\{"image_id": 42, "caption": "a dog"\}'):
+        read_predictions(path, [1], [1])
