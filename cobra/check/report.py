@@ -115,7 +115,9 @@ class CheckReport:
 
     def _images(self, pictures: Pictures) -> Iterator[Finding]:
         kinds = "; ".join(filter(None, map(_kinds, (pictures.formats, pictures.modes))))
-        text = f"{counted(pictures.files, 'file')} in {pictures.folder}: {kinds}"
+        text = f"{counted(pictures.files, 'file')} in {pictures.folder}"
+        if kinds:
+            text += f": {kinds}"
         if pictures.smallest is not None and pictures.largest is not None:
             sizes = (f"{width:,} x {height:,}" for width, height in (pictures.smallest, pictures.largest))
             text += f"; {' to '.join(sizes)} pixels"

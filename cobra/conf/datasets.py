@@ -12,6 +12,8 @@ from typing import ClassVar
 
 from draccus import ChoiceRegistry
 
+from cobra.util.program import command_line
+
 _ALIGN = (Path("download/llava-laion-cc-sbu-558k/chat.json"), Path("download/llava-laion-cc-sbu-558k/"))
 _INSTRUCT = Path("download/llava-v1.5-instruct/")
 _COT = Path("download/llava-cot-100k/")
@@ -76,7 +78,11 @@ class DatasetConfig(ChoiceRegistry):
         if (publication := self.published(stage)) is not None:
             return publication.remedy.format(root=shlex.quote(str(self.dataset_root_dir)))
         components = "align_stage_components" if stage == "align" else "finetune_stage_components"
-        return f"Give your own with --dataset.{components} '[rows.json, images]' and --dataset.dataset_root_dir"
+        return (
+            f"Give your own with --dataset.{components} '[rows.json, images]' and --dataset.dataset_root_dir; "
+            f"{command_line('check', str(self.dataset_root_dir))} looks for rows in other forms and writes "
+            "these"
+        )
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ BEST = Path("checkpoints") / "best-checkpoint.pt"
 PROVENANCE = "provenance.json"
 # Where an export in that format has its weights (:mod:`cobra.models.export`).
 SAFETENSORS = "model.safetensors"
+# Runs that an error names.
+_NAMED_RUNS = 5
 
 # Entries of a run's configuration that its model is built of, and their types.
 _FIELDS = {
@@ -55,6 +58,7 @@ def find_checkpoint(
     path = Path(model_id_or_path)
     # Not Path.is_dir, which raises for what is too long to be a path.
     if os.path.isdir(path):
+        _look_for_runs_inside(path)
         exported = path / SAFETENSORS
         return _from_run(path, exported if exported.is_file() else path / LATEST)
     if os.path.isfile(path):
@@ -82,6 +86,18 @@ def run_folder(checkpoint: Path) -> Path:
         f"{checkpoint} has no config.json beside it or in the folder above: put the run's config.json there, or give "
         "the run directory (config.json and checkpoints/latest-checkpoint.pt)"
     )
+
+
+def _look_for_runs_inside(folder: Path) -> None:
+    """Raise a UserError that names the runs in a folder of runs."""
+    if (folder / "config.json").exists():
+        return
+    runs = sorted(config.parent for config in islice(folder.glob("*/config.json"), 100))
+    if runs:
+        raise UserError(
+            f"{folder} is a folder of runs, and one of them was expected: {', '.join(map(str, runs[:_NAMED_RUNS]))}"
+            f"{', ...' if len(runs) > _NAMED_RUNS else ''}"
+        )
 
 
 def _from_run(run_dir: Path, checkpoint: Path) -> CheckpointSource:

@@ -113,6 +113,7 @@ def test_one_checkpoint_is_named_by_what_it_is(main, captions, models, checkpoin
 def test_predictions_need_no_model_and_no_images(main, captions, models):
     code, out, _ = main("--predictions", captions.predictions, "--coco_annotations", captions.annotations)
     assert (code, models["loads"]) == (0, [])
+    assert "Predictions were scored on" in (out / "report.html").read_text()
     metrics = json.loads((out / "metrics.json").read_text())
     names = {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "length_ratio"}
     assert set(metrics["variants"]["predictions"]) == names

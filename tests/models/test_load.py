@@ -1,6 +1,7 @@
 """Finding and loading models: run directories, files, ids and the hub, and what is kept in fp32 or carried on."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -326,6 +327,17 @@ def test_a_hub_that_cannot_be_reached(monkeypatch, error):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     with pytest.raises(UserError, match="cannot be reached.*check the network.*HF_HOME"):
         cobra.load("cobra+3b")
+
+
+def test_a_folder_of_runs_names_them(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    runs = f"{tmp_path / 'first'}, {tmp_path / 'second'}"
+    with pytest.raises(
+        UserError, match=re.escape(f"{tmp_path} is a folder of runs, and one of them was expected: {runs}")
+    ):
+        find_checkpoint(tmp_path)
 
 
 def test_the_packaged_model_needs_no_hub(hub):

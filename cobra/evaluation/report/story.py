@@ -12,6 +12,7 @@ from cobra.reasoning.trace import STAGE_TAG
 from cobra.util.numbers import percent
 
 _SCRATCHPAD = "+scratchpad"
+_PREDICTIONS = "predictions"
 
 
 def story(results: Results) -> list[str]:
@@ -25,8 +26,9 @@ def _compared(results: Results) -> str:
     words, n, names = results.words, len(results.images), list(results.variants)
     whose = [f"{role} is {entry['checkpoint']}" for role, entry in results.about.get("checkpoints", {}).items()]
     if not whose:
-        return f"{join(names)} {'was' if len(names) == 1 else 'were'} scored on {words.count(n)}"
-    if "predictions" in names:
+        verb = "was" if len(names) == 1 and names != [_PREDICTIONS] else "were"
+        return f"{join(names)} {verb} scored on {words.count(n)}"
+    if _PREDICTIONS in names:
         whose.append(f"predictions are those of {results.about['predictions']['path']}")
     twice = ", at once and after a scratchpad" if any(_SCRATCHPAD in name for name in names) else ""
     if len(whose) == 1:
