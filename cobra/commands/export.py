@@ -1,7 +1,7 @@
 """Write a trained model as one folder, adapters merged."""
 
 from cobra.commands.base import Command
-from cobra.models.export_config import ExportConfig
+from cobra.export.config import ExportConfig
 from cobra.util.help_text import Usage
 from cobra.util.waiting import loading
 
@@ -9,7 +9,7 @@ from cobra.util.waiting import loading
 def main(config: ExportConfig) -> None:
     """Write the folder, and upload it where that is asked for."""
     with loading():
-        from cobra.models.export import export
+        from cobra.export.export import export
 
     export(config)
 

@@ -17,7 +17,7 @@ LATEST = Path("checkpoints") / "latest-checkpoint.pt"
 # The one with the lowest loss on held-out rows.
 BEST = Path("checkpoints") / "best-checkpoint.pt"
 PROVENANCE = "provenance.json"
-# Where an export in that format has its weights (:mod:`cobra.models.export`).
+# Where an export in that format has its weights (:mod:`cobra.export.export`).
 SAFETENSORS = "model.safetensors"
 # Runs that an error names.
 _NAMED_RUNS = 5

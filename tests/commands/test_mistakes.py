@@ -200,7 +200,7 @@ def test_the_name_of_another_run_is_taken(folder, capfd, monkeypatch):
 
 
 @pytest.mark.fault("E12")
-@pytest.mark.parametrize("name", ["training.pretrain", "evaluation.benchmark", "models.export", "demo.run"])
+@pytest.mark.parametrize("name", ["training.pretrain", "evaluation.benchmark", "export.export", "demo.run"])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_module_that_is_no_program_names_the_one_that_is(name):
     with pytest.raises(SystemExit, match="this module is no program; run: "):

@@ -12,8 +12,8 @@ from scratch import scratch_fields, scratch_vlm
 from torch import nn
 
 import cobra
+from cobra.export.export import ExportConfig, export
 from cobra.models.checkpoint import MODULE_KEYS, read_checkpoint
-from cobra.models.export import ExportConfig, export
 from cobra.models.integrity import checksums
 from cobra.models.run_folder import LATEST
 from cobra.models.tensors import load_strictly, read_llm_weights, read_tensors

@@ -5,19 +5,23 @@ from pathlib import Path
 
 from cobra.util.home_paths import PathText
 
-FORMATS = ("pt", "safetensors")
-
 
 @dataclass
 class ExportConfig:
-    """Write a model as one folder that `cobra.load` and `--pretrained_checkpoint` take, with adapters merged."""
+    """Write a model as one folder for `cobra.load` or for other programs, adapters merged, and prove that it is equal.
+
+    The folder appears under its name when it is whole and has passed the comparison in its `parity.json`.
+    """
 
     checkpoint: PathText
-    """Model to export: a run directory, a checkpoint file in one, or a model id."""
+    """Model to export: a run directory, a checkpoint file in one, an exported folder, or a model id."""
     output: Path
     """The folder to write; it must not exist yet."""
     format: str = "pt"
     """`pt`, Cobra's layout (checkpoints/latest-checkpoint.pt), or `safetensors` (model.safetensors)."""
+    parity: int = 64
+    """Questions that the exported folder must answer as the model does, token by token; 0 leaves that out. `pt` and
+    `safetensors` compare all tensors instead."""
     push_to: str | None = None
     """A repository of the hub, user/name, that the folder is uploaded to; it is made where there is none."""
     private: bool = True

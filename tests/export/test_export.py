@@ -16,10 +16,14 @@ from scratch import picture
 from small_disk import small_disk
 
 import cobra
-from cobra.models import export as export_module
+from cobra.export import export as export_module
+from cobra.export import own_formats
+from cobra.export.card import model_card
+from cobra.export.config import ExportConfig
+from cobra.export.export import PARITY, export
+from cobra.export.formats import FORMATS as KNOWN
 from cobra.models.backbones.llm.specs import TINY_FOLDER
 from cobra.models.checkpoint import read_checkpoint
-from cobra.models.export import ExportConfig, export, model_card
 from cobra.models.run_folder import LATEST, PROVENANCE
 from cobra.models.tensors import EMBEDDING, TIED_HEAD
 from cobra.util.errors import UserError
@@ -58,12 +62,42 @@ def files(folder):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_an_export_is_the_merged_model_without_the_run(run, output, kind):
     assert export_run(run, output, format=kind) == output
-    assert files(output) == sorted(["README.md", "config.json", FORMATS[kind], PROVENANCE])
+    assert files(output) == sorted(["README.md", "config.json", FORMATS[kind], PARITY, PROVENANCE])
     assert_same(read_checkpoint(output / FORMATS[kind]), read_checkpoint(run / LATEST))
     prompt = "<|user|>\nwhat is there?<|endoftext|>\n<|assistant|>\n"
     exported, adapted = cobra.load(output, device="cpu"), cobra.load(run, device="cpu")
     assert not exported.is_stock
     assert exported.generate(picture(1), prompt) == adapted.generate(picture(1), prompt)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_parity_of_the_own_formats_is_of_every_tensor(run, output, kind):
+    export_run(run, output, format=kind)
+    parity = json.loads((output / PARITY).read_text())
+    count = sum(len(tensors) for tensors in read_checkpoint(run / LATEST).values()) - 1
+    assert parity == {
+        "format": kind,
+        "passed": True,
+        "compared": "tensors, bit by bit",
+        "tensors": count,
+        "equal": count,
+        "first_difference": None,
+    }
+
+
+def test_a_wrong_export_is_an_error_and_leaves_nothing(run, output, monkeypatch):
+    written = own_formats.save_file
+
+    def spoil(tensors, path, metadata):
+        changed = {name: value + (name == "projector.projector.0.bias") for name, value in tensors.items()}
+        written(changed, path)
+
+    monkeypatch.setattr(own_formats, "save_file", spoil)
+    with pytest.raises(UserError, match=r"the export as safetensors is not the model: .*projector\.projector\.0\.bias"):
+        export_run(run, output, format="safetensors")
+    assert not list(output.parent.iterdir())
+    export_run(run, output, format="safetensors", parity=0)
+    assert not (output / PARITY).exists()
 
 
 def test_cobras_layout_holds_the_tied_head_once(run, output):
@@ -78,7 +112,7 @@ def test_cobras_layout_holds_the_tied_head_once(run, output):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_model_as_released_stays_one(output, kind):
     export_run("cobra-tiny", output, format=kind)
-    assert files(output) == sorted(["README.md", "config.json", FORMATS[kind]])
+    assert files(output) == sorted(["README.md", "config.json", FORMATS[kind], PARITY])
     assert cobra.load(output, device="cpu").is_stock
     assert_same(read_checkpoint(output / FORMATS[kind]), read_checkpoint(START))
 
@@ -125,7 +159,7 @@ def test_the_record_and_the_card_say_what_it_was_made_of(run, output):
 def test_the_card_tells_the_terms_of_llava_cot():
     fields = dict.fromkeys(("model_id", "llm_backbone_id", "vision_backbone_id", "arch_specifier"), "x")
     config = {"model": fields, "dataset": {"dataset_id": "llava-cot-100k"}}
-    assert "GPT-4o (OpenAI's terms)" in model_card(config, {}, None, LATEST, None)
+    assert "GPT-4o (OpenAI's terms)" in model_card(config, {}, None, KNOWN["pt"], None)
 
 
 def test_the_code_of_the_card_runs(run, output, tmp_path, monkeypatch):
@@ -151,7 +185,8 @@ def test_a_damaged_table_is_not_made_by_odd_names(run, output):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "gguf"}, "--format 'gguf' is unknown; the known ones are: pt, safetensors"),
+        ({"format": "zip"}, "--format 'zip' is unknown; the known ones are: pt, safetensors"),
+        ({"parity": -1}, "--parity is -1 and must be 0 or more questions"),
         ({"push_to": "a b/c"}, "--push_to 'a b/c' is not the name of a repository"),
         ({"push_to": "name"}, "--push_to 'name' must be of the form user/name"),
     ],
@@ -176,7 +211,7 @@ def test_what_cannot_be_written_leaves_nothing(run, output, monkeypatch, error, 
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(export_module, "save_file", fail)
+    monkeypatch.setattr(own_formats, "save_file", fail)
     with pytest.raises(UserError, match=rf"cannot be written \({reason}\); nothing is left of it"):
         export_run(run, output, format="safetensors")
     assert not list(output.parent.iterdir())
@@ -243,7 +278,7 @@ def test_an_upload(run, output, monkeypatch, capsys, private):
     assert hub.calls == [
         ("login", "hf_secret"),
         ("create", "user/name", private, True),
-        ("upload", "user/name", ["README.md", LATEST.as_posix(), "config.json", PROVENANCE]),
+        ("upload", "user/name", ["README.md", LATEST.as_posix(), "config.json", PARITY, PROVENANCE]),
     ]
     assert "uploaded: https://hub/user/name" in capsys.readouterr().out
     assert "hf download user/name --local-dir name" in (output / "README.md").read_text()

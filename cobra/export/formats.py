@@ -1,0 +1,97 @@
+"""Formats of an export, by the value of `--format`: each is a module that writes a folder and proves what it wrote."""
+
+import importlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from cobra.models.checkpoint import Checkpoint
+from cobra.models.load import load
+from cobra.models.run_folder import LATEST, SAFETENSORS, CheckpointSource
+from cobra.models.vlms import CobraVLM
+from cobra.util.errors import lookup
+
+
+@dataclass
+class ExportedModel:
+    """A model that is being exported.
+
+    source: Its checkpoint, and what kind of model it is of.
+    checkpoint: Tensors of the checkpoint by module, adapters merged; a module that is the backbone's own is absent.
+    values: Content of the exported `config.json`.
+    weights: The file to write the weights to, relative to the folder.
+    given: The model as the user named it.
+    token: Access token of the hub, for backbones that the checkpoint lacks.
+    """
+
+    source: CheckpointSource
+    checkpoint: Checkpoint
+    values: dict[str, Any]
+    weights: Path
+    given: str
+    token: str | None
+
+    @cached_property
+    def vlm(self) -> CobraVLM:
+        """The whole model on the CPU in fp32, loaded when first asked for; frozen, in evaluation."""
+        return load(self.given, self.token, device="cpu", dtype="fp32")
+
+
+class Writer(Protocol):
+    """A format's module."""
+
+    def write(self, model: ExportedModel, folder: Path) -> dict[str, Any]:
+        """Write the weights, and the format's own files, into a folder that is there and empty.
+
+        Returns:
+            Entries of `config.json` beside those of the model; the export writes it, the record and the card.
+
+        Raises:
+            UserError: The format cannot hold this model, or needs a package that is not installed.
+        """
+
+    def prove(self, model: ExportedModel, folder: Path, questions: int) -> dict[str, Any]:
+        """Compare the written folder, whole but for `parity.json`, with the model.
+
+        Returns:
+            The content of `parity.json`: `passed`, a bool, `equal`, and further entries; see
+            :mod:`cobra.export.parity` for formats that answer questions.
+        """
+
+
+class Format(NamedTuple):
+    """One value of `--format`."""
+
+    module: str
+    """Its :class:`Writer`, imported when it is asked for."""
+    weights: Path
+    """The file with the weights, or the main one of them, relative to the folder."""
+    use: str
+    """Section `Use` of the model card, in Markdown; `{folder}` is replaced."""
+
+    def writer(self) -> Writer:
+        """Import the module; a UserError that names the extra where a package is not installed."""
+        module: Any = importlib.import_module(self.module)
+        return module
+
+
+_USE = """\
+```python
+import cobra
+
+vlm = cobra.load("{folder}")
+print(vlm.ask("photo.jpg", "What is in the picture?"))
+```
+{download}
+To train on from here: `cobra-vlm train --pretrained_checkpoint {folder}`."""
+
+FORMATS = {
+    "pt": Format("cobra.export.own_formats", LATEST, _USE),
+    "safetensors": Format("cobra.export.own_formats", Path(SAFETENSORS), _USE),
+}
+
+
+def format_of(name: str) -> Format:
+    """Return the format of a name, or raise a UserError that lists the known ones."""
+    return lookup(FORMATS, name, "--format")
