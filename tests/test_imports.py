@@ -35,6 +35,7 @@ FLOORS = [
     "evaluation.report",
     "evaluation.tasks",
     "evaluation",
+    "serving",
     "talk",
     "demo",
     "export",

@@ -1,5 +1,6 @@
-"""Talk to a model on a page in the browser."""
+"""Serve a model: a page to talk to it in the browser, and OpenAI's API."""
 
+import os
 import socket
 import threading
 import webbrowser
@@ -9,19 +10,20 @@ from typing import TYPE_CHECKING
 
 from cobra.commands.base import Command
 from cobra.talk.options import TalkFlags
-from cobra.util.errors import UserError, missing_extra
+from cobra.util.errors import UserError, check_values, missing_extra
 from cobra.util.help_text import Usage
 from cobra.util.waiting import loading
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
-
     from cobra.talk.access import Access
+    from cobra.talk.page import TalkServer
+
+KEY_VARIABLE = "COBRA_API_KEY"
 
 
 @dataclass
 class ServeConfig(TalkFlags):
-    """Load a model and serve a page to talk to it; nothing is asked of any other server, and nothing is stored."""
+    """Load a model; serve a page to talk to it and OpenAI's API. No other server is asked, and nothing is stored."""
 
     host: str = "127.0.0.1"
     """Address to listen on: by default this machine alone can reach it, with 0.0.0.0 whoever reaches the machine and
@@ -33,6 +35,13 @@ class ServeConfig(TalkFlags):
     """Port to listen on; 0 is any that is free."""
     open: bool = False
     """Open the page in this machine's browser."""
+    api_key: str | None = None
+    """Key that requests to /v1 must bring; on the command line others of this machine see it, so better give it as the
+    environment variable COBRA_API_KEY. Default: none on this machine, else the token in the address that is printed."""
+    max_batch: int = 64
+    """Answers that are written together at most; those that memory has no room for wait."""
+    max_waiting: int = 256
+    """Requests that may wait at most; further ones are told to come again later (503)."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -53,15 +62,22 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def page(config: ServeConfig, access: "Access") -> "ASGIApp":
-    """Load the model and return the page's application, with example pictures where the model knows rendered scenes."""
+def talk_server(config: ServeConfig, access: "Access") -> "TalkServer":
+    """Load the model and return its server, with example pictures where the model knows rendered scenes."""
     from cobra.demo.examples import example_pictures
+    from cobra.serving.engine import Engine
     from cobra.talk.knowledge import knows_shapes, model_knowledge
     from cobra.talk.page import TalkServer, Welcome
 
     vlm = config.load_model()
     welcome = Welcome(model_knowledge(vlm), example_pictures() if knows_shapes(vlm) else ())
-    return TalkServer(vlm, config, Path(config.model_path).name, access, welcome).app()
+    engine = Engine(vlm, config.max_batch, config.max_waiting)
+    return TalkServer(vlm, config, model_name(config), access, welcome, engine)
+
+
+def model_name(config: ServeConfig) -> str:
+    """Return the name under which the model is served."""
+    return Path(config.model_path).name
 
 
 def main(config: ServeConfig) -> None:
@@ -79,13 +95,23 @@ def main(config: ServeConfig) -> None:
 
     if config.beams > MAX_BEAMS:
         raise UserError(f"--beams is {config.beams}: on the page a search has {MAX_BEAMS} branches at most")
+    check_values(
+        {
+            "max_batch": (config.max_batch, config.max_batch > 0, "at least 1"),
+            "max_waiting": (config.max_waiting, config.max_waiting > 0, "at least 1"),
+        }
+    )
+    api_key = config.api_key or os.environ.get(KEY_VARIABLE) or None
     with listen(config.host, config.port) as listener:
         address, port = listener.getsockname()[:2]
-        access = Access.for_address(address, tuple(config.allowed_hosts))
+        access = Access.for_address(address, tuple(config.allowed_hosts), api_key)
         print(f"loading {config.model_path}", flush=True)
-        app = page(config, access)
+        server = talk_server(config, access)
         shown = page_address(access, config.host, port)
         print(f"open {shown} in a browser; Ctrl-C ends it", flush=True)
+        api = f"OpenAI's API is at {shown.partition('/?')[0]}/v1, the model's name there is {model_name(config)}"
+        key = "" if access.token is None else "; its key is " + ("the one given" if api_key else "the page's token")
+        print(api + key, flush=True)
         if access.token is not None:
             print("whoever knows that address can use the model; who reads the network's traffic learns it", flush=True)
             if config.host in ("0.0.0.0", "::"):
@@ -95,7 +121,10 @@ def main(config: ServeConfig) -> None:
         if config.open:
             # Requests wait until the server runs. Some browsers come back when they are closed only.
             threading.Thread(target=webbrowser.open, args=(shown,), daemon=True).start()
-        web_server(app).run(sockets=[listener])
+        try:
+            web_server(server.app()).run(sockets=[listener])
+        finally:
+            server.close()
 
 
 COMMAND = Command(
@@ -104,7 +133,19 @@ COMMAND = Command(
     Usage(
         "serve",
         ("cobra-tiny --open", "runs/my-run --port 8080", "runs/my-run --host 0.0.0.0"),
-        ("model_path", "open", "host", "port", "allowed_hosts", "max_new_tokens", "search", "beams", "device", "dtype"),
+        (
+            "model_path",
+            "open",
+            "host",
+            "port",
+            "api_key",
+            "allowed_hosts",
+            "max_new_tokens",
+            "search",
+            "beams",
+            "device",
+            "dtype",
+        ),
         "model_path",
     ),
 )

@@ -11,18 +11,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+from cobra.talk.api_errors import API_PREFIX, ApiError
+from cobra.talk.headers import HEADERS
 
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src blob: data:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
-"""Headers of every response of the page."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 _AUTHORITY = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?", re.IGNORECASE)
 _PORTS = {"http": "80", "https": "443"}
@@ -35,19 +27,22 @@ class Access:
     hosts: tuple[str, ...] | None = LOOPBACK
     """Accepted names in its address; None is any. They keep out pages under other names that are made to lead here."""
     token: str | None = None
-    """Secret that its address must bring once; None is none."""
+    """Secret that the page's address must bring once; None is none."""
+    api_key: str | None = None
+    """Secret that requests to the API bring; None is the token."""
 
     @classmethod
-    def for_address(cls, address: str, allowed_hosts: tuple[str, ...] = ()) -> "Access":
+    def for_address(cls, address: str, allowed_hosts: tuple[str, ...] = (), api_key: str | None = None) -> "Access":
         """Return the access to a page that is served on an IP address, and may have further names.
 
         A loopback address is reached by this machine's users alone: it needs no token, but has only its own names. Any
-        other gets a new token, which makes up for unknown names.
+        other gets a new token, which makes up for unknown names; and so does one with an API key, which would protect
+        nothing beside an open page.
         """
         hosts = (*LOOPBACK, address, *allowed_hosts)
-        if ipaddress.ip_address(address).is_loopback:
-            return cls(hosts)
-        return cls(hosts if allowed_hosts else None, secrets.token_urlsafe(24))
+        is_local = ipaddress.ip_address(address).is_loopback
+        token = None if is_local and api_key is None else secrets.token_urlsafe(24)
+        return cls(hosts if is_local or allowed_hosts else None, token, api_key)
 
     def refusal(self, request: Request) -> Response | None:
         """Return the response to a request that is refused, or None where it is allowed."""
@@ -63,7 +58,9 @@ class Access:
                 403,
             )
         other_page = self._refuse_other_page(request, origins[0], host) if origins else None
-        return other_page or self._refuse_without_token(request)
+        if other_page is not None:
+            return other_page
+        return self._refuse_without_key(request) if _is_api(request) else self._refuse_without_token(request)
 
     def _refuse_other_page(self, request: Request, origin: str, host: tuple[str, str]) -> Response | None:
         # A page of somebody else's may send requests here, but not without saying so.
@@ -94,8 +91,18 @@ class Access:
         answer.set_cookie(cookie, self.token, httponly=True, samesite="lax")
         return answer
 
+    def _refuse_without_key(self, request: Request) -> Response | None:
+        key = self.api_key or self.token
+        given = request.headers.getlist("authorization")
+        scheme, _, secret = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        if key is None or (scheme.lower() == "bearer" and _is_same(secret.strip(), key)):
+            return None
+        problem = "Incorrect API key provided" if given else "You didn't provide an API key"
+        message = f"{problem}: send the header Authorization: Bearer KEY, with the key that the server was started with"
+        return ApiError(message, None, "invalid_api_key", 401, {"WWW-Authenticate": "Bearer"}).response()
+
     def _is_token(self, given: str | None) -> bool:
-        return secrets.compare_digest((given or "").encode("utf-8", "replace"), (self.token or "").encode())
+        return _is_same(given or "", self.token or "")
 
 
 class Guard:
@@ -111,8 +118,19 @@ class Guard:
         await (refusal or self._app)(scope, receive, send)
 
 
+def _is_api(request: Request) -> bool:
+    return request.scope["path"].startswith(API_PREFIX)
+
+
+def _is_same(given: str, secret: str) -> bool:
+    """Compare in a time that does not tell how much of it is right."""
+    return secrets.compare_digest(given.encode("utf-8", "replace"), secret.encode())
+
+
 def _refused(request: Request, reason: str, status: int) -> Response:
     """Return the reason, as a sentence where it is read by a person who has opened the address in a browser."""
+    if _is_api(request):
+        return ApiError(reason, None, "access_denied", status).response()
     if "text/html" in request.headers.get("accept", ""):
         return PlainTextResponse(f"{reason[0].upper()}{reason[1:]}.", status, HEADERS)
     return JSONResponse({"error": reason}, status, HEADERS)

@@ -3,11 +3,12 @@
 import copy
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from cobra.models.backbones.llm.prompting import PromptBuilder
+from cobra.models.backbones.vision import PixelValues
 from cobra.models.generation.generate import generate_ids, text_pieces
 from cobra.models.generation.memory import state_bytes
 from cobra.models.mamba import MambaState
@@ -39,6 +40,26 @@ class Figures:
             f"{self.written:,} tokens written{where} in {self.seconds:.2f} s ({rate:,.1f} tokens/s), {self.read:,} of "
             f"text read; the state has {self.state_bytes:,} bytes, however long the conversation"
         )
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question that is part of its conversation once it has been answered."""
+
+    question: str
+    """Its text."""
+    builder: PromptBuilder = field(repr=False)
+    """The conversation up to and including it."""
+    ids: list[int]
+    """Ids of all of that."""
+    pixels: PixelValues | None = field(repr=False)
+    """Pixels of the image, where it has not been read."""
+    prefix: MambaState | None = field(repr=False)
+    """State after the image and the first `read_ids` ids; None where nothing has been read."""
+    read_ids: int
+    """Number of ids that have been read for questions before."""
+    keep_at: int
+    """Number of ids up to the last end token, after which the state is kept for the next question."""
 
 
 class Conversation:
@@ -100,10 +121,7 @@ class Conversation:
         Raises:
             UserError: Conversation and question are longer than the model's longest text; or as the search.
         """
-        builder = copy.deepcopy(self._builder)
-        # Halves of surrogate pairs, left of bytes that were no UTF-8, have no tokens; an end token would end the turn.
-        builder.add_turn("human", without_special_tokens(question.encode("utf-8", "replace").decode("utf-8")))
-        ids = self._tokenize(builder.get_prompt())
+        turn = self.begin(question)
         branches = options.width if isinstance(options, SearchOptions) else 1
         self.figures = Figures(self.figures.state_bytes, branches=branches)
 
@@ -115,20 +133,45 @@ class Conversation:
                     yield piece
                 return
             seeded = replace(options, generator=None, seeds=[seed])
-            yield from text_pieces(self._tokens(state, scores, ids, seeded, between_steps), self._vlm.decode)
+            yield from text_pieces(self._tokens(state, scores, turn.ids, seeded, between_steps), self._vlm.decode)
 
-        return self._answer(question, builder, ids, write)
+        return self._answer(turn, write)
 
-    def _answer(
-        self,
-        question: str,
-        builder: PromptBuilder,
-        ids: list[int],
-        write: Callable[[MambaState, Tensor], Iterator[str]],
-    ) -> Generator[str, None, None]:
-        answer, done, past = "", False, self._past
+    def begin(self, question: str) -> "Turn":
+        """Return a question's turn, for who reads it and writes its answer himself, and then calls :meth:`end`.
+
+        Raises:
+            UserError: Conversation and question are longer than the model's longest text.
+        """
+        builder = copy.deepcopy(self._builder)
+        # Halves of surrogate pairs, left of bytes that were no UTF-8, have no tokens; an end token would end the turn.
+        builder.add_turn("human", without_special_tokens(question.encode("utf-8", "replace").decode("utf-8")))
+        ids = self._tokenize(builder.get_prompt())
+        last_end = max((index for index, token in enumerate(ids[:-1]) if token == self._end), default=-1)
+        known, state = self._past
+        return Turn(question, builder, ids, self._pixels, state, len(known), max(last_end + 1, len(known)))
+
+    def end(self, turn: "Turn", answer: str, past: MambaState | None, whole: bool) -> None:
+        """Make an answer part of the conversation.
+
+        Args:
+            turn: Its question's, the last that was begun.
+            answer: Its text as far as it was written; without a character of it the question is forgotten, unless the
+                answer is whole.
+            past: State after the first `keep_at` ids of the turn; None where they have not been read.
+            whole: True where the answer has come to its end.
+        """
+        if past is None or not (whole or answer.strip()):
+            return
+        turn.builder.add_turn("gpt", answer)
+        # Together: of a question that is forgotten the state must not remember anything.
+        self._builder, self._past, self._pixels = turn.builder, (turn.ids[: turn.keep_at], past), None
+        self.turns.append((turn.question, answer))
+
+    def _answer(self, turn: "Turn", write: Callable[[MambaState, Tensor], Iterator[str]]) -> Generator[str, None, None]:
+        answer, whole, past = "", False, None
         try:
-            past, state, scores = self._read(ids)
+            past, state, scores = self._read(turn)
             pieces = write(state, scores)
             began = time.perf_counter()
             for piece in pieces:
@@ -137,13 +180,9 @@ class Conversation:
                 if piece:
                     yield piece
             self.figures.seconds = time.perf_counter() - began
-            done = True
+            whole = True
         finally:
-            if done or answer.strip():
-                builder.add_turn("gpt", answer)
-                # Together: of a question that is forgotten the state must not remember anything.
-                self._builder, self._past = builder, past
-                self.turns.append((question, answer))
+            self.end(turn, answer, past, whole)
 
     def _tokenize(self, prompt: str) -> list[int]:
         """Return all ids of a prompt; raise a UserError where they are more than the model's longest text has."""
@@ -155,18 +194,17 @@ class Conversation:
             what, remedy = "conversation and question have", f"{remedy}, or begin anew"
         raise UserError(f"{what} {len(ids):,} tokens, and the model reads {limit:,} at most: {remedy}")
 
-    def _read(self, ids: list[int]) -> tuple[tuple[list[int], MambaState | None], MambaState, Tensor]:
-        """Read what is new in a prompt; return the new past, the state, and the next scores (1, vocabulary)."""
+    def _read(self, turn: "Turn") -> tuple[MambaState, MambaState, Tensor]:
+        """Read what is new in a prompt; return the past to be kept, the state, and the next scores (1, vocabulary)."""
         if self._pixels is not None:
-            self._past = [], self._vlm.read_images(self._pixels)
-            self._pixels = None
-        known, state = past = self._past
-        last_end = max((index for index, token in enumerate(ids[:-1]) if token == self._end), default=-1)
-        if len(known) <= last_end:
-            state, _ = self._vlm.prefill(None, [ids[len(known) : last_end + 1]], state)
-            past = ids[: last_end + 1], state
-        self.figures.read = len(ids) - len(known)
-        return past, *self._vlm.prefill(None, [ids[last_end + 1 :]], state)
+            # Once: also for a question that is then forgotten.
+            self._past, self._pixels = ([], self._vlm.read_images(self._pixels)), None
+        past, unread = self._past[1], turn.ids[turn.read_ids : turn.keep_at]
+        if unread:
+            past, _ = self._vlm.prefill(None, [unread], past)
+        self.figures.read = len(turn.ids) - turn.read_ids
+        state, scores = self._vlm.prefill(None, [turn.ids[turn.keep_at :]], past)
+        return past or MambaState.zeros(self._vlm.llm_backbone.llm.config, 1, self._vlm.device), state, scores
 
     def _tokens(
         self,

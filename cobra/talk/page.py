@@ -1,4 +1,4 @@
-"""A page to talk to a model on: pictures are uploaded, answers come stage by stage, one at a time.
+"""A page to talk to a model on: pictures are uploaded, answers come stage by stage.
 
 Everything is served from here: the page asks nothing of any other server. Its parts of an answer are lines of JSON.
 """
@@ -7,14 +7,13 @@ import asyncio
 import base64
 import json
 import secrets
-import threading
 import traceback
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import uvicorn
 from starlette.applications import Starlette
@@ -24,10 +23,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from cobra.models.generation.options import KINDS
-from cobra.models.vlms import CobraVLM
+from cobra.models.vlms import CobraVLM, GenerationOptions, SearchOptions
 from cobra.reasoning.trace import Part, StageReader
-from cobra.talk.access import HEADERS, Access, Guard
+from cobra.serving.engine import Engine
+from cobra.serving.jobs import BusyError, Solo, Work
+from cobra.talk.access import Access, Guard
+from cobra.talk.chat_api import ChatApi
 from cobra.talk.conversation import Conversation
+from cobra.talk.following import answer_job, follow
+from cobra.talk.headers import HEADERS
 from cobra.talk.options import TalkFlags
 from cobra.talk.uploads import Uploads, read_body
 from cobra.util.errors import UserError
@@ -44,14 +48,10 @@ _MAX_QUESTION_BYTES = 1 << 18
 _MAX_KEY_BYTES = 256
 # Of a picture for two towers, 3 x 384 x 384 each in fp32.
 _PIXEL_BYTES = 3_538_944
-_MAX_WAITING = 64
+_MAX_SEARCHES = 64
 _MAX_CONNECTIONS = 256
 
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
-
-
-class _ReaderGoneError(Exception):
-    """Nobody reads the answer that is being written."""
 
 
 @dataclass(frozen=True)
@@ -90,24 +90,29 @@ class Welcome:
 
 
 class TalkServer:
-    """Conversations with one model, which writes one answer at a time; who asks meanwhile waits in line."""
+    """Conversations with one model, whose answers are written together; searches take turns with each other."""
 
     def __init__(
-        self, vlm: CobraVLM, flags: TalkFlags, name: str, access: Access | None = None, welcome: Welcome | None = None
+        self,
+        vlm: CobraVLM,
+        flags: TalkFlags,
+        name: str,
+        access: Access | None = None,
+        welcome: Welcome | None = None,
+        engine: Engine | None = None,
     ) -> None:
         """Serve a model in evaluation mode under a name; a question chooses its own search.
 
-        Without `access` the requests of this machine are allowed.
+        Without `access` the requests of this machine are allowed. An engine that is given is the model's.
         """
         self._access = access or Access()
-        self._vlm = vlm
-        self._flags = flags
+        self._vlm, self._flags, self._name = vlm, flags, name
         self._conversations: OrderedDict[str, Conversation] = OrderedDict()
-        # All of the model's work is done in one thread: torch keeps its helpers for each thread that calls it.
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._turn = asyncio.Lock()
+        self._engine = engine or Engine(vlm)
+        # Of the conversations that are being answered: a question waits for the one before.
+        self._turns: WeakKeyDictionary[Conversation, asyncio.Lock] = WeakKeyDictionary()
         self._uploads = Uploads()
-        self._asking = 0
+        self._searching = 0
         welcome = welcome or Welcome()
         templates = page_templates("cobra.talk")
         page = templates.get_template("talk.html.j2").render(
@@ -132,10 +137,15 @@ class TalkServer:
         routes = [Route(path, self._file) for path in self._files]
         posts = {"/image": self._take_image, "/ask": self._take_question, "/talk": self._find_talk}
         routes += [Route(path, _in_words(handle), methods=["POST"]) for path, handle in posts.items()]
+        routes += ChatApi(self._vlm, self._flags, self._name, self._engine, self._uploads).routes()
         app = Starlette(routes=routes)
         # It would build an address of what the request says.
         app.router.redirect_slashes = False
         return Guard(app, self._access)
+
+    def close(self) -> None:
+        """End all answers, and the engine."""
+        self._engine.close()
 
     async def _file(self, request: Request) -> Response:
         text, kind = self._files[request.scope["path"]]
@@ -154,7 +164,7 @@ class TalkServer:
         if talk is None:
             return JSONResponse({"turns": None}, headers=HEADERS)
         # Behind the end of an answer that its reader has left by loading the page again.
-        turns = await asyncio.get_running_loop().run_in_executor(self._worker, lambda: list(talk.turns))
+        turns = await asyncio.wrap_future(self._engine.call(lambda: list(talk.turns)))
         told = [{"question": printable(question), "parts": _parts_of(answer)} for question, answer in turns]
         return JSONResponse({"turns": told, "picture": talk.has_image}, headers=HEADERS)
 
@@ -168,63 +178,68 @@ class TalkServer:
 
     async def _take_question(self, request: Request) -> Response:
         """Answer a question with lines of JSON; see :meth:`_lines`."""
-        if self._asking > _MAX_WAITING:
-            raise UserError(f"{counted(self._asking, 'question')} in front of this one already: ask again later")
         question = Question.from_json(await read_body(request, _MAX_QUESTION_BYTES, "the question"))
-        replace(self._flags, beams=question.beams).options(question.search)
+        options = replace(self._flags, beams=question.beams).options(question.search)
+        if isinstance(options, SearchOptions) and self._searching > _MAX_SEARCHES:
+            raise UserError(
+                f"{counted(self._searching, 'question')} in front of this one already: ask again later, or without a "
+                "search"
+            )
         key = question.conversation or self._begin(Conversation(self._vlm))
         if key not in self._conversations:
             raise UserError("this conversation has been forgotten, others came after it: begin a new one")
         self._conversations.move_to_end(key)
-        lines = self._lines(key, self._conversations[key], question)
+        lines = self._lines(key, self._conversations[key], question, options)
         return StreamingResponse(lines, media_type="application/x-ndjson", headers=HEADERS)
 
-    async def _lines(self, key: str, talk: Conversation, question: Question) -> AsyncIterator[str]:
+    async def _lines(
+        self, key: str, talk: Conversation, question: Question, options: GenerationOptions | SearchOptions
+    ) -> AsyncIterator[str]:
         """Yield what there is to tell: the conversation's id, who is before it in line, parts, and figures at the end.
 
         When the reader goes, this is cancelled, and the answer or search ends with the model's step.
         """
-        gone, waiting, loop = threading.Event(), self._asking, asyncio.get_running_loop()
-
-        def stop_if_gone() -> None:
-            if gone.is_set():
-                raise _ReaderGoneError
-
-        self._asking += 1
+        searches = isinstance(options, SearchOptions)
         try:
-            yield _line(conversation=key, waiting=waiting)
-            async with self._turn:
-                parts = self._parts(talk, question, stop_if_gone)
-                try:
-                    while (part := await loop.run_in_executor(self._worker, lambda: next(parts, None))) is not None:
-                        yield part
-                finally:
-                    gone.set()
-                    # Put in line behind a step that may still be running, so it is not closed while it runs.
-                    self._worker.submit(parts.close)
+            self._searching += searches
+            yield _line(conversation=key, waiting=self._searching - 1 if searches else 0)
+            async with self._turns.setdefault(talk, asyncio.Lock()):
+                if isinstance(options, SearchOptions):
+                    work: Work = self._search(talk, question.text, options)
+                else:
+                    work = answer_job(talk, question.text, options, self._flags.seed)
+                async with aclosing(self._parts(talk, work)) as lines:
+                    async for line in lines:
+                        yield line
         finally:
-            self._asking -= 1
+            self._searching -= searches
 
-    def _parts(
-        self, talk: Conversation, question: Question, between_steps: Callable[[], None]
-    ) -> Generator[str, None, None]:
-        """Write an answer; yield its lines."""
-        options = replace(self._flags, beams=question.beams).options(question.search)
+    async def _parts(self, talk: Conversation, work: Work) -> AsyncGenerator[str, None]:
+        """Yield the lines of an answer as it is written."""
         reader = StageReader()
         try:
-            with closing(talk.ask(question.text, options, self._flags.seed, between_steps)) as pieces:
-                for piece in pieces:
-                    yield from map(_part_line, reader.feed(piece))
-            yield from map(_part_line, reader.finish())
+            async with aclosing(follow(self._engine, work)) as pieces:
+                async for [piece] in pieces:
+                    for part in reader.feed(piece):
+                        yield _part_line(part)
+            for part in reader.finish():
+                yield _part_line(part)
             yield _line(figures=asdict(talk.figures))
-        except _ReaderGoneError:
-            return
+        except BusyError as error:
+            yield _line(error=str(error))
         except UserError as error:
             yield _line(error=printable(str(error)))
         except Exception as error:
             # The page says that it went wrong, the terminal where.
-            traceback.print_exc()
+            traceback.print_exception(error)
             yield _line(error=printable(f"the answer broke off ({type(error).__name__}: {error})"))
+
+    def _search(self, talk: Conversation, question: str, options: SearchOptions) -> Solo:
+        def pieces(between_steps: Callable[[], None]) -> Iterator[str]:
+            with closing(talk.ask(question, options, self._flags.seed, between_steps)) as written:
+                yield from written
+
+        return Solo(pieces)
 
 
 def _line(**entries: Any) -> str:

@@ -4,6 +4,7 @@ import socket
 import threading
 from queue import Queue
 
+from cobra.serving.engine import Engine
 from cobra.talk.conversation import Figures
 from cobra.talk.options import TalkFlags
 from cobra.talk.page import TalkServer, web_server
@@ -12,11 +13,13 @@ from cobra.talk.page import TalkServer, web_server
 class Served:
     """A TalkServer while the block lasts; :attr:`url` is its page's."""
 
-    def __init__(self, vlm, flags=None, name="a model", access=None, welcome=None):
-        app = TalkServer(vlm, flags or TalkFlags(max_new_tokens=8), name, access, welcome).app()
-        self._server = web_server(app)
+    def __init__(self, vlm, flags=None, name="a model", access=None, welcome=None, engine=None):
+        self.engine = engine or Engine(vlm)
+        self._talk = TalkServer(vlm, flags or TalkFlags(max_new_tokens=8), name, access, welcome, self.engine)
+        self._server = web_server(self._talk.app())
         self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.port = self._socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
 
     def __enter__(self):
@@ -26,6 +29,7 @@ class Served:
     def __exit__(self, *_):
         self._server.should_exit = True
         self._thread.join()
+        self._talk.close()
         self._socket.close()
 
     def as_uri(self):

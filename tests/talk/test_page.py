@@ -61,6 +61,10 @@ def ask(server, question="What?", conversation=None, search="none", beams=4, **o
     return requests.post(f"{server.url}/ask", json=body, timeout=100, **options)
 
 
+def search(server, question="What?", conversation=None, **options):
+    return ask(server, question, conversation, search="vote", **options)
+
+
 def talk(server, key):
     return requests.post(f"{server.url}/talk", data=key, timeout=100).json()
 
@@ -100,7 +104,7 @@ def test_a_page_that_is_loaded_again_finds_its_conversation(server, script):
     key = upload(server).json()["conversation"]
     for piece in ("<SUMMARY> a <b> </SUMMARY>\n\n<CONCLUSION> \u202e3", None):
         script.said.put(piece)
-    told = lines(ask(server, "What\ud800?", key))
+    told = lines(search(server, "What\ud800?", key))
     found = talk(server, key.encode())
     assert found["picture"] and [turn["question"] for turn in found["turns"]] == ["What\\ud800?"]
     parts, streamed = found["turns"][0]["parts"], [line for line in told if "block" in line]
@@ -108,7 +112,7 @@ def test_a_page_that_is_loaded_again_finds_its_conversation(server, script):
         texts = ["".join(part["text"] for part in kind if part["block"] == block) for kind in (parts, streamed)]
         assert texts[0] == texts[1] == ("a <b>", "\\u202e3")[block]
     script.said.put(None)
-    without = lines(ask(server))[0]["conversation"]
+    without = lines(search(server))[0]["conversation"]
     assert talk(server, without.encode())["picture"] is False
 
 
@@ -142,9 +146,9 @@ def test_turns_are_those_that_the_model_remembers(vlm):
 
 
 @pytest.mark.fault("E13")
-def test_the_page_says_what_the_model_knows_and_shows_examples():
+def test_the_page_says_what_the_model_knows_and_shows_examples(vlm):
     welcome = page.Welcome("it knows <b>shapes</b>", example_pictures())
-    with Served(None, welcome=welcome) as served:
+    with Served(vlm, welcome=welcome) as served:
         text = requests.get(served.url, timeout=100).text
     assert "it knows &lt;b&gt;shapes&lt;/b&gt;" in text and text.count('class="example"') == 3
     assert all(f'alt="{example.caption}"' in text for example in example_pictures())
@@ -155,13 +159,10 @@ def test_stages_are_told_apart_and_searches_are_passed_on(server, script):
     for piece in ("<SUMMARY> a <b>", "\u202e </SUMMARY>", "\n\n<CONCLUSION> 3", None):
         script.said.put(piece)
     told = lines(ask(server, "What?", search="stage-beam", beams=3))
-    assert told[1:-1] == [
-        {"block": 0, "stage": "SUMMARY", "text": ""},
-        {"block": 0, "stage": "SUMMARY", "text": "a <b>"},
-        {"block": 0, "stage": "SUMMARY", "text": "\\u202e"},
-        {"block": 1, "stage": "CONCLUSION", "text": ""},
-        {"block": 1, "stage": "CONCLUSION", "text": "3"},
-    ]
+    # Pieces that come at once may be told as one.
+    for block, stage, text in ((0, "SUMMARY", "a <b>\\u202e"), (1, "CONCLUSION", "3")):
+        parts = [part for part in told[1:-1] if part["block"] == block]
+        assert {part["stage"] for part in parts} == {stage} and "".join(part["text"] for part in parts) == text
     [(_, options, _)] = script.asked
     assert options == search_options("stage-beam", 3, max_new_tokens=8)
 
@@ -208,7 +209,7 @@ def test_what_the_model_refuses_is_told_and_the_next_question_is_answered(server
 
 def test_an_unexpected_failure_is_told_here_and_there(server, script, monkeypatch, capsys):
     monkeypatch.setattr(script.said, "get", lambda timeout: 1 / 0)
-    assert lines(ask(server))[-1]["error"] == "the answer broke off (ZeroDivisionError: division by zero)"
+    assert lines(search(server))[-1]["error"] == "the answer broke off (ZeroDivisionError: division by zero)"
     assert "Traceback" in capsys.readouterr().err
     monkeypatch.undo()
     assert "figures" in lines(ask(server))[-1]
@@ -234,7 +235,7 @@ def test_the_page_names_nobody_else_and_escapes(vlm):
 
 
 def test_one_answer_at_a_time_and_the_next_is_told_its_place(server, script):
-    with ask(server, "first", stream=True) as first, ask(server, "second", stream=True) as second:
+    with search(server, "first", stream=True) as first, search(server, "second", stream=True) as second:
         one, two = first.iter_lines(1), second.iter_lines(1)
         assert json.loads(next(one))["waiting"] == 0
         assert json.loads(next(two))["waiting"] == 1
@@ -249,13 +250,13 @@ def test_one_answer_at_a_time_and_the_next_is_told_its_place(server, script):
 
 
 def test_who_goes_stops_the_answer_and_who_waits_is_next(server, script):
-    first = ask(server, "first", stream=True)
+    first = search(server, "first", stream=True)
     told = first.iter_lines(1)
     next(told)
     script.said.put("a")
     assert json.loads(next(told))["block"] == 0
     answers = []
-    waiting = threading.Thread(target=lambda: answers.append(ask(server, "second")))
+    waiting = threading.Thread(target=lambda: answers.append(search(server, "second")))
     waiting.start()
     first.close()
     # Pieces, until the server has seen that nobody listens.
@@ -285,20 +286,20 @@ def test_who_goes_stops_an_answer_of_which_nothing_is_shown_yet(server, script):
     while not script.said.empty():
         script.said.get()
     script.said.put(None)
-    assert "figures" in lines(ask(server, "second"))[-1]
+    assert "figures" in lines(search(server, "second"))[-1]
 
 
 @pytest.mark.fault("B8")
 def test_who_goes_while_waiting_is_not_waited_for(server, script):
-    with ask(server, "first", stream=True) as first:
+    with search(server, "first", stream=True) as first:
         # Kept: what is read of them goes with the iterators, and the connection with it.
         one = first.iter_lines(1)
         next(one)
-        with ask(server, "second", stream=True) as second:
+        with search(server, "second", stream=True) as second:
             two = second.iter_lines(1)
             assert json.loads(next(two))["waiting"] == 1
         while True:
-            with ask(server, "third", stream=True) as third:
+            with search(server, "third", stream=True) as third:
                 told = third.iter_lines(1)
                 # The server has not seen yet that the second has gone, or a third of before.
                 if json.loads(next(told))["waiting"] == 1:
@@ -310,13 +311,13 @@ def test_who_goes_while_waiting_is_not_waited_for(server, script):
 
 
 def test_not_everybody_may_wait(server, script, monkeypatch):
-    monkeypatch.setattr(page, "_MAX_WAITING", 0)
-    with ask(server, "first", stream=True) as first:
+    monkeypatch.setattr(page, "_MAX_SEARCHES", 0)
+    with search(server, "first", stream=True) as first:
         told = first.iter_lines(1)
         next(told)
         script.said.put("a")
         next(told)
-        refused = ask(server, "second")
+        refused = search(server, "second")
         assert refused.status_code == 400 and "1 question in front of this one already" in refused.json()["error"]
         script.said.put(None)
         list(told)
@@ -325,18 +326,18 @@ def test_not_everybody_may_wait(server, script, monkeypatch):
 def test_conversations_are_forgotten_by_the_bytes_they_hold(server, script, monkeypatch):
     monkeypatch.setattr(page, "_MAX_KEPT_BYTES", 2 * page._PIXEL_BYTES)
     keys = [upload(server).json()["conversation"] for _ in range(3)]
-    assert "has been forgotten" in ask(server, "What?", keys[0]).json()["error"]
+    assert "has been forgotten" in search(server, "What?", keys[0]).json()["error"]
     for key in keys[1:]:
         script.said.put(None)
-        assert ask(server, "What?", key).status_code == 200
+        assert search(server, "What?", key).status_code == 200
 
 
 def test_old_conversations_are_forgotten(server, script, monkeypatch):
     monkeypatch.setattr(page, "_MAX_CONVERSATIONS", 2)
     keys = [upload(server).json()["conversation"] for _ in range(3)]
-    assert "has been forgotten" in ask(server, "What?", keys[0]).json()["error"]
+    assert "has been forgotten" in search(server, "What?", keys[0]).json()["error"]
     script.said.put(None)
-    assert ask(server, "What?", keys[2]).status_code == 200
+    assert search(server, "What?", keys[2]).status_code == 200
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from browser import Browser
 from PIL import Image
-from scratch import picture, search_options
+from scratch import picture, scratch_vlm, search_options
 
 pytest.importorskip("starlette", reason="the extra serve is not installed")
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
@@ -18,8 +18,10 @@ from talk_page import Script, Served
 
 from cobra.demo.examples import example_pictures
 from cobra.talk import page as talk_page_module
+from cobra.talk.options import TalkFlags
 
 WAIT_SECONDS = 120
+SEARCHING = TalkFlags(max_new_tokens=8, search="vote")
 OPEN = "Array.from(document.querySelectorAll('.stage')).map(s => s.className.split(' ').at(-1) + (s.open ? '+' : '-'))"
 TEXTS = "Array.from(document.querySelectorAll('.block .text, .outside')).map(b => b.textContent)"
 
@@ -35,7 +37,8 @@ def script():
 @pytest.fixture(scope="module")
 def server(script):
     welcome = talk_page_module.Welcome("cobra-tiny knows rendered shapes, not photographs.", example_pictures())
-    with Served(None, name="cobra-tiny", welcome=welcome) as started:
+    # The script answers searches.
+    with Served(scratch_vlm(), SEARCHING, name="cobra-tiny", welcome=welcome) as started:
         yield started
 
 
@@ -239,6 +242,8 @@ def test_hostile_text_stays_text(page, script):
 
 
 def test_the_search_is_chosen_and_the_conversation_goes_on(page, script):
+    choose = "document.getElementById('search').dispatchEvent(new Event('input'))"
+    page.run(f"document.getElementById('search').value = 'none', {choose}")
     assert page.run("document.getElementById('beams-field').hidden")
     page.run(
         "document.getElementById('search').value = 'stage-beam', document.getElementById('beams').value = 3,"
@@ -293,7 +298,7 @@ def test_what_is_no_picture_is_told(browser, server):
 
 @pytest.mark.fault("E13")
 def test_a_server_that_has_gone_is_told_in_words(browser, script):
-    with Served(None) as served:
+    with Served(scratch_vlm()) as served:
         browser.open(served)
     ask(browser, "What?")
     until(browser, "document.querySelectorAll('#turns .faults').length")

@@ -140,6 +140,10 @@ class GraphDecoder(Decoder):
         """See :meth:`Decoder.keep`."""
         self._load_state(self.state.select(rows))
 
+    def join(self, state: MambaState) -> None:
+        """See :meth:`Decoder.join`."""
+        self._load_state(MambaState.join([self.state, state]))
+
     def close(self) -> None:
         """Return the graph for the next decoder of the model."""
         if self._step is not None and self._bucket is not None:

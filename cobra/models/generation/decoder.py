@@ -117,6 +117,10 @@ class Decoder:
         """Go on with some rows only, by their indices (n,) int64 among the current ones."""
         self._state = self._state.select(rows)
 
+    def join(self, state: MambaState) -> None:
+        """Go on with the rows of another state too, after the current ones."""
+        self._state = MambaState.join([self._state, state])
+
     def advance(self, tokens: Tensor, places: list[int]) -> Tensor:
         """Go on with the rows at some places, reading theirs of all rows' tokens (batch,); return their next scores."""
         if len(places) < len(tokens):

@@ -38,17 +38,34 @@ def stops_after(
     return stop
 
 
-def text_pieces(tokens: Iterable[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
-    """Decode tokens as they come; a character of several tokens is held back until it is whole."""
-    held: list[int] = []
-    for token in tokens:
-        held.append(token)
-        text = decode(held)
+class TextPieces:
+    """Text of tokens as they come; a character of several tokens is held back until it is whole."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._held: list[int] = []
+
+    def push(self, token: int) -> str:
+        """Return the text that is whole with one more token."""
+        self._held.append(token)
+        text = self._decode(self._held)
         # A part of a character shows as U+FFFD.
-        if not text.endswith("\ufffd"):
-            yield text
-            held = []
-    yield decode(held)
+        if text.endswith("\ufffd"):
+            return ""
+        self._held = []
+        return text
+
+    def finish(self) -> str:
+        """Return the text of what is held back."""
+        return self._decode(self._held)
+
+
+def text_pieces(tokens: Iterable[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
+    """Decode tokens as they come, with :class:`TextPieces`."""
+    pieces = TextPieces(decode)
+    for token in tokens:
+        yield pieces.push(token)
+    yield pieces.finish()
 
 
 @torch.no_grad()

@@ -63,6 +63,20 @@ def state_bytes(config: MambaConfig) -> int:
     return MambaState.zeros(config, 1, "meta").nbytes
 
 
+def _row_bytes(config: MambaConfig) -> int:
+    """Return the bytes that a row takes while it is written."""
+    return _STATES * state_bytes(config) + _BYTES_PER_SCORE * config.padded_vocab_size
+
+
+def _usable_memory(device: torch.device) -> int:
+    return int(free_memory(device) * (1 - _SPARE))
+
+
+def rows_that_fit(config: MambaConfig, device: torch.device, wanted: int) -> int:
+    """Return how many of the rows that are wanted can be written together in the memory that is free; one at least."""
+    return max(1, min(wanted, _usable_memory(device) // _row_bytes(config)))
+
+
 def branches_at_once(config: MambaConfig, device: torch.device, kept: int, wanted: int, memory: float | None) -> int:
     """Return how many branches can be written together; the others wait, which changes no answer.
 
@@ -76,10 +90,9 @@ def branches_at_once(config: MambaConfig, device: torch.device, kept: int, wante
     Raises:
         UserError: Not even one fits beside those that are kept.
     """
-    state = state_bytes(config)
+    state, branch = state_bytes(config), _row_bytes(config)
     # What is kept is copied when others join it.
-    usable = int(free_memory(device) * (1 - _SPARE) if memory is None else memory * 2**30)
-    branch = _STATES * state + _BYTES_PER_SCORE * config.padded_vocab_size
+    usable = _usable_memory(device) if memory is None else int(memory * 2**30)
     fitting = (usable - 2 * kept * state) // branch
     if fitting < 1:
         least = (2 * kept * state + branch) / 2**30
