@@ -18,10 +18,11 @@ from timm.data import resolve_model_data_config
 from timm.layers import resample_abs_pos_embed
 
 from cobra.models.backbones.llm import LLMSpec, register_llm_backbone
+from cobra.models.backbones.llm.backbone import read_mamba_config
 from cobra.models.backbones.vision import TowerSpec, VisionSpec, build_transform, register_vision_backbone
 from cobra.models.backbones.vision.transforms import map_pixels
 from cobra.models.load import build_vlm
-from cobra.models.mamba import MambaConfig, MambaLM, MambaState
+from cobra.models.mamba import MambaLM, MambaState
 from cobra.models.vlms import GenerationOptions
 from cobra.models.vlms.cobra import build_projector
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
@@ -328,7 +329,7 @@ class Maker:
 
     def initial_values(self):
         torch.manual_seed(1)
-        state = MambaLM(MambaConfig.from_file(self.folder / "hf_llm" / "config.json")).state_dict()
+        state = MambaLM(read_mamba_config(self.folder / "hf_llm" / "config.json")).state_dict()
         values = {name: [v.double().mean().item(), v.double().std().item()] for name, v in state.items()}
         self.observed["llm_init_mean_std"] = values
 

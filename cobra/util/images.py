@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from cobra.util.files import kind_of_content
 from cobra.util.jpeg import complete_jpeg, is_cut_jpeg
 from cobra.util.redaction import reason
+from cobra.util.rgb import to_rgb
 
 # Named one by one, so that a new release of Pillow opens nothing that has not been looked at. Left out on purpose: EPS
 # (starts Ghostscript), WMF (Windows' own code), BUFR, FITS, GRIB, HDF5 and MPEG (no decoder in Pillow), PSD and others
@@ -141,42 +141,6 @@ def file_status(path: Path | str) -> os.stat_result:
     if status.st_size > _MAX_BYTES:
         raise BadImageError(f"it has {status.st_size:,} bytes, and pictures may have {_MAX_BYTES:,}")
     return status
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return a picture as RGB of 8 bits, the way a viewer shows it.
-
-    Transparent pixels show white. Of 16 bits, and of whole or floating-point numbers, all levels are kept apart: Pillow
-    would make white of everything above 255. The same as `convert("RGB")` for all other pictures.
-    """
-    if image.mode.startswith("I") or image.mode == "F":
-        return _to_grey(image).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    pixels = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    # A third of the time of alpha_composite, and the same pixels.
-    white = Image.new("RGB", pixels.size, "white")
-    white.paste(pixels, mask=pixels.getchannel("A"))
-    return white
-
-
-def _to_grey(image: Image.Image) -> Image.Image:
-    """Return a picture of wide numbers in 8 bits; what exceeds black or white is cut, and NaN is black."""
-    stored = np.asarray(image)
-    values = np.nan_to_num(stored.astype(np.float32), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-    if image.mode.startswith("I;16") or image.format == "PPM" and image.mode == "I":
-        white = 65535.0
-    else:
-        # The first of these that no pixel exceeds, or the highest pixel.
-        peak = float(values.max(initial=0))
-        whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        white = next((white for white in whites if peak <= white), peak)
-    # In place: a picture may have 300 million pixels.
-    values *= 255 / white
-    grey = np.rint(np.clip(values, 0, 255, out=values), out=values).astype(np.uint8)
-    if "transparency" in image.info:
-        grey[stored == image.info["transparency"]] = 255
-    return Image.fromarray(grey)
 
 
 def _decode(file: Path | str | IO[bytes], quick: bool) -> tuple[Image.Image, Image.Transpose | None]:

@@ -2,8 +2,11 @@
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cobra.util.errors import UserError
 
 # Side of the grid to which the downsampling projector pools the patches: 14 * 14 = 196 image tokens.
 _POOLED_SIDE = 14
@@ -86,3 +89,26 @@ class LDPProjector(_Projector):
         super().__init__()
         first, second = nn.Linear(vision_dim, llm_dim), nn.Linear(llm_dim, llm_dim)
         self.projector = nn.Sequential(first, nn.GELU(), second, nn.Identity(), _PooledPositions(llm_dim))
+
+
+def build_projector(arch_specifier: str, vision_dim: int, llm_dim: int) -> nn.Module:
+    """Build the projector that an architecture names, from channels of a patch to the language model's width.
+
+    Raises:
+        UserError: The architecture is neither `linear` nor ends in `fused-gelu-mlp`, `gelu-mlp` or `fused-ldpnet`.
+    """
+    kinds = (kind for ending, kind in _PROJECTORS.items() if arch_specifier.endswith(ending))
+    projector = LinearProjector if arch_specifier == "linear" else next(kinds, None)
+    if projector is None:
+        raise UserError(
+            f"the architecture {arch_specifier!r} is unknown: it must be 'linear' or end in {', '.join(_PROJECTORS)}; "
+            "a leading 'no-align+' says that no align stage is needed"
+        )
+    # Every run starts from the same projector: its own seed, outside the run's random numbers.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(vision_dim)
+        return projector(vision_dim, llm_dim)
+
+
+# Tested in this order: `fused-gelu-mlp` ends in `gelu-mlp` too.
+_PROJECTORS = {"fused-gelu-mlp": FusedMLPProjector, "gelu-mlp": MLPProjector, "fused-ldpnet": FusedLDPProjector}

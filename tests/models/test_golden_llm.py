@@ -7,9 +7,10 @@ import torch
 from golden_set import LOGITS, LOSS, PIXELS, by_tower, close, close_to_some, numbered
 from PIL import Image
 
+from cobra.models.backbones.llm.backbone import read_mamba_config
 from cobra.models.backbones.vision.transforms import map_pixels
 from cobra.models.generation.sampling import keep_top_k, keep_top_p
-from cobra.models.mamba import MambaConfig, MambaLM, MambaState
+from cobra.models.mamba import MambaLM, MambaState
 from cobra.models.vlms import GenerationOptions
 from cobra.util.errors import UserError
 
@@ -72,7 +73,7 @@ def test_golden_mixer_prefill_and_steps(golden, golden_vlm):
 def test_golden_initial_values(golden):
     """Both are draws of one distribution: mean and deviation agree within 5 standard errors of their difference."""
     torch.manual_seed(0)
-    state = MambaLM(MambaConfig.from_file(golden.path("hf_llm") / "config.json")).state_dict()
+    state = MambaLM(read_mamba_config(golden.path("hf_llm") / "config.json")).state_dict()
     expected = golden.json("observed.json")["llm_init_mean_std"]
     assert state.keys() == expected.keys()
     for name, (mean, deviation) in expected.items():

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from cobra.util.images import FORMATS, BadImageError, check_decodes, read_header, read_rgb, read_upright, to_rgb
+from cobra.util.images import FORMATS, BadImageError, check_decodes, read_header, read_rgb, read_upright
+from cobra.util.rgb import to_rgb
 
 
 def gradient(mode, size=(31, 17)):

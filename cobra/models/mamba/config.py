@@ -2,11 +2,9 @@
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from cobra.util.errors import UserError, check_known
-from cobra.util.files import read_json
 
 MIXERS: dict[str, type] = {}
 """Kinds of mixers by name; :func:`cobra.models.mamba.mixer.register_mixer` adds to them."""
@@ -106,11 +104,6 @@ class MambaConfig:
         if sizes.get("dt_rank") == "auto":
             sizes["dt_rank"] = None
         return cls(vocab_size=values["vocab_size"], **sizes)
-
-    @classmethod
-    def from_file(cls, path: Path) -> "MambaConfig":
-        """Read a `config.json`; see :meth:`from_dict`."""
-        return cls.from_dict(read_json(path, "the language model's config"), str(path))
 
 
 # Keys of state-spaces' config.json that are our names; ours by those of its `ssm_cfg`, and by those of transformers.

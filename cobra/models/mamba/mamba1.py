@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from cobra.models.mamba.config import MambaConfig
 from cobra.models.mamba.mixer import LayerState, Mixer
-from cobra.models.mamba.ops import ops_for, torch_ops
+from cobra.models.mamba.ops import ops_for
+from cobra.models.mamba.ops.torch_ops import wide
 
 # Operations of a step of the scan for each channel and state, as is usual for this kernel: decay, drive, state and read
 # (2 each), and a part of D and gate; an exponential counts once.
@@ -73,7 +74,7 @@ class Mamba1Mixer(Mixer):
     def forward(self, x: Tensor, state: LayerState | None = None, valid: Tensor | None = None) -> Tensor:
         """See :meth:`Mixer.forward`."""
         ops = ops_for(x.device)
-        A = -torch.exp(torch_ops.wide(self.A_log))
+        A = -torch.exp(wide(self.A_log))
         xz = self.in_proj(x)
         is_step = state is not None and x.shape[1] == 1 and valid is None
         if state is None and valid is None and torch.is_grad_enabled() and ops.inner is not None:

@@ -35,7 +35,7 @@ from cobra.models.vlms.generation_mixin import single_token_answers
 from cobra.util.data_utils import IGNORE_INDEX
 from cobra.util.errors import UserError, check_known
 from cobra.util.files import sha256_file
-from cobra.util.nn_utils import FusedLDPProjector, FusedMLPProjector, LinearProjector, MLPProjector, projected_positions
+from cobra.util.nn_utils import build_projector, projected_positions
 
 STAGES = ("align", "finetune", "full-finetune")
 
@@ -62,29 +62,6 @@ class VLMOutput:
     logits: Tensor | None = None
     past_key_values: MambaState | None = None
     hidden_states: Tensor | None = None
-
-
-def build_projector(arch_specifier: str, vision_dim: int, llm_dim: int) -> nn.Module:
-    """Build the projector that an architecture names, from channels of a patch to the language model's width.
-
-    Raises:
-        UserError: The architecture is neither `linear` nor ends in `fused-gelu-mlp`, `gelu-mlp` or `fused-ldpnet`.
-    """
-    kinds = (kind for ending, kind in _PROJECTORS.items() if arch_specifier.endswith(ending))
-    projector = LinearProjector if arch_specifier == "linear" else next(kinds, None)
-    if projector is None:
-        raise UserError(
-            f"the architecture {arch_specifier!r} is unknown: it must be 'linear' or end in {', '.join(_PROJECTORS)}; "
-            "a leading 'no-align+' says that no align stage is needed"
-        )
-    # Every run starts from the same projector: its own seed, outside the run's random numbers.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(vision_dim)
-        return projector(vision_dim, llm_dim)
-
-
-# Tested in this order: `fused-gelu-mlp` ends in `gelu-mlp` too.
-_PROJECTORS = {"fused-gelu-mlp": FusedMLPProjector, "gelu-mlp": MLPProjector, "fused-ldpnet": FusedLDPProjector}
 
 
 class CobraVLM(AskingMixin, nn.Module):

@@ -24,8 +24,8 @@ from cobra.models.generation.search import Search, SearchResult
 from cobra.models.generation.stage_guard import TokenTexts
 from cobra.models.mamba import MambaState
 from cobra.util.errors import UserError, check_known
-from cobra.util.images import to_rgb
 from cobra.util.pictures import ImageLike, as_picture, is_picture
+from cobra.util.rgb import to_rgb
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cobra.conf import ModelConfig
 from cobra.models.backbones.llm import MambaLLMBackbone
+from cobra.models.backbones.llm.backbone import read_mamba_config
 from cobra.models.backbones.llm.specs import llm_spec
 from cobra.models.backbones.vision import VisionBackbone
 from cobra.models.backbones.vision.specs import vision_spec
@@ -68,5 +69,5 @@ def build_meta_model(
 def _llm_config(source: str | Path) -> MambaConfig:
     """Return a language model's sizes, the published ones where they are."""
     if isinstance(source, Path):
-        return MambaConfig.from_file(source / "config.json")
-    return PUBLISHED_SIZES.get(source) or MambaConfig.from_file(fetch(source, "config.json"))
+        return read_mamba_config(source / "config.json")
+    return PUBLISHED_SIZES.get(source) or read_mamba_config(fetch(source, "config.json"))

@@ -12,6 +12,7 @@ from cobra.models.hub import check_hub, fetch
 from cobra.models.mamba import MambaConfig, MambaLM
 from cobra.models.tensors import load_strictly, read_llm_weights
 from cobra.util.errors import UserError
+from cobra.util.files import read_json
 from cobra.util.redaction import reason
 
 _PADDING = "<|padding|>"
@@ -65,7 +66,7 @@ def build_llm_backbone(
     Raises:
         UserError: A file is missing or damaged, is not of a Mamba-1 model, or model and tokenizer do not fit.
     """
-    config = MambaConfig.from_file(_find_file(spec.source, ["config.json"], token))
+    config = read_mamba_config(_find_file(spec.source, ["config.json"], token))
     tokenizer = load_tokenizer(spec.tokenizer or spec.source, max_length, token)
     if len(tokenizer) > config.padded_vocab_size:
         raise UserError(
@@ -77,6 +78,11 @@ def build_llm_backbone(
         path = _find_file(spec.source, _WEIGHTS, token)
         load_strictly(backbone.llm, read_llm_weights(path), "language model", path)
     return backbone
+
+
+def read_mamba_config(path: Path) -> MambaConfig:
+    """Read a `config.json`; see :meth:`MambaConfig.from_dict`."""
+    return MambaConfig.from_dict(read_json(path, "the language model's config"), str(path))
 
 
 def fetch_llm_files(spec: LLMSpec, token: str | None, with_weights: bool) -> None:

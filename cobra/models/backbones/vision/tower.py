@@ -1,20 +1,17 @@
 """Vision towers: the interface that backbones, training and plans use, and ViTs of timm as towers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import timm
+import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from cobra.models.backbones.vision.tower_spec import TowerSpec
-from cobra.models.hub import check_hub
+from cobra.models.backbones.vision.transforms import PixelValues
 from cobra.util.errors import UserError
-from cobra.util.redaction import reason
-
-# Towers trained from scratch start with positions as strong as their patches; timm's 0.02 is 30 times weaker.
-_SCRATCH_POSITION_STD = 0.5
 
 
 class Tower(nn.Module, ABC):
@@ -59,35 +56,16 @@ class Tower(nn.Module, ABC):
         return self.parameters()
 
 
-def build_timm_tower(spec: TowerSpec, pretrained: bool, from_scratch: bool) -> Tower:
+def timm_tower(spec: TowerSpec, pretrained: bool = False) -> Tower:
     """Build a ViT of timm as a tower; its parameters keep timm's names.
 
-    Args:
-        spec: The architecture.
-        pretrained: Fetch timm's weights from the hub.
-        from_scratch: Draw initial values that suit training without pretrained weights.
-
     Raises:
-        UserError: The weights cannot be fetched.
+        OSError: Timm's weights are asked for and cannot be fetched; or a RuntimeError.
     """
     kwargs = dict(spec.kwargs)
     if isinstance(kwargs.get("act_layer"), str):
         kwargs["act_layer"] = timm.layers.get_act_layer(kwargs["act_layer"])
-    if pretrained:
-        check_hub()
-    try:
-        vit: Any = timm.create_model(
-            spec.timm_id, pretrained=pretrained, num_classes=0, img_size=spec.image_size, **kwargs
-        )
-    except (OSError, RuntimeError) as error:
-        if not pretrained:
-            raise
-        raise UserError(
-            f"the pretrained weights of {spec.timm_id} could not be fetched from the hub ({reason(error)}): check the "
-            "network, or fill the hub's cache (HF_HOME) on a machine that has one; cobra-tiny needs no download"
-        ) from error
-    if from_scratch:
-        nn.init.normal_(vit.pos_embed, std=_SCRATCH_POSITION_STD)
+    vit: Any = timm.create_model(spec.timm_id, pretrained=pretrained, num_classes=0, img_size=spec.image_size, **kwargs)
     # Derived from the ViT's own class, so that the module stays as it is.
     vit.__class__ = type("TimmTower", (_TimmTower, type(vit)), {})
     vit.num_patches, vit.image_size = vit.patch_embed.num_patches, spec.image_size
@@ -134,3 +112,48 @@ class _TimmTower(Tower):
         yield from self.parameters(recurse=False)
         for part in (self.patch_embed, self.norm_pre, *self.blocks[:-1]):
             yield from part.parameters()
+
+
+class Towers(nn.Module):
+    """One or several towers on the same image, whose features are joined on the channels.
+
+    Parameters are named `featurizer.*` for a single tower and `{dino,siglip,clip}_featurizer.*` for fused ones.
+
+    Attributes:
+        identifier: Their name.
+        tower_names: Names of the towers in the order of their features; a single tower's is empty.
+        embed_dim: Channels of a patch, over all towers.
+        num_patches: Patches of an image.
+    """
+
+    def __init__(self, identifier: str, towers: Mapping[str, Tower]) -> None:
+        """Join the towers; raise a UserError where they differ in their number of patches."""
+        super().__init__()
+        self.identifier = identifier
+        self.tower_names = list(towers)
+        for name, tower in towers.items():
+            self.add_module(_attribute(name), tower)
+        self.embed_dim = sum(tower.embed_dim for tower in self.towers)
+        patches = {name: tower.num_patches for name, tower in towers.items()}
+        if len(set(patches.values())) > 1:
+            raise UserError(f"the towers of {identifier!r} cut an image into {patches} patches: all must make as many")
+        self.num_patches = self.towers[0].num_patches
+
+    def tower(self, name: str) -> Tower:
+        """Return the tower of that name; a single tower's name is empty."""
+        return getattr(self, _attribute(name))
+
+    @property
+    def towers(self) -> list[Tower]:
+        """The towers in the order of their features."""
+        return [self.tower(name) for name in self.tower_names]
+
+    def forward(self, pixel_values: PixelValues) -> Tensor:
+        """Return patch features (batch, num_patches, embed_dim) of pixels (batch, 3, height, width), by tower."""
+        if isinstance(pixel_values, dict):
+            return torch.cat([self.tower(name)(pixel_values[name]) for name in self.tower_names], dim=2)
+        return self.towers[0](pixel_values)
+
+
+def _attribute(name: str) -> str:
+    return f"{name}_featurizer" if name else "featurizer"
