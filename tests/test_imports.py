@@ -37,6 +37,7 @@ FLOORS = [
     "evaluation",
     "serving",
     "talk",
+    "study",
     "demo",
     "export",
     "doctor",

@@ -58,6 +58,10 @@ class DatasetConfig(ChoiceRegistry):
     truncation: str = "right"
     """Treatment of rows longer than the model takes: `right` cuts their end as Cobra does, `drop` leaves out the rows
     whose last CONCLUSION would be cut."""
+    answer: str = "full"
+    """Form of the four-stage answers that the finetune stages train on, for arms of a study on the same rows: `full`;
+    `conclusion`, that text alone; `untagged`, all texts without tags; `shuffled`, the stages before the CONCLUSION of
+    another row of the same source and kind; `without:CAPTION`, or another stage."""
     published_align: ClassVar[Publication | None] = Publication(558_000, f"Fetch it: {_FETCH_ALIGN}")
     """The published files of the align stage, by default those of all of Cobra's datasets; None where there are none.
     No field, as Cobra's config files have none."""

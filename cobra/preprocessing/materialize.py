@@ -43,7 +43,8 @@ def get_dataset_and_collator(
         # Captions have no CONCLUSION that truncation could cut.
         dataset = AlignDataset(*source, dataset_cfg.on_bad_image)
     else:
-        dataset = FinetuneDataset(*source, prompt_builder_fn, dataset_cfg.on_bad_image, dataset_cfg.truncation)
+        options = dataset_cfg.on_bad_image, dataset_cfg.truncation, dataset_cfg.answer
+        dataset = FinetuneDataset(*source, prompt_builder_fn, *options)
     dataset.row_fields = row_fields
     return dataset, collator
 

@@ -1,6 +1,7 @@
 """Checks of a run's settings, made before a model is built, a row is read or a file is written."""
 
 from cobra.models.vlms import check_stage
+from cobra.preprocessing.datasets.answer_forms import FULL, check_answer_form
 from cobra.preprocessing.datasets.datasets import check_row_options
 from cobra.training.config import Hyperparameters, PretrainConfig, stage_hyperparameters, stage_prefix
 from cobra.training.lora import check_lora
@@ -8,7 +9,7 @@ from cobra.training.metrics import check_trackers
 from cobra.training.objective import find_objective
 from cobra.training.schedule import check_batches, check_schedule
 from cobra.training.sharding import check_strategy, group_size
-from cobra.util.errors import check_values
+from cobra.util.errors import UserError, check_values
 
 _AT_LEAST_ONE = ("save_interval_steps", "keep_checkpoints", "keep_epochs", "max_skipped", "eval_interval_steps")
 _ABOVE_ZERO = ("save_interval_minutes", "time_limit", "stop_grace_seconds")
@@ -35,6 +36,12 @@ def check_run(config: PretrainConfig, world_size: int) -> None:
     strategy = getattr(config.model, f"{prefix}_train_strategy")
     check_optimisation(settings, strategy, world_size, config.sharding_group_size, prefix)
     check_row_options(config.dataset.on_bad_image, config.dataset.truncation)
+    check_answer_form(config.dataset.answer)
+    if config.stage == "align" and config.dataset.answer != FULL:
+        raise UserError(
+            f"--dataset.answer {config.dataset.answer} is of the finetune stages: captions of the align stage have no "
+            "stages of reasoning. Leave it out, or give --stage finetune"
+        )
 
 
 def check_optimisation(

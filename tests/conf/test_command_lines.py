@@ -28,7 +28,7 @@ MODEL = (
 )
 DATASET = (
     "dataset_id align_stage_components finetune_stage_components dataset_root_dir holdout_components on_bad_image "
-    "truncation type"
+    "answer truncation type"
 )
 FLAGS = {
     "scripts/pretrain.py": (

@@ -110,6 +110,7 @@ def test_fields_keep_cobras_order():
         "holdout_components",
         "on_bad_image",
         "truncation",
+        "answer",
     ]
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from cobra.models.backbones.llm.prompting import PromptBuilder
 from cobra.models.backbones.vision import ImageTransform, PixelValues
 from cobra.models.backbones.vision.transforms import map_pixels
+from cobra.preprocessing.datasets.answer_forms import FULL, Conversations
 from cobra.preprocessing.datasets.arrow_rows import Rows, read_rows
 from cobra.preprocessing.datasets.image_presence import leads_out
 from cobra.preprocessing.datasets.row_keys import ASKS_ABOUT_IMAGE
@@ -189,6 +190,7 @@ class FinetuneDataset(_RowDataset):
         prompt_builder_fn: Callable[..., PromptBuilder],
         on_bad_image: str = "raise",
         truncation: str = "right",
+        answer: str = FULL,
     ) -> None:
         """Open the rows.
 
@@ -202,19 +204,26 @@ class FinetuneDataset(_RowDataset):
                 of zero and without a label.
             truncation: `right`, or `drop`: rows whose last CONCLUSION would be cut are left out, by token counts that
                 are made once (:func:`cobra.preprocessing.datasets.token_lengths.token_lengths`).
+            answer: Form of the answers that are trained on, a value of
+                :data:`cobra.preprocessing.datasets.answer_forms.ANSWER_FORMS`. Rows are ordered, and left out, by their
+                full answers, so that all forms have the same rows in the same order.
 
         Raises:
             UserError: The file or folder is missing, is not JSON, a row is not of the format or has no answer, or no
-                row is left or none has a label.
+                row is left or none has a label, or no answer has the stages that `answer` is about.
         """
         super().__init__(instruct_json, image_dir, image_transform, tokenizer, on_bad_image, truncation)
         self.prompt_builder_fn = prompt_builder_fn
+        self._conversations = Conversations(self.examples, answer)
+        # Place in the file of each row that is kept.
+        self._places = np.arange(len(self.examples))
         self.left_out = 0
         if truncation == "drop":
             lengths = token_lengths(self.annotation_file, tokenizer, prompt_builder_fn)
             kept = lengths.kept(tokenizer.model_max_length, self.annotation_file)
             self.left_out = int((~kept).sum())
-            self.examples = self.examples.select(np.flatnonzero(kept))
+            self._places = np.flatnonzero(kept)
+            self.examples = self.examples.select(self._places)
         self.unlabelled = count_unlabelled(self.examples, tokenizer, prompt_builder_fn)
         if self.unlabelled == len(self.examples):
             raise UserError(
@@ -231,7 +240,7 @@ class FinetuneDataset(_RowDataset):
         builder = self.prompt_builder_fn(model_family="cobra")
         input_ids: list[int] = []
         labels: list[int] = []
-        for turn in self.examples[index]["conversations"]:
+        for turn in self._conversations[int(self._places[index])]:
             # What stands beyond the cut is not tokenised: a row may have 400,000 turns.
             if len(input_ids) >= self.tokenizer.model_max_length:
                 break
