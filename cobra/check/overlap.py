@@ -11,6 +11,7 @@ from cobra.evaluation.data.coco import DEFAULT_ANNOTATIONS
 from cobra.evaluation.data.contamination import TrainingIds, find_overlap
 from cobra.preprocessing.datasets.arrow_rows import read_rows
 from cobra.preprocessing.llava_cot.report.coco_ids import coco_image
+from cobra.preprocessing.packed.rows import RowImages
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def compare_holdout(file: Path, folder: Path, texts: Texts, contents: Iterable[s
         UserError: The held-out rows cannot be read.
     """
     rows = read_rows(file)
-    pictures = look_at(rows.images(), folder, 1)
+    pictures = look_at(rows.images(), RowImages(file, folder), 1)
     seen = set(contents)
     return EvaluationOverlap(
         file,

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from cobra.preprocessing.datasets.image_presence import folder_with, leads_out
 from cobra.preprocessing.datasets.rows import RowError
 from cobra.preprocessing.llava_cot.rows.image_checks import ImageChecker
+from cobra.preprocessing.packed.rows import RowImages
 from cobra.util.images import read_header
 from cobra.util.printable import printable
 
@@ -68,26 +69,29 @@ def find_folder(given: Path | None, beside: Path, images: Sequence[str | None], 
     return best
 
 
-def look_at(images: Sequence[str | None], folder: Path, workers: int) -> Pictures:
+def look_at(images: Sequence[str | None], row_images: RowImages, workers: int) -> Pictures:
     """Open every image of some rows.
 
     Args:
         images: Paths as the rows have them, None for rows of text only.
-        folder: The image folder.
+        row_images: Where they are opened.
         workers: Processes.
     """
+    folder = row_images.folder
     paths = [path for path in dict.fromkeys(images) if path]
     pictures = Pictures(folder, len(paths))
     inside = []
     for path in paths:
-        if leads_out(path, folder):
+        if row_images.is_inside(path):
+            inside.append(path)
+        elif leads_out(path, folder):
             pictures.bad[path] = f"{path} lies outside the folder {folder}"
         elif path.startswith(("http://", "https://")):
             pictures.bad[path] = f"{path} is an address: fetch the image, and name its file"
         else:
             inside.append(path)
     with TemporaryDirectory(prefix="cobra-check-") as scratch:
-        checker = ImageChecker(folder, Path(scratch) / "images.jsonl", "full", workers)
+        checker = ImageChecker(row_images, Path(scratch) / "images.jsonl", "full", workers)
         checker.check(inside)
     shortest, most = float("inf"), 0
     for path in inside:
@@ -97,7 +101,7 @@ def look_at(images: Sequence[str | None], folder: Path, workers: int) -> Picture
             pictures.bad[path] = str(error)
             continue
         pictures.contents[path] = checker.content(path)
-        header = read_header(folder / path)
+        header = read_header(row_images.open(path))
         pictures.formats[header.format] += 1
         pictures.modes[header.mode] += 1
         pictures.turned += header.turned

@@ -92,7 +92,8 @@ class CheckReport:
     def _left_out(self, name: str, text: str, named: list[str], remedy: str) -> Finding:
         """Return a finding on rows that training would refuse, or that were left out where rows were written."""
         state: State = "problem" if self.written is None else "note"
-        way_out = f"{remedy}, or leave them out: {self.command}" if self.written is None else ""
+        by = "the filter of `datasets`" if self.form is Form.PACKED else self.command
+        way_out = f"{remedy}, or leave them out: {by}" if self.written is None else ""
         return Finding(name, state, "\n".join([text, *named]), way_out)
 
     def _conversations(self, texts: Texts) -> Iterator[Finding]:

@@ -17,8 +17,9 @@ from cobra.conf import ModelConfig
 from cobra.models.registry import MODELS, find_model
 from cobra.preprocessing.datasets.arrow_rows import Rows, read_rows
 from cobra.preprocessing.datasets.datasets import check_learnable
-from cobra.preprocessing.datasets.other_forms import write_command
+from cobra.preprocessing.datasets.other_forms import Form, write_command
 from cobra.preprocessing.forms.records import find_source
+from cobra.preprocessing.packed.rows import RowImages
 from cobra.preprocessing.progress import track_items
 from cobra.training.row_checks import tell_markers
 from cobra.util.errors import UserError, lookup
@@ -39,6 +40,12 @@ def check(config: CheckConfig) -> CheckReport:
     if config.write is not None and config.write.exists():
         raise UserError(f"{config.write} is there already: give --write another name, or move that file away")
     source = find_source(config.data)
+    if source.form is Form.PACKED and config.write is not None:
+        raise UserError(
+            f"--write copies rows, and the images of {source.path} are inside it: train on it as it is "
+            f"(--dataset.finetune_stage_components '[{source.path}, {source.folder}]'), and leave rows out with the "
+            "filter of `datasets`"
+        )
     with TemporaryDirectory(prefix="cobra-check-") as folder:
         passed = Path(folder) / "rows.jsonl"
         sifted = sift(source, config.question, passed)
@@ -50,7 +57,7 @@ def check(config: CheckConfig) -> CheckReport:
         rows = read_rows(file)
         images_dir = find_folder(config.images, source.folder, rows.images(), source.path)
         workers = config.num_workers or available_cores()
-        report.pictures = look_at(rows.images(), images_dir, workers)
+        report.pictures = look_at(rows.images(), RowImages(source.path, images_dir), workers)
         good = np.array([image not in report.pictures.bad for image in rows.images()])
         report.bad_image_rows = int((~good).sum())
         if config.write is not None:

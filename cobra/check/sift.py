@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cobra.preprocessing.datasets.other_forms import Form
+from cobra.preprocessing.datasets.other_forms import Form, form_of
 from cobra.preprocessing.datasets.row_keys import with_image
 from cobra.preprocessing.datasets.rows import MAX_ROW_BYTES, Defect, RowError, check_form
 from cobra.preprocessing.forms.records import Source
@@ -25,7 +25,7 @@ class Sifted:
     read: int = 0
     taken: int = 0
     converted: int = 0
-    """Rows taken that training reads in this form alone, and not as they were brought."""
+    """Rows taken that training reads once they are written, and not as they were brought."""
     refused: Counter[Defect] = field(default_factory=Counter)
     named: list[str] = field(default_factory=list)
     """The first rows of each defect, with the finding."""
@@ -60,6 +60,8 @@ def sift(source: Source, question: str, target: Path) -> Sifted:
                     sifted.named.append(printable(f"{record.name} {error.detail}", _CHARACTERS))
                 continue
             sifted.taken += 1
-            sifted.converted += row is not record.value or source.form in (Form.TABLE, Form.FOLDER)
+            sifted.converted += source.form in (Form.TABLE, Form.FOLDER) or (
+                source.form is not Form.PACKED and form_of(record.value) is Form.FIELDS
+            )
             file.write(line + b"\n")
     return sifted

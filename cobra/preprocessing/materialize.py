@@ -11,6 +11,7 @@ from cobra.models.backbones.vision import ImageTransform
 from cobra.models.vlms import check_stage
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
 from cobra.preprocessing.datasets.other_forms import refuse_other_forms
+from cobra.preprocessing.packed.files import is_packed
 from cobra.util.data_utils import PaddedCollatorForLanguageModeling
 from cobra.util.errors import UserError
 
@@ -59,7 +60,7 @@ def find_components(stage: str, dataset_cfg: DatasetConfig) -> tuple[Path, Path]
     check_stage(stage)
     annotation_file, image_dir = dataset_cfg.components(stage)
     refuse_other_forms(annotation_file)
-    kinds = {"annotation file": (annotation_file, Path.is_file), "image folder": (image_dir, Path.is_dir)}
+    kinds = {"annotation file": (annotation_file, _holds_rows), "image folder": (image_dir, Path.is_dir)}
     for kind, (path, is_there) in kinds.items():
         if not is_there(path):
             problem = f"is no {kind.split()[1]}" if path.exists() else "does not exist"
@@ -68,3 +69,7 @@ def find_components(stage: str, dataset_cfg: DatasetConfig) -> tuple[Path, Path]
                 f"{dataset_cfg.remedy(stage)}"
             )
     return annotation_file, image_dir
+
+
+def _holds_rows(path: Path) -> bool:
+    return path.is_file() or is_packed(path)

@@ -19,6 +19,7 @@ from cobra.models.vlms import CobraVLM
 from cobra.preprocessing import get_dataset_and_collator
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset
 from cobra.preprocessing.materialize import find_components
+from cobra.preprocessing.packed.files import is_packed
 from cobra.training.after_step import step_parts
 from cobra.training.batches import count_workers
 from cobra.training.check_run import check_run
@@ -249,7 +250,7 @@ class _Start:
         if config.stage == "align" or components is None:
             return None
         file = config.dataset.dataset_root_dir / components[0]
-        if not file.is_file():
+        if not (file.is_file() or is_packed(file)):
             say(f"there are no held-out rows ({file} does not exist): no loss is reported on rows not trained on")
             return None
         # All of them, whatever is dropped of the training rows: one number for all runs.

@@ -128,7 +128,10 @@ def _image_hashes(dataset: AlignDataset | FinetuneDataset) -> dict[str, str]:
         with suppress(UserError):
             if SKIPPED_ROW not in dataset[place]:
                 name = dataset.examples[place]["image"]
-                hashes[name] = sha256_file(dataset.image_dir / name)
+                file = dataset.images.open(name)
+                hashes[name] = (
+                    sha256_file(file) if isinstance(file, Path) else hashlib.sha256(file.getvalue()).hexdigest()
+                )
     return hashes
 
 

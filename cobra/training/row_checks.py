@@ -29,7 +29,7 @@ def check_images(
     """
     rows, problem, remedy = dataset.examples, "", ""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        search = look_for_images(rows, dataset.image_dir)
+        search = look_for_images(rows, dataset.images)
         if search.late:
             say(
                 f"looking for images in {dataset.image_dir} is slow: {counted(search.looked_for, 'image')} so far; "

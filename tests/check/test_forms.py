@@ -1,4 +1,4 @@
-"""Data in the forms that people bring: refused by training with one command, which writes rows that training takes."""
+"""Data in the forms that people bring: read as they are, or refused with one command that writes rows."""
 
 import json
 import os
@@ -38,6 +38,11 @@ FORMS = {
     "csv from Windows": ("data.csv", f'file_name,Prompt,Response\n.\\a.png,"{QUESTION}",{ANSWER}\n'),
     "tsv": ("data.tsv", f"image_path\tinstruction\toutput\na.png\t{QUESTION}\t{ANSWER}\n"),
     "a table of another name": ("data.txt", f"image,question,answer\na.png,{QUESTION},{ANSWER}\n"),
+    "question and answer": ("rows.json", json.dumps([{"image": "a.png", "question": QUESTION, "answer": ANSWER}])),
+    "instruction": ("rows.json", json.dumps([{"image": "a.png", "instruction": QUESTION, "output": ANSWER}])),
+}
+# Those that training reads as they are.
+READ_FORMS = {
     "messages": ("rows.json", json.dumps([{"image": "a.png", "messages": [USER, ASSISTANT]}])),
     "messages, lines": ("rows.jsonl", json.dumps({"images": ["a.png"], "messages": [USER, ASSISTANT]}) + "\n"),
     "messages of parts": (
@@ -56,8 +61,10 @@ FORMS = {
             ]
         ),
     ),
-    "question and answer": ("rows.json", json.dumps([{"image": "a.png", "question": QUESTION, "answer": ANSWER}])),
-    "instruction": ("rows.json", json.dumps([{"image": "a.png", "instruction": QUESTION, "output": ANSWER}])),
+    "prompt and completion": (
+        "rows.jsonl",
+        json.dumps({"images": ["a.png"], "prompt": [USER], "completion": [ASSISTANT]}) + "\n",
+    ),
 }
 
 
@@ -99,6 +106,17 @@ def test_the_command_that_a_refusal_names_writes_rows(my, form, capsys):
     [row] = read_rows(find_components("finetune", components(arguments[-1], my / "images"))[0])
     assert {key: row[key] for key in ROW} == ROW
     assert run(arguments[-1]) == 0
+
+
+@pytest.mark.parametrize("form", READ_FORMS)
+def test_messages_are_read_as_they_are_and_can_be_written_as_rows(my, form):
+    name, content = READ_FORMS[form]
+    (my / name).write_text(content)
+    [row] = read_rows(find_components("finetune", components(my / name, my / "images"))[0])
+    assert {key: row[key] for key in ROW} == ROW
+    assert run(str(my / name)) == 0
+    assert run(str(my / name), "--write", str(my / "new.json")) == 0
+    assert read_rows(my / "new.json")[0] == row
 
 
 def test_captioned_images_become_rows(my, capsys):

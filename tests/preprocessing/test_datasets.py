@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cobra.models.backbones.llm.prompting import MambaPromptBuilder, ZephyrChatPromptBuilder
 from cobra.preprocessing.datasets import AlignDataset, FinetuneDataset, ReasoningTrace
-from cobra.preprocessing.datasets import rows as rows_module
+from cobra.preprocessing.forms import training_rows
 from cobra.util.data_utils import IGNORE_INDEX
 from cobra.util.errors import UserError
 
@@ -170,7 +170,7 @@ BAD_ROWS = {
     "not a turn": ({"id": "bad", "conversations": ["hello"]}, "turn 1"),
     "no value": ({"id": "bad", "conversations": [{"from": "human"}]}, "'value'"),
     "number as value": ({"id": "bad", "conversations": [{"from": "human", "value": 3}]}, "'value'"),
-    "unknown role": ({"id": "bad", "conversations": [{"from": "system", "value": "x"}]}, "'system'.*'human'"),
+    "unknown role": ({"id": "bad", "conversations": [{"from": "narrator", "value": "x"}]}, "'narrator'.*'human'"),
     "list as role": ({"id": "bad", "conversations": [{"from": [], "value": "x"}]}, r"\[\].*'human'"),
     "answer first": ({"id": "bad", "conversations": PAIR[::-1]}, "'gpt'.*'human'"),
     "two questions": ({"id": "bad", "conversations": [PAIR[0], PAIR[0]]}, "turn 2.*'human'.*'gpt'"),
@@ -294,7 +294,7 @@ def test_a_cut_at_the_end_of_a_turn_is_like_any_other(folder, tokenizer, limit, 
 
 @pytest.mark.fault("C2")
 def test_a_row_of_a_size_that_no_conversation_has_is_refused(folder, tokenizer, monkeypatch):
-    monkeypatch.setattr(rows_module, "MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr(training_rows, "MAX_ROW_BYTES", 1000)
     row = {"id": "big", "conversations": TEXT_PAIR * 20}
     with pytest.raises(UserError, match=r"row 1 \(id 'big'\) .* bytes, more than the 1,000 that a row may have"):
         finetune(folder, tokenizer, [GOOD, row])

@@ -10,6 +10,7 @@ from example_rows import PAIR, write_rows
 from cobra.preprocessing.datasets import image_presence as presence
 from cobra.preprocessing.datasets.arrow_rows import read_rows
 from cobra.preprocessing.datasets.image_presence import look_for_images, name_rows
+from cobra.preprocessing.packed.rows import RowImages
 
 pytestmark = pytest.mark.fault("F10")
 
@@ -40,7 +41,7 @@ def test_missing_images_are_found_by_listing_and_by_asking(folder, monkeypatch, 
         "\x00",
         "\ud800.png",
     ]
-    found = look_for_images(rows_of(folder, [*there, *gone]), folder / "images")
+    found = look_for_images(rows_of(folder, [*there, *gone]), RowImages(Path(), folder / "images"))
     assert found.missing == list(range(len(there), len(there) + len(gone)))
     assert (found.looked_for, found.late) == (len(there) + len(gone) - 1, False)
 
@@ -55,7 +56,7 @@ def test_a_folder_is_listed_once_for_many_rows_and_other_folders_are_not_listed(
     exists, names = presence.os.path.exists, presence._names
     monkeypatch.setattr(presence.os.path, "exists", lambda path: looks.append(Path(path).name) or exists(path))
     monkeypatch.setattr(presence, "_names", lambda path: looks.append(Path(path).name) or names(path))
-    found = look_for_images(rows_of(folder, [*images, "few/a.png"]), folder / "images")
+    found = look_for_images(rows_of(folder, [*images, "few/a.png"]), RowImages(Path(), folder / "images"))
     assert found.missing == [99]
     assert sorted(looks) == ["99.png", "a.png", "images"]
 
@@ -64,28 +65,28 @@ def test_of_rows_that_were_selected_the_numbers_are_those_of_the_selection(folde
     rows = rows_of(folder, ["b.png", "a.png", "c.png"])
     chosen = rows.select(np.array([1, 2]))
     assert chosen.images() == ["a.png", "c.png"]
-    assert look_for_images(chosen, folder / "images").missing == [1]
+    assert look_for_images(chosen, RowImages(Path(), folder / "images")).missing == [1]
 
 
 def test_when_the_time_is_over_it_says_so_and_blames_nobody(folder):
-    found = look_for_images(rows_of(folder, ["a.png", "b.png"]), folder / "images", seconds=-1)
+    found = look_for_images(rows_of(folder, ["a.png", "b.png"]), RowImages(Path(), folder / "images"), seconds=-1)
     assert found.late and found.missing == [] and found.looked_for == 0
 
 
 def test_a_name_that_the_listing_writes_otherwise_is_not_missing(folder, monkeypatch):
     monkeypatch.setattr(presence, "_LISTED", 1)
     monkeypatch.setattr(presence, "_names", lambda path: iter(["A.PNG"]))
-    assert look_for_images(rows_of(folder, ["a.png"]), folder / "images").missing == []
+    assert look_for_images(rows_of(folder, ["a.png"]), RowImages(Path(), folder / "images")).missing == []
 
 
 def test_the_one_that_is_missing_is_named():
     rows = read_rows(MISSING_LATE / "rows.json")
-    found = look_for_images(rows, MISSING_LATE / "images")
+    found = look_for_images(rows, RowImages(Path(), MISSING_LATE / "images"))
     assert name_rows(rows, found.missing) == f"1 of 40 rows of {MISSING_LATE / 'rows.json'} (id 'r17': 17.png)"
 
 
 def test_many_are_counted_and_a_few_named(folder):
     rows = rows_of(folder, [f"{'x' * 200}{number}.png" for number in range(40)])
-    named = name_rows(rows, look_for_images(rows, folder / "images").missing)
+    named = name_rows(rows, look_for_images(rows, RowImages(Path(), folder / "images")).missing)
     assert named.startswith("40 of 40 rows of ") and named.endswith(", ...)")
     assert named.count("id ") == 5 and len(named) < 800

@@ -409,9 +409,9 @@ def test_marks_and_wrong_endings_do_not_matter(tmp_path, name):
 
 
 @pytest.mark.fault("F13")
-def test_rows_of_messages_are_told_the_command_that_writes_rows(tmp_path):
-    row = {"id": 1, "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}
-    with pytest.raises(UserError, match=r"row 0 \(id 1\) .*`messages`.* check \S+rows.json --write \S+llava_rows.json"):
+def test_rows_of_questions_and_answers_are_told_the_command_that_writes_rows(tmp_path):
+    row = {"id": 1, "question": "?", "answer": "!"}
+    with pytest.raises(UserError, match=r"row 0 \(id 1\) .* check \S+rows.json --write \S+llava_rows.json"):
         read_rows(write_rows(tmp_path, [row]))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cobra.conf import DatasetConfig
 from cobra.evaluation.data.captioned_image import CaptionedImage, ImageId, count_images, photo_number, shortened
-from cobra.preprocessing.datasets.rows import check_rows
+from cobra.preprocessing.forms.training_rows import check_rows
 from cobra.preprocessing.llava_cot.report.coco_ids import CocoIds
 from cobra.util.errors import UserError
 from cobra.util.files import read_json

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from cobra.evaluation.data.captioned_image import CaptionedImage, check_file_name
-from cobra.preprocessing.datasets.rows import check_rows, name_row, source_of
+from cobra.preprocessing.datasets.rows import source_of
+from cobra.preprocessing.forms.training_rows import check_rows, row_namer
+from cobra.preprocessing.packed.files import is_packed
 from cobra.reasoning.trace import extract_reasoning_trace
 from cobra.util.conversation import without_placeholder
 from cobra.util.errors import UserError
@@ -45,13 +47,13 @@ class Holdout:
 
 
 def read_holdout(path: Path) -> Holdout:
-    """Read held-out rows in LLaVA's format, a JSON list or JSON lines, as `fine_tune/prepare_llava_cot.py` leaves them.
+    """Read held-out rows as `fine_tune/prepare_llava_cot.py` leaves them, or in any form that training takes.
 
     Raises:
         UserError: The file is missing, is not JSON (with the line) or not of that form (with the row), an image's path
             leads out of its folder, or no row can be scored.
     """
-    if not path.is_file():
+    if not (path.is_file() or is_packed(path)):
         raise UserError(
             f"The held-out rows do not exist: {path}. fine_tune/prepare_llava_cot.py writes them as "
             "DATASET_ROOT/download/llava-cot-100k/llava_cot_100k_holdout.json (its --holdout says how many); name that "
@@ -59,6 +61,7 @@ def read_holdout(path: Path) -> Holdout:
         )
     rows: list[ConclusionRow] = []
     without_conclusion = without_image = 0
+    name = row_namer(path)
     for number, row, _ in check_rows(path):
         turns = row["conversations"]
         conclusion = extract_reasoning_trace(turns[1]["value"]).conclusion if len(turns) > 1 else None
@@ -67,7 +70,7 @@ def read_holdout(path: Path) -> Holdout:
         elif not conclusion:
             without_conclusion += 1
         else:
-            check_file_name(row["image"], name_row(path, number, row))
+            check_file_name(row["image"], name(number, row))
             question = without_placeholder(turns[0]["value"])
             rows.append(ConclusionRow(number, row.get("id"), row["image"], question, conclusion, source_of(row)))
     if not rows:

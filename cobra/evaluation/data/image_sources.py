@@ -16,6 +16,7 @@ from cobra.evaluation.data.captioned_image import (
     photo_number,
     refuse_images,
 )
+from cobra.preprocessing.packed.rows import RowImages
 from cobra.util.errors import UserError
 from cobra.util.images import BadImageError, read_rgb
 from cobra.util.printable import printable
@@ -98,6 +99,36 @@ class PictureFolder(Pictures):
     def others(self) -> list[str]:
         """Return a few files of the folder."""
         return sorted(islice((path.name for path in self._folder.iterdir() if path.is_file()), 3))
+
+
+class RowPictureSource(Pictures):
+    """Pictures inside packed rows; those that are files are in a folder."""
+
+    def __init__(self, annotation_file: Path, folder: PictureFolder) -> None:
+        """Remember where rows and files are."""
+        self._folder, self._images = folder, RowImages(annotation_file, Path())
+
+    @property
+    def name(self) -> str:
+        """The packed rows."""
+        return str(self._images.annotation_file)
+
+    def file(self, image: CaptionedImage) -> PictureFile | None:
+        """Return the bytes of an image, or its path; None where there is none, or none that can be read."""
+        if not self._images.is_inside(image.file_name):
+            return self._folder.file(image)
+        try:
+            return self._images.open(image.file_name)
+        except BadImageError:
+            return None
+
+    def has(self, image: CaptionedImage) -> bool:
+        """Return True if there is a file, without reading it."""
+        return self._images.is_inside(image.file_name) or self._folder.has(image)
+
+    def others(self) -> list[str]:
+        """Return a few files of the folder."""
+        return self._folder.others()
 
 
 def _names(file_name: str) -> Iterator[str]:

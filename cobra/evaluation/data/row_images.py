@@ -4,6 +4,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute
+
 from cobra.evaluation.data.captioned_image import CaptionedImage, ImageId
 from cobra.evaluation.data.image_sources import Pictures
 from cobra.util.errors import UserError
@@ -43,8 +45,6 @@ class RowPictures(Pictures):
                 self._dataset = self._dataset.cast_column(column, type(feature)(encoded))
 
     def _check_lists(self) -> None:
-        import pyarrow.compute
-
         lengths = pyarrow.compute.list_value_length(self._dataset.data.column(self._column))
         longest = pyarrow.compute.max(lengths).as_py() or 0
         if longest > 1:

@@ -18,8 +18,10 @@ import pyarrow.ipc
 from numpy.typing import NDArray
 
 from cobra.preprocessing.datasets.row_cache import load_or_build
-from cobra.preprocessing.datasets.row_keys import REMARKS, has_text, remarks_of
-from cobra.preprocessing.datasets.rows import CheckedRow, Row, check_rows, name_row
+from cobra.preprocessing.datasets.row_keys import REMARKS, Row, has_text, remarks_of
+from cobra.preprocessing.forms.training_rows import CheckedRow, check_rows, row_namer
+from cobra.preprocessing.packed.files import is_packed
+from cobra.preprocessing.packed.rows import packed_sha256
 from cobra.preprocessing.progress import track_items
 from cobra.util.conversation import PLACEHOLDER, has_other_markers, has_special_tokens
 from cobra.util.errors import UserError
@@ -28,7 +30,7 @@ from cobra.util.mounts import can_map
 
 _ENDING = ".rows.arrow"
 # Changes with the columns and with what rows are checked for.
-_FORMAT = "4"
+_FORMAT = "5"
 # Rows of one record batch: a position in the file is found by division.
 _BATCH = 1024
 
@@ -136,12 +138,12 @@ class Rows(Sequence[Row]):
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the annotation file, 64 hex digits."""
+        """SHA-256 of the annotation file, 64 hex digits; of packed rows that of pieces, sizes and ends of the files."""
         return self.key.rpartition(":")[2]
 
     def row_name(self, index: int) -> str:
         """Return the name of a row in errors: its number or line in the annotation file, and its id."""
-        return name_row(self.annotation_file, int(self._numbers[index]), self[index])
+        return row_namer(self.annotation_file)(int(self._numbers[index]), self[index])
 
     def remark_lines(self) -> list[str]:
         """Return the remarks on rows that are trained on all the same, with the number of rows of each."""
@@ -155,11 +157,15 @@ class Rows(Sequence[Row]):
 
 
 def read_rows(path: Path) -> Rows:
-    """Open an annotation file: a JSON list of rows, or JSON lines.
+    """Open an annotation file: a JSON list of rows, JSON lines, or packed rows.
+
+    Rows of other forms are kept as they are trained on: see
+    :func:`cobra.preprocessing.forms.training_rows.check_rows`. Images inside stay where they are.
 
     The first time every row is checked and an Arrow file is made, in the folder that
     :func:`cobra.preprocessing.datasets.row_cache.load_or_build` chooses; later it is mapped. The annotation file is
     hashed each time: a copy that keeps the time of change (`rsync -t`, `cp -p`) may have other rows of the same size.
+    Of packed rows pieces are hashed, and the times of change count too.
 
     Raises:
         UserError: The file is missing or not JSON (with the line), or a row has no conversation, an unknown or
@@ -167,9 +173,13 @@ def read_rows(path: Path) -> Rows:
             id).
     """
     path = Path(path)
-    if not path.is_file():
+    if is_packed(path):
+        sha256, times = packed_sha256(path)
+        key = f"{_FORMAT}:{times}:{sha256}"
+    elif path.is_file():
+        key = f"{_FORMAT}:{sha256_file(path)}"
+    else:
         raise UserError(f"The annotation file does not exist: {path}")
-    key = f"{_FORMAT}:{sha256_file(path)}"
     return load_or_build(path, _ENDING, lambda cache: Rows(path, cache, key), lambda cache: _build(path, cache, key))
 
 

@@ -21,6 +21,7 @@ from cobra.preprocessing.datasets.arrow_rows import Rows, read_rows
 from cobra.preprocessing.datasets.image_presence import leads_out
 from cobra.preprocessing.datasets.row_keys import ASKS_ABOUT_IMAGE
 from cobra.preprocessing.datasets.token_lengths import count_unlabelled, token_lengths
+from cobra.preprocessing.packed.rows import RowImages
 from cobra.reasoning.trace import ReasoningTrace, extract_reasoning_trace
 from cobra.util.conversation import PLACEHOLDER, without_placeholder
 from cobra.util.data_utils import IGNORE_INDEX, SKIPPED_ROW
@@ -43,6 +44,7 @@ class _RowDataset(Dataset[dict[str, Any]]):
     """Rows of an annotation file, checked when it is first opened, and their images, opened when they are asked for.
 
     Attributes:
+        images: Where the images are opened.
         row_fields: Names of numbers that a row of the file holds beside its conversation, and that its example has too.
     """
 
@@ -64,6 +66,7 @@ class _RowDataset(Dataset[dict[str, Any]]):
         check_learnable(self.examples)
         if not self.image_dir.is_dir():
             raise UserError(f"the image folder does not exist: {self.image_dir}")
+        self.images = RowImages(self.annotation_file, self.image_dir)
         self._named: set[int] = set()
 
     def __len__(self) -> int:
@@ -102,12 +105,12 @@ class _RowDataset(Dataset[dict[str, Any]]):
         row = self.examples[index]
         if "image" not in row:
             return None
-        path = self.image_dir / row["image"]
-        name = printable(str(path), _SHOWN_PATH)
+        is_inside = self.images.is_inside(row["image"])
+        name = printable(row["image"] if is_inside else str(self.image_dir / row["image"]), _SHOWN_PATH)
         try:
-            if leads_out(row["image"], self.image_dir):
+            if not is_inside and leads_out(row["image"], self.image_dir):
                 raise ValueError(f"it lies outside the image folder {self.image_dir}")
-            image = read_rgb(path)
+            image = read_rgb(self.images.open(row["image"]))
         except (FileNotFoundError, BadImageError, ValueError) as error:
             absent = isinstance(error, FileNotFoundError)
             problem = f"does not exist: {name}" if absent else f"cannot be read: {name} ({error})"
@@ -141,7 +144,8 @@ class AlignDataset(_RowDataset):
         """Open the rows.
 
         Args:
-            chat_json: Rows of one question and one answer: a JSON list, or JSON lines.
+            chat_json: Rows of one question and one answer, in a form that
+                :func:`cobra.preprocessing.forms.training_rows.check_rows` reads.
             image_dir: Folder that the rows' image paths are relative to.
             image_transform: From a picture to pixels.
             tokenizer: Its `model_max_length` is where captions are cut, on the right.
@@ -195,7 +199,7 @@ class FinetuneDataset(_RowDataset):
         """Open the rows.
 
         Args:
-            instruct_json: A JSON list of rows, or JSON lines.
+            instruct_json: Rows in a form that :func:`cobra.preprocessing.forms.training_rows.check_rows` reads.
             image_dir: Folder that the rows' image paths are relative to.
             image_transform: From a picture to pixels.
             tokenizer: Its `model_max_length` is where rows are cut, on the right.

@@ -10,6 +10,7 @@ from itertools import repeat
 from pathlib import Path
 
 from cobra.preprocessing.datasets.arrow_rows import Rows
+from cobra.preprocessing.packed.rows import RowImages
 from cobra.preprocessing.progress import track_items
 from cobra.util.printable import printable
 
@@ -74,14 +75,20 @@ def folder_with(images: Sequence[str | None], image_dir: Path, annotation_file: 
     return next((folder for folder in nearby if paths and (folder / paths[0]).is_file()), None)
 
 
-def look_for_images(rows: Rows, image_dir: Path, seconds: float = _SECONDS) -> Presence:
-    """Find rows whose image is missing below `image_dir`, without opening any; none is looked for after `seconds`."""
+def look_for_images(rows: Rows, images: RowImages, seconds: float = _SECONDS) -> Presence:
+    """Find rows whose image is missing in its folder, without opening any; none is looked for after `seconds`.
+
+    Images inside the annotation file are there.
+    """
+    image_dir = images.folder
     folders: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     outside: list[int] = []
     for row, image in enumerate(rows.images()):
-        if image is not None and leads_out(image, image_dir):
+        if image is None or images.is_inside(image):
+            continue
+        if leads_out(image, image_dir):
             outside.append(row)
-        elif image is not None:
+        else:
             folder, name = os.path.split(os.path.join(image_dir, image))
             folders[folder][name].append(row)
     end = time.monotonic() + seconds

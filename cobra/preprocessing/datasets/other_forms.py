@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cobra.preprocessing.datasets.row_keys import Row, spelled
+from cobra.preprocessing.packed.files import is_packed
 from cobra.util.conversation import ROLES
 from cobra.util.errors import UserError
 from cobra.util.files import encoding_of
@@ -39,6 +40,7 @@ class Form(StrEnum):
     ROWS = "rows in LLaVA's format"
     MESSAGES = "rows of messages"
     FIELDS = "rows with a question and an answer"
+    PACKED = "rows in Parquet or Arrow files"
     TABLE = "a table"
     FOLDER = "a folder of images with a text file each"
 
@@ -57,9 +59,14 @@ def form_of(row: Any) -> Form:
 
 def turns_of(row: Row) -> list[Any] | None:
     """Return the turns of a row, under whichever name they stand; None where it has none."""
-    return next(
+    turns = next(
         (row[key] for key in ("conversations", "messages") if isinstance(row.get(key), list) and row[key]), None
     )
+    prompt, completion = row.get("prompt"), row.get("completion")
+    # TRL's other form, of the turns before the answer and the answer.
+    if turns is None and isinstance(prompt, list) and isinstance(completion, list):
+        return [*prompt, *completion] or None
+    return turns
 
 
 def table_delimiter(path: Path) -> str | None:
@@ -81,8 +88,10 @@ def table_delimiter(path: Path) -> str | None:
 
 
 def refuse_other_forms(path: Path) -> None:
-    """Raise a UserError, with the command that writes rows, where a path is a folder or a table and no file of rows."""
+    """Raise a UserError, with the command that writes rows, where a path is a folder or a table and holds no rows."""
     remedy = ""
+    if is_packed(path):
+        return
     if path.is_dir():
         kind = "a folder"
         remedy = f"Name the file in it: {path / 'rows.json'}" if (path / "rows.json").is_file() else ""

@@ -1,24 +1,16 @@
-"""Read and check rows in LLaVA's format: a JSON list, or JSON lines with a row each."""
+"""Check rows in LLaVA's format."""
 
 import re
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from cobra.preprocessing.datasets.other_forms import Form, form_of, refuse_other_forms, write_command
-from cobra.preprocessing.datasets.row_keys import Row, image_of, unread_problem, with_image
+from cobra.preprocessing.datasets.row_keys import Row, image_of, unread_problem
 from cobra.util.conversation import ROLES
-from cobra.util.errors import UserError
-from cobra.util.jsonl import opens_list, read_records, to_json
+from cobra.util.jsonl import opens_list
 
-_ROW_FORM = (
-    '{"id": ..., "image": a path, "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, '
-    "...]}"
-)
 MAX_ROW_BYTES = 16 * 2**20
 """The published rows have some 2 KB; a hostile one may not fill the memory."""
-_FILE_FORM = f"Expected is a JSON list of rows, or JSON lines with a row each: {_ROW_FORM}."
 TOP_FOLDERS = ("images", "image", "image_files")
 """Folders that archives of the images have in front of the folders of the sources."""
 TEXT_ONLY = "(text only)"
@@ -87,17 +79,6 @@ def _check_turns(row: dict[str, Any]) -> None:
             raise RowError(Defect.ROLE_ORDER, f"has a turn {number} from {role!r} where {expected!r} was expected")
 
 
-class CheckedRow(NamedTuple):
-    """A row of the right form."""
-
-    number: int
-    """Its place in the file: see :func:`name_row`."""
-    row: Row
-    """Its image, if it has one, stands under `image`: :func:`cobra.preprocessing.datasets.row_keys.image_of`."""
-    json: bytes
-    """The row as JSON, UTF-8."""
-
-
 def source_of(row: Row) -> str:
     """Return the data set that a row is from: the first folder of its image's path.
 
@@ -120,29 +101,3 @@ def name_row(path: Path, number: int, row: Any) -> str:
     """Return the name of a row in errors: number from 0 in a JSON list or line from 1 in JSON lines, and id."""
     identity = f" (id {row.get('id')!r})" if isinstance(row, dict) else ""
     return f"{'row' if opens_list(path) else 'line'} {number}{identity} of {path}"
-
-
-def check_rows(path: Path) -> Iterator[CheckedRow]:
-    """Yield every row of a file; JSON lines are read one by one, a JSON list is read whole.
-
-    Raises:
-        UserError: The file is not JSON (with the line) or has no rows, or a row is too large, has no conversation, an
-            unknown or misplaced role, or several images or one elsewhere than under `image` (with the row's number and
-            id).
-    """
-    refuse_other_forms(path)
-    empty = True
-    for number, row, text in read_records(path, "the annotation file", _FILE_FORM):
-        empty = False
-        try:
-            if len(text) > MAX_ROW_BYTES:
-                detail = f"has {len(text):,} bytes, more than the {MAX_ROW_BYTES:,} that a row may have"
-                raise RowError(Defect.MALFORMED, detail)
-            image = check_form(row)
-        except RowError as error:
-            way = f". Write such rows: {write_command(path)}" if form_of(row) is not Form.ROWS else ""
-            raise UserError(f"{name_row(path, number, row)} {error.detail}; expected {_ROW_FORM}{way}") from error
-        whole = with_image(row, image)
-        yield CheckedRow(number, whole, text if whole is row else to_json(whole))
-    if empty:
-        raise UserError(f"{path} (the annotation file) is empty. {_FILE_FORM}")

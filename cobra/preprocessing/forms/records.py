@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from cobra.preprocessing.datasets.other_forms import ANSWER_COLUMNS, Form, form_of, table_delimiter
 from cobra.preprocessing.datasets.row_keys import spelled
 from cobra.preprocessing.datasets.rows import MAX_ROW_BYTES, Defect, RowError, name_row
+from cobra.preprocessing.packed.files import is_packed
+from cobra.preprocessing.packed.rows import PackedRows
 from cobra.util.errors import UserError
 from cobra.util.files import encoding_of, read_text
 from cobra.util.jsonl import read_records
@@ -20,7 +22,8 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tif
 _DATA_ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 _USUAL_NAMES = ("rows.json", "rows.jsonl", "rows.csv", "rows.tsv")
 _EXPECTED = (
-    "Expected are rows as JSON or JSON lines, a CSV or TSV table with column names, or a folder of images with texts"
+    "Expected are rows as JSON or JSON lines, Parquet, a folder of save_to_disk, a CSV or TSV table with column names, "
+    "or a folder of images with texts"
 )
 
 
@@ -45,7 +48,7 @@ class Source:
     @property
     def folder(self) -> Path:
         """The folder that the data lie in."""
-        return self.path if self.form is Form.FOLDER else self.path.parent
+        return self.path if self.path.is_dir() else self.path.parent
 
     def records(self) -> Iterator[Record]:
         """Yield the records; of JSON lines and tables one is in memory at a time.
@@ -57,6 +60,10 @@ class Source:
             yield from _captioned_images(self.path)
         elif self.form is Form.TABLE:
             yield from _table_rows(self.path)
+        elif self.form is Form.PACKED:
+            rows = PackedRows(self.path)
+            for number, row in rows.records():
+                yield Record(rows.row_name(number), row)
         else:
             for number, value, _ in read_records(self.path, "the data", f"{_EXPECTED}."):
                 yield Record(name_row(self.path, number, value), value)
@@ -65,14 +72,17 @@ class Source:
 def find_source(data: Path) -> Source:
     """Find the data in a file or a folder.
 
-    A folder's is its `rows.json`, `rows.jsonl`, `rows.csv` or `rows.tsv`, else its only such file of another name, else
-    its images with texts.
+    Packed rows are a file or folder of themselves, unless `rows.json` or the like lies there. Else a folder's data are
+    its `rows.json`, `rows.jsonl`, `rows.csv` or `rows.tsv`, its only such file of another name, or its images with
+    texts.
 
     Raises:
         UserError: It does not exist, is a pipe or a device, or holds several files, or none and no images.
     """
     if not data.exists():
         raise UserError(f"the data do not exist: {data}. {_EXPECTED}")
+    if is_packed(data) and not any((data / name).is_file() for name in _USUAL_NAMES):
+        return Source(data, Form.PACKED)
     path = _file_in(data) if data.is_dir() else data
     if path is None:
         if next(_files(data, IMAGE_ENDINGS), None) is None:

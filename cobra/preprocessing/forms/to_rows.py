@@ -19,12 +19,12 @@ from cobra.util.conversation import PLACEHOLDER
 from cobra.util.printable import printable
 
 
-def to_row(record: Record, question: str) -> Any:
+def to_row(record: Record, question: str | None) -> Any:
     """Return a record as a row in LLaVA's format; itself where it is one, or is of no known form.
 
     Args:
         record: A record of :meth:`cobra.preprocessing.forms.records.Source.records`.
-        question: Question of rows that have an answer alone.
+        question: Question of rows that have an answer alone; None refuses these.
 
     Raises:
         RowError: It cannot be read as it is meant.
@@ -38,7 +38,7 @@ def to_row(record: Record, question: str) -> Any:
     return _of_fields(value, question) if form is Form.FIELDS else value
 
 
-def _of_fields(row: Row, question: str) -> Row:
+def _of_fields(row: Row, question: str | None) -> Row:
     """Return the row of a question and an answer that stand under names of their own."""
     keys = {spelled(key.strip()): key for key, value in row.items() if isinstance(key, str) and not is_absent(value)}
     image, asked, answer = (
@@ -47,6 +47,8 @@ def _of_fields(row: Row, question: str) -> Row:
     )
     if answer is None:
         raise RowError(Defect.NO_ANSWER, "has no answer")
+    if asked is None and question is None:
+        raise RowError(Defect.NO_CONVERSATIONS, f"has an answer under {answer!r} and no question")
     texts = [question if asked is None else row[asked]]
     used = {image, asked, answer}
     # An instruction, and the text that it is about.
@@ -75,6 +77,8 @@ def _of_messages(row: Row) -> Row:
         else:
             turns.append((role, text))
     rest = {key: value for key, value in row.items() if key not in ("messages", "conversations")}
+    if isinstance(rest.get("prompt"), list) and isinstance(rest.get("completion"), list):
+        del rest["prompt"], rest["completion"]
     images = images or _images_of(rest)
     return _row(rest | ({"system": "\n".join(system)} if system else {}), images, turns)
 

@@ -17,6 +17,7 @@ from typing import Any
 from jinja2 import Environment
 
 from cobra.models.run_folder import PROVENANCE
+from cobra.preprocessing.packed.rows import RowImages
 from cobra.reasoning.trace import extract_reasoning_trace
 from cobra.training.page.answers import ALL, AnsweredRow, AnswerHistory
 from cobra.training.page.charts import draw_charts, sparkline
@@ -192,8 +193,11 @@ class RunPage:
     def _picture(self, image: str) -> Thumbnail | str:
         if image not in self._pictures:
             data = self._config.get("dataset", {})
-            folder = Path(str(data.get("dataset_root_dir"))) / (data.get("holdout_components") or ["", ""])[1]
-            self._pictures[image] = thumbnail(folder / image)
+            root = Path(str(data.get("dataset_root_dir")))
+            rows, folder = data.get("holdout_components") or ["", ""]
+            with suppress(UserError, OSError):
+                self._pictures[image] = thumbnail(RowImages(root / rows, root / folder).open(image))
+            self._pictures.setdefault(image, "The picture is not there.")
         return self._pictures[image]
 
 

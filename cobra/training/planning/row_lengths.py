@@ -15,6 +15,7 @@ from cobra.preprocessing.datasets.arrow_rows import Rows, read_rows
 from cobra.preprocessing.datasets.datasets import check_learnable
 from cobra.preprocessing.datasets.token_lengths import token_lengths
 from cobra.preprocessing.materialize import find_components
+from cobra.preprocessing.packed.files import is_packed
 from cobra.training.config import Hyperparameters
 from cobra.util.batching_utils import SplitModalitySampler
 from cobra.util.errors import UserError
@@ -83,7 +84,7 @@ def read_facts(stage: str, dataset: DatasetConfig, model: ModelConfig, patches: 
         find_components(stage, dataset)
     except UserError as error:
         problem = str(error)
-        if not file.is_file():
+        if not (file.is_file() or is_packed(file)):
             if (published := dataset.published(stage)) is None:
                 raise
             return _assumed(published.rows, dataset, model, problem)
@@ -165,4 +166,4 @@ def _held_out(dataset: DatasetConfig) -> int | None:
     if dataset.holdout_components is None:
         return None
     file = Path(dataset.dataset_root_dir) / dataset.holdout_components[0]
-    return len(read_rows(file)) if file.is_file() else None
+    return len(read_rows(file)) if file.is_file() or is_packed(file) else None

@@ -1,6 +1,7 @@
 """Check every image once, and keep the outcome for the next run."""
 
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import PIL
 
 from cobra.preprocessing.datasets.rows import Defect, RowError
+from cobra.preprocessing.packed.rows import RowImages
 from cobra.preprocessing.progress import track_items
 from cobra.util.images import BadImageError, check_decodes, file_status, read_header
 from cobra.util.jsonl import append_lines, cut_torn_line, read_log
@@ -54,12 +56,15 @@ class ImageChecker:
     The file is JSON lines, appended to as images are checked, so an interrupt loses next to nothing.
     """
 
-    def __init__(self, folder: Path, record: Path, mode: str = "full", workers: int = 1) -> None:
+    def __init__(self, folder: Path | RowImages, record: Path, mode: str = "full", workers: int = 1) -> None:
         """Read the outcomes of earlier runs from `record`.
+
+        `folder` holds the images, or says where those of an annotation file are.
 
         Mode `full` decodes to RGB, `fast` reads the header, `none` only looks for the file.
         """
-        self._folder, self._record, self._mode, self._workers = folder, record, mode, workers
+        self._images = folder if isinstance(folder, RowImages) else RowImages(Path(), folder)
+        self._record, self._mode, self._workers = record, mode, workers
         self._checked: dict[str, Outcome] = {}
         self._known: dict[str, Outcome] = {}
         record.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +88,7 @@ class ImageChecker:
                 todo.append(image)
             else:
                 self._checked[image] = outcome
-        chunks = [(self._folder, todo[begin : begin + _CHUNK], self._mode) for begin in range(0, len(todo), _CHUNK)]
+        chunks = [(self._images, todo[begin : begin + _CHUNK], self._mode) for begin in range(0, len(todo), _CHUNK)]
         # Starting processes takes longer than a few hundred images.
         workers = self._workers if len(chunks) > 4 * self._workers else 1
         tracked = track_items(parallel_map(_check_chunk, chunks, workers), "checking images", len(chunks))
@@ -113,8 +118,10 @@ class ImageChecker:
 
     def _known_outcome(self, image: str) -> Outcome | None:
         """Return what needs no check, or an earlier outcome, of this or a stricter mode, of a file as it was then."""
+        if self._images.is_inside(image):
+            return None
         try:
-            status = file_status(self._folder / image)
+            status = file_status(self._images.folder / image)
         except FileNotFoundError:
             return _MISSING
         except BadImageError as error:
@@ -127,24 +134,26 @@ class ImageChecker:
         return known if VERIFY_MODES.index(known.mode) <= VERIFY_MODES.index(self._mode) else None
 
 
-def _check_chunk(chunk: tuple[Path, list[str], str]) -> list[Outcome]:
-    folder, images, mode = chunk
-    return [_check_image(folder / image, mode) for image in images]
+def _check_chunk(chunk: tuple[RowImages, list[str], str]) -> list[Outcome]:
+    row_images, images, mode = chunk
+    return [_check_image(row_images, image, mode) for image in images]
 
 
-def _check_image(path: Path, mode: str) -> Outcome:
+def _check_image(row_images: RowImages, image: str, mode: str) -> Outcome:
     """Check one image; it may vanish meanwhile."""
     problem = digest = None
     size = mtime_ns = 0
     try:
-        status = file_status(path)
-        size, mtime_ns = status.st_size, status.st_mtime_ns
+        source = row_images.open(image)
+        if isinstance(source, Path):
+            status = file_status(source)
+            size, mtime_ns = status.st_size, status.st_mtime_ns
         if mode == "full":
-            check_decodes(path)
-            with path.open("rb") as file:
+            check_decodes(source)
+            with source.open("rb") if isinstance(source, Path) else io.BytesIO(source.getvalue()) as file:
                 digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         else:
-            read_header(path)
+            read_header(source)
     except FileNotFoundError:
         return _MISSING
     except OSError as error:
