@@ -10,24 +10,31 @@ from cobra.models.mamba.ops.triton_scan import high, low
 
 
 @triton.jit
+def two_of(x: tl.tensor) -> tl.tensor:
+    """Return pointers, each with the one that follows it."""
+    x = tl.expand_dims(x, -1)
+    return x + tl.reshape(tl.arange(0, 2), [1] * (len(x.shape) - 1) + [2])
+
+
+@triton.jit
 def quads(
-    pairs: tl.tensor, two: tl.tensor, COUNT: tl.constexpr, WIDE: tl.constexpr,
+    pairs: tl.tensor, lane: tl.tensor, COUNT: tl.constexpr, WIDE: tl.constexpr,
 ) -> tl.tuple:  # fmt: skip
     """Return B and C of COUNT steps, by loads of two steps each."""
-    values = ()
+    values, both = (), two_of(pairs + lane * 0)
     for ahead in tl.static_range(0, COUNT, 2):
         if WIDE == tl.float64:
             for place in tl.static_range(4):
                 values = values + (tl.load(pairs + 2 * ahead + place),)
         else:
-            first, second = tl.split(tl.load(pairs + ahead + two))
+            first, second = tl.split(tl.load(both + ahead))
             values = values + (low(first), high(first), low(second), high(second))
     return values
 
 
 @triton.jit
 def carried(
-    carry: tl.tensor, two: tl.tensor, inside: tl.tensor, EVEN: tl.constexpr, WIDE: tl.constexpr,
+    carry: tl.tensor, inside: tl.tensor, EVEN: tl.constexpr, WIDE: tl.constexpr,
 ) -> tl.tuple:  # fmt: skip
     """Return the gradient of a state, that of its rate so far, and the rate: one load of a channel's four numbers."""
     if WIDE == tl.float64:
@@ -36,7 +43,7 @@ def carried(
             tl.load(carry + 1, mask=inside, other=0.0),
             tl.load(carry + 2, mask=inside, other=0.0),
         )
-    first, second = tl.split(channel(carry[:, None] + two, inside[:, None], EVEN))
+    first, second = tl.split(channel(two_of(carry), tl.expand_dims(inside, -1), EVEN))
     return low(first), high(first), low(second)
 
 
@@ -74,11 +81,11 @@ def channel(x: tl.tensor, inside: tl.tensor, EVEN: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def later(values: tl.tuple, early: tl.tensor, COUNT: tl.constexpr) -> tl.tuple:
-    """Return the values, with zeros for those before the place `early`."""
+def later(values: tl.tuple, early: tl.tensor, COUNT: tl.constexpr, EVERY: tl.constexpr) -> tl.tuple:
+    """Return the values, with zeros for those before the step `early`."""
     kept = ()
     for place in tl.static_range(COUNT):
-        kept = kept + (tl.where(place >= early, values[place], 0.0),)
+        kept = kept + (tl.where(place * EVERY >= early, values[place], 0.0),)
     return kept
 
 

@@ -16,6 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from cobra.models.mamba.ops.triton_launch import launch, rows_of, wide_dtype, wide_type
+from cobra.models.mamba.ops.triton_parts import block_of, given, summed
+from cobra.models.mamba.ops.triton_table import architecture_of, lookup
 
 # Steps whose loads are issued together: with 16 the loop no longer fits the cache of instructions.
 _UNROLL = 8
@@ -84,11 +86,11 @@ def _reads(
 @triton.jit
 def _steps(
     x: tl.tensor, channels: tl.tensor, inside: tl.tensor, left: tl.tensor, STEP: tl.constexpr, COUNT: tl.constexpr,
-    WIDE: tl.constexpr,
+    WIDE: tl.constexpr, EVERY: tl.constexpr = 1,
 ) -> tl.tuple:  # fmt: skip
-    """Return COUNT steps of the channels, with zeros from the step `left` on."""
+    """Return COUNT steps of the channels, each one EVERY steps on, with zeros from the step `left` on."""
     values = ()
-    for ahead in tl.static_range(COUNT):
+    for ahead in tl.static_range(0, COUNT * EVERY, EVERY):
         value = tl.load(x + ahead * STEP + channels, mask=inside & (ahead < left), other=0.0)
         values = values + (value.to(WIDE),)
     return values
@@ -97,44 +99,56 @@ def _steps(
 @triton.jit
 def _deltas(
     dt: tl.tensor, valid: tl.tensor, offset: tl.tensor, channels: tl.tensor, inside: tl.tensor, left: tl.tensor,
-    STEP: tl.constexpr, COUNT: tl.constexpr, WIDE: tl.constexpr,
+    inputs: tl.tuple, STEP: tl.constexpr, COUNT: tl.constexpr, WIDE: tl.constexpr, EVERY: tl.constexpr,
 ) -> tl.tuple:  # fmt: skip
-    """Return the step sizes of COUNT steps; 0 where a step is not valid, or from the step `left` on."""
-    raw = _steps(dt, channels, inside, left, STEP, COUNT, WIDE)
-    values = ()
-    for ahead in tl.static_range(COUNT):
-        counts = ahead < left
+    """Return the step sizes of COUNT steps, 0 where one is not valid or from the step `left` on; then their drives."""
+    raw = _steps(dt, channels, inside, left, STEP, COUNT, WIDE, EVERY)
+    deltas, drives = (), ()
+    for place in tl.static_range(COUNT):
+        counts = place * EVERY < left
         if valid is not None:
-            counts = tl.load(valid + ahead, mask=counts, other=0) != 0
-        values = values + (tl.where(counts, softplus(raw[ahead] + offset, WIDE), 0.0),)
-    return values
+            counts = tl.load(valid + place * EVERY, mask=counts, other=0) != 0
+        delta = tl.where(counts, softplus(raw[place] + offset, WIDE), 0.0)
+        deltas, drives = deltas + (delta,), drives + (delta * inputs[place],)
+    return deltas + drives
+
+
+@triton.jit
+def _write(
+    out: tl.tensor, ys: tl.tuple, inputs: tl.tuple, gates: tl.tuple, skip: tl.tensor, inside: tl.tensor,
+    left: tl.tensor, STEP: tl.constexpr, COUNT: tl.constexpr, EVERY: tl.constexpr,
+) -> None:  # fmt: skip
+    """Add what skips the states of COUNT steps, gate the sums and store them."""
+    for place in tl.static_range(COUNT):
+        y = (ys[place] + skip * inputs[place]) * gates[place] * sigmoid(gates[place])
+        tl.store(out + place * (EVERY * STEP), y, mask=inside & (place * EVERY < left))
 
 
 @triton.jit
 def _first(
-    rates: tl.tensor, state: tl.tensor, row: tl.tensor, channels: tl.tensor, inside: tl.tensor, WIDTH: tl.constexpr,
-    STATES: tl.constexpr, WIDE: tl.constexpr,
+    rates: tl.tensor, state: tl.tensor, row: tl.tensor, channels: tl.tensor, first: tl.tensor, inside: tl.tensor,
+    WIDTH: tl.constexpr, STATES: tl.constexpr, OWN: tl.constexpr, WIDE: tl.constexpr,
 ) -> tl.tuple:  # fmt: skip
     """Return the channels' rates, to be taken as powers of 2, and their first states: zeros where `state` is None."""
     decays, h = (), ()
-    for n in tl.static_range(STATES):
-        decay = tl.load(rates + channels * STATES + n, mask=inside, other=0.0).to(WIDE) * LOG2_E
+    for n in tl.static_range(OWN):
+        decay = tl.load(rates + channels * STATES + first + n, mask=inside, other=0.0).to(WIDE) * LOG2_E
         level = channels.to(WIDE) * 0.0
         if state is not None:
-            level = tl.load(state + (row * WIDTH + channels) * STATES + n, mask=inside, other=0.0).to(WIDE)
+            level = tl.load(state + (row * WIDTH + channels) * STATES + first + n, mask=inside, other=0.0).to(WIDE)
         decays, h = decays + (decay,), h + (level,)
     return decays, h
 
 
 @triton.jit
 def _keep_states(
-    starts: tl.tensor, h: tl.tuple, chunk: tl.tensor, channels: tl.tensor, WIDTH: tl.constexpr, STATES: tl.constexpr,
-    BLOCK: tl.constexpr,
+    starts: tl.tensor, h: tl.tuple, chunk: tl.tensor, channels: tl.tensor, first: tl.tensor, WIDTH: tl.constexpr,
+    STATES: tl.constexpr, OWN: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Keep the states before a chunk: whole blocks of channels, which the backward pass has room for its sums in."""
     PADDED: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK * BLOCK
-    starts += chunk * (STATES * PADDED) + channels
-    for n in tl.static_range(STATES):
+    starts += chunk * (STATES * PADDED) + channels + first * PADDED
+    for n in tl.static_range(OWN):
         tl.store(starts + n * PADDED, h[n])
 
 
@@ -144,7 +158,7 @@ def scan_forward(
     state: tl.tensor, valid: tl.tensor, out: tl.tensor, last: tl.tensor, starts: tl.tensor, steps: tl.tensor,
     chunks: tl.tensor, u_row: tl.tensor, dt_row: tl.tensor, z_row: tl.tensor, WIDTH: tl.constexpr, U_STEP: tl.constexpr,
     DT_STEP: tl.constexpr, Z_STEP: tl.constexpr, STATES: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
-    UNROLL: tl.constexpr, CHUNK: tl.constexpr,
+    UNROLL: tl.constexpr, CHUNK: tl.constexpr, PARTS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Scan all steps of a block of channels of one row.
 
@@ -152,57 +166,63 @@ def scan_forward(
     which may be None, gets the states before each chunk.
     """
     row = tl.program_id(1).to(tl.int64)
-    channels = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    OWN: tl.constexpr = STATES // PARTS
+    SIZE: tl.constexpr = 2 if WIDE == tl.float64 else 1
+    COUNT: tl.constexpr = UNROLL // PARTS
+    lane, part = block_of(BLOCK, PARTS)
+    channels, first = tl.program_id(0) * BLOCK + lane, part * OWN
     inside = channels < WIDTH
-    u += row * u_row
-    dt += row * dt_row
-    z += row * z_row
-    out += row * steps * WIDTH
-    pairs += row * chunks * CHUNK * STATES * (2 if WIDE == tl.float64 else 1)
+    u += row * u_row + part * U_STEP
+    dt += row * dt_row + part * DT_STEP
+    z += row * z_row + part * Z_STEP
+    out += row * steps * WIDTH + part * WIDTH
+    pairs += row * chunks * CHUNK * STATES * SIZE + first * SIZE
     if valid is not None:
-        valid += row * steps
+        valid += row * steps + part
     skip = tl.load(D + channels, mask=inside, other=0.0).to(WIDE)
     offset = tl.load(bias + channels, mask=inside, other=0.0).to(WIDE)
-    decays, h = _first(rates, state, row, channels, inside, WIDTH, STATES, WIDE)
+    decays, h = _first(rates, state, row, channels, first, inside, WIDTH, STATES, OWN, WIDE)
     for base in range(0, steps, UNROLL):
         left = steps - base
         if starts is not None:
             if base % CHUNK == 0:
-                _keep_states(starts, h, row * chunks + base // CHUNK, channels, WIDTH, STATES, BLOCK)
-        inputs = _steps(u, channels, inside, left, U_STEP, UNROLL, WIDE)
-        gates = _steps(z, channels, inside, left, Z_STEP, UNROLL, WIDE)
-        deltas = _deltas(dt, valid, offset, channels, inside, left, DT_STEP, UNROLL, WIDE)
-        drives, ys = (), ()
-        for ahead in tl.static_range(UNROLL):
-            drives = drives + (deltas[ahead] * inputs[ahead],)
-            ys = ys + (skip * inputs[ahead],)
-        after = ()
-        for n in tl.static_range(STATES):
+                _keep_states(starts, h, row * chunks + base // CHUNK, channels, first, WIDTH, STATES, OWN, BLOCK)
+        inputs = _steps(u, channels, inside, left - part, U_STEP, COUNT, WIDE, PARTS)
+        gates = _steps(z, channels, inside, left - part, Z_STEP, COUNT, WIDE, PARTS)
+        own = _deltas(dt, valid, offset, channels, inside, left - part, inputs, DT_STEP, COUNT, WIDE, PARTS)
+        both = given(own, 2 * UNROLL, BLOCK, PARTS)
+        ys, after = (offset * 0.0,) * UNROLL, ()
+        for n in tl.static_range(OWN):
             level, sums = h[n], ()
             for ahead in tl.static_range(UNROLL):
                 drive, read = _reads(pairs, ahead * STATES + n, WIDE)
-                level = tl.exp2(deltas[ahead] * decays[n]) * level + drives[ahead] * drive
+                level = tl.exp2(both[ahead] * decays[n]) * level + both[UNROLL + ahead] * drive
                 sums = sums + (ys[ahead] + level * read,)
             ys = sums
             after = after + (level,)
         h = after
-        for ahead in tl.static_range(UNROLL):
-            y = ys[ahead] * gates[ahead] * sigmoid(gates[ahead])
-            tl.store(out + ahead * WIDTH + channels, y, mask=inside & (ahead < left))
+        sums = summed(ys, UNROLL, BLOCK, PARTS)
+        _write(out + channels, sums, inputs, gates, skip, inside, left - part, WIDTH, COUNT, PARTS)
         u += UNROLL * U_STEP
         dt += UNROLL * DT_STEP
         z += UNROLL * Z_STEP
         out += UNROLL * WIDTH
-        pairs += UNROLL * STATES * (2 if WIDE == tl.float64 else 1)
+        pairs += UNROLL * STATES * SIZE
         if valid is not None:
             valid += UNROLL
-    for n in tl.static_range(STATES):
-        tl.store(last + (row * WIDTH + channels) * STATES + n, h[n], mask=inside)
+    for n in tl.static_range(OWN):
+        tl.store(last + (row * WIDTH + channels) * STATES + first + n, h[n], mask=inside)
 
 
 def lanes() -> int:
     """Return the lanes of a warp, which are the channels of a program: 64 on AMD, 32 on NVIDIA."""
     return 64 if torch.version.hip else 32
+
+
+def parts_of(u: Tensor) -> int:
+    """Return the number of warps that share the states of a channel."""
+    batch, steps, width = u.shape
+    return lookup(batch, triton.cdiv(width, lanes()), steps, architecture_of(u.device))
 
 
 def chunks_of(steps: int) -> int:
@@ -225,7 +245,7 @@ def run_forward(
 ) -> tuple[Tensor, Tensor]:
     """Launch the kernel; return y and the last state. `starts` are filled, see there."""
     batch, steps, width = u.shape
-    states, chunks, wide = A.shape[1], chunks_of(steps), wide_dtype(u)
+    states, chunks, wide, parts = A.shape[1], chunks_of(steps), wide_dtype(u), parts_of(u)
     out, last = u.new_empty(u.shape), u.new_empty(batch, width, states, dtype=wide)
     pairs = u.new_empty(batch, chunks * CHUNK, states, 2, dtype=wide)
     pairs[:, :steps, :, 0], pairs[:, :steps, :, 1] = B, C
@@ -235,7 +255,7 @@ def run_forward(
         *(scan_forward, (triton.cdiv(width, lanes()), batch), u, dt, A, as_pairs(pairs), D, z, dt_bias, state, valid),
         *(out, last, starts),
         *(steps, chunks, rows_of(u), rows_of(dt), rows_of(z)),
-        **sizes(u, dt, z, A), UNROLL=_UNROLL, num_warps=1,
+        **sizes(u, dt, z, A), UNROLL=_UNROLL, PARTS=parts, num_warps=parts,
     )  # fmt: skip
     return out, last
 

@@ -3,21 +3,23 @@
 import pytest
 import torch
 
-from cobra.models.mamba.ops import torch_ops, triton_ops
+from cobra.models.mamba.ops import torch_ops, triton_ops, triton_scan
 
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 1.6e-2}
 NAMES = ("y", "last", "u", "dt", "A", "B", "C", "D", "dt_bias", "state", "xz")
-# (dtype, steps, channels, states, lengths of two rows or None, whether a first state is given)
+# (warps that share the states, dtype, steps, channels, states, lengths of two rows or None, whether a first state is
+# given)
 QUICK = [
-    (torch.float64, 17, 40, 4, None, True),
-    (torch.float64, 1, 1, 4, None, True),
-    (torch.float64, 37, 31, 4, (0, 20), True),
+    (1, torch.float64, 17, 40, 4, None, True),
+    (4, torch.float64, 1, 1, 4, None, True),
+    (4, torch.float64, 37, 31, 8, (0, 20), True),
 ]
 SIZES = ((1, 16), (31, 4), (32, 8), (40, 4), (8, 16))
 LENGTHS = (None, (0, 0), (1, 0), None)
 # Every dtype with every number of steps, of sizes and lengths that take turns; lengths end with all steps.
 ALL = [
-    (dtype, steps, *SIZES[(place + turn) % 5], lengths and (lengths[0], steps), lengths is None)
+    (parts, dtype, steps, *SIZES[(place + turn) % 5], lengths and (lengths[0], steps), lengths is None)
+    for parts in (1, 4)
     for turn, dtype in enumerate(TOLERANCE)
     for place, steps in enumerate((1, 15, 16, 17, 37))
     for lengths in (LENGTHS[(place + turn) % 4],)
@@ -49,6 +51,12 @@ def run(ops, inputs, grad, grad_last, valid):
     return [y, last, *grads]
 
 
+@pytest.fixture
+def split(monkeypatch):
+    """Let a number of warps share the states of a channel."""
+    return lambda parts: monkeypatch.setattr(triton_scan, "lookup", lambda *size: parts)
+
+
 def check(dtype, steps, width, states, lengths, given):
     inputs, grad, grad_last = draw_inputs(dtype, steps, width, states, given)
     valid = None if lengths is None else torch.arange(steps) < torch.tensor(lengths)[:, None]
@@ -64,14 +72,16 @@ def check(dtype, steps, width, states, lengths, given):
 
 
 @pytest.mark.parametrize("case", QUICK, ids=str)
-def test_scan(case):
-    check(*case)
+def test_scan(split, case):
+    split(case[0])
+    check(*case[1:])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ALL, ids=str)
-def test_scan_in_all_forms(case):
-    check(*case)
+def test_scan_in_all_forms(split, case):
+    split(case[0])
+    check(*case[1:])
 
 
 @pytest.mark.slow
@@ -90,7 +100,9 @@ def test_two_parts_are_the_whole():
     assert (torch.cat(parts, 1) - y).abs().max() < 1e-14 and (h - last).abs().max() < 1e-14
 
 
-def test_the_same_bits_twice():
+@pytest.mark.parametrize("parts", [1, 4])
+def test_the_same_bits_twice(split, parts):
+    split(parts)
     inputs, grad, grad_last = draw_inputs(torch.float32, 17, 4, 4, True)
     first, second = (run(triton_ops, inputs, grad, grad_last, None) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
