@@ -39,7 +39,7 @@ def scan_inputs(steps: int, width: int, dt_scale: float = 1.0, a_scale: float = 
     return {
         "u": normal(1, steps, width),
         "dt": normal(1, steps, width) * dt_scale,
-        "A": -torch.arange(1.0, 17.0).repeat(width, 1) * a_scale,
+        "A_log": torch.log(torch.arange(1.0, 17.0) * a_scale).repeat(width, 1),
         "B": normal(1, steps, 16),
         "C": normal(1, steps, 16),
         "D": normal(width),
@@ -56,19 +56,21 @@ def scan_with(side: str, inputs: dict[str, Tensor]) -> Tensor:
         from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
         u, dt, B, C, z = (inputs[name].transpose(1, 2) for name in ("u", "dt", "B", "C", "z"))
-        bias = inputs["dt_bias"]
-        y = mamba_selective_scan(u, dt, inputs["A"], B, C, inputs["D"], z, delta_bias=bias, delta_softplus=True)
+        A, bias = -inputs["A_log"].exp(), inputs["dt_bias"]
+        y = mamba_selective_scan(u, dt, A, B, C, inputs["D"], z, delta_bias=bias, delta_softplus=True)
         return y.transpose(1, 2)
     from mambapy.mamba import MambaBlock
 
     delta = F.softplus(inputs["dt"] + inputs["dt_bias"])
-    arguments = (inputs[name] for name in ("A", "B", "C", "D"))
-    return MambaBlock.selective_scan(None, inputs["u"], delta, *arguments) * F.silu(inputs["z"])
+    arguments = (inputs[name] for name in ("B", "C", "D"))
+    return MambaBlock.selective_scan(None, inputs["u"], delta, -inputs["A_log"].exp(), *arguments) * F.silu(inputs["z"])
 
 
 def exact_scan(inputs: dict[str, Tensor]) -> Tensor:
     """Return y by the recurrence, one position after the other, in float64."""
-    u, dt, A, B, C, D, z, bias = (inputs[name].double() for name in ("u", "dt", "A", "B", "C", "D", "z", "dt_bias"))
+    names = ("u", "dt", "A_log", "B", "C", "D", "z", "dt_bias")
+    u, dt, A_log, B, C, D, z, bias = (inputs[name].double() for name in names)
+    A = -A_log.exp()
     delta, h, ys = F.softplus(dt + bias), torch.zeros(1, *A.shape, dtype=torch.double), []
     for t in range(u.shape[1]):
         h = torch.exp(delta[:, t, :, None] * A) * h + (delta[:, t] * u[:, t])[..., None] * B[:, t, None]

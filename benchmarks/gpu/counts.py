@@ -76,6 +76,11 @@ class Launches(TorchDispatchMode):
             # The operation's own Python, so that what it does is counted.
             with self:
                 return torch._library.custom_ops.OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
+        # Below autograd an operation that is made of others comes whole: `to` is a view or a copy.
+        with self:
+            result = func.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
         views = [value.alias_info is not None and not value.alias_info.is_write for value in func._schema.returns]
         name = func._schema.name.partition("::")[2]
         if not any(views) and name not in _FREE:

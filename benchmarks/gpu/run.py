@@ -73,7 +73,7 @@ class Bench:
         self.ops: Any = import_module("cobra.models.mamba.ops.triton_ops")
 
     def inputs(self, rows: int, steps: int, width: int, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
-        """Return u, dt, A, B, C, D, z and the step bias of a scan; z is a part of a wider tensor, as in a model."""
+        """Return u, dt, A_log, B, C, D, z and the step bias of a scan; z is a part of a wider tensor, as in a model."""
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
@@ -82,12 +82,12 @@ class Bench:
         both, reads = normal(rows, steps, 2 * width), normal(rows, steps, 2 * STATES)
         u, z = both.chunk(2, -1)
         B, C = reads.split(STATES, -1)
-        A = -torch.arange(1.0, STATES + 1).repeat(width, 1)
-        exact = [A, normal(width), normal(width) - 4]
+        A_log = torch.arange(1.0, STATES + 1).log().repeat(width, 1)
+        exact = [A_log, normal(width), normal(width) - 4]
         lower = [u, normal(rows, steps, width), B, C, z]
         u, dt, B, C, z = (tensor.to(self.device, dtype) for tensor in lower)
-        A, D, bias = (tensor.to(self.device) for tensor in exact)
-        return [u, dt, A, B, C, D, z, bias]
+        A_log, D, bias = (tensor.to(self.device) for tensor in exact)
+        return [u, dt, A_log, B, C, D, z, bias]
 
     def scan(self, ops: Any, inputs: list[Tensor], wide: bool = False) -> list[Tensor]:
         """Return y, the last state and the gradients of a scan; in fp64 if `wide`."""

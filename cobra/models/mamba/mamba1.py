@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from cobra.models.mamba.config import MambaConfig
 from cobra.models.mamba.mixer import LayerState, Mixer
 from cobra.models.mamba.ops import ops_for
-from cobra.models.mamba.ops.torch_ops import wide
 
 # Operations of a step of the scan for each channel and state, as is usual for this kernel: decay, drive, state and read
 # (2 each), and a part of D and gate; an exponential counts once.
@@ -74,17 +73,16 @@ class Mamba1Mixer(Mixer):
     def forward(self, x: Tensor, state: LayerState | None = None, valid: Tensor | None = None) -> Tensor:
         """See :meth:`Mixer.forward`."""
         ops = ops_for(x.device)
-        A = -torch.exp(wide(self.A_log))
         xz = self.in_proj(x)
         is_step = state is not None and x.shape[1] == 1 and valid is None
         if state is None and valid is None and torch.is_grad_enabled() and ops.inner is not None:
-            return ops.inner(xz, self, A)
+            return ops.inner(xz, self)
         inputs, gate = (xz.squeeze(1) if is_step else xz).chunk(2, dim=-1)
         taps, bias, window = self.conv1d.weight.squeeze(1), self.conv1d.bias, None if state is None else state["conv"]
         u = (ops.causal_conv_step if is_step else ops.causal_conv)(inputs, taps, bias, window)
         dt, B, C = self.x_proj(u).split([self.rank, self.d_state, self.d_state], dim=-1)
         # The bias is added in fp32 inside the scan: in bf16 it would be off by up to 1.6 %.
-        scan = (u, F.linear(dt, self.dt_proj.weight), A, B, C, self.D, gate, self.dt_proj.bias)
+        scan = (u, F.linear(dt, self.dt_proj.weight), self.A_log, B, C, self.D, gate, self.dt_proj.bias)
         if state is not None and is_step:
             return self.out_proj(ops.selective_scan_step(*scan, state["ssm"])).unsqueeze(1)
         y, last = ops.selective_scan(*scan, None if state is None else state["ssm"], valid)

@@ -96,10 +96,10 @@ def _causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor 
 
 @torch.library.custom_op("cobra_plan::selective_scan", mutates_args=())
 def _scan(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor
+    u: Tensor, dt: Tensor, A_log: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Keep the inputs."""
-    return torch.empty_like(u, memory_format=torch.contiguous_format), A.new_empty(u.shape[0], *A.shape)
+    return torch.empty_like(u, memory_format=torch.contiguous_format), A_log.new_empty(u.shape[0], *A_log.shape)
 
 
 @_causal_conv.register_fake
@@ -109,9 +109,9 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor | None) -> 
 
 @_scan.register_fake
 def _(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor
+    u: Tensor, dt: Tensor, A_log: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return _scan._init_fn(u, dt, A, B, C, D, z, dt_bias)
+    return _scan._init_fn(u, dt, A_log, B, C, D, z, dt_bias)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -124,9 +124,9 @@ def _conv_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 def _scan_backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     """Make the gradients, beside the states before every chunk of positions, which are computed again."""
-    u, _, A, *_ = inputs = ctx.saved_tensors
+    u, _, A_log, *_ = inputs = ctx.saved_tensors
     batch, steps, width = u.shape
-    starts = A.new_empty(batch, -(-steps // _KERNEL_CHUNK), A.shape[1], width, dtype=torch.float32)
+    starts = A_log.new_empty(batch, -(-steps // _KERNEL_CHUNK), A_log.shape[1], width, dtype=torch.float32)
     made = tuple(torch.empty_like(tensor) for tensor in inputs)
     del starts
     return made
@@ -139,7 +139,7 @@ _scan.register_autograd(_scan_backward, setup_context=_keep)
 def _selective_scan(
     u: Tensor,
     dt: Tensor,
-    A: Tensor,
+    A_log: Tensor,
     B: Tensor,
     C: Tensor,
     D: Tensor,
@@ -149,7 +149,7 @@ def _selective_scan(
     valid: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`cobra.models.mamba.ops.torch_ops.selective_scan`."""
-    return _scan(u, dt, A, B, C, D, z, dt_bias)
+    return _scan(u, dt, A_log, B, C, D, z, dt_bias)
 
 
 _KERNELS = SimpleNamespace(

@@ -197,7 +197,7 @@ def test_inputs_that_kernels_refuse_go_to_pytorch_and_a_warning_says_so_once(nam
         "add_norm": (torch.ones(2, 3), None, torch.ones(3), 1e-5, torch.float32),
         "causal_conv": (torch.ones(2, 5, 3), torch.ones(3, 4), None, None),
         "causal_conv_step": (torch.ones(2, 3), torch.ones(3, 4), None, torch.ones(2, 3, 4)),
-        "selective_scan": (*(torch.ones(2, 5, 3),) * 2, -torch.ones(3, 4), *(torch.ones(2, 5, 4),) * 2, torch.ones(3),
+        "selective_scan": (*(torch.ones(2, 5, 3),) * 2, torch.ones(3, 4), *(torch.ones(2, 5, 4),) * 2, torch.ones(3),
                            torch.ones(2, 5, 3), torch.ones(3), None, None),
         "block_step": (None, None, torch.ones(2, 1, 3), None, {}),
     }  # fmt: skip

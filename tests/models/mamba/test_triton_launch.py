@@ -12,7 +12,7 @@ from stub_driver import TARGETS, compiled, resources, stub_gpu  # noqa: E402
 
 from cobra.models import mamba  # noqa: E402
 from cobra.models.mamba import ops as choice  # noqa: E402
-from cobra.models.mamba.ops import triton_conv, triton_norm, triton_ops, triton_step, use_op  # noqa: E402
+from cobra.models.mamba.ops import triton_conv, triton_norm, triton_ops, triton_step, triton_sums, use_op  # noqa: E402
 from cobra.models.mamba.ops.probe import probe  # noqa: E402
 from cobra.util.errors import UserError  # noqa: E402
 
@@ -21,12 +21,14 @@ KERNELS = {
     kernel.fn.__name__: kernel
     for kernel in (
         *(triton_conv.conv_forward, triton_conv.conv_backward, triton_conv.conv_step),
-        *(triton_norm.norm_forward, triton_norm.norm_backward, triton_step.scan_step),
+        *(triton_norm.norm_forward, triton_norm.norm_backward, triton_step.scan_step, triton_sums.pack_pairs),
+        *(triton_sums.start_carry, triton_sums.sum_rows, triton_sums.sum_blocks, triton_sums.sum_parts),
     )
 }
 # Registers of a thread; those of the steps are few, so that programs enough for a whole card run at once.
 MOST_REGISTERS = {"conv_forward": 72, "conv_backward": 80, "norm_forward": 64, "norm_backward": 128}
-MOST_REGISTERS |= {"conv_step": 64, "scan_step": 64}
+MOST_REGISTERS |= {"conv_step": 64, "scan_step": 64, "pack_pairs": 64, "start_carry": 64, "sum_rows": 64}
+MOST_REGISTERS |= {"sum_blocks": 64, "sum_parts": 64}
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,17 @@ def train(dtype, batch=2, steps=37):
     normed, stream = triton_ops.add_norm(hidden, residual, weight, 1e-5, torch.float32)
     outputs = [u, normed, stream]
     torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
+    lay_out_and_add_up(dtype, batch, steps)
+
+
+def lay_out_and_add_up(dtype, batch, steps):
+    """Run what goes before and after the kernels of the scan, which have a test of their own."""
+    reads, A_log = torch.zeros(batch, steps, RANK + 2 * STATES, dtype=dtype), torch.zeros(WIDTH, STATES)
+    B, C = reads[..., RANK:].chunk(2, -1)
+    triton_sums.make_pairs(B, C, torch.float32, to_backward=True)
+    carry = triton_sums.make_carry(A_log, torch.zeros(batch, WIDTH, STATES), batch, torch.float32)
+    triton_sums.weight_gradients(carry, torch.zeros(2, batch, WIDTH), A_log, A_log[:, 0].contiguous(), A_log[:, 0])
+    triton_sums.read_gradients(torch.zeros(batch, -(-steps // 16), STATES, WIDTH), B, C)
 
 
 @torch.no_grad()
@@ -60,11 +73,11 @@ def decode(dtype, batch=2):
     """Run the steps of cobra+3b's layers, with and without their projection."""
     xz, reads = torch.zeros(batch, 2 * WIDTH, dtype=dtype), torch.zeros(batch, RANK + 2 * STATES, dtype=dtype)
     (x, z), (_, B, C), wide = xz.chunk(2, -1), reads.split([RANK, STATES, STATES], -1), torch.zeros(WIDTH)
-    A, state = torch.zeros(WIDTH, STATES), torch.zeros(batch, WIDTH, STATES)
+    A_log, state = torch.zeros(WIDTH, STATES), torch.zeros(batch, WIDTH, STATES)
     u = triton_ops.causal_conv_step(x, torch.zeros(WIDTH, 4, dtype=dtype), None, torch.zeros(batch, WIDTH, 4))
-    triton_ops.selective_scan_step(u, x, A, B, C, wide, z, wide, state)
+    triton_ops.selective_scan_step(u, x, A_log, B, C, wide, z, wide, state)
     weight = torch.zeros(WIDTH, RANK, dtype=dtype)
-    triton_step.projected_scan_step(u, reads, weight, wide, A, wide, z, state)
+    triton_step.projected_scan_step(u, reads, weight, wide, A_log, wide, z, state)
 
 
 def check_resources(target):
@@ -89,9 +102,13 @@ def test_kernels_of_a_model_take_little_of_a_gpu():
     assert grids == {
         **{"conv_forward": (20, 2, 2), "conv_backward": (40, 2, 2), "conv_step": (40, 2, 1)},
         **{"norm_forward": (74, 1, 1), "norm_backward": (74, 1, 1), "scan_step": (320, 2, 1)},
+        # The last sum is that of the convolution.
+        **{"pack_pairs": (3, 2, 1), "start_carry": (160, 2, 1), "sum_rows": (160, 1, 1), "sum_blocks": (3, 16, 2)},
+        "sum_parts": (400, 1, 1),
     }
-    # With and without the projection.
-    assert {name: len(kernels) for name, kernels in taken.items()} == dict.fromkeys(KERNELS, 1) | {"scan_step": 2}
+    # Steps with and without the projection, sums for the convolution and the norm.
+    twice = {"scan_step": 2, "sum_parts": 2}
+    assert {name: len(kernels) for name, kernels in taken.items()} == dict.fromkeys(KERNELS, 1) | twice
     # The argument that follows the tensors says how they lie: halves of wider rows.
     convolution = next(launch for launch in stub.launches if launch.name == "conv_forward")
     assert (convolution.args["steps"], convolution.args["x_row"]) == (37, 37 * 2 * WIDTH)
@@ -127,7 +144,8 @@ def test_one_kernel_serves_all_batches_and_lengths(monkeypatch):
         for batch, steps in ((1, 1), (1, 37), (3, 2), (2, 300)):
             train(torch.bfloat16, batch, steps)
             decode(torch.bfloat16, batch)
-        assert [len(compiled(kernel, "sm_90")) for kernel in KERNELS.values()] == [1, 1, 1, 1, 1, 2]
+        counts = {name: len(compiled(kernel, "sm_90")) for name, kernel in KERNELS.items()}
+        assert counts == dict.fromkeys(KERNELS, 1) | {"scan_step": 2, "sum_parts": 2}
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def failure(device_index: int) -> str | None:
     """
     device = torch.device("cuda", device_index)
     try:
-        inner(torch.zeros(1, 4, 16, device=device), _probe_mixer(device), -torch.ones(8, 4, device=device))
+        inner(torch.zeros(1, 4, 16, device=device), _probe_mixer(device))
         return probe(sys.modules[__name__], device)
     except Exception as error:  # noqa: BLE001 - whatever a foreign binary raises means that it is of no use
         return f"{type(error).__name__}: {error}"
@@ -57,7 +57,7 @@ def _probe_mixer(device: torch.device) -> Any:
     mixer.x_proj = nn.Linear(8, 2 + 2 * 4, bias=False)
     mixer.dt_proj = nn.Linear(2, 8)
     mixer.out_proj = nn.Linear(8, 4, bias=False)
-    mixer.D = nn.Parameter(torch.ones(8))
+    mixer.A_log, mixer.D = nn.Parameter(torch.zeros(8, 4)), nn.Parameter(torch.ones(8))
     return mixer.to(device)
 
 
@@ -81,7 +81,7 @@ def causal_conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, window: Ten
 def selective_scan(
     u: Tensor,
     dt: Tensor,
-    A: Tensor,
+    A_log: Tensor,
     B: Tensor,
     C: Tensor,
     D: Tensor,
@@ -91,6 +91,7 @@ def selective_scan(
     valid: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`torch_ops.selective_scan`."""
+    A = torch_ops.negative_rates(A_log)
     inputs, steps, drive, read, gate = (tensor.transpose(1, 2).contiguous() for tensor in (u, dt, B, C, z))
     if state is None and valid is None:
         y, last = kernels().selective_scan_fn(
@@ -123,26 +124,26 @@ def _carry_state(delta: Tensor, A: Tensor, C: Tensor, state: Tensor) -> tuple[Te
 
 
 def selective_scan_step(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, state: Tensor
+    u: Tensor, dt: Tensor, A_log: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, state: Tensor
 ) -> Tensor:
     """See :func:`torch_ops.selective_scan_step`; `state` is updated in place by the kernel."""
+    A = torch_ops.negative_rates(A_log)
     return kernels().selective_state_update(state, u, dt, A, B, C, D, z=z, dt_bias=dt_bias, dt_softplus=True)
 
 
-def inner(xz: Tensor, mixer: Any, A: Tensor) -> Tensor:
+def inner(xz: Tensor, mixer: Any) -> Tensor:
     """The whole mixer between its input and output projections, fused with the latter; for training, unpadded.
 
     Args:
         xz: Output of `in_proj` (batch, time, 2 * width).
         mixer: The :class:`cobra.models.mamba.mamba1.Mamba1Mixer` whose weights are used.
-        A: Negative decay rates (width, state), fp32.
 
     Returns:
         (batch, time, d_model).
     """
     conv, dt_proj, out_proj = mixer.conv1d, mixer.dt_proj, mixer.out_proj
     weights = (conv.weight, conv.bias, mixer.x_proj.weight, dt_proj.weight, out_proj.weight, out_proj.bias)
-    inputs, bias = xz.transpose(1, 2).contiguous(), dt_proj.bias.float()
+    inputs, A, bias = xz.transpose(1, 2).contiguous(), torch_ops.negative_rates(mixer.A_log), dt_proj.bias.float()
     return kernels().mamba_inner_fn(inputs, *weights, A, D=mixer.D.float(), delta_bias=bias, delta_softplus=True)
 
 

@@ -76,7 +76,7 @@ def causal_conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, window: Ten
 def selective_scan(
     u: Tensor,
     dt: Tensor,
-    A: Tensor,
+    A_log: Tensor,
     B: Tensor,
     C: Tensor,
     D: Tensor,
@@ -87,8 +87,9 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor]:
     """See :func:`torch_ops.selective_scan`."""
     if u.dtype == torch.float64:
-        return torch_ops.selective_scan(u, dt, A, B, C, D, z, dt_bias, state, valid)
+        return torch_ops.selective_scan(u, dt, A_log, B, C, D, z, dt_bias, state, valid)
     batch, _, width = u.shape
+    A = torch_ops.negative_rates(A_log)
     before = u.new_zeros(batch, *A.shape, dtype=torch.float32) if state is None else state
     mask = None if valid is None else valid.float().contiguous()
     over_width = [_blocks(tensor) for tensor in (u, dt, z, D, dt_bias, A.t(), before.transpose(1, 2))]
@@ -98,14 +99,14 @@ def selective_scan(
 
 
 def selective_scan_step(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, state: Tensor
+    u: Tensor, dt: Tensor, A_log: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, state: Tensor
 ) -> Tensor:
     """See :func:`torch_ops.selective_scan_step`."""
     batch, width, states = state.shape
-    if width % LANES or not _is_plain(state, A):
-        return torch_ops.selective_scan_step(u, dt, A, B, C, D, z, dt_bias, state)
+    if width % LANES or not _is_plain(state, A_log):
+        return torch_ops.selective_scan_step(u, dt, A_log, B, C, D, z, dt_bias, state)
     rows = {name: torch_ops.unit_stride(tensor.float()) for name, tensor in dict(u=u, dt=dt, z=z, B=B, C=C).items()}
-    threads = _threads(state.numel())
+    A, threads = torch_ops.negative_rates(A_log), _threads(state.numel())
     out, scratch = A.new_empty(batch, width), A.new_empty(threads, (2 + 2 * states) * LANES)
     D, bias = _blocks(D), _blocks(dt_bias)
     places = _rows(**rows) | _starts(A=A, D=D, bias=bias, state=state, out=out, scratch=scratch)

@@ -32,17 +32,17 @@ def run(ops: Any, device: torch.device) -> dict[str, Tensor]:
         "window": draw(2, _WIDTH, _TAPS),
     }
     xz, taps, reads, dt, A_log, row, window = leaves.values()
-    (x, z), (B, C), A, D = xz.chunk(2, -1), reads.chunk(2, -1), -torch.exp(A_log.float()), row.float()
-    start = A_log.float().expand(2, -1, -1)
+    (x, z), (B, C), rates, D = xz.chunk(2, -1), reads.chunk(2, -1), A_log.float(), row.float()
+    start = rates.expand(2, -1, -1)
     u = ops.causal_conv(x, taps, row, window.float())
-    y, last = ops.selective_scan(u, dt, A, B, C, D, z, D, start, None)
+    y, last = ops.selective_scan(u, dt, rates, B, C, D, z, D, start, None)
     normed, stream = ops.add_norm(y, u.float(), row, 1e-5, torch.float32)
     total = normed.float().square().sum() + last.square().sum() + stream.square().sum()
     found = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
     with torch.no_grad():
         moved, state = window.float(), start.clone()
         stepped = ops.causal_conv_step(x[:, 0], taps, row, moved)
-        after = ops.selective_scan_step(stepped, dt[:, 0], A, B[:, 0], C[:, 0], D, z[:, 0], D, state)
+        after = ops.selective_scan_step(stepped, dt[:, 0], rates, B[:, 0], C[:, 0], D, z[:, 0], D, state)
     return found | {"y": y, "last": last, "normed": normed, "next window": moved, "state": state, "step": after}
 
 

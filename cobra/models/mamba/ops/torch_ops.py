@@ -82,7 +82,7 @@ def causal_conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, window: Ten
 def selective_scan(
     u: Tensor,
     dt: Tensor,
-    A: Tensor,
+    A_log: Tensor,
     B: Tensor,
     C: Tensor,
     D: Tensor,
@@ -93,12 +93,13 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor]:
     """The selective state-space recurrence with its gate (arXiv 2312.00752, algorithm 2).
 
-    h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t;  y_t = (C_t h_t + D u_t) silu(z_t), with dt = softplus(dt + dt_bias).
+    h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t;  y_t = (C_t h_t + D u_t) silu(z_t), with dt = softplus(dt + dt_bias) and
+    A = -exp(A_log).
 
     Args:
         u: Inputs after the convolution (batch, time, width).
         dt: Step sizes before bias and softplus (batch, time, width).
-        A: Negative decay rates (width, state), fp32.
+        A_log: Logarithms of the decay rates (width, state), fp32.
         B: (batch, time, state).
         C: (batch, time, state).
         D: Skip weights (width,), fp32.
@@ -115,13 +116,13 @@ def selective_scan(
         delta = delta * valid.unsqueeze(-1)
     inputs = wide(u)
     with exact(u.device):
-        y, last = _ChunkedScan.apply(inputs, delta, wide(A), wide(B), wide(C), state)
+        y, last = _ChunkedScan.apply(inputs, delta, negative_rates(A_log), wide(B), wide(C), state)
     y = torch.addcmul(y, inputs, wide(D))
     return (y * F.silu(wide(z))).to(u.dtype), last
 
 
 def selective_scan_step(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, state: Tensor
+    u: Tensor, dt: Tensor, A_log: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, state: Tensor
 ) -> Tensor:
     """One step of :func:`selective_scan`, whose tensors have no time here: y (batch, width) in u's dtype.
 
@@ -129,7 +130,7 @@ def selective_scan_step(
     """
     delta = F.softplus(wide(dt) + wide(dt_bias))
     inputs = wide(u)
-    state.mul_(torch.exp2((delta * _LOG2_E).unsqueeze(-1) * A))
+    state.mul_(torch.exp2((delta * _LOG2_E).unsqueeze(-1) * negative_rates(A_log)))
     state.addcmul_((delta * inputs).unsqueeze(-1), wide(B).unsqueeze(1))
     y = torch.bmm(state, wide(C).unsqueeze(-1)).squeeze(-1)
     return (torch.addcmul(y, inputs, wide(D)) * F.silu(wide(z))).to(u.dtype)
@@ -138,6 +139,11 @@ def selective_scan_step(
 def chunk_steps(batch: int, width: int, states: int, steps: int) -> int:
     """Return the number of time steps of one chunk of the scan."""
     return max(1, min(steps, max(_MIN_CHUNK_STEPS, _CHUNK_ELEMENTS // max(1, batch * width * states))))
+
+
+def negative_rates(A_log: Tensor) -> Tensor:
+    """Return A (width, state) in fp32 or wider: the decay rates with a minus."""
+    return -torch.exp(wide(A_log))
 
 
 def wide(tensor: Tensor) -> Tensor:

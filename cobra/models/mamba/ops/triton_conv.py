@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cobra.models.mamba.ops.triton_launch import launch, rows_of, wide_dtype, wide_type
 from cobra.models.mamba.ops.triton_scan import sigmoid
+from cobra.models.mamba.ops.triton_sums import added
 
 # Channels of a program with its warps, and time steps whose loads are issued together.
 _BLOCK, _WARPS, _UNROLL = 256, 2, 4
@@ -117,7 +118,7 @@ def conv_backward(
     """Compute the gradients that `span` steps of a block of channels of one row get.
 
     An input's gradient comes from the TAPS - 1 steps after it too, whose part is computed once more. `sums`
-    (row, spans, TAPS + 1, width) gets those of taps and bias.
+    (row, span, TAPS + 1, width) gets those of taps and bias.
     """
     row = tl.program_id(2).to(tl.int64)
     channels = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -215,21 +216,22 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor | None) -> 
 def causal_conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor | None, to_window: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, of the taps and the bias (taps + 1, width), and of the window if `to_window`.
+    """Return the gradients of x, of taps (width, taps) and bias one after the other, and of the window if `to_window`.
 
     That of the window is empty otherwise.
     """
     batch, steps, width = x.shape
-    dx, sums, d_window = _gradients(x, weight, window if to_window else None)
+    dx, d_weights, d_window = _gradients(x, weight, window if to_window else None)
     span = _span(batch, steps, width)
-    sums = sums.new_empty(batch, triton.cdiv(steps, span), *sums.shape)
-    grid = (triton.cdiv(width, _BACKWARD_BLOCK), sums.shape[1], batch)
+    spans = triton.cdiv(steps, span)
+    sums = x.new_empty(batch * spans, weight.shape[1] + 1, width, dtype=wide_dtype(x))
+    grid = (triton.cdiv(width, _BACKWARD_BLOCK), spans, batch)
     launch(
         *(conv_backward, grid, grad.contiguous(), x, weight, bias, window, dx, d_window if to_window else None, sums),
         *(steps, span, rows_of(x)),
         **_sizes(x, weight), BLOCK=_BACKWARD_BLOCK, UNROLL=_UNROLL, num_warps=_WARPS,
     )  # fmt: skip
-    return dx, sums.flatten(0, 1).sum(0), d_window
+    return dx, added(sums, d_weights, weight.shape[1]), d_window
 
 
 @causal_conv_backward.register_fake
@@ -240,10 +242,10 @@ def _(
 
 
 def _gradients(x: Tensor, weight: Tensor, window: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return memory for the gradients of x, of taps and bias (taps + 1, width), and of the window."""
-    sums = x.new_empty(weight.shape[1] + 1, len(weight), dtype=wide_dtype(x))
+    """Return memory for the gradients of x, of taps and bias, and of the window."""
+    d_weights = weight.new_empty(weight.numel() + len(weight))
     # No output depends on the oldest input of a window.
-    return x.new_empty(x.shape), sums, x.new_empty(0) if window is None else torch.zeros_like(window)
+    return x.new_empty(x.shape), d_weights, x.new_empty(0) if window is None else torch.zeros_like(window)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -253,10 +255,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias, window = ctx.saved_tensors
     to_window = window is not None and ctx.needs_input_grad[3]
-    dx, sums, d_window = causal_conv_backward(grad, x, weight, bias, window, to_window)
-    sums = sums.to(weight.dtype)
-    d_bias = None if bias is None else sums[-1].to(bias.dtype)
-    return dx, sums[:-1].t(), d_bias, d_window if to_window else None
+    dx, d_weights, d_window = causal_conv_backward(grad, x, weight, bias, window, to_window)
+    d_taps, d_bias = d_weights.split([weight.numel(), len(weight)])
+    d_bias = None if bias is None else d_bias.to(bias.dtype)
+    return dx, d_taps.view_as(weight), d_bias, d_window if to_window else None
 
 
 causal_conv.register_autograd(_backward, setup_context=_keep)

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cobra.models.mamba.ops.triton_launch import launch, wide_type
+from cobra.models.mamba.ops.triton_sums import added
 
 # Programs of the backward pass, four for each part of a large card; each makes a row of sums.
 _PROGRAMS = 512
@@ -129,7 +130,7 @@ def add_norm_backward(
     carried = None if grad_stream is None else grad_stream.contiguous()
     args = (grad.contiguous(), carried, stream, weight, d_hidden, other, sums)
     launch(norm_backward, (programs,), *args, rows, triton.cdiv(rows, max(1, programs)), eps, **_sizes(stream, weight))
-    return d_hidden, d_residual, d_weight.copy_(sums.sum(0))
+    return d_hidden, d_residual, added(sums, d_weight)
 
 
 @add_norm_backward.register_fake

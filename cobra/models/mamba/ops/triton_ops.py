@@ -95,7 +95,7 @@ def causal_conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, window: Ten
 def selective_scan(
     u: Tensor,
     dt: Tensor,
-    A: Tensor,
+    A_log: Tensor,
     B: Tensor,
     C: Tensor,
     D: Tensor,
@@ -105,27 +105,27 @@ def selective_scan(
     valid: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`torch_ops.selective_scan`."""
-    _check(u, dt, A, B, C, D, z, dt_bias, state, valid)
-    _check_states(A)
-    u, dt, z = (torch_ops.unit_stride(x) for x in (u, dt, z))
-    A, D, dt_bias = A.contiguous(), D.contiguous(), dt_bias.contiguous()
+    _check(u, dt, A_log, B, C, D, z, dt_bias, state, valid)
+    _check_states(A_log)
+    u, dt, B, C, z = (torch_ops.unit_stride(x) for x in (u, dt, B, C, z))
+    A_log, D, dt_bias = A_log.contiguous(), D.contiguous(), dt_bias.contiguous()
     state = None if state is None else state.contiguous()
     valid = None if valid is None else valid.contiguous().view(torch.uint8)
-    return triton_selective_scan.selective_scan(u, dt, A, B, C, D, z, dt_bias, state, valid)
+    return triton_selective_scan.selective_scan(u, dt, A_log, B, C, D, z, dt_bias, state, valid)
 
 
 def selective_scan_step(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, state: Tensor
+    u: Tensor, dt: Tensor, A_log: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, state: Tensor
 ) -> Tensor:
     """See :func:`torch_ops.selective_scan_step`."""
-    tensors = (u, dt, A, B, C, D, z, dt_bias, state)
+    tensors = (u, dt, A_log, B, C, D, z, dt_bias, state)
     _check(*tensors)
-    _check_states(A)
+    _check_states(A_log)
     if _needs_gradient(*tensors):
         return torch_ops.selective_scan_step(*tensors)
     _check_dense(state)
     u, dt, B, C, z, D, dt_bias = (torch_ops.unit_stride(tensor) for tensor in (u, dt, B, C, z, D, dt_bias))
-    return triton_step.selective_scan_step(u, dt, A.contiguous(), B, C, D, z, dt_bias, state)
+    return triton_step.selective_scan_step(u, dt, A_log.contiguous(), B, C, D, z, dt_bias, state)
 
 
 def block_step(
@@ -177,10 +177,10 @@ def _check_taps(weight: Tensor) -> None:
         raise UserError(f"the Triton kernels of Mamba convolve at most {_MOST_TAPS} taps, not {weight.shape[-1]}")
 
 
-def _check_states(A: Tensor) -> None:
-    if A.shape[1] not in STATES:
+def _check_states(A_log: Tensor) -> None:
+    if A_log.shape[1] not in STATES:
         known = ", ".join(map(str, STATES))
-        raise UserError(f"the Triton kernels of Mamba know {known} states a channel, not {A.shape[1]}")
+        raise UserError(f"the Triton kernels of Mamba know {known} states a channel, not {A_log.shape[1]}")
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:

@@ -126,13 +126,14 @@ def _write(
 
 @triton.jit
 def _first(
-    rates: tl.tensor, state: tl.tensor, row: tl.tensor, channels: tl.tensor, first: tl.tensor, inside: tl.tensor,
+    A_log: tl.tensor, state: tl.tensor, row: tl.tensor, channels: tl.tensor, first: tl.tensor, inside: tl.tensor,
     WIDTH: tl.constexpr, STATES: tl.constexpr, OWN: tl.constexpr, WIDE: tl.constexpr,
 ) -> tl.tuple:  # fmt: skip
     """Return the channels' rates, to be taken as powers of 2, and their first states: zeros where `state` is None."""
     decays, h = (), ()
     for n in tl.static_range(OWN):
-        decay = tl.load(rates + channels * STATES + first + n, mask=inside, other=0.0).to(WIDE) * LOG2_E
+        rate = tl.load(A_log + channels * STATES + first + n, mask=inside, other=0.0).to(WIDE)
+        decay = -tl.exp2(rate * LOG2_E) * LOG2_E
         level = channels.to(WIDE) * 0.0
         if state is not None:
             level = tl.load(state + (row * WIDTH + channels) * STATES + first + n, mask=inside, other=0.0).to(WIDE)
@@ -154,7 +155,7 @@ def _keep_states(
 
 @triton.jit(do_not_specialize=["steps", "chunks"])
 def scan_forward(
-    u: tl.tensor, dt: tl.tensor, rates: tl.tensor, pairs: tl.tensor, D: tl.tensor, z: tl.tensor, bias: tl.tensor,
+    u: tl.tensor, dt: tl.tensor, A_log: tl.tensor, pairs: tl.tensor, D: tl.tensor, z: tl.tensor, bias: tl.tensor,
     state: tl.tensor, valid: tl.tensor, out: tl.tensor, last: tl.tensor, starts: tl.tensor, steps: tl.tensor,
     chunks: tl.tensor, u_row: tl.tensor, dt_row: tl.tensor, z_row: tl.tensor, WIDTH: tl.constexpr, U_STEP: tl.constexpr,
     DT_STEP: tl.constexpr, Z_STEP: tl.constexpr, STATES: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
@@ -181,7 +182,7 @@ def scan_forward(
         valid += row * steps + part
     skip = tl.load(D + channels, mask=inside, other=0.0).to(WIDE)
     offset = tl.load(bias + channels, mask=inside, other=0.0).to(WIDE)
-    decays, h = _first(rates, state, row, channels, first, inside, WIDTH, STATES, OWN, WIDE)
+    decays, h = _first(A_log, state, row, channels, first, inside, WIDTH, STATES, OWN, WIDE)
     for base in range(0, steps, UNROLL):
         left = steps - base
         if starts is not None:
@@ -233,9 +234,8 @@ def chunks_of(steps: int) -> int:
 def run_forward(
     u: Tensor,
     dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
+    A_log: Tensor,
+    pairs: Tensor,
     D: Tensor,
     z: Tensor,
     dt_bias: Tensor,
@@ -243,19 +243,14 @@ def run_forward(
     valid: Tensor | None,
     starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Launch the kernel; return y and the last state. `starts` are filled, see there."""
+    """Launch the kernel; return y and the last state. `starts` are filled; for these and `pairs` see there."""
     batch, steps, width = u.shape
-    states, chunks, wide, parts = A.shape[1], chunks_of(steps), wide_dtype(u), parts_of(u)
-    out, last = u.new_empty(u.shape), u.new_empty(batch, width, states, dtype=wide)
-    pairs = u.new_empty(batch, chunks * CHUNK, states, 2, dtype=wide)
-    pairs[:, :steps, :, 0], pairs[:, :steps, :, 1] = B, C
-    if steps % CHUNK:
-        pairs[:, steps:] = 0
+    parts = parts_of(u)
+    out, last = u.new_empty(u.shape), u.new_empty(batch, *A_log.shape, dtype=wide_dtype(u))
     launch(
-        *(scan_forward, (triton.cdiv(width, lanes()), batch), u, dt, A, as_pairs(pairs), D, z, dt_bias, state, valid),
-        *(out, last, starts),
-        *(steps, chunks, rows_of(u), rows_of(dt), rows_of(z)),
-        **sizes(u, dt, z, A), UNROLL=_UNROLL, PARTS=parts, num_warps=parts,
+        *(scan_forward, (triton.cdiv(width, lanes()), batch), u, dt, A_log, as_pairs(pairs), D, z, dt_bias, state),
+        *(valid, out, last, starts, steps, chunks_of(steps), rows_of(u), rows_of(dt), rows_of(z)),
+        **sizes(u, dt, z, A_log), UNROLL=_UNROLL, PARTS=parts, num_warps=parts,
     )  # fmt: skip
     return out, last
 
@@ -265,8 +260,8 @@ def as_pairs(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.view(torch.int64)
 
 
-def sizes(u: Tensor, dt: Tensor, z: Tensor, A: Tensor) -> dict[str, Any]:
+def sizes(u: Tensor, dt: Tensor, z: Tensor, A_log: Tensor) -> dict[str, Any]:
     """Return what is constant in the kernels of a model."""
-    width, states = A.shape
+    width, states = A_log.shape
     strides = {"U_STEP": u.stride(1), "DT_STEP": dt.stride(1), "Z_STEP": z.stride(1)}
     return {"WIDTH": width, "STATES": states, "WIDE": wide_type(u), "BLOCK": lanes(), "CHUNK": CHUNK} | strides

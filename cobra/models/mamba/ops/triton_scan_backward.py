@@ -39,6 +39,7 @@ from cobra.models.mamba.ops.triton_scan import (
     sizes,
     softplus,
 )
+from cobra.models.mamba.ops.triton_sums import make_carry, make_pairs, read_gradients, weight_gradients
 
 
 @triton.jit
@@ -264,7 +265,7 @@ def selective_scan_backward(
     grad_last: Tensor | None,
     u: Tensor,
     dt: Tensor,
-    A: Tensor,
+    A_log: Tensor,
     B: Tensor,
     C: Tensor,
     D: Tensor,
@@ -275,41 +276,33 @@ def selective_scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of the first nine inputs of :func:`torch_ops.selective_scan`; see there.
 
-    The states before each chunk are computed again: they would be two more tensors of u's size for every layer.
+    That of the state is empty where there is none. The states before each chunk are computed again: they would be two
+    more tensors of u's size for every layer.
     """
     batch, steps, width = u.shape
-    wide, states, blocks, parts = wide_dtype(u), A.shape[1], triton.cdiv(width, lanes()), parts_of(u)
+    wide, states, blocks, parts = wide_dtype(u), A_log.shape[1], triton.cdiv(width, lanes()), parts_of(u)
     starts = u.new_empty(batch, chunks_of(steps), states, blocks * lanes(), dtype=wide)
-    run_forward(u, dt, A, B, C, D, z, dt_bias, state, valid, starts)
+    pairs, turned = make_pairs(B, C, wide, to_backward=True)
+    run_forward(u, dt, A_log, pairs, D, z, dt_bias, state, valid, starts)
     missing = max(0, CHUNK - steps)
     if missing:
         # Steps behind the last one that are not valid.
         valid = u.new_ones(batch, steps, dtype=torch.uint8) if valid is None else valid
         valid = F.pad(valid, (0, missing))
-        grad, u, dt, B, C, z = (F.pad(x, (0, 0, 0, missing)) for x in (grad, u, dt, B, C, z))
-    carry = u.new_zeros(batch, states, width, 4, dtype=wide)
-    if grad_last is not None:
-        carry[..., 0] = grad_last.transpose(1, 2)
-    carry[..., 2] = A.t()
+        grad, u, dt, z = (F.pad(x, (0, 0, 0, missing)) for x in (grad, u, dt, z))
+    carry = make_carry(A_log, grad_last, batch, wide)
     du, d_dt, dz = (torch.empty(u.shape, dtype=x.dtype, device=x.device) for x in (u, dt, z))
-    d_rows = u.new_empty(2, batch * parts, width, dtype=wide)
-    pairs, grad = _pairs(B, C, wide), grad.contiguous()
+    d_rows, grad = u.new_empty(2, batch * parts, width, dtype=wide), grad.contiguous()
     launch(
-        *(scan_backward, (blocks, batch), grad, u, dt, as_pairs(pairs), D, z, dt_bias, valid, starts, as_pairs(carry)),
+        *(scan_backward, (blocks, batch), grad, u, dt, as_pairs(turned), D, z, dt_bias, valid, starts, as_pairs(carry)),
         *(du, d_dt, dz, d_rows, u.shape[1], starts.shape[1], batch, rows_of(u), rows_of(dt), rows_of(z)),
-        **sizes(u, dt, z, A), PARTS=parts, num_warps=parts,
+        **sizes(u, dt, z, A_log), PARTS=parts, num_warps=parts,
     )  # fmt: skip
     du, d_dt, dz = (x[:, :steps].clone() if missing else x for x in (du, d_dt, dz))
-    d_skip, d_offset = d_rows.sum(1)
-    dC, dB = _by_step(starts, u.shape[1])
-    d_state = carry[..., 0].transpose(1, 2).to(wide if state is None else state.dtype, copy=True)
-    return (
-        *(du, d_dt, carry[..., 1].sum(0).t().to(A.dtype, copy=True)),
-        *(dB[:, :steps].to(B.dtype, copy=True), dC[:, :steps].to(C.dtype, copy=True), d_skip.to(D.dtype, copy=True)),
-        dz,
-        d_offset.to(dt_bias.dtype, copy=True),
-        d_state,
-    )
+    d_A_log, d_skip, d_offset = weight_gradients(carry, d_rows, A_log, D, dt_bias)
+    dB, dC = read_gradients(starts, B, C)
+    d_state = u.new_empty(0) if state is None else torch.empty_like(state).copy_(carry[..., 0].transpose(1, 2))
+    return du, d_dt, d_A_log, dB, dC, d_skip, dz, d_offset, d_state
 
 
 @selective_scan_backward.register_fake
@@ -318,7 +311,7 @@ def _(
     grad_last: Tensor | None,
     u: Tensor,
     dt: Tensor,
-    A: Tensor,
+    A_log: Tensor,
     B: Tensor,
     C: Tensor,
     D: Tensor,
@@ -327,26 +320,5 @@ def _(
     state: Tensor | None,
     valid: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    like = [x.new_empty(x.shape) for x in (u, dt, A, B, C, D, z, dt_bias)]
-    return *like, u.new_empty(len(u), *A.shape, dtype=wide_dtype(u) if state is None else state.dtype)  # type: ignore[return-value]
-
-
-def _pairs(B: Tensor, C: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return B and C of whole chunks (batch, chunk, state, CHUNK, 2); the last chunk is the last CHUNK steps."""
-    batch, steps, states = B.shape
-    chunks = chunks_of(steps)
-    pairs = B.new_empty(batch, chunks, states, CHUNK, 2, dtype=dtype)
-    for place, x in enumerate((B, C)):
-        pairs[:, :-1, ..., place] = x[:, : (chunks - 1) * CHUNK].unflatten(1, (chunks - 1, CHUNK)).transpose(2, 3)
-        pairs[:, -1, ..., place] = x[:, -CHUNK:].transpose(1, 2)
-    return pairs
-
-
-def _by_step(parts: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Return the gradients of C and of B (batch, steps, state) from the sums of each block of channels."""
-    batch, chunks, states, _ = parts.shape
-    sums = parts.unflatten(3, (-1, lanes()))[..., : 2 * CHUNK].sum(3).view(batch, chunks, states, 2, CHUNK)
-    by_chunk = sums.permute(3, 0, 1, 4, 2)
-    own = steps - (chunks - 1) * CHUNK
-    first, second = torch.cat([by_chunk[:, :, :-1].flatten(2, 3), by_chunk[:, :, -1, CHUNK - own :]], 2)
-    return first, second
+    like = [x.new_empty(x.shape) for x in (u, dt, A_log, B, C, D, z, dt_bias)]
+    return *like, u.new_empty(0) if state is None else torch.empty_like(state)  # type: ignore[return-value]

@@ -11,13 +11,14 @@ from torch import Tensor
 from cobra.models.mamba.ops.triton_launch import wide_dtype
 from cobra.models.mamba.ops.triton_scan import run_forward
 from cobra.models.mamba.ops.triton_scan_backward import selective_scan_backward
+from cobra.models.mamba.ops.triton_sums import make_pairs
 
 
 @torch.library.custom_op("cobra::selective_scan", mutates_args=())
 def selective_scan(
     u: Tensor,
     dt: Tensor,
-    A: Tensor,
+    A_log: Tensor,
     B: Tensor,
     C: Tensor,
     D: Tensor,
@@ -26,16 +27,17 @@ def selective_scan(
     state: Tensor | None,
     valid: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`torch_ops.selective_scan`; u, dt and z may have any strides but over the width, the rest is dense.
+    """See :func:`torch_ops.selective_scan`; `valid` is uint8.
 
-    `valid` is uint8.
+    u, dt, B, C and z may have any strides but over their last dimension; the rest is dense.
     """
-    return run_forward(u, dt, A, B, C, D, z, dt_bias, state, valid)
+    [pairs] = make_pairs(B, C, wide_dtype(u), to_backward=False)
+    return run_forward(u, dt, A_log, pairs, D, z, dt_bias, state, valid)
 
 
 @selective_scan.register_fake
-def _(u: Tensor, dt: Tensor, A: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor]:
-    return u.new_empty(u.shape), u.new_empty(len(u), *A.shape, dtype=wide_dtype(u))
+def _(u: Tensor, dt: Tensor, A_log: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor]:
+    return u.new_empty(u.shape), u.new_empty(len(u), *A_log.shape, dtype=wide_dtype(u))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

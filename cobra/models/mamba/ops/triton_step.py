@@ -19,26 +19,23 @@ _PROGRAMS = 2048
 
 @triton.jit(do_not_specialize=["batch", "span"])
 def scan_step(
-    u: tl.tensor, dt: tl.tensor, B: tl.tensor, C: tl.tensor, weight: tl.tensor, bias: tl.tensor, rates: tl.tensor,
+    u: tl.tensor, dt: tl.tensor, B: tl.tensor, C: tl.tensor, weight: tl.tensor, bias: tl.tensor, A_log: tl.tensor,
     D: tl.tensor, z: tl.tensor, state: tl.tensor, out: tl.tensor, batch: tl.tensor, span: tl.tensor, u_row: tl.tensor,
     dt_row: tl.tensor, B_row: tl.tensor, C_row: tl.tensor, z_row: tl.tensor, WIDTH: tl.constexpr, RANK: tl.constexpr,
-    STATES: tl.constexpr, IS_LOG: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, STATE_BLOCK: tl.constexpr,
+    STATES: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, STATE_BLOCK: tl.constexpr,
     RANK_BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Take a block of channels of `span` rows one step on.
 
-    dt (batch, RANK) is projected by `weight`; where that is None it is (batch, width). `rates` are A, or the logarithms
-    of -A. Loads and stores of the state have one layout, so that each number is read and written by one thread.
+    dt (batch, RANK) is projected by `weight`; where that is None it is (batch, width). Loads and stores of the state
+    have one layout, so that each number is read and written by one thread.
     """
     channels = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = channels < WIDTH
     index = tl.arange(0, STATE_BLOCK)
     tile = channels[:, None] * STATES + index[None, :]
     whole = inside[:, None] & (index < STATES)[None, :]
-    decay = tl.load(rates + tile, mask=whole, other=0.0).to(WIDE)
-    if IS_LOG:
-        decay = -tl.exp2(decay * LOG2_E)
-    decay *= LOG2_E
+    decay = -tl.exp2(tl.load(A_log + tile, mask=whole, other=0.0).to(WIDE) * LOG2_E) * LOG2_E
     offset = tl.load(bias + channels, mask=inside, other=0.0).to(WIDE)
     skip = tl.load(D + channels, mask=inside, other=0.0).to(WIDE)
     begin = tl.program_id(1).to(tl.int64) * span
@@ -69,10 +66,10 @@ def scan_step(
 
 @torch.library.custom_op("cobra::selective_scan_step", mutates_args=("state",))
 def selective_scan_step(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, state: Tensor
+    u: Tensor, dt: Tensor, A_log: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, state: Tensor
 ) -> Tensor:
     """See :func:`torch_ops.selective_scan_step`."""
-    return _run(u, dt, B, C, None, dt_bias, A, D, z, state, is_log=False)
+    return _run(u, dt, B, C, None, dt_bias, A_log, D, z, state)
 
 
 @torch.library.custom_op("cobra::projected_scan_step", mutates_args=("state",))
@@ -96,12 +93,12 @@ def projected_scan_step(
     """
     rank, states = weight.shape[1], A_log.shape[1]
     dt, B, C = reads.split([rank, states, states], -1)
-    return _run(u, dt, B, C, weight, bias, A_log, D, z, state, is_log=True)
+    return _run(u, dt, B, C, weight, bias, A_log, D, z, state)
 
 
 @selective_scan_step.register_fake
 def _(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, state: Tensor
+    u: Tensor, dt: Tensor, A_log: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor, state: Tensor
 ) -> Tensor:
     return u.new_empty(u.shape)
 
@@ -120,24 +117,23 @@ def _run(
     C: Tensor,
     weight: Tensor | None,
     bias: Tensor,
-    rates: Tensor,
+    A_log: Tensor,
     D: Tensor,
     z: Tensor,
     state: Tensor,
-    is_log: bool,
 ) -> Tensor:
     """Launch the kernel with the tensors that it takes."""
     out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-    batch, (width, states) = len(u), rates.shape
+    batch, (width, states) = len(u), A_log.shape
     blocks = triton.cdiv(width, _BLOCK)
     span = max(1, triton.cdiv(batch * blocks, _PROGRAMS))
-    sizes = {"WIDTH": width, "STATES": states, "IS_LOG": is_log, "WIDE": wide_type(u), "BLOCK": _BLOCK}
+    sizes = {"WIDTH": width, "STATES": states, "WIDE": wide_type(u), "BLOCK": _BLOCK}
     sizes |= {"RANK": 0 if weight is None else weight.shape[1], "RANK_BLOCK": _RANK_BLOCK}
     # Every thread has a number of its own: were there fewer, some would read again what others have overwritten.
     sizes["STATE_BLOCK"] = max(_MOST_THREADS // _BLOCK, triton.next_power_of_2(states))
     strides = (rows_of(tensor) for tensor in (u, dt, B, C, z))
     launch(
-        *(scan_step, (blocks, triton.cdiv(batch, span)), u, dt, B, C, weight, bias, rates, D, z, state, out),
+        *(scan_step, (blocks, triton.cdiv(batch, span)), u, dt, B, C, weight, bias, A_log, D, z, state, out),
         *(batch, span, *strides),
         **sizes, num_warps=_WARPS,
     )  # fmt: skip

@@ -100,7 +100,7 @@ def test_convolution_in_two_parts_and_in_steps_is_the_whole_one():
 def step_inputs(dtype, batch, width, states):
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     inputs = {name: draw(batch, 2 * width, dtype=dtype, seed=seed)[:, width:] for seed, name in enumerate("uz")}
-    inputs["A"] = -torch.exp(draw(width, states, dtype=wide))
+    inputs["A_log"] = draw(width, states, dtype=wide)
     inputs |= {"D": draw(width, dtype=wide), "dt_bias": draw(width, dtype=wide) - 3.0}
     return inputs, draw(batch, width, states, dtype=wide)
 
@@ -125,11 +125,11 @@ def test_projected_scan_step(monkeypatch, dtype, width, rank, rows):
     inputs, state = step_inputs(dtype, 3, width, 16)
     reads, weight = draw(3, rank + 32, dtype=dtype), draw(width, rank, dtype=dtype) * rank**-0.5
     dt, B, C = torch_ops.wide(reads).split([rank, 16, 16], -1)
-    u, z, A, D, dt_bias = (inputs[name] for name in ("u", "z", "A", "D", "dt_bias"))
+    u, z, A_log, D, dt_bias = (inputs[name] for name in ("u", "z", "A_log", "D", "dt_bias"))
     expected_state = state.clone()
-    args = (torch_ops.wide(u), dt @ torch_ops.wide(weight).t(), A, B, C, D, torch_ops.wide(z), dt_bias, expected_state)
-    expected = torch_ops.selective_scan_step(*args)
-    y = triton_step.projected_scan_step(u, reads, weight, dt_bias, torch.log(-A), D, z, state)
+    dt, wide_u, wide_z = dt @ torch_ops.wide(weight).t(), torch_ops.wide(u), torch_ops.wide(z)
+    expected = torch_ops.selective_scan_step(wide_u, dt, A_log, B, C, D, wide_z, dt_bias, expected_state)
+    y = triton_step.projected_scan_step(u, reads, weight, dt_bias, A_log, D, z, state)
     assert_close(y, expected, TOLERANCE[dtype], "y")
     assert_close(state, expected_state, min(TOLERANCE[dtype], 1e-6), "state")
 
@@ -181,7 +181,7 @@ def test_operators_are_registered_as_pytorch_asks():
     torch.library.opcheck(triton_norm._add_norm, (hidden, residual, scale, 1e-5, torch.float32))
     torch.library.opcheck(triton_norm._add_norm, (residual, None, scale, 1e-5, torch.float32))
     inputs, state = step_inputs(torch.float32, 2, 8, 4)
-    args = (inputs["u"], draw(2, 11), draw(8, 3), inputs["dt_bias"], inputs["A"], inputs["D"], inputs["z"], state)
+    args = (inputs["u"], draw(2, 11), draw(8, 3), inputs["dt_bias"], inputs["A_log"], inputs["D"], inputs["z"], state)
     torch.library.opcheck(triton_step.projected_scan_step, args)
 
 

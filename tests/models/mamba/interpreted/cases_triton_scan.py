@@ -6,7 +6,7 @@ import torch
 from cobra.models.mamba.ops import torch_ops, triton_ops, triton_scan
 
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 1.6e-2}
-NAMES = ("y", "last", "u", "dt", "A", "B", "C", "D", "dt_bias", "state", "xz")
+NAMES = ("y", "last", "u", "dt", "A_log", "B", "C", "D", "dt_bias", "state", "xz")
 # (warps that share the states, dtype, steps, channels, states, lengths of two rows or None, whether a first state is
 # given)
 QUICK = [
@@ -33,7 +33,7 @@ def draw_inputs(dtype, steps, width, states, given):
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    inputs = {"u": draw(2, steps, width), "dt": draw(2, steps, width), "A": -torch.exp(draw(width, states, dtype=wide))}
+    inputs = {"u": draw(2, steps, width), "dt": draw(2, steps, width), "A_log": draw(width, states, dtype=wide)}
     inputs |= {"B": draw(2, steps, states), "C": draw(2, steps, states), "D": draw(width, dtype=wide)}
     inputs |= {"dt_bias": draw(width, dtype=wide) - 1, "state": draw(2, width, states, dtype=wide) if given else None}
     return inputs | {"xz": draw(2, steps, 2 * width)}, draw(2, 1, width), draw(2, width, states, dtype=wide)
@@ -42,8 +42,8 @@ def draw_inputs(dtype, steps, width, states, given):
 def run(ops, inputs, grad, grad_last, valid):
     """Return outputs and gradients; z is a part of a wider tensor, and the gradient of y is expanded over time."""
     leaves = {name: None if x is None else x.detach().clone().requires_grad_() for name, x in inputs.items()}
-    u, dt, A, B, C, D, bias, state, xz = leaves.values()
-    y, last = ops.selective_scan(u, dt, A, B, C, D, xz[..., xz.shape[2] // 2 :], bias, state, valid)
+    u, dt, A_log, B, C, D, bias, state, xz = leaves.values()
+    y, last = ops.selective_scan(u, dt, A_log, B, C, D, xz[..., xz.shape[2] // 2 :], bias, state, valid)
     if valid is not None:
         y = y * valid.unsqueeze(-1)
     there = [leaf for leaf in leaves.values() if leaf is not None]
@@ -87,13 +87,13 @@ def test_scan_in_all_forms(split, case):
 @pytest.mark.slow
 def test_two_parts_are_the_whole():
     inputs, _, _ = draw_inputs(torch.float64, 33, 33, 4, True)
-    u, dt, A, B, C, D, bias, state, xz = inputs.values()
+    u, dt, A_log, B, C, D, bias, state, xz = inputs.values()
     z = xz[..., 33:]
-    y, last = triton_ops.selective_scan(u, dt, A, B, C, D, z, bias, state, None)
+    y, last = triton_ops.selective_scan(u, dt, A_log, B, C, D, z, bias, state, None)
     parts, h = [], state
     for part in (slice(0, 18), slice(18, 33)):
         out, h = triton_ops.selective_scan(
-            u[:, part], dt[:, part], A, B[:, part], C[:, part], D, z[:, part], bias, h, None
+            u[:, part], dt[:, part], A_log, B[:, part], C[:, part], D, z[:, part], bias, h, None
         )
         parts.append(out)
     # Eight steps are one sum after the other in both.
@@ -111,6 +111,6 @@ def test_the_same_bits_twice(split, parts):
 @pytest.mark.slow
 def test_the_operation_is_one_that_pytorch_can_trust():
     inputs, _, _ = draw_inputs(torch.float32, 3, 4, 4, True)
-    u, dt, A, B, C, D, bias, state, xz = (x.requires_grad_() for x in inputs.values())
-    arguments = (u, dt, A, B, C, D, xz[..., 4:].contiguous(), bias, state, None)
+    u, dt, A_log, B, C, D, bias, state, xz = (x.requires_grad_() for x in inputs.values())
+    arguments = (u, dt, A_log, B, C, D, xz[..., 4:].contiguous(), bias, state, None)
     torch.library.opcheck(torch.ops.cobra.selective_scan.default, arguments)
