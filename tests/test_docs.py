@@ -183,6 +183,8 @@ def test_flags_in_the_text_are_known(document):
     known |= {flag for action in get_args_parser()._actions for flag in action.option_strings}
     # Of sbatch, srun, sacct, docker and hf.
     known |= {"--nodes", "--time", "--requeue", "--signal", "--gpus", "--format", "--shm-size", "--local-dir"}
+    # Of lmms-eval.
+    known |= {"--model_args", "--use_cache"}
     known |= {f"--{flag}" for script in SCRIPTS for flag in flags(config_class(script))}
     known |= {f"--{flag}" for name in NAMES for flag in flags(find_command(name).config_class)}
     used = {word for code in inline_code(document) for word in re.findall(r"--[a-z][\w.-]*[a-z]", code)}

@@ -34,6 +34,7 @@ FLOORS = [
     "evaluation.metrics",
     "evaluation.report",
     "evaluation.tasks",
+    "evaluation.lmms_eval",
     "evaluation",
     "serving",
     "talk",

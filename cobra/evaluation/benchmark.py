@@ -1,17 +1,19 @@
 """Run of a benchmark, from its flags to its files."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from cobra.evaluation.config import CAPTIONS, CONCLUSIONS, BenchmarkConfig
+from cobra.evaluation.data.lmms_eval_logs import read_logs
 from cobra.evaluation.report.next_steps import next_steps
 from cobra.evaluation.report.results import PAGE, Results
 from cobra.evaluation.responses.protocol import resolve_prompt
 from cobra.evaluation.tasks.base import Task, run_task
 from cobra.evaluation.tasks.captions import CaptionTask
 from cobra.evaluation.tasks.conclusions import ConclusionTask
+from cobra.evaluation.tasks.logged import LogTask
 from cobra.models.generation.options import SEARCH_SAMPLING, SearchOptions
 from cobra.util.distributed import hold_together, join_world
 from cobra.util.errors import UserError, check_known
@@ -33,7 +35,8 @@ def benchmark(config: BenchmarkConfig) -> Results | None:
     Under torchrun the processes answer together, and the main one does the rest.
 
     Returns:
-        What was printed and written; None on a process that is not the main one.
+        What was printed and written, of several logged tasks the last one's; None on a process that is not the main
+        one.
 
     Raises:
         UserError: Flags, files, images or a checkpoint are not as they must be, or another benchmark writes to the
@@ -41,16 +44,27 @@ def benchmark(config: BenchmarkConfig) -> Results | None:
             from them.
     """
     check_flags(config)
-    world = join_world(config.device)
+    world, results = join_world(config.device), None
     console = Console(quiet=not world.is_main)
     try:
         with hold_together(world, config.output_dir, "another benchmark is at work"):
-            results = run_task(TASKS[config.task](config), config, world, console)
+            for task in _tasks(config):
+                results = run_task(task, task.config, world, console)
+                if results is not None:
+                    _print_way_on(console, task.config, results)
     finally:
         world.close()
-    if results is not None:
-        _print_way_on(console, config, results)
     return results
+
+
+def _tasks(config: BenchmarkConfig) -> list[Task]:
+    """Return the task that is asked for, or those that lmms-eval has logged, several in folders of their own."""
+    if not config.lmms_eval_logs:
+        return [TASKS[config.task](config)]
+    logged = read_logs(config.lmms_eval_logs)
+    if len(logged) == 1:
+        return [LogTask(config, logged[0])]
+    return [LogTask(replace(config, output_dir=config.output_dir / one.name), one) for one in logged]
 
 
 def _print_way_on(console: Console, config: BenchmarkConfig, results: Results) -> None:
@@ -68,14 +82,17 @@ def _print_way_on(console: Console, config: BenchmarkConfig, results: Results) -
 def check_flags(config: BenchmarkConfig) -> None:
     """Raise a UserError where flags make no sense by themselves or together."""
     check_known(config.task, TASKS, "--task")
+    if config.lmms_eval_logs:
+        _check_logs(config)
+        return
     if config.task == CONCLUSIONS:
         _check_conclusions(config)
     elif config.llava_cot_annotations is not None:
         raise UserError(f"--llava_cot_annotations is of another task: give --task {CONCLUSIONS} too")
     if config.checkpoint is None and config.predictions is None:
         raise UserError(
-            "there is nothing to score: give --checkpoint (a run directory, a .pt file or a model id) or --predictions "
-            "(captions in COCO's results format)"
+            "there is nothing to score: give --checkpoint (a run directory, a .pt file or a model id), --predictions "
+            "(captions in COCO's results format) or --lmms_eval_logs (folders that lmms-eval has written)"
         )
     if config.checkpoint is not None and Path(config.checkpoint).suffix.lower() in _TABLES:
         raise UserError(f"--checkpoint {config.checkpoint} is no model: captions to score are given with --predictions")
@@ -88,6 +105,17 @@ def check_flags(config: BenchmarkConfig) -> None:
             raise UserError(f"--{name} is {value} and must be at least 1")
     SearchOptions(config.search, config.beams, replace(SEARCH_SAMPLING, max_new_tokens=config.max_new_tokens))
     resolve_dtype(config.dtype, resolve_device(config.device))
+
+
+def _check_logs(config: BenchmarkConfig) -> None:
+    used = ("lmms_eval_logs", "output_dir")
+    given = [
+        f"--{one.name}" for one in fields(config) if one.name not in used and getattr(config, one.name) != one.default
+    ]
+    if given:
+        raise UserError(
+            f"--lmms_eval_logs compares answers that lmms-eval has scored, and has no use for {', '.join(given)}"
+        )
 
 
 def _check_conclusions(config: BenchmarkConfig) -> None:

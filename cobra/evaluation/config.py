@@ -37,6 +37,9 @@ class BenchmarkConfig:
     """Held-out rows of the task llava-cot. Default: those that fine_tune/prepare_llava_cot.py wrote to data."""
     predictions: Path | None = None
     """Captions of any system in COCO's results format, scored as they are; no checkpoint is needed."""
+    lmms_eval_logs: tuple[Path, ...] = ()
+    """Folders with the logs of lmms-eval (its --output_path, with --log_samples), one of each model: their scores are
+    compared document by document; no checkpoint is needed."""
     allow_missing: bool = False
     """Score only the images that the predictions caption instead of stopping where some lack one."""
     exclude_ids: Path | None = None

@@ -55,7 +55,7 @@ MISTAKES = {
     "generate cobra-tiny --temperature -1": ["temperature is -1.0 and must be positive"],
     "generate cobra-tiny --top_p 2": ["top_p is 2.0 and must be above 0 and at most 1"],
     "generate cobra-tiny --search vot": ["Did you mean vote?"],
-    "benchmark": ["give --checkpoint", "or --predictions"],
+    "benchmark": ["give --checkpoint", "--predictions", "or --lmms_eval_logs"],
     "benchmark --task caption": ["Did you mean captions?"],
     "benchmark cobra-tiny --max_images 0": ["--max_images is 0 and must be at least 1"],
     "preprocess coco-caption": ["Did you mean coco-captions?"],

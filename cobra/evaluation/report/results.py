@@ -22,7 +22,7 @@ from cobra.evaluation.metrics.significance import (
     small_sample_warning,
 )
 from cobra.evaluation.report.words import Words
-from cobra.evaluation.responses.protocol import VARIANTS, Answer
+from cobra.evaluation.responses.protocol import Answer
 from cobra.reasoning.trace import extract_reasoning_trace
 from cobra.util.errors import UserError
 from cobra.util.files import atomic_path
@@ -174,7 +174,7 @@ def prepare_output(output_dir: Path, variants: Sequence[str]) -> None:
     except OSError as error:
         problem = f"cannot be written to: {error.strerror}. Give another one."
         raise UserError(f"--output_dir {output_dir} {problem}") from error
-    stale = [name for name in VARIANTS if name not in variants and _predictions_file(output_dir, name).exists()]
+    stale = sorted({path.stem for path in _predictions_file(output_dir, "").parent.glob("*.json")} - set(variants))
     if stale:
         raise UserError(
             f"{output_dir} holds the results of another benchmark, with the variants {', '.join(stale)}, which this "

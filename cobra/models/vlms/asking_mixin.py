@@ -86,7 +86,9 @@ class AskingMixin(GenerationMixin):
             pixels = self.preprocess(images)
         elif image is not None:
             pixels, prefix = self._read_once(image, len(questions))
-        answers = self._answer(questions, chosen, pixels, prefix)
+        prompts = [as_turn(self, question) for question in questions]
+        seeds = None if chosen.seed is None else [chosen.seed + number for number in range(len(prompts))]
+        answers = self.answer_prompts(prompts, questions, chosen, pixels, prefix, seeds)
         return answers[0] if images is None and isinstance(question, str) else answers
 
     def _read_once(self, image: Any, count: int) -> tuple[PixelValues | None, MambaState | None]:
@@ -96,11 +98,29 @@ class AskingMixin(GenerationMixin):
             return pixels, None
         return None, self.read_images(pixels).select(torch.zeros(count, dtype=torch.int64, device=self.device))
 
-    def _answer(
-        self, questions: Sequence[str], chosen: AnswerOptions, pixels: PixelValues | None, prefix: MambaState | None
+    def answer_prompts(
+        self,
+        prompts: Sequence[str],
+        questions: Sequence[str],
+        chosen: AnswerOptions,
+        pixels: PixelValues | None,
+        prefix: MambaState | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> list[str]:
-        options, prompts = chosen.options(), [as_turn(self, question) for question in questions]
-        seeds = None if chosen.seed is None else [chosen.seed + number for number in range(len(prompts))]
+        """Answer prompts that are made already, of several turns say; see :meth:`ask`.
+
+        Args:
+            prompts: Texts in the model's prompt format.
+            questions: Question that each prompt ends with; a vote takes the options from it that an answer may name.
+            chosen: How answers are written; its seed is not looked at.
+            pixels: Pixels with a row for each prompt, or None.
+            prefix: State before each prompt in place of pixels.
+            seeds: A seed for each prompt; None is torch's randomness.
+
+        Raises:
+            UserError: Options do not go together, or a prompt is longer than the model's longest text.
+        """
+        options = chosen.options()
         if isinstance(options, SearchOptions):
             results = self.search_batch(pixels, prompts, options, prefix=prefix, seeds=seeds, questions=questions)
             return [result.text for result in results]
