@@ -242,7 +242,7 @@ def test_the_making_of_cobra_tiny_is_told_as_it_is():
 
 def test_extras_are_the_packages():
     extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
-    pattern = r"(?:'\.\[|cobra-vlm\[|extra `)([\w,]+)"
+    pattern = r"(?:'\.\[|cobra-vlm\[|extra `)([\w,-]+)"
     named = [names.split(",") for document in DOCUMENTS for names in re.findall(pattern, read(document))]
     assert named and {*chain(*named)} <= extras.keys()
 
