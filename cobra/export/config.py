@@ -18,7 +18,11 @@ class ExportConfig:
     output: Path
     """The folder to write; it must not exist yet."""
     format: str = "pt"
-    """`pt`, Cobra's layout (checkpoints/latest-checkpoint.pt), or `safetensors` (model.safetensors)."""
+    """`pt`, Cobra's layout (checkpoints/latest-checkpoint.pt), `safetensors` (model.safetensors), or `onnx` (graphs,
+    and a program that answers with onnxruntime alone)."""
+    dtype: str = "fp32"
+    """Kind of the exported numbers: `fp32`, or for `onnx` `fp16`. `pt` and `safetensors` keep those of the
+    checkpoint."""
     parity: int = 64
     """Questions that the exported folder must answer as the model does, token by token; 0 leaves that out. `pt` and
     `safetensors` compare all tensors instead."""

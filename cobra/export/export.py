@@ -16,7 +16,7 @@ from cobra.models.checkpoint import ADAPTER, read_whole_model
 from cobra.models.integrity import check_finite
 from cobra.models.run_folder import PROVENANCE, CheckpointSource, find_checkpoint, read_config
 from cobra.models.tensors import read_tensors
-from cobra.util.errors import UserError, check_values
+from cobra.util.errors import UserError, check_known, check_values
 from cobra.util.files import read_json, sha256_file, write_json, write_text
 from cobra.util.program import command_line
 from cobra.util.redaction import reason
@@ -44,6 +44,7 @@ def export(config: ExportConfig) -> Path:
         check_finite(tensors, f"the {module} in {source.path}")
     say(f"read {source.path}: {', '.join(checkpoint)}", markup=False)
     model = ExportedModel(source, checkpoint, _configuration(source), chosen.weights, config.checkpoint, token)
+    model.dtype = config.dtype
     output = config.output.absolute()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +74,7 @@ def _check_config(config: ExportConfig) -> Format:
     from huggingface_hub.utils import validate_repo_id
 
     chosen = format_of(config.format)
+    check_known(config.dtype, chosen.dtypes, f"--format {config.format}: --dtype")
     check_values({"parity": (config.parity, config.parity >= 0, "0 or more questions")})
     if config.output.exists():
         raise UserError(f"--output {config.output} exists already: choose another folder, or move that one away")

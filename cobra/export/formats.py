@@ -1,6 +1,7 @@
 """Formats of an export, by the value of `--format`: each is a module that writes a folder and proves what it wrote."""
 
 import importlib
+import importlib.util
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ from cobra.models.checkpoint import Checkpoint
 from cobra.models.load import load
 from cobra.models.run_folder import LATEST, SAFETENSORS, CheckpointSource
 from cobra.models.vlms import CobraVLM
-from cobra.util.errors import lookup
+from cobra.util.errors import lookup, missing_extra
 
 
 @dataclass
@@ -23,6 +24,7 @@ class ExportedModel:
     weights: The file to write the weights to, relative to the folder.
     given: The model as the user named it.
     token: Access token of the hub, for backbones that the checkpoint lacks.
+    dtype: Kind of the numbers to write, one of the format's.
     """
 
     source: CheckpointSource
@@ -31,6 +33,7 @@ class ExportedModel:
     weights: Path
     given: str
     token: str | None
+    dtype: str = "fp32"
 
     @cached_property
     def vlm(self) -> CobraVLM:
@@ -69,9 +72,18 @@ class Format(NamedTuple):
     """The file with the weights, or the main one of them, relative to the folder."""
     use: str
     """Section `Use` of the model card, in Markdown; `{folder}` is replaced."""
+    extra: str = ""
+    """The extra of this project that installs :attr:`packages`."""
+    packages: tuple[str, ...] = ()
+    """Packages that the module imports and that are not always installed, by the names that are imported."""
+    dtypes: tuple[str, ...] = ("fp32",)
+    """Kinds of numbers that it can be written in."""
 
     def writer(self) -> Writer:
         """Import the module; a UserError that names the extra where a package is not installed."""
+        for package in self.packages:
+            if importlib.util.find_spec(package) is None:
+                raise missing_extra(package.replace("_", "-"), self.extra, "this --format")
         module: Any = importlib.import_module(self.module)
         return module
 
@@ -86,9 +98,25 @@ print(vlm.ask("photo.jpg", "What is in the picture?"))
 {download}
 To train on from here: `cobra-vlm train --pretrained_checkpoint {folder}`."""
 
+_USE_ONNX = """\
+```bash
+pip install onnxruntime tokenizers pillow numpy
+python {folder}/answer.py photo.jpg "What is in the picture?"
+```
+{download}
+`answer.py` needs no other package; `inputs.json` has what a program in another language must know."""
+
 FORMATS = {
     "pt": Format("cobra.export.own_formats", LATEST, _USE),
     "safetensors": Format("cobra.export.own_formats", Path(SAFETENSORS), _USE),
+    "onnx": Format(
+        "cobra.export.onnx.writer",
+        Path("language_model.data"),
+        _USE_ONNX,
+        "onnx",
+        ("onnx", "onnxscript", "onnxruntime"),
+        ("fp32", "fp16"),
+    ),
 }
 
 

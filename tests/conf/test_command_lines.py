@@ -50,7 +50,7 @@ FLAGS = {
         "model_path hf_token host port open allowed_hosts do_sample temperature top_k top_p min_p repetition_penalty "
         "max_new_tokens seed search beams device dtype"
     ),
-    "scripts/export.py": "checkpoint output format parity push_to private hf_token",
+    "scripts/export.py": "checkpoint output format dtype parity push_to private hf_token",
     "fine_tune/prepare_llava_cot.py": (
         "dataset_root download revision hf_token keep_parts sources max_samples holdout verify max_rejected "
         "llm_backbone_id llm_max_length seed num_workers"
