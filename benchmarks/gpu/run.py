@@ -17,6 +17,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -138,6 +139,13 @@ class Bench:
         self.report.add(f"copy of the forward pass's bytes, {name}", 2 * copy, "ms")
         self.report.add(f"copy of the backward pass's bytes, {name}", 3.5 * copy, "ms")
 
+    def measure_splits(self, rows: int, steps: int, width: int, repeats: int) -> None:
+        """Report the times with the states of a channel whole and split over warps, whatever the table says."""
+        scan = import_module("cobra.models.mamba.ops.triton_scan")
+        for parts in (1, import_module("cobra.models.mamba.ops.triton_table").PARTS):
+            with patch.object(scan, "lookup", lambda *size, parts=parts: parts):
+                self.measure(rows, steps, width, repeats, whose=f"{parts} warps a channel ")
+
     def decode(self, config: MambaConfig, steps: int) -> None:
         """Report the time of a token through all blocks, captured as a graph where that is possible."""
         with torch.device(self.device):
@@ -198,6 +206,8 @@ def main(config: GpuBenchmark) -> None:
         )
         for shape in shapes:
             bench.measure(*shape, repeats)
+        for rows in (1,) if config.dry_run else (1, 2, 4, 6, 8):
+            bench.measure_splits(rows, *shapes[0][1:], repeats)
         sizes = MambaConfig(8, 2, 64) if config.dry_run else MambaConfig(2560, 64, 50_280)
         bench.decode(sizes, repeats)
     if device.type == "cuda":
