@@ -8,6 +8,7 @@ import ast
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,7 +84,11 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-TREES = {module_name(path): (path, ast.parse(path.read_bytes())) for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
+# Read when a test asks: every process that collects tests imports this file.
+@cache
+def trees() -> dict[str, tuple[Path, ast.Module]]:
+    """Return every module's file and tree."""
+    return {module_name(path): (path, ast.parse(path.read_bytes())) for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
 
 
 def statements(node: ast.AST, where: str = "module") -> Iterator[tuple[ast.Import | ast.ImportFrom, str]]:
@@ -101,7 +106,7 @@ def statements(node: ast.AST, where: str = "module") -> Iterator[tuple[ast.Impor
 
 def imports_of(source: str) -> Iterator[Import]:
     """Yield a module's imports; a name that a package passes on counts as the module that defines it."""
-    path, tree = TREES[source]
+    path, tree = trees()[source]
     for node, where in statements(tree):
         if where == "typing" and path.name == "__init__.py":
             continue
@@ -115,20 +120,29 @@ def imports_of(source: str) -> Iterator[Import]:
 
 def definer(module: str, name: str) -> str:
     """Return the module that a name of a module comes from, through the `__init__` files that pass it on."""
-    if f"{module}.{name}" in TREES:
+    if f"{module}.{name}" in trees():
         return f"{module}.{name}"
-    if module in TREES and TREES[module][0].name == "__init__.py":
-        for node, _ in statements(TREES[module][1]):
+    if module in trees() and trees()[module][0].name == "__init__.py":
+        for node, _ in statements(trees()[module][1]):
             if isinstance(node, ast.ImportFrom) and name in {alias.asname or alias.name for alias in node.names}:
                 return definer(node.module or "", next(a.name for a in node.names if name in (a.asname, a.name)))
     return module
 
 
-IMPORTS = [imported for source in TREES for imported in imports_of(source)]
-ARROWS: dict[str, set[str]] = defaultdict(set)
-for imported in IMPORTS:
-    if imported.target in TREES and imported.target != imported.source:
-        ARROWS[imported.source].add(imported.target)
+@cache
+def imports() -> list[Import]:
+    """Return all imports of all modules."""
+    return [imported for source in trees() for imported in imports_of(source)]
+
+
+@cache
+def arrows_between() -> dict[str, set[str]]:
+    """Return the modules of the package that each module imports."""
+    arrows: dict[str, set[str]] = defaultdict(set)
+    for imported in imports():
+        if imported.target in trees() and imported.target != imported.source:
+            arrows[imported.source].add(imported.target)
+    return arrows
 
 
 def floor(module: str) -> int:
@@ -144,8 +158,10 @@ def floor(module: str) -> int:
 
 def circles() -> set[str]:
     """Return the circles of imports, each as its modules (the strongly connected components, by who reaches whom)."""
-    reach = {source: reached(source, ARROWS) for source in TREES}
-    groups = {frozenset(m for m in reach[source] if source in reach[m]) for source in TREES if source in reach[source]}
+    reach = {source: reached(source, arrows_between()) for source in trees()}
+    groups = {
+        frozenset(m for m in reach[source] if source in reach[m]) for source in trees() if source in reach[source]
+    }
     return {" <-> ".join(sorted(group)) for group in groups}
 
 
@@ -164,7 +180,7 @@ def arrows_up() -> set[str]:
     """Return the imports of a higher floor."""
     return {
         f"{source} -> {target}"
-        for source, targets in ARROWS.items()
+        for source, targets in arrows_between().items()
         for target in targets
         if floor(target) > floor(source)
     }
@@ -173,10 +189,10 @@ def arrows_up() -> set[str]:
 def eager_arrows() -> dict[str, set[str]]:
     """Return what is imported with each module: its module-level imports, and the parents of all of these."""
     eager: dict[str, set[str]] = defaultdict(set)
-    for imported in IMPORTS:
+    for imported in imports():
         if imported.where == "module":
             eager[imported.source] |= with_parents(imported.target)
-    for source in TREES:
+    for source in trees():
         eager[source] |= with_parents(source) - {source}
     return eager
 
@@ -190,7 +206,7 @@ def late_imports() -> tuple[int, set[str]]:
     """Return the number of late imports below the commands, and those that spare no heavy or optional library."""
     eager = eager_arrows()
     # A command's flags are read before its work is imported: all of its imports may be late.
-    late = [i for i in IMPORTS if i.where == "late" and not i.source.startswith("cobra.commands.")]
+    late = [i for i in imports() if i.where == "late" and not i.source.startswith("cobra.commands.")]
     idle = {
         f"{late_import.source} -> {late_import.target} (late)"
         for late_import in late
@@ -215,7 +231,7 @@ def test_imports_go_one_way() -> None:
 
 def test_flags_need_no_torch() -> None:
     eager = eager_arrows()
-    modules = [source for source in TREES if source.startswith("cobra.conf") or source in FLAGS]
+    modules = [source for source in trees() if source.startswith("cobra.conf") or source in FLAGS]
     assert not {source for source in modules if reached(source, eager) & {"torch", "transformers", "datasets"}}
 
 

@@ -8,6 +8,7 @@ tests/test_language.py` prints what is left and the lengths.
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from math import ceil
 from pathlib import Path
 
@@ -17,7 +18,13 @@ FILES = sorted(
     for pattern in ("cobra/**/*.py", "scripts/**/*.py", "fine_tune/**/*.py", "benchmarks/**/*.py", "benchmark.py")
     for path in ROOT.glob(pattern)
 )
-TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_bytes()) for path in FILES}
+
+
+# Read when a test asks: every process that collects tests imports this file.
+@cache
+def trees() -> dict[str, ast.Module]:
+    return {path.relative_to(ROOT).as_posix(): ast.parse(path.read_bytes()) for path in FILES}
+
 
 LEANS_ON_ITS_NAME = re.compile(r"(Of|Whether|What|Return whether)\b")
 # An entry of a docstring's list of arguments, attributes or errors.
@@ -59,7 +66,7 @@ def is_text(node: ast.stmt) -> bool:
 def odd_descriptions() -> dict[str, list[str]]:
     """Return the descriptions that lean on their names, and the modules that open with a question or a gerund."""
     odd: dict[str, list[str]] = {}
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         lines = [
             f"{path}:{line}: {part.splitlines()[0]}"
             for line, text in descriptions(tree)
@@ -77,8 +84,8 @@ def odd_descriptions() -> dict[str, list[str]]:
 
 def undocumented() -> list[str]:
     """Return the public modules, classes, functions and methods without a docstring."""
-    bare = [path for path, tree in TREES.items() if not ast.get_docstring(tree)]
-    for path, tree in TREES.items():
+    bare = [path for path, tree in trees().items() if not ast.get_docstring(tree)]
+    for path, tree in trees().items():
         todo: list[ast.AST] = [tree]
         while todo:
             for node in todo.pop().body:  # type: ignore[attr-defined]
@@ -93,7 +100,7 @@ def undocumented() -> list[str]:
 def unannotated() -> list[str]:
     """Return the functions, private and nested ones too, with an argument or a return value that has no type."""
     bare = []
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, Function):
                 arguments = node.args
@@ -107,7 +114,7 @@ def unannotated() -> list[str]:
 
 def lengths() -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
     """Return the lines of each function and of each file of the package, shortest first."""
-    package = {path: tree for path, tree in TREES.items() if path.startswith("cobra/")}
+    package = {path: tree for path, tree in trees().items() if path.startswith("cobra/")}
     files = [(len((ROOT / path).read_text().splitlines()), path) for path in package]
     each = [
         ((node.end_lineno or 0) - node.lineno + 1, f"{path}:{node.lineno} {node.name}")
