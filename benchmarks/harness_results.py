@@ -92,18 +92,22 @@ def read_results() -> dict[str, Result]:
 
 
 def page(results: Mapping[str, Result]) -> str:
-    """Return the page in Markdown."""
+    """Return the page in Markdown; where no machine had a GPU, it says so."""
     machines: list[dict[str, str]] = []
     for result in results.values():
         if result["machine"] not in machines:
             machines.append(result["machine"])
     asked = [row for result in results.values() for row in result["rows"] if row["met"] is not None]
     missed = [(name, row) for name, result in results.items() for row in result["rows"] if row["met"] is False]
+    gpus = sorted({machine["GPU"] for machine in machines if machine.get("GPU", "none") != "none"})
+    on_gpus = f"These machines had a GPU: {', '.join(gpus)}." if gpus else "Nothing was measured on a GPU."
     lines = [
         "# Results of the benchmarks",
         "",
         "Made by `make bench`; `python benchmarks/run_all.py --only NAME` measures one again. Ratios are against the",
         "peer that a row names, measured in the same run; `asked` is what this project demands of itself.",
+        "",
+        on_gpus,
         "",
         f"{len(asked) - len(missed)} of {len(asked)} requirements are met{':' if missed else '.'}"
         + ("" if not missed else " these are not:"),

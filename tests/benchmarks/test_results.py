@@ -36,17 +36,22 @@ def test_a_page_shows_every_row_and_what_is_not_met(bench, monkeypatch):
     results.keep("generation", results.new_result({"benchmark": "generation: 2 threads", "rows": rows(5, True)}, 61.4))
     results.keep("evaluation", results.new_result({"benchmark": "evaluation", "rows": rows(1234.5, False)}, 7))
     page = results.PAGE.read_text()
+    assert "\nNothing was measured on a GPU.\n" in page
     assert "1 of 2 requirements are met: these are not:\n\n- evaluation: rate, ours against theirs: 1,234 x, " in page
     assert page.index("## Machine") < page.index("## evaluation") < page.index("## generation")
     assert "| rate, ours against theirs | 5 x | >= 4 | yes |" in page and "1,234 x | >= 4 | **no** |" in page
     assert "`generation: 2 threads`, measured on " in page and " in 61 s." in page
     assert all(f"| {name} | " in page for name in ("Processor", "Memory", "Python", "torch", "transformers"))
     # Measured again elsewhere: both machines are told.
-    monkeypatch.setattr(results, "describe_machine", lambda: {"Processor": "another"})
+    monkeypatch.setattr(results, "describe_machine", lambda: {"Processor": "another", "GPU": "NVIDIA H100"})
     results.keep("generation", results.new_result({"benchmark": "generation", "rows": rows(4, True)}, 1))
     page = results.PAGE.read_text()
-    assert "## Machine 2\n\n| | |\n|---|---|\n| Processor | another |" in page and " in 1 s on machine 2." in page
+    assert (
+        "## Machine 2\n\n| | |\n|---|---|\n| Processor | another |\n| GPU | NVIDIA H100 |" in page
+        and " in 1 s on machine 2." in page
+    )
     assert "5 x" not in page and page.count("## generation") == 1
+    assert "These machines had a GPU: NVIDIA H100." in page and "Nothing was measured" not in page
 
 
 def test_a_result_of_a_benchmark_that_is_gone_is_dropped(bench):

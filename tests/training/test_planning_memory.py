@@ -4,6 +4,7 @@ import copy
 import importlib
 import weakref
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,14 +19,15 @@ from torch.utils._pytree import tree_leaves
 from cobra.conf import ModelConfig
 from cobra.models.load import cast
 from cobra.models.mamba.ops import use_op
-from cobra.training.config import LoraConfig
+from cobra.training.config import LoraConfig, PretrainConfig
 from cobra.training.lora import apply_lora, is_adapter
 from cobra.training.optimizer import build_optimizer
+from cobra.training.planning import recomputation
 from cobra.training.planning.activations import Pass, measure_pass
 from cobra.training.planning.memory import Sharding, largest_rows, resume_state_bytes
 from cobra.training.planning.memory import count_memory as count_measured
 from cobra.training.planning.meta_model import build_meta_model
-from cobra.training.planning.recomputation import choose_policy, chosen_policy, recomputing
+from cobra.training.planning.recomputation import choose_policy, policy_for_run, recomputing
 from cobra.training.sharding import RESHARD, group_size, shard
 from cobra.util.distributed import World
 
@@ -132,13 +134,26 @@ def test_activations_with_the_kernels_are_what_these_save(monkeypatch, rank, che
 
 
 def test_the_policy_that_recomputes_least_is_chosen_of_those_that_fit():
-    assert chosen_policy(True, {"all": True, "scan": True, "none": True}) == "scan"
-    assert chosen_policy(True, {"all": True, "scan": False}) == chosen_policy(True, {}) == "all"
-    assert chosen_policy(False, {"all": True}) == "none"
-    vlm, size = make_model("finetune", True).to("meta"), make_pass(True, 2, kernels=True)
-    chosen = [choose_policy(vlm, ALONE, size, memory, False) for memory in (2**40, 2**20)]
-    assert chosen == ["scan", "all"]
-    assert choose_policy(vlm, ALONE, make_pass(True), 2**40, False) == "all"
+    assert choose_policy(True, {"all", "scan", "none"}.__contains__) == "scan"
+    assert choose_policy(True, {"all", "none"}.__contains__) == choose_policy(True, set().__contains__) == "all"
+    assert choose_policy(False, {"all", "scan"}.__contains__) == "none"
+
+
+@pytest.mark.parametrize(
+    ("memory", "recomputes", "ops", "policy"),
+    [
+        (2**40, True, "cobra.models.mamba.ops.triton_ops", "scan"),
+        (2**20, True, "cobra.models.mamba.ops.triton_ops", "all"),
+        (2**40, True, "cobra.models.mamba.ops.torch_ops", "all"),
+        (2**40, False, "cobra.models.mamba.ops.triton_ops", "all"),
+    ],
+)
+def test_a_run_recomputes_what_its_smallest_gpu_has_no_memory_for(monkeypatch, memory, recomputes, ops, policy):
+    monkeypatch.setattr(recomputation, "_smallest_memory", lambda world: memory)
+    monkeypatch.setattr(recomputation, "ops_for", lambda device: SimpleNamespace(__name__=ops))
+    config = PretrainConfig(model=ModelConfig.get_choice_class("cobra+3b")(enable_gradient_checkpointing=recomputes))
+    vlm = make_model("finetune", True).to("meta")
+    assert policy_for_run(config, World(0, 1, torch.device("cuda")), (PATCHES, TEXT), lambda: vlm) == policy
 
 
 class Held(TorchDispatchMode):

@@ -32,7 +32,7 @@ from cobra.training.planning.memory import (
     weights_file_bytes,
 )
 from cobra.training.planning.meta_model import build_meta_model
-from cobra.training.planning.recomputation import SHARE, chosen_policy, recomputing
+from cobra.training.planning.recomputation import SHARE, choose_policy, recomputing
 from cobra.training.planning.render import as_json, print_plan
 from cobra.training.planning.row_lengths import Epoch, plan_epoch, read_facts
 from cobra.training.planning.warnings import find_warnings
@@ -161,8 +161,9 @@ def _variants(vlm: CobraVLM, sharding: Sharding, size: Pass, config: PretrainCon
         memory = count_memory(vlm, sharding, footprint, device == "cuda", offloaded)
         largest = largest_rows(vlm, sharding, footprint, batch, limit, offloaded)
         variants[policy] = Variant(policy != "none", policy, memory, largest)
-    fits = {policy: variant.memory.total <= limit for policy, variant in variants.items()}
-    chosen = chosen_policy(size.checkpointing, fits)
+    # Without the kernels nothing is known of the scan alone.
+    fits = {policy for policy, variant in variants.items() if variant.memory.total <= limit}
+    chosen = choose_policy(size.checkpointing, fits.__contains__)
     return [variants.pop(chosen), *variants.values()]
 
 

@@ -1,6 +1,6 @@
 """Choose how much of the blocks a run recomputes in its backward pass, by the memory that a GPU has."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -22,14 +22,15 @@ def recomputing(size: Pass, policy: str) -> Pass:
     return replace(size, checkpointing=policy != "none", recompute=policy)
 
 
-def chosen_policy(checkpointing: bool, fits: Mapping[str, bool]) -> str:
+def choose_policy(checkpointing: bool, fits: Callable[[str], bool]) -> str:
     """Return the policy of a run: with `checkpointing` the one that recomputes least and fits, else `none`.
 
-    `fits` is by policy; where nothing fits, all is recomputed. Blocks that are to be recomputed never are kept.
+    `fits` is asked about `scan`; where that does not fit, all is recomputed, whether it fits or not. Blocks that are to
+    be recomputed never are kept.
     """
     if not checkpointing:
         return "none"
-    return "scan" if fits.get("scan") else "all"
+    return "scan" if fits("scan") else "all"
 
 
 def policy_for_run(
@@ -53,23 +54,16 @@ def policy_for_run(
     sharding = Sharding(world.size, shards, RESHARD[strategy], passes)
     element = 2 if model.enable_mixed_precision_training else 4
     size = Pass(values.per_device_batch_size, *longest, element, True, True, gathered=world.size > 1)
+    memory, vlm = _smallest_memory(world), build()
+
+    def fits(policy: str) -> bool:
+        footprint = measure_pass(vlm, recomputing(size, policy))
+        return count_memory(vlm, sharding, footprint, True, config.offload_optimizer).total <= memory
+
+    return choose_policy(True, fits)
+
+
+def _smallest_memory(world: World) -> float:
+    """Return the bytes of the smallest GPU of a run; all of its processes call this."""
     total = torch.tensor(float(torch.cuda.get_device_properties(world.device).total_memory), device=world.device)
-    memory = -world.max(-total).item()
-    return choose_policy(build(), sharding, size, memory, config.offload_optimizer)
-
-
-def choose_policy(vlm: CobraVLM, sharding: Sharding, size: Pass, memory: float, offloaded: bool) -> str:
-    """Return the policy for a run on GPUs.
-
-    Args:
-        vlm: The model on the meta device, see :func:`cobra.training.planning.meta_model.build_meta_model`.
-        sharding: Its spread over devices.
-        size: A pass over the longest rows.
-        memory: Bytes of a GPU.
-        offloaded: Keep the optimiser's states in main memory.
-    """
-    if not size.checkpointing or not size.kernels:
-        return chosen_policy(size.checkpointing, {})
-    footprint = measure_pass(vlm, recomputing(size, "scan"))
-    needed = count_memory(vlm, sharding, footprint, True, offloaded).total
-    return chosen_policy(True, {"scan": needed <= memory})
+    return -world.max(-total).item()

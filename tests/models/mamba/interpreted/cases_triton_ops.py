@@ -49,17 +49,17 @@ def run(function, leaves, out_grads=None):
     return [output.detach() for output in outputs], {k: leaf.grad for k, leaf in leaves.items() if leaf is not None}
 
 
-def compare(function, expected, leaves, tolerance, out_grads=None):
-    """Compare outputs and all gradients of two functions; the second one's inputs are wide."""
-    wide = {name: None if leaf is None else torch_ops.wide(leaf) for name, leaf in leaves.items()}
-    wide_grads = None if out_grads is None else [torch_ops.wide(grad) for grad in out_grads]
+def compare(function, expected, leaves, out_grads=None):
+    """Compare outputs and all gradients of two functions, each as its dtype allows; the second one's are fp64."""
+    exact = {name: None if leaf is None else leaf.double() for name, leaf in leaves.items()}
+    exact_grads = None if out_grads is None else [grad.double() for grad in out_grads]
     outputs, gradients = run(function, leaves, out_grads)
-    expected_outputs, expected_gradients = run(expected, wide, wide_grads)
+    expected_outputs, expected_gradients = run(expected, exact, exact_grads)
     for place, (output, other) in enumerate(zip(outputs, expected_outputs, strict=True)):
-        assert_close(output, other, tolerance, f"output {place}")
+        assert_close(output, other, TOLERANCE[output.dtype], f"output {place}")
     for name, gradient in gradients.items():
         assert gradient.dtype == leaves[name].dtype
-        assert_close(gradient, expected_gradients[name], tolerance, name)
+        assert_close(gradient, expected_gradients[name], TOLERANCE[gradient.dtype], name)
 
 
 @pytest.mark.parametrize(("dtype", "steps", "width", "given"), convolutions())
@@ -74,7 +74,7 @@ def test_convolution(dtype, steps, width, given):
         # The second half of a wider tensor, as the mixer's inputs are.
         return lambda xz, **others: ops.causal_conv(xz[..., width:], **others)
 
-    compare(of(triton_ops), of(torch_ops), leaves, TOLERANCE[dtype], out_grads)
+    compare(of(triton_ops), of(torch_ops), leaves, out_grads)
 
 
 def test_convolution_over_several_programs(monkeypatch):
@@ -82,7 +82,7 @@ def test_convolution_over_several_programs(monkeypatch):
     monkeypatch.setattr(triton_conv, "_LEAST_SPAN", 8)
     leaves = {"x": draw(1, 21, 300, dtype=torch.float64), "weight": draw(300, TAPS, dtype=torch.float64)}
     leaves |= {"bias": draw(300, dtype=torch.float64), "window": draw(1, 300, TAPS, dtype=torch.float64)}
-    compare(triton_ops.causal_conv, torch_ops.causal_conv, leaves, 1e-14, [draw(1, 21, 300, dtype=torch.float64)])
+    compare(triton_ops.causal_conv, torch_ops.causal_conv, leaves, [draw(1, 21, 300, dtype=torch.float64)])
 
 
 def test_convolution_in_two_parts_and_in_steps_is_the_whole_one():
@@ -146,9 +146,8 @@ def test_add_and_norm(monkeypatch, dtype, width, is_first, to_wide):
     def of(ops, dtype):
         return lambda hidden, residual, weight: ops.add_norm(hidden, residual, weight, 1e-5, dtype)
 
-    wide = torch.promote_types(stream, torch.float32)
     grads = [draw(2, 3, width, dtype=dtype, seed=3), draw(2, 3, width, dtype=stream, seed=4)]
-    compare(of(triton_ops, stream), of(torch_ops, wide), leaves, TOLERANCE[dtype], grads)
+    compare(of(triton_ops, stream), of(torch_ops, torch.float64), leaves, grads)
     normed, after = triton_ops.add_norm(**leaves, eps=1e-5, dtype=stream)
     assert (normed.dtype, after.dtype) == (dtype, stream)
 
@@ -225,7 +224,7 @@ def test_whole_graphs_are_compiled():
 def test_convolutions_of_other_sizes(taps):
     leaves = {"x": draw(2, 13, 8, dtype=torch.float64), "weight": draw(8, taps, dtype=torch.float64)}
     leaves |= {"bias": None, "window": draw(2, 8, taps, dtype=torch.float64)}
-    compare(triton_ops.causal_conv, torch_ops.causal_conv, leaves, 1e-14)
+    compare(triton_ops.causal_conv, torch_ops.causal_conv, leaves)
 
 
 def test_what_the_kernels_do_not_know_is_refused():
