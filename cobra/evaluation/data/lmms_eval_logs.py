@@ -4,7 +4,8 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Sample:
     """Answer as the model wrote it; that of `scored` where the log has no other."""
     scores: Mapping[str, float]
     """Numbers by metric."""
-    others: frozenset[str]
+    others: tuple[str, ...]
     """Metrics of which the log has no number for this document."""
 
 
@@ -187,25 +188,30 @@ def _sample(value: Any, where: str) -> Sample:
         scored,
         _raw(value.get("token_counts")) or _text(value.get("resps", "")) or scored,
         {name: score for name, score in numbers.items() if score is not None},
-        frozenset(name for name, score in numbers.items() if score is None),
+        tuple(name for name, score in numbers.items() if score is None),
     )
 
 
 def _joined(samples: Sequence[Sample]) -> Sample:
     """Return one sample of those that a task's filters make of a document, with the metrics of each."""
     first = samples[0]
-    scores, others = dict(first.scores), set(first.others)
+    scores, others = dict(first.scores), list(first.others)
     for number, sample in enumerate(samples[1:], 2):
         scores |= {f"{name} (filter {number})": score for name, score in sample.scores.items()}
-        others |= {f"{name} (filter {number})" for name in sample.others}
-    return Sample(first.doc_id, first.question, first.target, first.scored, first.raw, scores, frozenset(others))
+        others += [f"{name} (filter {number})" for name in sample.others]
+    return Sample(first.doc_id, first.question, first.target, first.scored, first.raw, scores, tuple(others))
 
 
 def _number(value: Any) -> float | None:
     """Return the number of a metric: itself, or the `score` of an object, as lmms-eval's own comparison does."""
     if isinstance(value, dict):
         value = value.get("score")
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    if not isinstance(value, int | float):
+        return None
+    # A whole number may be too large for any other form.
+    with suppress(OverflowError):
+        return float(value) if math.isfinite(value) else None
+    return None
 
 
 def _raw(counts: Any) -> str:
@@ -248,17 +254,16 @@ def _check_same_documents(task: str, logs: Mapping[str, TaskLog]) -> None:
                 )
 
 
-def metric_names(logs: Iterator[TaskLog] | Sequence[TaskLog]) -> tuple[list[str], list[str]]:
+def metric_names(logs: Sequence[TaskLog]) -> tuple[list[str], list[str]]:
     """Return the metrics with a number for the same documents in all logs, and those that are left out for want of it.
 
     A metric may be one of a part of the documents, as of a category; a number that only some models have is none.
     """
-    every = list(logs)
     having = [
         {name: {doc_id for doc_id, sample in log.samples.items() if name in sample.scores} for name in _all_names(log)}
-        for log in every
+        for log in logs
     ]
-    names = list(dict.fromkeys(name for log in every for name in _all_names(log)))
+    names = list(dict.fromkeys(name for log in logs for name in _all_names(log)))
     kept = [name for name in names if having[0].get(name) and all(each.get(name) == having[0][name] for each in having)]
     return kept, [name for name in names if name not in kept]
 

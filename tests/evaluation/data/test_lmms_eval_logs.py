@@ -153,7 +153,7 @@ def test_places_without_logs(copy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", [None, "1", [1.0], {"points": 1}, {"score": "1"}, float("nan"), float("inf"), {"score": None}]
+    "value", [None, "1", [1.0], {"points": 1}, {"score": "1"}, float("nan"), float("inf"), {"score": None}, 10**400]
 )
 def test_what_is_no_number_makes_no_metric(copy, value):
     edit(log_of(copy / "base"), lambda rows: [row | {"odd": value} for row in rows])
