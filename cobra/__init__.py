@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from cobra.util.after_import import after_import
 from cobra.util.cache import provide_cache
 from cobra.util.lazy import lazy_names
 
@@ -11,6 +12,15 @@ if TYPE_CHECKING:
 
 # Before any library is imported that looks for its cache then.
 provide_cache()
+
+# So that transformers' Auto classes know exported models, in whichever order the two are imported.
+after_import(
+    [
+        f"transformers.models.auto.{name}_auto"
+        for name in ("configuration", "modeling", "processing", "image_processing")
+    ],
+    "cobra.export.hf.register:register",
+)
 
 __version__ = "0.1.0"
 

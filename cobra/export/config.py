@@ -18,8 +18,9 @@ class ExportConfig:
     output: Path
     """The folder to write; it must not exist yet."""
     format: str = "pt"
-    """`pt`, Cobra's layout (checkpoints/latest-checkpoint.pt), `safetensors` (model.safetensors), or `onnx` (graphs,
-    and a program that answers with onnxruntime alone)."""
+    """`pt`, Cobra's layout (checkpoints/latest-checkpoint.pt); `safetensors` (model.safetensors); `transformers`, which
+    Hugging Face's library loads, also without this package; or `onnx` (graphs, and a program that answers with
+    onnxruntime alone)."""
     dtype: str = "fp32"
     """Kind of the exported numbers: `fp32`, or for `onnx` `fp16`. `pt` and `safetensors` keep those of the
     checkpoint."""

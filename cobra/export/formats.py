@@ -106,9 +106,25 @@ python {folder}/answer.py photo.jpg "What is in the picture?"
 {download}
 `answer.py` needs no other package; `inputs.json` has what a program in another language must know."""
 
+_USE_TRANSFORMERS = """\
+```python
+from transformers import pipeline
+
+ask = pipeline("image-text-to-text", model="{folder}", trust_remote_code=True)
+image = {"type": "image", "url": "photo.jpg"}
+question = {"type": "text", "text": "What is in the picture?"}
+print(ask(text=[{"role": "user", "content": [image, question]}], return_full_text=False)[0]["generated_text"])
+```
+
+`trust_remote_code=True` runs the code in this folder, which needs torch, timm and transformers. After `import cobra`
+(the package cobra-vlm) it is not needed, and the package's faster kernels are used.
+{download}
+To train on from here: `cobra-vlm train --pretrained_checkpoint {folder}`."""
+
 FORMATS = {
     "pt": Format("cobra.export.own_formats", LATEST, _USE),
     "safetensors": Format("cobra.export.own_formats", Path(SAFETENSORS), _USE),
+    "transformers": Format("cobra.export.hf.folder", Path(SAFETENSORS), _USE_TRANSFORMERS),
     "onnx": Format(
         "cobra.export.onnx.writer",
         Path("language_model.data"),

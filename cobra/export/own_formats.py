@@ -17,19 +17,19 @@ from cobra.util.files import atomic_path
 def write(model: ExportedModel, folder: Path) -> dict[str, Any]:
     """See :class:`cobra.export.formats.Writer`."""
     path = folder / model.weights
-    with atomic_path(path) as temporary, surface_os_errors():
-        if path.suffix == ".pt":
-            with temporary.open("wb") as file:
-                torch.save({"model": model.checkpoint}, file)
-        else:
-            write_safetensors(temporary, model.checkpoint)
+    if path.suffix == ".safetensors":
+        write_safetensors(path, model.checkpoint)
+        return {}
+    with atomic_path(path) as temporary, surface_os_errors(), temporary.open("wb") as file:
+        torch.save({"model": model.checkpoint}, file)
     return {}
 
 
 def write_safetensors(path: Path, checkpoint: Checkpoint) -> None:
     """Write tensors by `module.name` with their checksums; `format` is what transformers asks for."""
     tensors = _flatten(checkpoint)
-    save_file(tensors, path, metadata={"format": "pt", **checksums(tensors)})
+    with atomic_path(path) as temporary, surface_os_errors():
+        save_file(tensors, temporary, metadata={"format": "pt", **checksums(tensors)})
 
 
 def prove(model: ExportedModel, folder: Path, questions: int) -> dict[str, Any]:

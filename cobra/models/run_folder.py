@@ -11,6 +11,7 @@ from cobra.models.hub import fetch
 from cobra.models.registry import HUB_REPOSITORY, MODELS, find_model
 from cobra.util.errors import UserError, known_ones
 from cobra.util.files import read_json
+from cobra.util.printable import printable
 
 # The newest checkpoint of a run, relative to its directory.
 LATEST = Path("checkpoints") / "latest-checkpoint.pt"
@@ -19,6 +20,9 @@ BEST = Path("checkpoints") / "best-checkpoint.pt"
 PROVENANCE = "provenance.json"
 # Where an export in that format has its weights (:mod:`cobra.export.export`).
 SAFETENSORS = "model.safetensors"
+# Kind and version of a model that was exported for transformers, in its config.json.
+HF_MODEL_TYPE = "cobra_vlm"
+HF_VERSION = 1
 # Runs that an error names.
 _NAMED_RUNS = 5
 
@@ -114,13 +118,32 @@ def read_config(folder: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def _check_form(config: Path, values: dict[str, Any]) -> None:
+    """Refuse a folder of transformers with a model that is not this project's, or of a later form of it."""
+    kind = values.get("model_type", HF_MODEL_TYPE)
+    if kind != HF_MODEL_TYPE:
+        raise UserError(
+            f"{config} is of the model {printable(str(kind), 60)!r} of transformers, and of its models only "
+            f"{HF_MODEL_TYPE!r} is read here, as the export with --format transformers writes it"
+        )
+    version = values.get("cobra_version", HF_VERSION)
+    if type(version) is not int or not 1 <= version <= HF_VERSION:
+        raise UserError(
+            f"{config} is of version {printable(repr(version), 60)} of its form, and this package reads up to "
+            f"{HF_VERSION}: pip install --upgrade cobra-vlm"
+        )
+
+
 def model_fields(folder: Path) -> dict[str, Any]:
     """Return the entries of a run's `config.json` that its model is built of.
 
     Raises:
-        UserError: The file is absent, is not JSON, or lacks an entry or has one of another type.
+        UserError: The file is absent, is not JSON, is of another model of transformers, or lacks an entry or has one
+            of another type.
     """
-    config, model = folder / "config.json", read_config(folder).get("model")
+    config, values = folder / "config.json", read_config(folder)
+    _check_form(config, values)
+    model = values.get("model")
     missing = [name for name in _FIELDS if not isinstance(model, dict) or name not in model]
     if not isinstance(model, dict) or missing:
         raise UserError(f"{config} lacks the entries {', '.join(f'model.{name}' for name in missing)}")

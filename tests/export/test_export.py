@@ -185,7 +185,7 @@ def test_a_damaged_table_is_not_made_by_odd_names(run, output):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "zip"}, "--format 'zip' is unknown; the known ones are: pt, safetensors"),
+        ({"format": "zip"}, "--format 'zip' is unknown; the known ones are: pt, safetensors, transformers"),
         ({"parity": -1}, "--parity is -1 and must be 0 or more questions"),
         ({"push_to": "a b/c"}, "--push_to 'a b/c' is not the name of a repository"),
         ({"push_to": "name"}, "--push_to 'name' must be of the form user/name"),
