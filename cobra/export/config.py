@@ -19,11 +19,11 @@ class ExportConfig:
     """The folder to write; it must not exist yet."""
     format: str = "pt"
     """`pt`, Cobra's layout (checkpoints/latest-checkpoint.pt); `safetensors` (model.safetensors); `transformers`, which
-    Hugging Face's library loads, also without this package; or `onnx` (graphs, and a program that answers with
-    onnxruntime alone)."""
+    Hugging Face's library loads, also without this package; `onnx` (graphs, and a program that answers with onnxruntime
+    alone); or `gguf` (the language model for llama.cpp)."""
     dtype: str = "fp32"
-    """Kind of the exported numbers: `fp32`, or for `onnx` `fp16`. `pt` and `safetensors` keep those of the
-    checkpoint."""
+    """Kind of the exported numbers: `fp32`, for `onnx` and `gguf` also `fp16`, for `gguf` also `bf16`. The others
+    keep those of the checkpoint."""
     parity: int = 64
     """Questions that the exported folder must answer as the model does, token by token; 0 leaves that out. `pt` and
     `safetensors` compare all tensors instead."""

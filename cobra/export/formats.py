@@ -121,6 +121,16 @@ print(ask(text=[{"role": "user", "content": [image, question]}], return_full_tex
 {download}
 To train on from here: `cobra-vlm train --pretrained_checkpoint {folder}`."""
 
+_USE_GGUF = """\
+```bash
+pip install xllamacpp onnxruntime tokenizers pillow numpy
+python {folder}/answer.py photo.jpg "What is in the picture?"
+```
+{download}
+`model.gguf` is the language model alone, for llama.cpp. Image features come from `vision.onnx`, and `answer.py` hands
+them to llama.cpp as embeddings: there is no projector file (mmproj) for this model, so `llama-server` and programs
+built on it chat in text only."""
+
 FORMATS = {
     "pt": Format("cobra.export.own_formats", LATEST, _USE),
     "safetensors": Format("cobra.export.own_formats", Path(SAFETENSORS), _USE),
@@ -132,6 +142,14 @@ FORMATS = {
         "onnx",
         ("onnx", "onnxscript", "onnxruntime"),
         ("fp32", "fp16"),
+    ),
+    "gguf": Format(
+        "cobra.export.gguf.writer",
+        Path("model.gguf"),
+        _USE_GGUF,
+        "gguf",
+        ("onnx", "onnxscript", "onnxruntime", "gguf", "xllamacpp"),
+        ("fp32", "fp16", "bf16"),
     ),
 }
 

@@ -4,8 +4,10 @@ This module goes along with an export: it needs numpy, Pillow, tokenizers and on
 beside it.
 """
 
+import argparse
 import json
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from cobra.util.rgb import to_rgb
 # Pixels that a picture may grow to: a strip of 1 x 60,000 would be padded to 11 GB.
 _MOST_PIXELS = 180_000_000
 _FORMAT = 1
+MAX_NEW_TOKENS = 512
 
 
 class Frontend:
@@ -70,6 +73,53 @@ class Frontend:
         return self._towers.run(None, pixels)[0]
 
 
+class FrontendRunner(ABC):
+    """An exported model on some runtime.
+
+    Attributes:
+        frontend: Its tokenizer, prompt format and towers.
+    """
+
+    frontend: Frontend
+
+    @abstractmethod
+    def write(
+        self, features: np.ndarray | None, prompts: Sequence[Sequence[int]], max_new_tokens: int = MAX_NEW_TOKENS
+    ) -> tuple[list[list[int]], np.ndarray]:
+        """Go on with prompts of any lengths greedily.
+
+        Args:
+            features: Image features (rows, positions, d_model) before each prompt, or None for text alone.
+            prompts: Ids of each prompt, at least one each.
+            max_new_tokens: Most tokens of an answer, at least 1.
+
+        Returns:
+            The ids of each answer, the end token included, and the scores of each first token (rows, vocabulary).
+        """
+
+    def answer(
+        self,
+        pictures: Sequence[Image.Image | None],
+        questions: Sequence[str],
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        batch_size: int = 16,
+    ) -> list[str]:
+        """Answer questions greedily, each about its picture or, with None, about none.
+
+        Raises:
+            ValueError: There are not as many pictures as questions, or a question is too long.
+        """
+        answers = [""] * len(questions)
+        for rows in batches_of(pictures, batch_size):
+            several = [picture for picture in (pictures[row] for row in rows) if picture is not None]
+            features = self.frontend.features(several) if several else None
+            prompts = [self.frontend.prompt(questions[row]) for row in rows]
+            written, _ = self.write(features, prompts, max_new_tokens)
+            for row, ids in zip(rows, written, strict=True):
+                answers[row] = self.frontend.text(ids)
+        return answers
+
+
 def pixels_of(image: Image.Image, resize: str, size: int, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Return the pixels (3, size, size) float32 of an RGB picture.
 
@@ -104,3 +154,23 @@ def pixels_of(image: Image.Image, resize: str, size: int, mean: Sequence[float],
 def _check_growth(pixels: int) -> None:
     if pixels > _MOST_PIXELS:
         raise ValueError(f"the picture is too thin: resizing would make {pixels:,} pixels of it")
+
+
+def batches_of(pictures: Sequence[Image.Image | None], size: int) -> list[list[int]]:
+    """Return the indices of the questions in batches, those with a picture apart from those without."""
+    kinds: list[list[int]] = [[], []]
+    for row, picture in enumerate(pictures):
+        kinds[picture is None].append(row)
+    return [kind[start : start + size] for kind in kinds for start in range(0, len(kind), size)]
+
+
+def main(runner: Callable[[Path], FrontendRunner]) -> None:
+    """Answer one question from the command line, with the folder that this module lies in."""
+    parser = argparse.ArgumentParser(description="Answer a question about a picture with an exported model.")
+    parser.add_argument("picture", help="Path of the picture, or - for a question without one.")
+    parser.add_argument("question")
+    parser.add_argument("--max_new_tokens", type=int, default=MAX_NEW_TOKENS)
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parent, help="The exported folder.")
+    args = parser.parse_args()
+    picture = None if args.picture == "-" else Image.open(args.picture)
+    print(runner(args.folder).answer([picture], [args.question], args.max_new_tokens)[0])

@@ -4,25 +4,17 @@ This module goes along with an export, as `answer.py`; see `frontend.py` for the
 that of any recurrent model: read [image features ; prompt] once into a state of constant size, then a token at a time.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image
 
-from cobra.export.onnx.frontend import Frontend
-
-MAX_NEW_TOKENS = 512
+from cobra.export.onnx.frontend import MAX_NEW_TOKENS, Frontend, FrontendRunner, main
 
 
-class Runner:
-    """An exported model on onnxruntime.
-
-    Attributes:
-        frontend: Its tokenizer, prompt format and towers.
-    """
+class Runner(FrontendRunner):
+    """An exported model on onnxruntime."""
 
     def __init__(
         self, folder: Path | str, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)
@@ -47,41 +39,10 @@ class Runner:
         )
         self._state = self.frontend.inputs["state"]
 
-    def answer(
-        self,
-        pictures: Sequence[Image.Image | None],
-        questions: Sequence[str],
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        batch_size: int = 16,
-    ) -> list[str]:
-        """Answer questions greedily, each about its picture or, with None, about none.
-
-        Raises:
-            ValueError: There are not as many pictures as questions, or a question is too long.
-        """
-        answers = [""] * len(questions)
-        for rows in batches_of(pictures, batch_size):
-            several = [picture for picture in (pictures[row] for row in rows) if picture is not None]
-            features = self.frontend.features(several) if several else None
-            prompts = [self.frontend.prompt(questions[row]) for row in rows]
-            written, _ = self.write(features, prompts, max_new_tokens)
-            for row, ids in zip(rows, written, strict=True):
-                answers[row] = self.frontend.text(ids)
-        return answers
-
     def write(
         self, features: np.ndarray | None, prompts: Sequence[Sequence[int]], max_new_tokens: int = MAX_NEW_TOKENS
     ) -> tuple[list[list[int]], np.ndarray]:
-        """Go on with prompts of any lengths greedily.
-
-        Args:
-            features: Image features (rows, positions, d_model) before each prompt, or None for text alone.
-            prompts: Ids of each prompt, at least one each.
-            max_new_tokens: Most tokens of an answer, at least 1.
-
-        Returns:
-            The ids of each answer, the end token included, and the scores of each first token (rows, vocabulary).
-        """
+        """See :meth:`FrontendRunner.write`."""
         first, state = self.read(features, prompts)
         answers: list[list[int]] = [[] for _ in prompts]
         rows, scores = list(range(len(prompts))), first
@@ -123,25 +84,5 @@ class Runner:
         return answer[-1] == self.frontend.end or len(answer) >= most
 
 
-def batches_of(pictures: Sequence[Image.Image | None], size: int) -> list[list[int]]:
-    """Return the indices of the questions in batches, those with a picture apart from those without."""
-    kinds: list[list[int]] = [[], []]
-    for row, picture in enumerate(pictures):
-        kinds[picture is None].append(row)
-    return [kind[start : start + size] for kind in kinds for start in range(0, len(kind), size)]
-
-
-def main() -> None:
-    """Answer one question from the command line, with the folder that this file lies in."""
-    parser = argparse.ArgumentParser(description="Answer a question about a picture on onnxruntime.")
-    parser.add_argument("picture", help="Path of the picture, or - for a question without one.")
-    parser.add_argument("question")
-    parser.add_argument("--max_new_tokens", type=int, default=MAX_NEW_TOKENS)
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent, help="The exported folder.")
-    args = parser.parse_args()
-    picture = None if args.picture == "-" else Image.open(args.picture)
-    print(Runner(args.folder).answer([picture], [args.question], args.max_new_tokens)[0])
-
-
 if __name__ == "__main__":
-    main()
+    main(Runner)

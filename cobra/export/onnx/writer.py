@@ -107,8 +107,8 @@ def prove(model: ExportedModel, folder: Path, questions: int) -> dict[str, Any]:
     return prove_answers(model.vlm, lambda asked: answers_of(written, asked), questions, _SHARE[model.dtype])
 
 
-def answers_of(written: runner.Runner, questions: Sequence[Question]) -> list[Answer]:
-    """Answer questions on onnxruntime."""
+def answers_of(written: frontend.FrontendRunner, questions: Sequence[Question]) -> list[Answer]:
+    """Answer questions with an exported folder."""
     answers: dict[int, Answer] = {}
     for numbers in batches(questions):
         part = [questions[number] for number in numbers]
