@@ -30,7 +30,7 @@ DOCUMENTS = (
     *("README.md", "FINETUNING_GUIDE.md", "FINETUNING_IMPLEMENTATION.md", "FINETUNING_SUMMARY.md", "CONTRIBUTING.md"),
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")),
 )
-PAGES = {"commands", "prepare", "train", "resume", "cluster", "evaluate", "metrics", "talk", "troubleshooting"}
+PAGES = {"commands", "prepare", "train", "resume", "cluster", "evaluate", "metrics", "serve", "talk", "troubleshooting"}
 
 # As the document that the project implements has them.
 SEED_COMMANDS = (

@@ -144,7 +144,7 @@ def _model(fields: Mapping[str, Any]) -> str:
     model = fields.get("model")
     if not isinstance(model, str):
         raise ApiError(
-            f"model is {_shown(model)}, expected the name of a model: GET {'/v1/models'} lists it",
+            f"model is {_shown(model)}, expected the name of a model: GET /v1/models lists it",
             "model",
             "missing_required_parameter" if model is None else "invalid_type",
         )

@@ -27,7 +27,7 @@ def rows(value: float, met: bool | None) -> list[dict]:
 def test_every_benchmark_is_run(bench):
     assert set(bench[1].NAMES) == {
         *("caption_metrics", "dataset", "evaluation", "generation", "mamba_ops"),
-        *("prepare", "stage_search", "train_step"),
+        *("prepare", "serving", "stage_search", "train_step"),
     }
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import socket
 import sys
 import threading
@@ -359,6 +360,23 @@ def test_the_program_serves_on_this_machine_only_unless_it_is_told(program, monk
     program.main(replace(config, host="0.0.0.0"))
     out = capsys.readouterr().out
     assert served[1][0] == "0.0.0.0" and f":{served[1][1]}/?token=" in out and "0.0.0.0" not in out
+
+
+def test_a_key_is_taken_from_the_environment_and_not_shown(program, monkeypatch, capsys, vlm):
+    import uvicorn
+
+    monkeypatch.setattr("cobra.load", lambda *_, **__: vlm)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    monkeypatch.setenv("COBRA_API_KEY", "a-secret")
+    program.main(parse(program.ServeConfig, ["--port", "0", "--model_path", "runs/first-try"]))
+    out = capsys.readouterr().out
+    assert "/?token=" in out and "a-secret" not in out
+    assert re.search(
+        r"API is at http://127\.0\.0\.1:\d+/v1, the model's name there is first-try; its key is the one", out
+    )
+    for flags in (["--max_batch", "0"], ["--max_waiting", "0"]):
+        with pytest.raises(UserError, match="at least 1"):
+            program.main(parse(program.ServeConfig, flags))
 
 
 @pytest.mark.fault("E13")
