@@ -40,7 +40,7 @@ def failure(device_index: int) -> str | None:
     """Return why these operations cannot be used on a device, or None where they work.
 
     They are run once, in bf16 with gradients, and their results compared to PyTorch's: a kernel that computes something
-    else is worse than none. The first time on a machine they are compiled for that, in half a minute.
+    else is worse than none. The first time on a machine they are compiled for that, in forty seconds.
     """
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if version < _OLDEST_TRITON:
