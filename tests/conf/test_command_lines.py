@@ -48,7 +48,7 @@ FLAGS = {
     ),
     "scripts/serve.py": (
         "model_path hf_token host port open allowed_hosts do_sample temperature top_k top_p min_p repetition_penalty "
-        "max_new_tokens seed search beams device dtype"
+        "max_new_tokens seed search beams device dtype api_key max_batch max_waiting"
     ),
     "scripts/export.py": "checkpoint output format dtype parity push_to private hf_token",
     "fine_tune/prepare_llava_cot.py": (
@@ -56,6 +56,7 @@ FLAGS = {
         "llm_backbone_id llm_max_length seed num_workers"
     ),
     "benchmark.py": (
+        "lmms_eval_logs log_samples "
         "checkpoint baseline_checkpoint task coco_annotations image_dir split image_ids llava_cot_annotations "
         "predictions allow_missing exclude_ids coco_instances similarity_model output_dir prompt max_new_tokens "
         "max_images batch_size search beams hf_token device dtype"

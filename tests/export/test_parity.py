@@ -8,7 +8,7 @@ import torch
 import cobra
 from cobra.export.parity import Answer, answers_of, batches, parity_questions, prove_answers
 
-COUNT = 16
+COUNT = 8
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_a_different_token_is_placed_with_both_logits(vlm, right):
     assert found["logits_here"]["here"] > found["logits_here"]["there"]
     assert found["logit_there"] == 3.0
     assert parity["largest_difference_of_first_logits"] == pytest.approx(0.5)
-    assert prove_answers(vlm, lambda questions: wrong, COUNT, share=0.9)["passed"]
+    assert prove_answers(vlm, lambda questions: wrong, COUNT, share=0.8)["passed"]
 
 
 def test_answers_cut_short_are_different(vlm, right):
