@@ -20,8 +20,15 @@ _OTHER = re.compile(
 
 
 def without_placeholder(text: str) -> str:
-    """Return a turn's text without the image's placeholder, and without white space around it."""
-    return text.replace(PLACEHOLDER, "").strip()
+    """Return a turn's text without the image's placeholder, and without white space around it.
+
+    Where a special token would come together from what stood around a placeholder, a space takes its place.
+    """
+    parts = text.split(PLACEHOLDER)
+    joined = "".join(parts)
+    if len(_SPECIAL.findall(joined)) > len(_SPECIAL.findall(text)):
+        joined = " ".join(parts)
+    return joined.strip()
 
 
 def without_special_tokens(text: str) -> str:

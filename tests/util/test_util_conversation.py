@@ -7,7 +7,13 @@ import pytest
 
 import cobra.models.tiny
 from cobra.models.backbones.llm.backbone import load_tokenizer
-from cobra.util.conversation import SPECIAL_TOKENS, has_other_markers, has_special_tokens, without_special_tokens
+from cobra.util.conversation import (
+    SPECIAL_TOKENS,
+    has_other_markers,
+    has_special_tokens,
+    without_placeholder,
+    without_special_tokens,
+)
 
 pytestmark = pytest.mark.fault("F16")
 
@@ -60,3 +66,10 @@ def test_long_texts_take_time_in_proportion(piece):
     has_other_markers(without_special_tokens(text))
     # A tenth of a second; by the square of the length it would be minutes.
     assert time.process_time() - began < 20
+
+
+@pytest.mark.parametrize("token", SPECIAL_TOKENS)
+def test_no_special_token_comes_together_around_a_placeholder(token):
+    torn = f"<image>{token[:5]}<image>{token[5:]} hello"
+    assert not has_special_tokens(without_placeholder(torn)) and not has_special_tokens(torn)
+    assert without_placeholder(f"<image>\nWhat{token}?<image>") == f"What{token}?"
