@@ -15,6 +15,7 @@ from cobra.evaluation.tasks.captions import CaptionTask
 from cobra.evaluation.tasks.conclusions import ConclusionTask
 from cobra.evaluation.tasks.logged import LogTask
 from cobra.models.generation.options import SEARCH_SAMPLING, SearchOptions
+from cobra.models.quantized import check_quantize
 from cobra.util.distributed import hold_together, join_world
 from cobra.util.errors import UserError, check_known
 from cobra.util.program import command_line, names_next_commands
@@ -105,6 +106,7 @@ def check_flags(config: BenchmarkConfig) -> None:
             raise UserError(f"--{name} is {value} and must be at least 1")
     SearchOptions(config.search, config.beams, replace(SEARCH_SAMPLING, max_new_tokens=config.max_new_tokens))
     resolve_dtype(config.dtype, resolve_device(config.device))
+    check_quantize(config.quantize, "--quantize")
 
 
 def _check_logs(config: BenchmarkConfig) -> None:

@@ -70,3 +70,5 @@ class BenchmarkConfig:
     """Device: cuda, mps or cpu. Default: the best one available."""
     dtype: str | None = None
     """Precision: fp32, bf16 or fp16. Default: fp32 on a CPU, fp16 on mps, bf16 on CUDA."""
+    quantize: str | None = None
+    """Keep the large matrices of the language model in nf4 (a quarter of the memory of bf16) or int8 (half)."""

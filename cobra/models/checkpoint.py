@@ -4,13 +4,18 @@ The checkpoint of a run with adapters holds their weights, as `lora`, in place o
 directory's `config.json` says how they are scaled, and its `provenance.json` what the run started from.
 """
 
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from cobra.models.backbones.llm.backbone import build_llm_backbone
 from cobra.models.backbones.llm.specs import llm_spec
+from cobra.models.mamba.config import MIXERS
+from cobra.models.mamba.mixer import Mixer
+from cobra.models.quantized import check_quantize, dequantize_weight, quantize_weight
 from cobra.models.run_folder import PROVENANCE, find_checkpoint, model_fields, read_config, run_folder
 from cobra.models.tensors import EMBEDDING, TIED_HEAD, check_kinds, read_tensors
 from cobra.util.errors import UserError
@@ -119,7 +124,28 @@ def _merge_into_base(path: Path, modules: Checkpoint, adapter: dict[str, Tensor]
         )
     base = _read_start(folder, config)
     llm = base["llm_backbone"] if "llm_backbone" in base else _bare_language_model(folder)
+    if isinstance(lora, dict) and (kind := lora.get("quantize")) is not None:
+        check_quantize(kind, f"lora.quantize in {folder / 'config.json'}:")
+        llm = _as_quantized(llm, kind)
     return base | modules | {"llm_backbone": merge_adapter(llm, adapter, alpha / rank, str(path))}
+
+
+def _as_quantized(llm: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """Return weights as training with a quantised base has had them: quantised and dequantised."""
+    names = {name for mixer in MIXERS.values() for name in cast(type[Mixer], mixer).quantized_names}
+    told = False
+    weights = dict(llm)
+    for name, weight in llm.items():
+        if name.endswith(tuple(f".mixer.{layer}.weight" for layer in names)):
+            if not told:
+                print(
+                    f"the adapters were trained over weights in {kind}: these are dequantised and merged",
+                    file=sys.stderr,
+                )
+                told = True
+            shape = len(weight), weight[0].numel()
+            weights[name] = dequantize_weight(*quantize_weight(weight, kind), kind, shape, torch.float32)
+    return weights
 
 
 def _read_start(folder: Path, config: dict[str, Any]) -> Checkpoint:

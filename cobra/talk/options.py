@@ -23,12 +23,15 @@ class ModelFlags:
     """Device: cuda, mps or cpu. Default: the best one available."""
     dtype: str | None = None
     """Precision: fp32, bf16 or fp16. Default: fp32 on a CPU, fp16 on mps, bf16 on CUDA."""
+    quantize: str | None = None
+    """Keep the large matrices of the language model in nf4 (a quarter of the memory of bf16) or int8 (half)."""
 
     def load_model(self) -> "CobraVLM":
         """Load the model, in evaluation mode."""
         from cobra import load
 
-        return load(self.model_path, hf_token=read_hf_token(self.hf_token), device=self.device, dtype=self.dtype)
+        token = read_hf_token(self.hf_token)
+        return load(self.model_path, token, device=self.device, dtype=self.dtype, quantize=self.quantize)
 
 
 @dataclass

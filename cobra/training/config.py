@@ -18,6 +18,9 @@ class LoraConfig:
     """Scale of the adapters: their product is multiplied by alpha / rank."""
     dropout: float = 0.0
     """Dropout of the adapters' input features, as a share."""
+    quantize: str | None = None
+    """Keep the frozen in_proj and out_proj under the adapters in nf4 (a quarter of the memory of bf16) or int8 (half);
+    null keeps them in bf16."""
     target_modules: tuple[str, ...] = ("in_proj", "x_proj", "dt_proj", "out_proj")
     """Linear maps of the mixer that get an adapter; Mamba-1 has in_proj, x_proj, dt_proj, out_proj."""
 

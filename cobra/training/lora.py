@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from cobra.models.backbones.llm.specs import llm_spec
 from cobra.models.mamba.mixer import all_lora_targets, mixer_class
+from cobra.models.quantized import check_quantize, count_parameters, quantization_of, quantize
 from cobra.models.vlms import CobraVLM
 from cobra.training.config import LoraConfig
 from cobra.util.errors import UserError, check_values, missing_extra
@@ -25,6 +26,11 @@ def check_lora(config: LoraConfig, stage: str) -> None:
         UserError: A value makes no sense, the stage does not train the language model, or peft is not installed.
     """
     if config.rank == 0:
+        if config.quantize is not None:
+            raise UserError(
+                f"--lora.quantize {config.quantize} keeps frozen weights, and without adapters the language model is "
+                "trained in full, which needs full weights: give --lora.rank 16, or leave --lora.quantize out"
+            )
         return
     checks = {
         "rank": (config.rank, config.rank >= 1, "at least 1, or 0 for no adapters"),
@@ -40,6 +46,7 @@ def check_lora(config: LoraConfig, stage: str) -> None:
         )
     if importlib.util.find_spec("peft") is None:
         raise missing_extra("peft", "lora", "LoRA (--lora.rank)")
+    check_quantize(config.quantize, "--lora.quantize")
 
 
 def _check_targets(config: LoraConfig, known: Sequence[str]) -> None:
@@ -68,6 +75,9 @@ def check_base(vlm: CobraVLM, loaded_modules: list[str]) -> None:
 def apply_lora(vlm: CobraVLM, config: LoraConfig) -> None:
     """Freeze the language model and put trainable adapters in fp32 on its mixers, in place.
 
+    With `quantize` the mixers' large matrices are quantised first, on the CPU, so that all devices train over the same
+    numbers.
+
     Called after `freeze_backbones`, with the weights of the start loaded, and before the model is cast, sharded, or an
     optimiser built. Adapters start as zero, so the model's answers do not change; every process draws the same values.
     The language model is then no more among `checkpoint_modules`: :func:`adapter_state` is what is saved of it.
@@ -87,6 +97,8 @@ def apply_lora(vlm: CobraVLM, config: LoraConfig) -> None:
     # Never the embedding or the head: they are tied, and an adapter on one would part them.
     _check_targets(config, mixer_class(llm.config).lora_targets)
     llm.requires_grad_(False)
+    if config.quantize is not None:
+        quantize(llm, config.quantize)
     settings = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -120,6 +132,8 @@ def describe_modules(vlm: CobraVLM) -> str:
             part = f"LoRA adapters on {key}" if adapter else key
             fate = "trained" if adapter or key in vlm.trainable_module_keys else "frozen"
             counts[part, fate] = counts.get((part, fate), 0) + parameter.numel()
+        if hidden := count_parameters(module) - sum(value.numel() for value in module.parameters()):
+            counts[f"{key} in {quantization_of(module)}", "frozen"] = hidden
     trained, total = sum(count for (_, fate), count in counts.items() if fate == "trained"), sum(counts.values())
     parts = ", ".join(f"{part} {count / 1e6:,.2f} M ({fate})" for (part, fate), count in counts.items())
     return f"{parts}; {share(trained, total)} of {total / 1e6:,.2f} M parameters are trained"

@@ -87,7 +87,11 @@ def flags_that_stay(config: PretrainConfig) -> dict[str, Any]:
         for flag, value in _leaves(config).items()
         if flag not in MAY_CHANGE and not flag.startswith((f"model.{other}_", "lora."))
     }
-    return values | {"lora": draccus.encode(config.lora) if config.lora.rank else None}
+    lora = draccus.encode(config.lora) if config.lora.rank else None
+    if lora is not None and lora["quantize"] is None:
+        # As states have it that are older than the field.
+        del lora["quantize"]
+    return values | {"lora": lora}
 
 
 def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -34,7 +34,7 @@ class ModelsUnderTest:
             UserError: A checkpoint cannot be found or read.
         """
         self._device = str(device)
-        self._dtype = config.dtype
+        self._dtype, self._quantize = config.dtype, config.quantize
         self._token = read_hf_token(config.hf_token)
         self._checkpoint: str | None = None
         self._vlm: CobraVLM | None = None
@@ -52,6 +52,7 @@ class ModelsUnderTest:
                 "is_stock": vlm.is_stock,
                 "device": str(vlm.device),
                 "dtype": str(vlm.dtype).removeprefix("torch."),
+                **({"quantize": vlm.quantized} if vlm.quantized else {}),
             }
 
     def get(self, role: str) -> "CobraVLM":
@@ -64,7 +65,9 @@ class ModelsUnderTest:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self._vlm = cobra.load(checkpoint, hf_token=self._token, device=self._device, dtype=self._dtype)
+            self._vlm = cobra.load(
+                checkpoint, self._token, device=self._device, dtype=self._dtype, quantize=self._quantize
+            )
             self._checkpoint = checkpoint
         return self._vlm
 

@@ -148,6 +148,8 @@ def answer_variants(
         # All that answers depend on beside the image: batches, devices and processes are a matter of rounding.
         settings = {name: getattr(vlm, name) for name in ("model_id", "checkpoint_sha256")}
         settings["dtype"] = str(vlm.dtype).removeprefix("torch.")
+        if vlm.quantized:
+            settings["quantize"] = vlm.quantized
         file = AnswerFile(folder, settings | protocol.settings(scratchpad, own_stages), world.rank)
         variants.append(_Variant(role + "+scratchpad" * scratchpad, scratchpad, file))
     _read_known(variants, images, pictures, world, console)

@@ -27,6 +27,7 @@ class Mamba1Mixer(Mixer):
     undecayed_names = ("A_log",)
     # Convolution, A_log and D are no matrices of a linear map.
     lora_targets = ("in_proj", "x_proj", "dt_proj", "out_proj")
+    quantized_names = ("in_proj", "out_proj")
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
@@ -75,8 +76,10 @@ class Mamba1Mixer(Mixer):
         ops = ops_for(x.device)
         xz = self.in_proj(x)
         is_step = state is not None and x.shape[1] == 1 and valid is None
-        if state is None and valid is None and torch.is_grad_enabled() and ops.inner is not None:
-            return ops.inner(xz, self)
+        # The fused kernel would keep every dequantised weight up to the backward pass.
+        inner = None if self.is_quantized else ops.inner
+        if state is None and valid is None and torch.is_grad_enabled() and inner is not None:
+            return inner(xz, self)
         inputs, gate = (xz.squeeze(1) if is_step else xz).chunk(2, dim=-1)
         taps, bias, window = self.conv1d.weight.squeeze(1), self.conv1d.bias, None if state is None else state["conv"]
         u = (ops.causal_conv_step if is_step else ops.causal_conv)(inputs, taps, bias, window)
@@ -96,7 +99,7 @@ class Mamba1Mixer(Mixer):
     ) -> tuple[Tensor, Tensor] | None:
         """See :meth:`Mixer.block_step`; the operations of numba and Triton have it."""
         fused = ops_for(hidden.device).block_step
-        return None if fused is None else fused(self, norm, hidden, residual, state)
+        return None if fused is None or self.is_quantized else fused(self, norm, hidden, residual, state)
 
 
 def _last_window(window: Tensor, inputs: Tensor, valid: Tensor | None) -> Tensor:

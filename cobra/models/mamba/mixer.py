@@ -26,6 +26,12 @@ class Mixer(nn.Module, ABC):
     lora_targets: ClassVar[tuple[str, ...]] = ()
     """Linear layers, by their names in the mixer, that can get a low-rank adapter."""
 
+    quantized_names: ClassVar[tuple[str, ...]] = ()
+    """Linear layers, by their names in the mixer, that hold most of the weights and can be quantised."""
+
+    is_quantized: bool = False
+    """True once these are quantised (:func:`cobra.models.quantized.quantize`)."""
+
     @classmethod
     @abstractmethod
     def state_shapes(cls, config: MambaConfig) -> dict[str, tuple[int, ...]]:

@@ -28,6 +28,7 @@ from cobra.models.backbones.vision import PixelValues, VisionBackbone
 from cobra.models.backbones.vision.transforms import map_pixels
 from cobra.models.checkpoint import MODULE_KEYS, Checkpoint, read_checkpoint, read_whole_model
 from cobra.models.mamba import MambaState
+from cobra.models.quantized import count_parameters, quantization_of
 from cobra.models.run_folder import LATEST
 from cobra.models.tensors import load_strictly
 from cobra.models.vlms.asking_mixin import AskingMixin
@@ -101,9 +102,11 @@ class CobraVLM(AskingMixin, nn.Module):
             "projector": self.arch_specifier.removeprefix("no-align+"),
             "llm_backbone": self.llm_backbone.identifier,
         }
-        counts = {key: sum(each.numel() for each in getattr(self, key).parameters()) for key in parts}
+        counts = {key: count_parameters(getattr(self, key)) for key in parts}
         lines = [f"  {key:<15}  {name}, {counts[key] / 1e6:,.2f} M parameters" for key, name in parts.items()]
-        precision = str(self.dtype).removeprefix("torch.")
+        precision = str(self.dtype).removeprefix("torch.") + (
+            f", quantised to {self.quantized}" if self.quantized else ""
+        )
         return "\n".join([f"CobraVLM {self.model_id!r} on {self.device} in {precision}", *lines])
 
     @classmethod
@@ -192,9 +195,24 @@ class CobraVLM(AskingMixin, nn.Module):
             f"{run_dir.parent}, and {many if checkpoints else none} --pretrained_checkpoint"
         )
 
+    @property
+    def quantized(self) -> str | None:
+        """The kind in which the large matrices of the language model are quantised; None where they are not."""
+        return quantization_of(self.llm_backbone)
+
     def freeze_backbones(self, stage: str) -> None:
-        """Let gradients flow into just the modules that a stage trains; raise a UserError where it is unknown."""
+        """Let gradients flow into just the modules that a stage trains.
+
+        Raises:
+            UserError: The stage is unknown, or trains a language model that is quantised.
+        """
         check_stage(stage)
+        if self.quantized and "llm_backbone" in _TRAINED[stage]:
+            raise UserError(
+                f"the stage {stage} trains the language model, whose weights are quantised to {self.quantized} and "
+                "cannot be: load the model without `quantize`, and train adapters on it (--lora.rank 16 "
+                f"--lora.quantize {self.quantized})"
+            )
         self.trainable_module_keys = list(_TRAINED[stage])
         for key in MODULE_KEYS:
             getattr(self, key).requires_grad_(key in _TRAINED[stage])

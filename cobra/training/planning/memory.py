@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from cobra.models.mamba.mixer import fp32_parameters
+from cobra.models.quantized import quantized_bytes, quantized_layers
 from cobra.models.vlms import CobraVLM
 from cobra.training.lora import is_adapter
 from cobra.training.planning.activations import Activations, Footprint
 
 GIB = 2**30
+_FP32 = 4
 # CUDA's context, its libraries' work areas and NCCL's buffers; and the share of what is allocated and freed within a
 # step that the allocator cannot use. Allowances, not counts.
 _CONTEXT = 1.5 * GIB
@@ -42,7 +44,7 @@ class Memory:
     """Bytes on one device.
 
     parameters: This device's share, trained and frozen.
-    gathered: Whole parameters and gradients while they are used, where the model is spread over devices.
+    gathered: Whole parameters and gradients while they are used, where the model is spread over devices or quantised.
     gradients: Gradients of what is trained; whole between the passes of a step.
     optimizer: Adam's two moments.
     allowance: A guess at the needs of CUDA, its libraries and the allocator.
@@ -84,8 +86,12 @@ def count_memory(
     whole = sharding.shards == 1 or sharding.accumulation > 1
     activations = footprint.activations(vlm.llm_backbone.llm.lm_head, rows or footprint.size.rows)
     gathered = _gathered(vlm, sharding, footprint.size.element) if sharding.world_size > 1 else 0
+    # A quantised weight is whole while it is used, and in fp32 first where it is int8.
+    weights = (layer.in_features * layer.out_features for layer in quantized_layers(vlm))
+    gathered += max(weights, default=0) * (footprint.size.element + _FP32 * (vlm.quantized == "int8"))
     return Memory(
-        parameters=_divided(_bytes(vlm), sharding.shards),
+        # Every device has all quantised weights.
+        parameters=_divided(_bytes(vlm), sharding.shards) + quantized_bytes(vlm),
         gathered=gathered,
         gradients=learned if whole else _divided(learned, sharding.shards),
         optimizer=0 if offloaded else _divided(2 * learned, sharding.shards),

@@ -14,6 +14,7 @@ from torch import nn
 from cobra.models.backbones.vision.specs import vision_spec
 from cobra.models.checkpoint import read_checkpoint
 from cobra.models.mamba.recompute import POLICIES
+from cobra.models.quantized import count_parameters, quantization_of, quantized_bytes
 from cobra.models.registry import find_model
 from cobra.models.run_folder import find_checkpoint
 from cobra.models.vlms import CobraVLM
@@ -106,7 +107,7 @@ def make_plan(config: PretrainConfig, run_dir: Path) -> Plan:
         steps=steps,
         options=config.plan,
         variants=variants,
-        start=sum(value.numel() for value in vlm.parameters()) * torch.float32.itemsize,
+        start=count_parameters(vlm) * torch.float32.itemsize,
         disk=_disk(vlm, config, steps, run_dir),
         work=_work(vlm, epoch, steps, config, device, variants[0].recompute),
         warnings=[],
@@ -144,9 +145,11 @@ def _part(name: str, module: nn.Module) -> PartSize:
     sizes: Counter[str] = Counter()
     for value in module.parameters():
         sizes[str(value.dtype).removeprefix("torch.").replace("bfloat", "bf").replace("float", "fp")] += value.nbytes
+    if (kind := quantization_of(module)) is not None:
+        sizes[kind] += quantized_bytes(module)
     return PartSize(
         name=name,
-        parameters=sum(value.numel() for value in module.parameters()),
+        parameters=count_parameters(module),
         trained=sum(value.numel() for value in module.parameters() if value.requires_grad),
         dtype=sizes.most_common(1)[0][0],
         bytes=sizes.total(),
