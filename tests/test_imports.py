@@ -20,7 +20,7 @@ FLOORS = [
     "reasoning",
     "conf",
     "models.hub models.integrity models.registry models.tensors models.tiny",
-    "models.mamba",
+    "models.mamba models.quantized",
     "models.backbones",
     "models.generation",
     "models.run_folder models.checkpoint",
@@ -49,7 +49,7 @@ FLOORS = [
 ]
 # What `--help` and data tools must not wait for, or what is not always installed.
 HEAVY = frozenset(
-    "causal_conv1d datasets huggingface_hub mamba_ssm numba peft PIL pyarrow pycocoevalcap requests "
+    "bitsandbytes causal_conv1d datasets huggingface_hub mamba_ssm numba peft PIL pyarrow pycocoevalcap requests "
     "sentence_transformers starlette torch.utils.tensorboard timm torch torchvision transformers "
     "triton urllib3 uvicorn wandb".split()
 )

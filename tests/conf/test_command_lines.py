@@ -36,7 +36,7 @@ FLAGS = {
         "device num_workers resume save_interval_steps save_interval_minutes keep_checkpoints keep_epochs time_limit "
         "stop_grace_seconds max_skipped eval_interval_steps eval_samples sharding_group_size offload_optimizer "
         "page dry_run lora plan lora.rank lora.alpha lora.dropout lora.target_modules plan.world_size plan.gpu_memory "
-        "plan.peak_tflops plan.utilisation plan.json_file "
+        "lora.quantize plan.peak_tflops plan.utilisation plan.json_file "
         + " ".join([f"model.{name}" for name in MODEL.split()] + [f"dataset.{name}" for name in DATASET.split()])
     ),
     "scripts/preprocess.py": "dataset_id root_dir revision hf_token",
@@ -44,11 +44,11 @@ FLAGS = {
     "scripts/additional-datasets/lrv_instruct.py": "root_dir",
     "scripts/generate.py": (
         "model_path hf_token image prompt do_sample temperature top_k top_p min_p repetition_penalty max_new_tokens "
-        "seed search beams device dtype"
+        "seed search beams device dtype quantize"
     ),
     "scripts/serve.py": (
         "model_path hf_token host port open allowed_hosts do_sample temperature top_k top_p min_p repetition_penalty "
-        "max_new_tokens seed search beams device dtype api_key max_batch max_waiting"
+        "max_new_tokens seed search beams device dtype quantize api_key max_batch max_waiting"
     ),
     "scripts/export.py": "checkpoint output format dtype parity push_to private hf_token",
     "fine_tune/prepare_llava_cot.py": (
@@ -59,7 +59,7 @@ FLAGS = {
         "lmms_eval_logs log_samples "
         "checkpoint baseline_checkpoint task coco_annotations image_dir split image_ids llava_cot_annotations "
         "predictions allow_missing exclude_ids coco_instances similarity_model output_dir prompt max_new_tokens "
-        "max_images batch_size search beams hf_token device dtype"
+        "max_images batch_size search beams hf_token device dtype quantize"
     ),
 }
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from cobra.models.run_folder import PROVENANCE
+from cobra.preprocessing.packed.rows import RowImages
 from cobra.training import resume_settings as setting_module
 from cobra.training.config import PretrainConfig
 from cobra.training.resume_settings import MAY_CHANGE, check_setting, flags_that_stay, setting_of, weights_hash
@@ -94,7 +95,7 @@ class Rows:
     """A data set of rows with images, the last one missing."""
 
     def __init__(self, folder: Path) -> None:
-        self.image_dir = folder
+        self.image_dir, self.images = folder, RowImages(Path(), folder)
         self.names = [f"{index}.png" for index in range(4)]
         for index, name in enumerate(self.names[:-1]):
             Image.new("RGB", (4, 4), (index, 0, 0)).save(folder / name)
