@@ -32,6 +32,7 @@ class FakeVLM:
     device = torch.device("cpu")
     dtype = torch.float32
     max_text_length = 2048
+    quantized = None
 
     def __init__(self, name, staged=False, is_stock=True):
         self.model_id = name

@@ -35,7 +35,7 @@ def models(monkeypatch):
     }
     loads = []
 
-    def load(checkpoint, hf_token=None, device=None, dtype=None):
+    def load(checkpoint, hf_token=None, device=None, dtype=None, quantize=None):
         loads.append((checkpoint, device, dtype))
         if checkpoint not in known:
             raise UserError(f"{checkpoint!r} is neither a run directory, a checkpoint file nor a known model")

@@ -195,7 +195,7 @@ def test_rerun_skips_what_is_done_and_gives_the_same(tmp_path, monkeypatch):
     folder = made.write(tmp_path, "images/")
     prepare(PrepareConfig(tmp_path, download=False))
     outputs = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    monkeypatch.setattr(images, "_check_image", lambda path, mode: pytest.fail("decoded again"))
+    monkeypatch.setattr(images, "_check_image", lambda *args: pytest.fail("decoded again"))
     monkeypatch.setattr(extracting, "write_member", lambda *args: pytest.fail("unpacked again"))
     report = prepare(PrepareConfig(tmp_path, download=False))
     assert report.archive.new == 0
@@ -226,12 +226,12 @@ def test_interrupts_lose_nothing_that_is_done(tmp_path, monkeypatch, stop):
         write_member(source, target, size, advance)
         written.append(target)
 
-    def counted_decode(path, mode):
+    def counted_decode(row_images, path, mode):
         if len(decoded) == stop:
             decoded.append(None)
             raise KeyboardInterrupt
         decoded.append(path)
-        return decode(path, mode)
+        return decode(row_images, path, mode)
 
     monkeypatch.setattr(extracting, "write_member", counted_write)
     monkeypatch.setattr(images, "_check_image", counted_decode)
@@ -253,7 +253,9 @@ def test_torn_record_of_checked_images_costs_one_image(tmp_path, monkeypatch):
     record = folder / ".prepare" / "images.jsonl"
     record.write_bytes(record.read_bytes()[:-10])
     decode, decoded = images._check_image, []
-    monkeypatch.setattr(images, "_check_image", lambda path, mode: decoded.append(path) or decode(path, mode))
+    monkeypatch.setattr(
+        images, "_check_image", lambda rows, path, mode: decoded.append(path) or decode(rows, path, mode)
+    )
     prepare(PrepareConfig(tmp_path, download=False))
     assert len(decoded) == 1
     prepare(PrepareConfig(tmp_path, download=False))

@@ -57,7 +57,7 @@ def test_outcomes_of_a_stricter_mode_are_taken_over(folder, monkeypatch, first, 
     checker.check(ALL)
     looked = []
     look = images._check_image
-    monkeypatch.setattr(images, "_check_image", lambda path, mode: looked.append(path) or look(path, mode))
+    monkeypatch.setattr(images, "_check_image", lambda rows, path, mode: looked.append(path) or look(rows, path, mode))
     checker = ImageChecker(folder, folder / "record.jsonl", second)
     checker.check(ALL)
     checker.check(ALL)
