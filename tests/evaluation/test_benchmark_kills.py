@@ -71,7 +71,7 @@ def whole(photos, tmp_path_factory) -> Path:
 
 
 def start(photos: Path, output_dir: Path) -> subprocess.Popen:
-    values = {name: value for name, value in vars(config(photos, output_dir)).items() if value is not None}
+    values = {name: value for name, value in vars(config(photos, output_dir)).items() if value not in (None, ())}
     flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(

@@ -231,6 +231,7 @@ def cot_root(rows_dir, tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.fault("E4")
 def test_loss_on_held_out_rows_is_that_of_the_checkpoint_on_any_number_of_processes(cot_root, tmp_path):
     held_out = {}

@@ -91,6 +91,7 @@ def start_machines(commands: Path, arguments: list[str], **environment: str) -> 
     return agents
 
 
+@pytest.mark.slow
 @pytest.mark.fault("E14")
 def test_machines_without_a_scheduler_train_together(rows_dir, tmp_path):  # noqa: F811
     steps = ("--model.finetune_max_steps", "3", "--model.finetune_per_device_batch_size", "2")
