@@ -114,6 +114,7 @@ def test_the_packages_way_in_runs(own_rows, tmp_path):
     assert done.returncode == 0 and (tmp_path / "exported" / "config.json").is_file(), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.fault("E13")
 def test_the_align_stage_runs_on_its_rows_and_fine_tuning_on_the_others(own_rows, tmp_path):
     (own_rows / "captions.json").write_text(blocks("docs/train.md", "json")[0])

@@ -256,6 +256,7 @@ def test_loss_on_held_out_rows_is_that_of_the_checkpoint_on_any_number_of_proces
     assert held_out[2] == pytest.approx(held_out[1], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("E11")
 def test_adapters_train_save_resume_and_load(rows_dir, tmp_path):
     """LoRA through the command line, on two processes: only adapters and projector are saved, and the run answers."""
