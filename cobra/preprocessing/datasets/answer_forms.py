@@ -7,7 +7,7 @@ nothing of the question. An answer without stages is the same in all of them, an
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ class Conversations:
     def __getitem__(self, index: int) -> Turns:
         """Return the turns of a row, `{"from", "value"}` each."""
         row = self.rows[index]
+        if self.form == FULL:
+            return row["conversations"]
         if self._partners is not None:
             partner = int(self._partners[index])
             return row["conversations"] if partner < 0 else _with_traces(row, self.rows[partner])
@@ -75,17 +77,9 @@ class Conversations:
         ]
 
 
-def conclusion_reader(form: str) -> Callable[[str], str]:
-    """Return the function that finds the conclusion of a model's answer that was trained on a form of answers.
-
-    The answers of `untagged` end with it; those of the other forms are read by their tags, if there are any.
-    """
-    return (lambda text: text.rpartition(STAGE_BREAK)[2]) if form == UNTAGGED else (lambda text: text)
-
-
 def _rewrite(answer: str, form: str) -> str:
     trace = extract_reasoning_trace(answer)
-    if form == FULL or trace.conclusion is None:
+    if trace.conclusion is None:
         return answer
     if form == CONCLUSION:
         return trace.conclusion
