@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import xllamacpp
 
-from cobra.export.onnx.frontend import MAX_NEW_TOKENS, Frontend, FrontendRunner, main
+from cobra.export.onnx.frontend import MAX_NEW_TOKENS, FrontendRunner, main
 
 # Positions that llama.cpp reads at once.
 _BATCH = 512
@@ -96,21 +95,9 @@ class Runner(FrontendRunner):
     def __init__(
         self, folder: Path | str, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)
     ) -> None:
-        """Open a folder.
-
-        Args:
-            folder: The exported folder.
-            threads: Threads of both runtimes; 0 is their choice.
-            providers: Devices of onnxruntime for the towers, the preferred one first.
-
-        Raises:
-            ValueError: The folder is not of a form that this version knows, or llama.cpp cannot read the model.
-        """
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        folder = Path(folder)
-        self.frontend = Frontend(folder, options, providers)
-        self._lib, path = _library(), folder / "model.gguf"
+        """See :class:`cobra.export.onnx.frontend.FrontendRunner`."""
+        super().__init__(folder, threads, providers)
+        self._lib, path = _library(), self._folder / "model.gguf"
         self._model = self._lib.llama_model_load_from_file(os.fsencode(path), self._lib.llama_model_default_params())
         if not self._model:
             raise ValueError(f"llama.cpp cannot read {path}")

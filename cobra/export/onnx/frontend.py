@@ -33,8 +33,8 @@ class Frontend:
         end: Id of the token that ends an answer.
     """
 
-    def __init__(self, folder: Path, options: onnxruntime.SessionOptions, providers: Sequence[str]) -> None:
-        """Read a folder.
+    def __init__(self, folder: Path, open_graph: Callable[[str], onnxruntime.InferenceSession]) -> None:
+        """Read a folder; `open_graph` opens a graph of it by its file's name.
 
         Raises:
             ValueError: It is not of a form that this version knows.
@@ -44,7 +44,7 @@ class Frontend:
             raise ValueError(f"{folder / 'inputs.json'} is of format {self.inputs['format']}, expected {_FORMAT}")
         self.end: int = self.inputs["ids"]["end"]
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._towers = onnxruntime.InferenceSession(folder / "vision.onnx", options, providers=list(providers))
+        self._towers = open_graph("vision.onnx")
 
     def prompt(self, question: str) -> list[int]:
         """Return the ids of a question in the model's prompt format.
@@ -80,7 +80,26 @@ class FrontendRunner(ABC):
         frontend: Its tokenizer, prompt format and towers.
     """
 
-    frontend: Frontend
+    def __init__(
+        self, folder: Path | str, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)
+    ) -> None:
+        """Open a folder.
+
+        Args:
+            folder: The exported folder.
+            threads: Threads of each runtime; 0 is its choice.
+            providers: Devices of onnxruntime, the preferred one first.
+
+        Raises:
+            ValueError: The folder is not of a form that this version knows, or a runtime cannot read the model.
+        """
+        self._folder, self._threads, self._providers = Path(folder), threads, list(providers)
+        self.frontend = Frontend(self._folder, self._open_graph)
+
+    def _open_graph(self, name: str) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        return onnxruntime.InferenceSession(self._folder / name, options, providers=self._providers)
 
     @abstractmethod
     def write(

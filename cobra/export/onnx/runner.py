@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
-from cobra.export.onnx.frontend import MAX_NEW_TOKENS, Frontend, FrontendRunner, main
+from cobra.export.onnx.frontend import MAX_NEW_TOKENS, FrontendRunner, main
 
 
 class Runner(FrontendRunner):
@@ -19,24 +18,9 @@ class Runner(FrontendRunner):
     def __init__(
         self, folder: Path | str, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)
     ) -> None:
-        """Open the three graphs of a folder.
-
-        Args:
-            folder: The exported folder.
-            threads: Threads of an operation; 0 is onnxruntime's choice.
-            providers: Devices of onnxruntime, the preferred one first.
-
-        Raises:
-            ValueError: The folder is not of a form that this version knows.
-        """
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        folder = Path(folder)
-        self.frontend = Frontend(folder, options, providers)
-        self._prefill, self._decode = (
-            onnxruntime.InferenceSession(folder / name, options, providers=list(providers))
-            for name in ("prefill.onnx", "decode.onnx")
-        )
+        """See :class:`cobra.export.onnx.frontend.FrontendRunner`."""
+        super().__init__(folder, threads, providers)
+        self._prefill, self._decode = (self._open_graph(name) for name in ("prefill.onnx", "decode.onnx"))
         self._state = self.frontend.inputs["state"]
 
     def write(
