@@ -4,7 +4,7 @@ A model of cobra-tiny's size at random weights, which never ends an answer by it
 for streamed greedy answers of so many tokens, by clients that ask one question after the other. Sides: OpenAI's API of
 this project; this project's page of the commit before it had an engine, which writes one answer at a time; and
 `transformers serve` with its MambaForCausalLM on the same weights, without continuous batching, which it has for
-attention alone, and with shorter answers. Clients and server share the machine's cores.
+attention alone. Clients and server share the machine's cores.
 """
 
 import statistics
@@ -56,8 +56,6 @@ class ServingBenchmark:
 
     tokens: int = 128
     """Tokens of an answer."""
-    peer_tokens: int = 16
-    """Tokens of an answer of transformers serve, which takes long."""
     repeats: int = 5
     """Timed rounds of this project's sides; transformers' has one."""
     before: str = "2fbfc96"
@@ -84,7 +82,7 @@ def measure(sides: dict[str, Ask], texts: Sequence[str], repeats: int) -> dict[s
         ask(texts[0])
     for round_number in range(repeats):
         for side, ask in sides.items():
-            # Its rounds take minutes, and the differences are large.
+            # Its round takes half a minute, and the differences are large.
             if side == PEER and round_number:
                 continue
             for clients, each in zip(CLIENTS, (1, 1, 1) if side == PEER else (6, 3, 1), strict=True):
@@ -156,14 +154,13 @@ def main(config: ServingBenchmark) -> None:
         if find_spec("fastapi") is not None:
             saved = save_peer(vlm, folder)
             peer_port = stack.enter_context(peer_server(saved))
-            sides[PEER] = lambda text: ask_api(peer_port, str(saved), text, config.peer_tokens)
+            sides[PEER] = lambda text: ask_api(peer_port, str(saved), text, config.tokens)
         loads = measure(sides, texts, config.repeats)
-        wrong = {OWN: sum(sides[OWN](text).text != expected[text] for text in texts)}
-        if PEER in sides:
-            short = {
-                text: vlm.generate(None, as_turn(vlm, text), max_new_tokens=config.peer_tokens) for text in texts[:4]
-            }
-            wrong[PEER] = sum(sides[PEER](text).text != answer for text, answer in short.items())
+        wrong = {
+            side: sum(sides[side](text).text != expected[text] for text in texts)
+            for side in (OWN, PEER)
+            if side in sides
+        }
         differing, uneven = count_differing(vlm, port, config.tokens)
         alone_gap, gap = longest_gap(port, config.tokens, texts, make_texts(vlm, [LONGEST])[0])
         with bad_clients(port, config.bad_clients):
@@ -179,7 +176,11 @@ def main(config: ServingBenchmark) -> None:
         f"serving: answers of {config.tokens} tokens, a model of cobra-tiny's size, {torch.get_num_threads()} threads",
         [
             *rows_of(loads),
-            *(Row(f"answers that are not generate's, {side}", count, "", "<= 0") for side, count in wrong.items()),
+            # Weights at random are sensitive: another library's rounding is enough for another token after a while.
+            *(
+                Row(f"answers that are not generate's, {side}", count, "", "<= 0" if side == OWN else None)
+                for side, count in wrong.items()
+            ),
             Row(
                 f"64 clients, prompts of 1 to {LONGEST} tokens: answers that differ from those alone",
                 differing,
