@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from forkserver import forkserver
 
 from cobra.util.distributed import World
 
@@ -26,4 +27,5 @@ def _join(rank: int, size: int, folder: Path, work: Callable[..., None], argumen
 
 def together(size: int, folder: Path, work: Callable[..., None], *arguments: object) -> None:
     """Call a module's function in each of `size` new processes with its `World` and the arguments."""
-    mp.spawn(_join, (size, folder, work, arguments), nprocs=size)
+    start_method = forkserver().get_start_method()
+    mp.start_processes(_join, (size, folder, work, arguments), nprocs=size, start_method=start_method)

@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from forkserver import forkserver
 
 ROOT = Path(__file__).parents[1]
 RECORD = "TRAINING_RECORD"
@@ -221,8 +222,7 @@ class ForkedStart(Start):
     seconds = 1.0
 
     def _begin(self, arguments: list[str]) -> None:
-        context = get_context("forkserver")
-        context.set_forkserver_preload(["training_run", "cobra.training.pretrain"])
+        context = forkserver()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from training_run import ForkedStart
 
 import cobra
 from cobra.models.checkpoint import read_checkpoint
@@ -75,17 +76,16 @@ def losses(run_dir: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def runs(rows_dir, tmp_path_factory) -> Path:
-    """Ten steps on the same data by one process, by two, and by one in two passes."""
+    """Ten steps on the same data by one process, by two through torchrun, and by one in two passes."""
     root = tmp_path_factory.mktemp("runs")
     steps = ["--model.finetune_max_steps", "10", "--model.finetune_per_device_batch_size"]
-    started = {
-        "one": launch(train_arguments(rows_dir, root, "one", *steps, "4")),
-        "accumulated": launch(train_arguments(rows_dir, root, "accumulated", *steps, "2")),
-        "two": launch(train_arguments(rows_dir, root, "two", *steps, "2"), processes=2),
-    }
-    for name, process in started.items():
-        output, _ = process.communicate()
-        assert process.returncode == 0, f"{name}:\n{output}"
+    two = launch(train_arguments(rows_dir, root, "two", *steps, "2"), processes=2)
+    for name, rows in (("one", "4"), ("accumulated", "2")):
+        start = ForkedStart(train_arguments(rows_dir, root, name, *steps, rows), 1, root / "records" / name)
+        code, output = start.end()
+        assert code == 0, f"{name}:\n{output}"
+    output, _ = two.communicate()
+    assert two.returncode == 0, output
     return root
 
 
@@ -146,20 +146,19 @@ def test_training_goes_on_from_a_run_directory(runs, rows_dir, tmp_path):
         *("--pretrained_checkpoint", str(runs / "one"), "--model.finetune_max_steps", "1"),
         *("--model.finetune_per_device_batch_size", "4"),
     )
-    process = launch(arguments)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    code, output = ForkedStart(arguments, 1, tmp_path / "record").end()
+    assert code == 0, output
     assert "loaded from" in output
     assert "vision_backbone, llm_backbone, projector" in output
     # The weights of step 10, not of a new model.
     assert losses(tmp_path / "next")[0] < losses(runs / "one")[0] - 0.5
 
 
-def test_a_finished_run_is_not_overwritten(runs, rows_dir):
+def test_a_finished_run_is_not_overwritten(runs, rows_dir, tmp_path):
     before = (runs / "one" / "one.jsonl").read_bytes()
-    process = launch(train_arguments(rows_dir, runs, "one", "--model.finetune_per_device_batch_size", "4"))
-    output, _ = process.communicate()
-    assert process.returncode == 2
+    arguments = train_arguments(rows_dir, runs, "one", "--model.finetune_per_device_batch_size", "4")
+    code, output = ForkedStart(arguments, 1, tmp_path / "record").end()
+    assert code == 2
     assert "--run_id" in output
     assert (runs / "one" / "one.jsonl").read_bytes() == before
 
@@ -298,7 +297,6 @@ def test_share_of_the_peak_is_reported_where_the_device_has_one(rows_dir, tmp_pa
 
 def test_dry_run_plans_and_writes_nothing(rows_dir, tmp_path):
     arguments = train_arguments(rows_dir, tmp_path / "runs", "planned", "--model.finetune_per_device_batch_size", "4")
-    process = launch([*arguments, "--dry_run", "true"])
-    output, _ = process.communicate()
-    assert process.returncode == 0 and "Plan of cobra-tiny, stage finetune" in output, output
+    code, output = ForkedStart([*arguments, "--dry_run", "true"], 1, tmp_path / "record").end()
+    assert code == 0 and "Plan of cobra-tiny, stage finetune" in output, output
     assert not (tmp_path / "runs").exists()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from test_pretrain import ROOT, rows_dir, train_arguments  # noqa: F401 - a fixture
+from training_run import ForkedStart
 
 from cobra.models.checkpoint import read_checkpoint
 from cobra.models.run_folder import LATEST
@@ -103,23 +104,30 @@ def test_another_number_of_processes_goes_on(rows_dir, whole, tmp_path, before, 
 
 def test_other_setting_is_refused(rows_dir, tmp_path):  # noqa: F811
     arguments = train_arguments(rows_dir, tmp_path, "run", *STEPS, "2")
-    process = launch([*arguments, "--save_interval_steps", "2"])
-    stop_at(process, tmp_path / "run", 4, signal.SIGTERM)
-    finish(process)
-    code, output = finish(launch([*arguments, "--seed", "8"]))
+
+    def start(record: str, *more: str) -> ForkedStart:
+        return ForkedStart([*arguments, *more], 1, tmp_path / "records" / record)
+
+    begun = start("begun", "--save_interval_steps", "2")
+    while begun.is_running() and len(begun.steps()) < 4:
+        time.sleep(0.005)
+    begun.signal(signal.SIGTERM, [begun.first()])
+    code, output = begun.end()
+    assert code == 75 and "the state is saved" in output, output
+    code, output = start("seed", "--seed", "8").end()
     assert code == 2 and "cannot go on with another setting; it was begun with seed 7 (now 8)" in output
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 7
-    code, output = finish(launch([*arguments, "--resume", "none"]))
+    code, output = start("none", "--resume", "none").end()
     assert code == 2 and "would be overwritten" in output
-    code, output = finish(launch([*arguments, "--resume", str(tmp_path / "run")]))
+    code, output = start("resumed", "--resume", str(tmp_path / "run")).end()
     assert code == 0, output
-    code, output = finish(launch(arguments))
+    code, output = start("finished").end()
     assert code == 2 and "is finished" in output
 
 
 def test_time_limit(rows_dir, tmp_path):  # noqa: F811
     arguments = train_arguments(rows_dir, tmp_path, "run", "--model.finetune_max_steps", "100000")
     arguments += ["--model.finetune_per_device_batch_size", "2"]
-    code, output = finish(launch([*arguments, "--time_limit", "0.05"]))
+    code, output = ForkedStart([*arguments, "--time_limit", "0.02"], 1, tmp_path / "record").end()
     assert code == 75 and "stopped by the time limit after step" in output, output
     assert (tmp_path / "run" / "resume").is_dir()
