@@ -1,13 +1,16 @@
 """What the documents show of programs is what these do: commands run, and quoted figures are the programs' own."""
 
+import io
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from importlib.metadata import requires
 from itertools import pairwise
 from pathlib import Path
+from subprocess import DEVNULL
 
 import pytest
 from packaging.requirements import Requirement
@@ -15,6 +18,7 @@ from PIL import Image
 from rich.console import Console
 from test_docs import ALL_COMMANDS, DOCUMENTS, ROOT, blocks, read
 
+from cobra.__main__ import main
 from cobra.commands import NAMES
 from cobra.doctor.cached import repositories
 from cobra.doctor.machine import _LOWEST_DRIVER
@@ -30,20 +34,39 @@ def is_short(words: list[str]) -> bool:
     return words[0] == "cobra-vlm" and (words[1] in SHORT or bool({"--help", "--dry_run"} & {*words}))
 
 
-def run(words: list[str], folder: Path, typed: str = "") -> subprocess.CompletedProcess:
-    """Run a documented command in a folder, with what is typed while it runs."""
+def run(words: list[str], folder: Path) -> subprocess.CompletedProcess:
+    """Run a documented command in a folder."""
     start = {"cobra-vlm": [sys.executable, "-m", "cobra"], "python": [sys.executable]}[words[0]]
     words = [str(ROOT / word) if word.endswith(".py") else word for word in words[1:]]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([*start, *words], cwd=folder, env=environment, input=typed, capture_output=True, text=True)
+    return subprocess.run([*start, *words], cwd=folder, env=environment, stdin=DEVNULL, capture_output=True, text=True)
 
 
-def test_short_commands_run(tmp_path):
+@pytest.fixture
+def run_here(tmp_path, monkeypatch, capfd) -> Callable[..., str]:
+    """Run a documented `cobra-vlm` in this process and a folder of its own, with what is typed while it runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+    def run_command(words: Iterable[str], typed: str = "") -> str:
+        command, *arguments = words
+        assert command == "cobra-vlm"
+        monkeypatch.setattr(sys, "argv", [f"/usr/bin/{command}", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed.encode()), encoding="utf-8"))
+        with pytest.raises(SystemExit) as stop:
+            main()
+        printed = capfd.readouterr()
+        assert not stop.value.code and printed.out, (arguments, printed.err)
+        return printed.out
+
+    return run_command
+
+
+def test_short_commands_run(run_here):
     short = {tuple(words): None for _, words in ALL_COMMANDS if is_short(words)}
     assert {words[1] for words in short} >= {"doctor", "completion", "train"}
     for words in short:
-        done = run([*words], tmp_path)
-        assert done.returncode == 0 and done.stdout, (words, done.stderr)
+        run_here(words)
 
 
 @pytest.mark.fault("E14")
@@ -101,17 +124,15 @@ def in_short(words: list[str]) -> list[str]:
 
 
 @pytest.mark.fault("E12")
-def test_the_packages_way_in_runs(own_rows, tmp_path):
+def test_the_packages_way_in_runs(own_rows, tmp_path, run_here):
     (own_rows / "rows.json").write_text(blocks("README.md", "json")[0])
     check, train, chat, export = commands_with("README.md", "--dataset.dataset_root_dir my")
-    done = run(check, tmp_path)
-    assert done.returncode == 0 and done.stdout, done.stderr
+    run_here(check)
     done = run(in_short(train), tmp_path)
     assert done.returncode == 0 and "done: 2 steps" in done.stdout, done.stderr
-    done = run(chat, tmp_path, "What is on the table?\nq\n")
-    assert done.returncode == 0 and done.stdout, done.stderr
-    done = run(export, tmp_path)
-    assert done.returncode == 0 and (tmp_path / "exported" / "config.json").is_file(), done.stderr
+    run_here(chat, "What is on the table?\nq\n")
+    run_here(export)
+    assert (tmp_path / "exported" / "config.json").is_file()
 
 
 @pytest.mark.slow
