@@ -1,6 +1,7 @@
 """Rows and pictures on their way into training.
 
-100,000 rows like LLaVA-CoT's are opened as training does, against `json.load` of the same file; the memory that four
+100,000 rows like LLaVA-CoT's are opened as training does, against `json.load` of the same file, and built for the first
+time, against the commit before that was made faster; the memory that four
 DataLoader workers add once each has touched every row is measured for both; and pictures are decoded by every
 maintained library at hand, through the resize to the towers' 384 pixels.
 """
@@ -8,9 +9,9 @@ maintained library at hand, through the resize to the towers' 384 pixels.
 import gc
 import json
 import os
+import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import Row, finish, median_seconds
+from harness import ROOT, Row, finish, median_seconds, worktree
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader, Dataset
@@ -33,6 +34,15 @@ WORKERS = 4
 SIDE = 384
 PHOTO_SIZE = (640, 480)
 
+_BUILD = """
+import sys, time
+from pathlib import Path
+from cobra.preprocessing.datasets.arrow_rows import read_rows
+begin = time.perf_counter()
+read_rows(Path(sys.argv[1]))
+print(time.perf_counter() - begin)
+"""
+
 Decoder = Callable[[Path], Image.Image]
 
 
@@ -42,6 +52,8 @@ class DatasetBenchmark:
 
     rows: int = 100_000
     """Rows to generate."""
+    before: str = "6f3ff21"
+    """Commit whose first build is measured too; left out where this is no clone that has it."""
     images: str | None = None
     """A folder of JPEG files in place of generated ones."""
 
@@ -93,18 +105,40 @@ def make_photos(folder: Path, count: int = 48) -> list[Path]:
     return paths
 
 
-def rows_figures(folder: Path, count: int) -> list[Row]:
+def first_build(root: Path, path: Path) -> float:
+    """Return the seconds in which the sources in a folder open rows for the first time, in a process of its own."""
+    for cache in path.parent.glob(f".{path.name}.*"):
+        cache.unlink()
+    command = [sys.executable, "-c", _BUILD, str(path)]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout)
+
+
+def build_figures(folder: Path, path: Path, config: DatasetBenchmark) -> tuple[float, list[Row]]:
+    """Time the first build, and that of the commit before, by turns; the shortest of three counts."""
+    with worktree(config.before, folder / "before") as before:
+        roots = [ROOT] if before is None else [before, ROOT]
+        seconds = [
+            min(times) for times in zip(*([first_build(root, path) for root in roots] for _ in range(3)), strict=True)
+        ]
+    first = seconds[-1]
+    figures = [Row("first build", first, "s")]
+    if before is not None:
+        figures.append(Row("first build against the commit before", first / seconds[0], "x", "<= 0.25"))
+    return first, figures
+
+
+def rows_figures(folder: Path, config: DatasetBenchmark) -> list[Row]:
     """Time opening, and measure what workers add."""
-    path = folder / "rows.json"
+    path, count = folder / "rows.json", config.rows
     make_rows(path, count)
-    begin = time.perf_counter()
-    read_rows(path)
-    first = time.perf_counter() - begin
+    first, builds = build_figures(folder, path, config)
     seconds = median_seconds({"json": lambda: json.loads(path.read_bytes()), "rows": lambda: read_rows(path)}, 5)
     figures = [
         Row(f"open {count:,} rows once built, against json.load", seconds["rows"] / seconds["json"], "x", "<= 0.2"),
         Row("the same", seconds["rows"], "s"),
-        Row("first build", first, "s"),
+        *builds,
         Row("first build against json.load", first / seconds["json"], "x"),
     ]
     if not Path("/proc/self/smaps_rollup").is_file():
@@ -215,7 +249,7 @@ def main(config: DatasetBenchmark) -> None:
         photos = sorted(Path(config.images).glob("**/*.jpg")) if config.images else make_photos(Path(name))
         if not photos:
             raise UserError(f"--images {config.images} holds no .jpg file")
-        finish("dataset", [*rows_figures(Path(name), config.rows), *image_figures(photos)])
+        finish("dataset", [*rows_figures(Path(name), config), *image_figures(photos)])
 
 
 if __name__ == "__main__":

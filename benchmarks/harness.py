@@ -2,12 +2,17 @@
 
 import json
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -62,3 +67,15 @@ def median_seconds(
             function()
             times[name].append(time.perf_counter() - begin)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+@contextmanager
+def worktree(commit: str, folder: Path) -> Iterator[Path | None]:
+    """Check a commit out into a folder for a while; None where this is no clone that has it."""
+    git = ["git", "-C", str(ROOT), "worktree"]
+    added = subprocess.run([*git, "add", "--detach", str(folder), commit], capture_output=True, check=False)
+    try:
+        yield folder if added.returncode == 0 else None
+    finally:
+        if added.returncode == 0:
+            subprocess.run([*git, "remove", "--force", str(folder)], capture_output=True, check=False)

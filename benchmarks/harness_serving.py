@@ -29,7 +29,6 @@ from cobra.models.backbones.llm.specs import TINY_FOLDER
 from cobra.models.load import build_vlm
 from cobra.models.vlms import CobraVLM
 
-ROOT = Path(__file__).parents[1]
 MODEL = "benchmark"
 PEER = "transformers"
 
@@ -86,18 +85,6 @@ def save_peer(vlm: CobraVLM, folder: Path) -> Path:
         shutil.copy(TINY_FOLDER / name, saved)
     (saved / "chat_template.jinja").write_text(_CHAT_TEMPLATE)
     return saved
-
-
-@contextmanager
-def worktree(commit: str, folder: Path) -> Iterator[Path | None]:
-    """Check a commit out into a folder for a while; None where this is no clone that has it."""
-    git = ["git", "-C", str(ROOT), "worktree"]
-    added = subprocess.run([*git, "add", "--detach", str(folder), commit], capture_output=True, check=False)
-    try:
-        yield folder if added.returncode == 0 else None
-    finally:
-        if added.returncode == 0:
-            subprocess.run([*git, "remove", "--force", str(folder)], capture_output=True, check=False)
 
 
 @contextmanager

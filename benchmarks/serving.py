@@ -18,10 +18,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from harness import Row, finish
+from harness import ROOT, Row, finish, worktree
 from harness_serving import (
     MODEL,
-    ROOT,
     Ask,
     Load,
     Reply,
@@ -35,7 +34,6 @@ from harness_serving import (
     run_clients,
     save_peer,
     save_run,
-    worktree,
 )
 from PIL import Image
 

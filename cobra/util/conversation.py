@@ -17,6 +17,8 @@ _OTHER = re.compile(
     r"|^(?:USER|ASSISTANT|### ?(?:Human|Assistant|Instruction|Response)):",
     re.MULTILINE,
 )
+# One of them stands in every match: to look for these takes a fiftieth of the time of the search.
+_SIGNS = ("|", "[", ":", "_", "s>")
 
 
 def without_placeholder(text: str) -> str:
@@ -45,9 +47,9 @@ def without_special_tokens(text: str) -> str:
 
 def has_special_tokens(text: str) -> bool:
     """Return True if the tokenizer would read a special token out of a text."""
-    return any(token in text for token in SPECIAL_TOKENS)
+    return "|" in text and any(map(text.__contains__, SPECIAL_TOKENS))
 
 
 def has_other_markers(text: str) -> bool:
     """Return True if a text holds marks of turns of other chat formats, such as `<|im_end|>`, `</s>` or `[INST]`."""
-    return _OTHER.search(text) is not None
+    return any(map(text.__contains__, _SIGNS)) and _OTHER.search(text) is not None

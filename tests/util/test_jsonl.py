@@ -138,3 +138,41 @@ def test_lines_that_are_appended_are_read_back(tmp_path):
 def test_lines_for_people_keep_their_letters():
     assert to_lines(VALUES, ensure_ascii=False) == LINES
     assert to_lines([float("inf")]) == "Infinity\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", " [ ] \n", "[1]", '[ {"a": [1, "],"]} ,\n\t{}\r\n, null, "\\ud800", -0.0, NaN, [[]] ]\n', "[1, 1]"]
+)
+def test_items_of_a_list_are_those_of_the_whole_and_bring_their_own_text(tmp_path, text):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    records = list(read_records(path, "the file", ""))
+    assert repr([record.value for record in records]) == repr(json.loads(text))
+    assert [repr(json.loads(record.json)) for record in records] == [repr(record.value) for record in records]
+    assert [record.number for record in records] == list(range(len(records)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1 2]",
+        "[1,]",
+        "[1",
+        "[",
+        "[1]]",
+        "[1] 2",
+        '[{"a": 1}, {"a": }]',
+        "[,1]",
+        '["\x01"]',
+        "[" * 100_000,
+        "\u00a0[1]",
+    ],
+)
+def test_a_list_that_is_not_json_is_told_as_the_whole_is(tmp_path, text):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as whole:
+        read_json(path, "the file", "Mend it.")
+    with pytest.raises(UserError) as items:
+        list(read_records(path, "the file", "Mend it."))
+    assert str(items.value) == str(whole.value)

@@ -53,20 +53,25 @@ def form_of(row: Any) -> Form:
     if turns is None:
         answered = any(spelled(key) in ANSWER_COLUMNS and not isinstance(row[key], list | dict) for key in row)
         return Form.FIELDS if answered else Form.ROWS
-    others = (isinstance(turn, dict) and ("role" in turn or str(turn.get("from")) in _OTHER_SPEAKERS) for turn in turns)
-    return Form.MESSAGES if "conversations" not in row or any(others) else Form.ROWS
+    if "conversations" not in row or any(map(_is_of_messages, turns)):
+        return Form.MESSAGES
+    return Form.ROWS
+
+
+def _is_of_messages(turn: Any) -> bool:
+    return isinstance(turn, dict) and ("role" in turn or str(turn.get("from")) in _OTHER_SPEAKERS)
 
 
 def turns_of(row: Row) -> list[Any] | None:
     """Return the turns of a row, under whichever name they stand; None where it has none."""
-    turns = next(
-        (row[key] for key in ("conversations", "messages") if isinstance(row.get(key), list) and row[key]), None
-    )
+    for key in ("conversations", "messages"):
+        if isinstance(turns := row.get(key), list) and turns:
+            return turns
     prompt, completion = row.get("prompt"), row.get("completion")
     # TRL's other form, of the turns before the answer and the answer.
-    if turns is None and isinstance(prompt, list) and isinstance(completion, list):
+    if isinstance(prompt, list) and isinstance(completion, list):
         return [*prompt, *completion] or None
-    return turns
+    return None
 
 
 def table_delimiter(path: Path) -> str | None:

@@ -2,8 +2,9 @@
 
 import re
 import reprlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any, TypeVar
 
 from cobra.util.conversation import PLACEHOLDER, without_special_tokens
 
@@ -53,12 +54,23 @@ _OTHER_NAME = re.compile(
 )
 # White space, and characters without a width.
 _NO_TEXT = re.compile(r"[\s\u200b-\u200f\u2060\ufeff]*")
+# A text that begins so says something: no blank, placeholder or special token stands first.
+_PLAIN_START = re.compile(r"[^\W_]|<[A-Z]")
 _WORD_IN_CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 _TURN_KEYS = ("from", "value")
-
+_ROW_KEYS = frozenset(("id", "image", "images", "conversations"))
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80
+
+
+T = TypeVar("T")
+
+
+def _remembered(function: Callable[[str], T]) -> Callable[[str], T]:
+    """Let a function of a key remember its values: a file has few keys, in every row. Long ones are not kept."""
+    cached = lru_cache(256)(function)
+    return lambda key: cached(key) if len(key) <= 100 else function(key)
 
 
 def image_of(row: Row) -> str | None:
@@ -114,7 +126,7 @@ def unread_problem(row: Row, image: str | None) -> str | None:
 def _other_pictures(row: Row) -> Iterator[str]:
     """Yield the places other than `image` and `images` of a row that hold a picture, a video or a sound."""
     for key, value in row.items():
-        if key not in ("id", "image", "images", "conversations") and _is_picture(key, value):
+        if key not in _ROW_KEYS and _is_picture(key, value):
             yield f"`{key}`"
     for turn in row["conversations"]:
         if len(turn) > 2:
@@ -124,8 +136,13 @@ def _other_pictures(row: Row) -> Iterator[str]:
 def _is_picture(key: str, value: Any) -> bool:
     if is_absent(value):
         return False
-    named = _PICTURE_KEY.fullmatch(spelled(key)) is not None and isinstance(value, str | list | dict)
+    named = _names_picture(key) and isinstance(value, str | list | dict)
     return named or (isinstance(value, str) and _PICTURE_VALUE.fullmatch(value) is not None)
+
+
+@_remembered
+def _names_picture(key: str) -> bool:
+    return _PICTURE_KEY.fullmatch(spelled(key)) is not None
 
 
 def spelled(key: str) -> str:
@@ -136,21 +153,36 @@ def spelled(key: str) -> str:
 def remarks_of(row: Row, image: str | None) -> int:
     """Return which of :data:`REMARKS` hold for a row of the right form, a bit each; `image` is :func:`image_of`'s."""
     turns = row["conversations"]
-    questions, answers = ([turn["value"] for turn in turns[first::2]] for first in (0, 1))
-    keys = [spelled(key) for key, value in row.items() if not is_absent(value)]
-    bits = sum(1 << bit for bit, form in enumerate(_UNREAD.values()) if any(map(form.fullmatch, keys)))
-    bits |= _MORE_IN_TURNS * any(len(turn) > len(_TURN_KEYS) for turn in turns)
-    placed = sum(question.count(PLACEHOLDER) for question in questions)
+    texts = [turn["value"] for turn in turns]
+    questions, answers = texts[::2], texts[1::2]
+    bits = 0
+    for key, value in row.items():
+        if key not in _ROW_KEYS and (bit := _unread_bits(key)) and not is_absent(value):
+            bits |= bit
+    has_more = max(map(len, turns)) > len(_TURN_KEYS)
+    bits |= _MORE_IN_TURNS * has_more
+    placed = sum([question.count(PLACEHOLDER) for question in questions])
     if image is not None:
-        bits |= _SECOND_PICTURE * any(True for _ in _other_pictures(row))
+        may_have_more = has_more or not row.keys() <= _ROW_KEYS
+        bits |= _SECOND_PICTURE * (may_have_more and any(True for _ in _other_pictures(row)))
     else:
         bits |= ASKS_ABOUT_IMAGE * (placed > 0)
-    several = image is not None and placed > 1
-    bits |= _STRAY_PLACEHOLDER * (several or any(PLACEHOLDER in answer and has_text(answer) for answer in answers))
-    bits |= _OTHER_PLACEHOLDER * any(_OTHER_NAME.search(question) for question in questions)
-    return bits | _EMPTY_ANSWER * any(not has_text(answer) for answer in answers)
+    for answer in answers:
+        says = has_text(answer)
+        bits |= _EMPTY_ANSWER * (not says) | _STRAY_PLACEHOLDER * (says and PLACEHOLDER in answer)
+    bits |= _STRAY_PLACEHOLDER * (image is not None and placed > 1)
+    for question in questions:
+        bits |= _OTHER_PLACEHOLDER * (("<" in question or "[" in question) and _OTHER_NAME.search(question) is not None)
+    return bits
+
+
+@_remembered
+def _unread_bits(key: str) -> int:
+    return sum(1 << bit for bit, form in enumerate(_UNREAD.values()) if form.fullmatch(spelled(key)))
 
 
 def has_text(turn: str) -> bool:
     """Return True if a turn says anything beside the placeholder of its image and the tokenizer's special tokens."""
+    if _PLAIN_START.match(turn):
+        return True
     return _NO_TEXT.fullmatch(without_special_tokens(turn).replace(PLACEHOLDER, "")) is None
