@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak check bench tiny clean
+.PHONY: help demo test soak check bench study tiny clean
 
 help:  ## Show this help.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ bench: $(INSTALLED)  ## Measure speed, memory and disk against named peers, and 
 	$(BIN)/python -m pip install --editable '.[dev,bench]'
 	test -d runs/demo/cobra-tiny-cot || $(BIN)/python scripts/demo.py
 	$(BIN)/python benchmarks/run_all.py
+
+study: $(INSTALLED)  ## Train nine tiny models with and without reasoning, and say what it did (about 25 minutes on 2 cores).
+	$(BIN)/python scripts/study.py --scenes 8000 --jobs 2
 
 check: $(INSTALLED)  ## Lint, format and type checks.
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ from importlib import import_module
 from cobra.commands.base import Command
 
 NAMES = (
-    *("demo", "doctor", "fetch", "preprocess", "mix", "prepare", "check", "train", "benchmark"),
+    *("demo", "doctor", "fetch", "preprocess", "mix", "prepare", "check", "train", "benchmark", "study"),
     *("generate", "chat", "serve", "export", "completion"),
 )
 

@@ -10,8 +10,12 @@ def main(config: BenchmarkConfig) -> None:
     """Run the benchmark."""
     with loading():
         from cobra.evaluation.benchmark import benchmark
+        from cobra.study.models import score_models
 
-    benchmark(config)
+    if config.model:
+        score_models(config)
+    else:
+        benchmark(config)
 
 
 COMMAND = Command(

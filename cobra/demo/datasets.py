@@ -8,7 +8,7 @@ import io
 import json
 import random
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -62,11 +62,12 @@ class LlavaCotSummary:
     """Kind of defect to the number of rows that have it; no row has two."""
 
 
-def write_llava_cot(folder: Path | str, n_rows: int, seed: int) -> LlavaCotSummary:
+def write_llava_cot(folder: Path | str, n_rows: int, seed: int, kinds: Sequence[str] = tuple(KINDS)) -> LlavaCotSummary:
     """Write training rows in the published form of LLaVA-CoT-100k: `train.jsonl` and `image.zip.part-aa`, -ab, -ac.
 
     A few rows carry the defects that are known of the original, so that preparing the data has something to report.
-    `n_rows` is their number before a few of them are repeated; at least 50, so that the defects stay few.
+    `n_rows` is their number before a few of them are repeated; at least 50, so that the defects stay few. `kinds` are
+    those of the questions, drawn with equal chances; see :func:`ask`.
     """
     folder = Path(folder)
     rng = random.Random(f"llava-cot {seed}")
@@ -76,7 +77,7 @@ def write_llava_cot(folder: Path | str, n_rows: int, seed: int) -> LlavaCotSumma
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as members:
         for index in _progress(n_rows, "LLaVA-CoT rows"):
-            scene, exchanges = _draw_conversation(rng, "train")
+            scene, exchanges = _draw_conversation(rng, "train", kinds)
             number = _FIRST_IMAGE_NUMBER + index
             source = rng.randrange(len(SOURCES))
             turns = [turn for exchange in exchanges for turn in _turns(exchange.question, exchange.answer)]
@@ -132,7 +133,9 @@ def write_caption_rows(folder: Path | str, n_rows: int, seed: int, max_objects: 
     return _write_rows(Path(folder), n_rows, "caption rows", draw)
 
 
-def write_question_rows(folder: Path | str, n_rows: int, seed: int) -> tuple[Path, Path]:
+def write_question_rows(
+    folder: Path | str, n_rows: int, seed: int, kinds: Sequence[str] = tuple(KINDS)
+) -> tuple[Path, Path]:
     """Write single questions about held-out scenes, every kind of question equally often, with four-stage answers.
 
     Returns:
@@ -142,7 +145,7 @@ def write_question_rows(folder: Path | str, n_rows: int, seed: int) -> tuple[Pat
     rng = random.Random(f"questions {seed}")
 
     def draw(index: int) -> tuple[Scene, Row]:
-        scene, exchange = _draw_question(rng, "held-out", tuple(KINDS)[index % len(KINDS)])
+        scene, exchange = _draw_question(rng, "held-out", kinds[index % len(kinds)])
         turns = _turns(exchange.question, exchange.answer)
         return scene, {"conversations": turns, "kind": exchange.kind, "options": list(exchange.options)}
 
@@ -174,9 +177,8 @@ def _draw_question(rng: random.Random, split: Split, kind: str) -> tuple[Scene, 
             return scene, exchange
 
 
-def _draw_conversation(rng: random.Random, split: Split) -> tuple[Scene, list[Exchange]]:
+def _draw_conversation(rng: random.Random, split: Split, kinds: Sequence[str]) -> tuple[Scene, list[Exchange]]:
     """Draw a scene with one question, or two of different kinds."""
-    kinds = tuple(KINDS)
     scene, first = _draw_question(rng, split, rng.choice(kinds))
     exchanges = [first]
     if rng.random() < _TWO_TURN_SHARE:

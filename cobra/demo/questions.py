@@ -33,7 +33,7 @@ class Exchange:
     """One question with its answer in four stages."""
 
     kind: str
-    """A key of `KINDS`."""
+    """A key of `KINDS`, or `MORE`."""
     question: str
     summary: str
     caption: str
@@ -50,8 +50,14 @@ class Exchange:
 
 
 def ask(rng: random.Random, scene: Scene, kind: str) -> Exchange | None:
-    """Draw a question of a kind in `KINDS`; None where the scene has no answer to any such question; `rng` moves on."""
-    parts = KINDS[kind](rng, scene)
+    """Draw a question of a kind; None where the scene has no answer to any such question; `rng` moves on.
+
+    Args:
+        rng: Source of the draw.
+        scene: The scene.
+        kind: A key of `KINDS`, or `MORE`.
+    """
+    parts = _more(rng, scene) if kind == MORE else KINDS[kind](rng, scene)
     return None if parts is None else Exchange(kind=kind, caption=canonical_caption(scene), **parts._asdict())
 
 
@@ -135,6 +141,21 @@ def _which(rng: random.Random, scene: Scene) -> _Parts | None:
     return _Parts(question, "I compare two rows.", _places(*pair, "row"), f"The {chosen.kind}", options)
 
 
+def _more(rng: random.Random, scene: Scene) -> _Parts | None:
+    """Ask whether one shape is there more often than another: yes and no are equally likely where both can be had."""
+    counts = {shape: sum(item.shape == shape for item in scene.objects) for shape in SHAPES}
+    pairs = [(a, b) for a in SHAPES for b in SHAPES if a != b and counts[a] + counts[b] > 0]
+    holding = [(a, b) for a, b in pairs if counts[a] > counts[b]]
+    one, other = rng.choice(holding if rng.random() < 0.5 else [pair for pair in pairs if pair not in holding])
+    question = f"Are there more {plural(one)} than {plural(other)}?"
+    reasoning = f"I see {_number(counts[one], one)} and {_number(counts[other], other)}."
+    return _Parts(question, "I count two shapes.", reasoning, "Yes" if counts[one] > counts[other] else "No")
+
+
+def _number(count: int, shape: str) -> str:
+    return f"{COUNT_WORDS[count]} {shape if count == 1 else plural(shape)}"
+
+
 def _pair(rng: random.Random, scene: Scene, axis: str) -> tuple[SceneObject, SceneObject] | None:
     """Draw two objects that their kinds identify and that lie apart along an axis, in either order."""
     single = [item for count, item in groups(scene.objects) if count == 1]
@@ -157,3 +178,7 @@ KINDS: dict[str, Callable[[random.Random, Scene], _Parts | None]] = {
     "above or below": partial(_compare, axis="row", sides=("above", "below")),
     "which": _which,
 }
+"""Kinds of the demonstration's questions."""
+
+MORE = "more"
+"""Kind of question that is answered by counting twice and comparing, for studies."""

@@ -40,6 +40,9 @@ class BenchmarkConfig:
     lmms_eval_logs: tuple[Path, ...] = ()
     """Folders with the logs of lmms-eval (its --output_path, with --log_samples), one of each model: their scores are
     compared document by document; no checkpoint is needed."""
+    model: tuple[str, ...] = ()
+    """Models to compare as a study compares its arms, `NAME=CHECKPOINT` each, any number; several of one name are that
+    arm's seeds."""
     allow_missing: bool = False
     """Score only the images that the predictions caption instead of stopping where some lack one."""
     exclude_ids: Path | None = None

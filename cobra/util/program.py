@@ -23,6 +23,7 @@ SCRIPTS = {
     "serve": "scripts/serve.py",
     "benchmark": "benchmark.py",
     "export": "scripts/export.py",
+    "study": "scripts/study.py",
 }
 # Set for a program that is a part of another one, which says itself what comes next.
 PART = "COBRA_PART"

@@ -39,6 +39,10 @@ FLAGS = {
         "lora.quantize plan.peak_tflops plan.utilisation plan.json_file "
         + " ".join([f"model.{name}" for name in MODEL.split()] + [f"dataset.{name}" for name in DATASET.split()])
     ),
+    "scripts/study.py": (
+        "arms seeds match study_dir questions questions_image_dir coco_annotations image_dir max_images lmms_eval_logs "
+        "max_new_tokens batch_size nproc jobs cell scenes scene_questions"
+    ),
     "scripts/preprocess.py": "dataset_id root_dir revision hf_token",
     "scripts/additional-datasets/lvis_instruct_4v.py": "root_dir",
     "scripts/additional-datasets/lrv_instruct.py": "root_dir",
@@ -62,6 +66,8 @@ FLAGS = {
         "max_images batch_size search beams hf_token device dtype quantize"
     ),
 }
+
+FLAGS["scripts/study.py"] += " " + FLAGS["scripts/pretrain.py"]
 
 # Runs every script's --help in one process that cannot import, or reach, what they must not need.
 RUNNER = """

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cobra.evaluation.data.captioned_image import (
     CaptionedImage,
@@ -18,6 +18,8 @@ from cobra.evaluation.data.captioned_image import (
 from cobra.evaluation.data.image_index import ImageIndex, ImageNames, KnownImages
 from cobra.preprocessing.archives import unsafe_name
 from cobra.util.errors import UserError
+
+Item = TypeVar("Item")
 
 # What download_extract("coco-captions") leaves.
 DEFAULT_ANNOTATIONS = Path("data/download/coco-captions/annotations/captions_val2017.json")
@@ -100,9 +102,9 @@ def read_names(entries: list[Any], annotations: Path) -> dict[ImageId, ImageName
     return names
 
 
-def sample(images: Sequence[CaptionedImage], count: int | None, seed: int) -> list[CaptionedImage]:
-    """Return `count` images drawn without replacement, in their own order; all where `count` is None or not smaller."""
-    if count is None or count >= len(images):
-        return list(images)
-    chosen = sorted(random.Random(seed).sample(range(len(images)), count))
-    return [images[index] for index in chosen]
+def sample(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:
+    """Return `count` items drawn without replacement, in their own order; all where `count` is None or not smaller."""
+    if count is None or count >= len(items):
+        return list(items)
+    chosen = sorted(random.Random(seed).sample(range(len(items)), count))
+    return [items[index] for index in chosen]

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from cobra.evaluation.data.captioned_image import CaptionedImage, check_file_name
+from cobra.evaluation.data.image_sources import PictureFolder, Pictures, RowPictureSource
 from cobra.preprocessing.datasets.rows import source_of
 from cobra.preprocessing.forms.training_rows import check_rows, row_namer
 from cobra.preprocessing.packed.files import is_packed
+from cobra.preprocessing.packed.rows import packed_sha256
 from cobra.reasoning.trace import extract_reasoning_trace
 from cobra.util.conversation import without_placeholder
 from cobra.util.errors import UserError
+from cobra.util.files import sha256_file
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class ConclusionRow:
     conclusion: str
     source: str
     """The data set that the row is from: the first folder of its image's path."""
+    kind: str | None = None
+    """Kind of its question, where the row names one under `kind`."""
 
     @property
     def captioned(self) -> CaptionedImage:
@@ -72,10 +77,22 @@ def read_holdout(path: Path) -> Holdout:
         else:
             check_file_name(row["image"], name(number, row))
             question = without_placeholder(turns[0]["value"])
-            rows.append(ConclusionRow(number, row.get("id"), row["image"], question, conclusion, source_of(row)))
+            kind = row.get("kind") if isinstance(row.get("kind"), str) else None
+            rows.append(ConclusionRow(number, row.get("id"), row["image"], question, conclusion, source_of(row), kind))
     if not rows:
         raise UserError(
             f"{path} has no row to score: {without_conclusion} have no CONCLUSION in their first answer, "
             f"{without_image} no image. Give rows with four-stage answers, such as llava_cot_100k_holdout.json."
         )
     return Holdout(rows, without_conclusion, without_image)
+
+
+def holdout_sha256(path: Path) -> str:
+    """Return the digest of a file or data set of held-out rows."""
+    return packed_sha256(path)[0] if is_packed(path) else sha256_file(path)
+
+
+def holdout_pictures(path: Path, image_dir: Path | None) -> Pictures:
+    """Return the source of the images of held-out rows: inside the rows, or in a folder, by default the file's."""
+    folder = PictureFolder(image_dir or path.parent)
+    return RowPictureSource(path, folder) if is_packed(path) else folder

@@ -119,6 +119,7 @@ def answer_variants(
     own_stages: bool,
     world: World,
     console: Console,
+    scratchpads: Sequence[bool] = (False, True),
 ) -> Answered:
     """Let a model answer the final prompt about every image, at once and after a scratchpad; the same on every process.
 
@@ -136,6 +137,7 @@ def answer_variants(
             :mod:`cobra.evaluation.responses.protocol`.
         world: The processes; windows of images are dealt over them.
         console: Console of the main process.
+        scratchpads: Variants that are answered: False at once, True after a scratchpad.
 
     Raises:
         UserError: The final prompt is too long for the model, a batch is too large for the device's memory, or
@@ -144,7 +146,7 @@ def answer_variants(
     generator = BatchGenerator(vlm, protocol, own_stages)
     generator.check(images)
     variants = []
-    for scratchpad in (False, True):
+    for scratchpad in scratchpads:
         # All that answers depend on beside the image: batches, devices and processes are a matter of rounding.
         settings = {name: getattr(vlm, name) for name in ("model_id", "checkpoint_sha256")}
         settings["dtype"] = str(vlm.dtype).removeprefix("torch.")

@@ -9,8 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cobra.evaluation.data.coco import sample
-from cobra.evaluation.data.holdout_rows import read_holdout
-from cobra.evaluation.data.image_sources import PictureFolder, Pictures, RowPictureSource
+from cobra.evaluation.data.holdout_rows import holdout_pictures, holdout_sha256, read_holdout
 from cobra.evaluation.metrics.base import MeanMetric, Metrics
 from cobra.evaluation.metrics.caption_scorer import valid_structure
 from cobra.evaluation.metrics.conclusion_accuracy import ConclusionScore, score_conclusions
@@ -18,9 +17,6 @@ from cobra.evaluation.report.results import VariantResult
 from cobra.evaluation.report.words import CONCLUSION_WORDS
 from cobra.evaluation.responses.protocol import Answer
 from cobra.evaluation.tasks.base import SAMPLE_SEED, Questions, Scores, Task
-from cobra.preprocessing.packed.files import is_packed
-from cobra.preprocessing.packed.rows import packed_sha256
-from cobra.util.files import sha256_file
 from cobra.util.jsonl import to_lines
 from cobra.util.numbers import counted, part_of
 
@@ -40,7 +36,7 @@ class ConclusionTask(Task):
         images = sample([row.captioned for row in holdout.rows], self.config.max_images, SAMPLE_SEED)
         chosen = {image.image_id for image in images}
         self._rows = [row for row in holdout.rows if row.number in chosen]
-        digest = packed_sha256(path)[0] if is_packed(path) else sha256_file(path)
+        digest = holdout_sha256(path)
         remark = f"{part_of(len(images), len(holdout.rows))} questions of {path}"
         if holdout.without_conclusion or holdout.without_image:
             remark += (
@@ -49,17 +45,13 @@ class ConclusionTask(Task):
             )
         return Questions(
             images,
-            self._pictures(path),
+            holdout_pictures(path, self.config.image_dir),
             {"annotations": {"path": str(path), "form": "LLaVA-CoT rows", "sha256": digest}},
             tokenizer="conclusion-rules",
             questions_sha256=digest,
             remarks=[remark],
             words=CONCLUSION_WORDS,
         )
-
-    def _pictures(self, path: Path) -> Pictures:
-        folder = PictureFolder(self.config.image_dir or path.parent)
-        return RowPictureSource(path, folder) if is_packed(path) else folder
 
     def score(self, answers: Mapping[str, Sequence[Answer]], console: Console) -> Scores:
         """Compare the conclusions of every variant with the right ones."""

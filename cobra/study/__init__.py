@@ -1,0 +1,1 @@
+"""Studies of matched arms: the same checkpoint trained on variations of the same rows, over seeds, and one verdict."""

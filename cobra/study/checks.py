@@ -1,0 +1,93 @@
+"""Checks of a study, made before anything is trained: its flags, its checkpoint, and the settings of its folder."""
+
+import json
+from collections.abc import Mapping
+
+import draccus
+
+from cobra.models.run_folder import find_checkpoint
+from cobra.preprocessing.datasets.answer_forms import check_answer_form
+from cobra.study.cells import cells_of, training_config
+from cobra.study.config import StudyConfig
+from cobra.study.matching import MATCHES
+from cobra.training.check_run import check_run
+from cobra.training.config import PretrainConfig
+from cobra.util.errors import UserError, check_known, check_values
+from cobra.util.files import read_json, write_json
+from cobra.util.tokens import read_hf_token
+
+SETTINGS = "settings.json"
+
+# Flags of training that every cell has its own of.
+_OWN = ("seed", "run_id", "run_root_dir")
+# Flags that only say how the work is spread.
+_FREE = frozenset(
+    ("nproc", "jobs", "cell", "device", "num_workers", "page", "plan", "hf_token", "batch_size", "lmms_eval_logs")
+    + ("study_dir",)
+)
+
+
+def check_flags(config: StudyConfig) -> None:
+    """Raise a UserError where flags make no sense by themselves or together."""
+    for arm in config.arms:
+        check_answer_form(arm)
+    check_known(config.match, MATCHES, "--match")
+    for name, values in (("arms", config.arms), ("seeds", config.seeds)):
+        twice = sorted({str(value) for value in values if values.count(value) > 1})
+        if twice:
+            raise UserError(f"--{name} has {', '.join(twice)} more than once: each counts as one of its own")
+    cells = len(config.arms) * len(config.seeds)
+    check_values(
+        {
+            name: (getattr(config, name), getattr(config, name) >= 1, "at least 1")
+            for name in ("nproc", "jobs", "batch_size")
+        }
+        | {"arms": (config.arms, len(config.arms) >= 2, "two or more")}
+        | {"seeds": (config.seeds, len(config.seeds) >= 1, "one or more")}
+        | {"max_new_tokens": (config.max_new_tokens, config.max_new_tokens >= 1, "at least 1")}
+        | {"cell": (config.cell, config.cell is None or 0 <= config.cell < cells, f"from 0 to {cells - 1}")}
+    )
+    defaults, given = PretrainConfig(), []
+    given += ["--dataset.answer"] * (config.dataset.answer != "full")
+    given += [f"--{name}" for name in _OWN if getattr(config, name) != getattr(defaults, name)]
+    if given:
+        raise UserError(
+            f"{', '.join(given)}: a study sets this for each of its arms; give --arms, --seeds, --study_dir"
+        )
+    if config.dry_run:
+        raise UserError("--dry_run plans one training, and a study has many: give it to scripts/pretrain.py")
+    if config.pretrained_checkpoint is None:
+        raise UserError("--pretrained_checkpoint is missing: all arms start from one checkpoint, such as cobra+3b")
+    check_run(training_config(config, cells_of(config)[0], None), config.nproc)
+    _check_checkpoint(config)
+
+
+def _check_checkpoint(config: StudyConfig) -> None:
+    source = find_checkpoint(str(config.pretrained_checkpoint), read_hf_token(config.hf_token))
+    for name in ("llm_backbone_id", "vision_backbone_id", "arch_specifier"):
+        if source.fields[name] != getattr(config.model, name):
+            raise UserError(
+                f"the checkpoint {config.pretrained_checkpoint} has {name} {source.fields[name]}, and --model.type "
+                f"{config.model.model_id} has {getattr(config.model, name)}: give the --model.type that it is of"
+            )
+
+
+def check_settings(config: StudyConfig, exam_sha256: str, steps: Mapping[str, int | None]) -> None:
+    """Compare the study's settings with those that its folder was begun with, and keep them where it is new."""
+    values = {name: value for name, value in draccus.encode(config).items() if name not in _FREE}
+    values = json.loads(json.dumps(values | {"exam_sha256": exam_sha256, "steps": dict(steps)}, default=str))
+    file = config.study_dir / SETTINGS
+    if not file.is_file():
+        config.study_dir.mkdir(parents=True, exist_ok=True)
+        write_json(file, values)
+        return
+    before = read_json(file, "the settings of the study")
+    # More seeds and arms may join: what is there stays right.
+    changed = [name for name in values if name not in ("arms", "seeds", "steps") and before.get(name) != values[name]]
+    changed += [f"steps of {arm}" for arm, count in values["steps"].items() if before["steps"].get(arm, count) != count]
+    if changed:
+        raise UserError(
+            f"{config.study_dir} holds a study with other settings ({', '.join(changed)}): its scores cannot be "
+            "compared with new ones. Give these settings again, or another --study_dir"
+        )
+    write_json(file, values | {"steps": before["steps"] | values["steps"]})

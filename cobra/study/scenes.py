@@ -1,0 +1,80 @@
+"""Study on rendered scenes: the demonstration's data and small model, with settings of half an hour on two cores."""
+
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import FileLock
+from rich.console import Console
+
+from cobra.conf import DatasetConfig, ModelConfig
+from cobra.demo.datasets import write_llava_cot, write_question_rows
+from cobra.demo.questions import KINDS, MORE
+from cobra.demo.run import BASE
+from cobra.study.config import StudyConfig
+from cobra.util.errors import UserError, check_values
+from cobra.util.program import PART, program
+
+SCENE_KINDS = (*(kind for kind in KINDS if kind != "describe"), MORE)
+"""Kinds of questions: to read off one colour or shape needs no trace, to count or compare what was looked up may."""
+
+_SEED = 7
+_STEPS = 400
+_LEAST_ROWS = 50
+
+
+def with_scenes(config: StudyConfig) -> StudyConfig:
+    """Return the study of rendered scenes where `--scenes` asks for it, its data made; any other one as it is.
+
+    Raises:
+        UserError: A number is too small, or the rows could not be prepared.
+    """
+    if config.scenes is None:
+        return config
+    least = len(SCENE_KINDS)
+    check_values(
+        {
+            "scenes": (config.scenes, config.scenes >= _LEAST_ROWS, f"at least {_LEAST_ROWS}"),
+            "scene_questions": (config.scene_questions, config.scene_questions >= least, f"at least {least}"),
+        }
+    )
+    data = config.study_dir / f"data-{config.scenes}-{config.scene_questions}"
+    config.study_dir.mkdir(parents=True, exist_ok=True)
+    # Jobs of an array begin together: one draws, the others wait.
+    with FileLock(f"{data}.lock"):
+        _draw(config, data)
+    questions = data / "questions"
+    # A number of steps that was given on the command line stays.
+    steps = config.model.finetune_max_steps or _STEPS
+    model = ModelConfig.get_choice_class(BASE)(
+        finetune_max_steps=steps,
+        finetune_learning_rate=2e-3,
+        finetune_global_batch_size=32,
+        finetune_per_device_batch_size=32,
+    )
+    return replace(
+        config,
+        dataset=DatasetConfig.get_choice_class("llava-cot-100k")(dataset_root_dir=data, holdout_components=None),
+        model=model,
+        pretrained_checkpoint=BASE,
+        device="cpu",
+        questions=questions / "rows.json",
+        questions_image_dir=questions / "images",
+        max_new_tokens=min(config.max_new_tokens, 160),
+        batch_size=32,
+    )
+
+
+def _draw(config: StudyConfig, data: Path) -> None:
+    """Draw rows and questions and prepare the rows, where that has not been done."""
+    cot = data / "download" / "llava-cot-100k"
+    if (cot / "llava_cot_100k.json").is_file():
+        return
+    say = Console(highlight=False, soft_wrap=True).print
+    say(f"drawing {config.scenes:,} rows and {config.scene_questions:,} questions in {data}")
+    write_llava_cot(cot, config.scenes or 0, _SEED, SCENE_KINDS)
+    write_question_rows(data / "questions", config.scene_questions, _SEED, SCENE_KINDS)
+    words = [*program("prepare"), "--dataset_root", str(data), "--llm_backbone_id", "mamba-0.5m-zephyr"]
+    if code := subprocess.run(words, env=os.environ | {PART: "study"}, check=False).returncode:
+        raise UserError(f"the rows in {data} could not be prepared (code {code}); the messages are above")

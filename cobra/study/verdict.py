@@ -1,0 +1,109 @@
+"""Verdict of a study in words that claim no more than its numbers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cobra.preprocessing.datasets.answer_forms import CONCLUSION, FULL, SHUFFLED
+from cobra.study.effects import POWER, Effect
+from cobra.study.exam import Score
+from cobra.util.numbers import counted
+
+START = "start"
+"""Name of the checkpoint that all arms begin from."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two arms of a study and what lies between them in one measure."""
+
+    first: str
+    second: str
+    about: str
+    """Cause that the difference shows, as the object of a sentence."""
+    measure: str
+    effect: Effect
+    kinds: Mapping[str, Effect]
+    """Effects by kind of question, corrected for their number; empty where the measure has no kinds."""
+    is_of_arms: bool = True
+    """False where two single models are compared: nothing is known of other seeds."""
+
+
+def pairs_of(arms: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Return the pairs of arms that are compared, each with the cause that it shows.
+
+    Arms of `--dataset.answer` are compared with what shows one cause each; any others with the first one.
+    """
+    if FULL not in arms and not (START in arms and CONCLUSION in arms):
+        return [(arms[0], arm, f"taking {arm} in place of {arms[0]}") for arm in arms[1:]]
+    pairs = []
+    if START in arms:
+        trained, what = (CONCLUSION, "conclusions alone") if CONCLUSION in arms else (FULL, "whole answers")
+        pairs.append((START, trained, f"training on these rows, {what}"))
+    if FULL in arms:
+        if CONCLUSION in arms:
+            pairs.append((CONCLUSION, FULL, "reasoning: the stages before the conclusion"))
+        if SHUFFLED in arms:
+            pairs.append((SHUFFLED, FULL, "what the stages say: right ones in place of another row's"))
+        others = [arm for arm in arms if arm not in (START, FULL, CONCLUSION, SHUFFLED)]
+        pairs += [(arm, FULL, f"the full form in place of {arm}") for arm in others]
+    return pairs
+
+
+def verdict(comparisons: Sequence[Comparison], scores: Mapping[str, Sequence[Score]], n: int, seeds: int) -> list[str]:
+    """Return a sentence for each comparison, and one on what the study cannot tell.
+
+    Args:
+        comparisons: Pairs of arms with what lies between them.
+        scores: Scores of every arm's models, for what an answer costs.
+        n: Questions.
+        seeds: Models of the arm that has fewest.
+    """
+    sentences = [_sentence(comparison) + _cost(comparison, scores) for comparison in comparisons]
+    sentences.append(
+        f"These are {counted(n, 'question')} and {counted(seeds, 'model')} an arm; another data set, model size or "
+        "limit of tokens may give another answer."
+    )
+    return sentences
+
+
+def _sentence(comparison: Comparison) -> str:
+    effect, about = comparison.effect, comparison.about
+    size = f"{100 * effect.difference:+.1f} points of {comparison.measure} from {comparison.first} to "
+    size += comparison.second
+    if np.isnan(effect.p_value):
+        return (
+            f"Nothing can be said of {about}: with one seed an arm a difference of {size} may be the seed's. Two "
+            "seeds or more tell."
+        )
+    interval = f"95 % interval {100 * effect.low:+.1f} to {100 * effect.high:+.1f}, p = {effect.p_value:.2g}"
+    kinds = [f"{kind} ({100 * part.difference:+.1f})" for kind, part in comparison.kinds.items() if part.is_claimed]
+    if not effect.is_claimed:
+        return (
+            f"No effect of {about} can be claimed: {size} ({interval}). An effect of {100 * effect.smallest:.1f} "
+            f"points would have been seen with a probability of {100 * POWER:.0f} %."
+            + (f" Single kinds do differ: {', '.join(kinds)}." if kinds else "")
+        )
+    verb = "helped" if effect.difference > 0 else "did harm"
+    where = f" By kind it is seen in {', '.join(kinds)}." if kinds else ""
+    if comparison.kinds and not kinds:
+        where = " No single kind of question shows it alone."
+    if not comparison.is_of_arms:
+        where += " This is about these two models: what other seeds would have given is not known."
+    return f"{about[0].upper()}{about[1:]} {verb}: {size} ({interval}).{where}"
+
+
+def _cost(comparison: Comparison, scores: Mapping[str, Sequence[Score]]) -> str:
+    """Return what an answer of both arms costs, where that is known."""
+    words = []
+    for arm in (comparison.first, comparison.second):
+        # Costs are those of the first measure's answers; logs of lmms-eval have none.
+        if arm not in scores or comparison.measure != next(iter(scores[arm][0].values)):
+            return ""
+        tokens = [score.tokens for score in scores[arm] if score.tokens is not None]
+        seconds = [score.seconds for score in scores[arm] if score.seconds is not None]
+        if not tokens:
+            return ""
+        words.append(f"{np.mean(tokens):.0f} tokens" + (f" and {np.mean(seconds):.3f} s" if seconds else ""))
+    return f" An answer of {comparison.first} takes {words[0]}, one of {comparison.second} {words[1]}."

@@ -1,0 +1,75 @@
+"""Models that are there already: one protocol for all, several of a name as its seeds, and one page."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from cobra.evaluation.config import CONCLUSIONS, BenchmarkConfig
+from cobra.export.config import ExportConfig
+from cobra.export.export import export
+from cobra.study.exam import CAPTIONS
+from cobra.study.models import check_models, score_models
+from cobra.study.report import PAGE, RESULT
+from cobra.util.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"model": ("full=a", "b")}, "--model b: NAME=PLACE was expected"),
+        ({"model": ("full=a", "full=b")}, "two names or more"),
+        ({"model": ("full=a", "other=a")}, "names a more than once"),
+        ({"model": ("full=a", "other=b"), "checkpoint": "c"}, "no use for --checkpoint"),
+        ({"model": ("full=a", "other=b"), "search": "vote"}, "no use for --search"),
+    ],
+)
+def test_models_that_cannot_be_compared_are_refused(values, said):
+    with pytest.raises(UserError, match=said):
+        check_models(BenchmarkConfig(**values))
+
+
+def test_models_answer_under_one_protocol_and_equal_ones_show_no_effect(scene_rows, tmp_path, capsys):
+    """The packaged model against copies of it, one with another number in it, on questions and on captions."""
+    copies = [export(ExportConfig("cobra-tiny", tmp_path / name, "safetensors")) for name in ("one", "two")]
+    tensors = load_file(copies[1] / "model.safetensors")
+    next(iter(tensors.values())).view(-1)[0] += 1e-6
+    save_file(tensors, copies[1] / "model.safetensors")
+    models = ("start=cobra-tiny", f"full={copies[0]}", f"full={copies[1]}")
+    config = BenchmarkConfig(
+        model=models,
+        task=CONCLUSIONS,
+        llava_cot_annotations=scene_rows / "rows.json",
+        image_dir=scene_rows / "images",
+        output_dir=tmp_path / "out",
+        max_new_tokens=4,
+        batch_size=21,
+        max_images=14,
+        device="cpu",
+    )
+    score_models(config)
+    told = capsys.readouterr().out
+    assert "No effect of training on these rows, whole answers can be claimed: +0.0 points" in told
+    result = json.loads((config.output_dir / RESULT).read_text())
+    assert [len(result["arms"][arm]) for arm in ("start", "full")] == [1, 2] and len(result["kinds"]) == 14
+    assert (config.output_dir / PAGE).is_file()
+    again = replace(config, model=(*models[:2], f"full={shutil.copytree(copies[0], tmp_path / 'three')}"))
+    with pytest.raises(UserError, match="of full two checkpoints hold the same weights"):
+        score_models(again)
+    captions = tmp_path / "captions.json"
+    captions.write_text(json.dumps({f"{number:06d}.png": ["A red circle at the top."] for number in range(4)}))
+    score_models(
+        BenchmarkConfig(
+            model=models[:2],
+            coco_annotations=str(captions),
+            image_dir=scene_rows / "images",
+            output_dir=tmp_path / "captions",
+            max_new_tokens=24,
+            device="cpu",
+        )
+    )
+    result = json.loads((tmp_path / "captions" / RESULT).read_text())
+    assert list(result["arms"]["full"][0]["values"]) == [CAPTIONS]
+    assert result["comparisons"][0]["is_of_arms"] is False

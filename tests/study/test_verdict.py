@@ -1,0 +1,124 @@
+"""Words of a verdict claim what the numbers carry and no more; the page holds them all."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cobra.study.exam import CAPTIONS, CONCLUSIONS, Score
+from cobra.study.logs import read_logged_scores
+from cobra.study.report import PAGE, RESULT, Findings, compare, report
+from cobra.study.verdict import pairs_of
+from cobra.util.errors import UserError
+
+QUESTIONS = 300
+KINDS = ["count", "colour"] * (QUESTIONS // 2)
+
+
+def models(share, seeds=3, base=0, counting=0.0):
+    """Scores of an arm that is right with a probability, by so much more often where a question counts."""
+    scores = []
+    for seed in range(seeds):
+        rng = np.random.default_rng(100 * base + seed)
+        chances = share + counting * (np.arange(QUESTIONS) % 2 == 0)
+        values = (rng.random(QUESTIONS) < chances).astype(float).tolist()
+        scores.append(Score({CONCLUSIONS: values}, tokens=10.0 * (base + 1), seconds=0.5, valid=1.0, sha256="a"))
+    return scores
+
+
+def findings(scores, fixed=("start",), **values):
+    return Findings(scores, KINDS, {"rows": "mine"}, frozenset(fixed), **values)
+
+
+def test_pairs_show_one_cause_each():
+    pairs = [pair[:2] for pair in pairs_of(["start", "full", "conclusion", "shuffled", "without:CAPTION"])]
+    assert pairs == [
+        ("start", "conclusion"), ("conclusion", "full"), ("shuffled", "full"), ("without:CAPTION", "full")
+    ]  # fmt: skip
+    assert [pair[:2] for pair in pairs_of(["start", "full", "shuffled"])] == [("start", "full"), ("shuffled", "full")]
+    assert [pair[:2] for pair in pairs_of(["a", "b", "c"])] == [("a", "b"), ("a", "c")]
+
+
+def test_an_effect_is_claimed_with_its_kinds_and_what_it_costs(tmp_path):
+    scores = {"start": models(0.1, 1), "full": models(0.5, base=1, counting=0.4), "conclusion": models(0.5, base=2)}
+    data, reasoning, limits = report(findings(scores), tmp_path)
+    assert "training on these rows, conclusions alone helped" in data.lower()
+    assert reasoning.startswith("Reasoning: the stages before the conclusion helped: +") and "in count (+" in reasoning
+    assert "An answer of conclusion takes 30 tokens and 0.500 s, one of full 20 tokens and 0.500 s." in reasoning
+    assert limits.startswith("These are 300 questions and 3 models an arm")
+    page = (tmp_path / PAGE).read_text()
+    assert all(sentence in page for sentence in (data, reasoning, limits)) and "| count | +" in page
+    result = json.loads((tmp_path / RESULT).read_text())
+    assert result["verdict"] == [data, reasoning, limits]
+    assert [len(result["arms"][arm]) for arm in scores] == [1, 3, 3]
+    assert result["comparisons"][1]["effect"]["difference"] == pytest.approx(0.2, abs=0.05)
+
+
+def test_no_effect_is_said_with_the_smallest_that_would_have_been_seen(tmp_path):
+    scores = {"start": models(0.5, 1), "full": models(0.5, base=1), "conclusion": models(0.5, base=2)}
+    _, reasoning, _ = report(findings(scores), tmp_path)
+    assert (
+        reasoning.startswith("No effect of reasoning")
+        and "would have been seen with a probability of 80 %" in reasoning
+    )
+
+
+def test_one_seed_says_nothing_and_harm_is_called_harm(tmp_path):
+    single = {"start": models(0.5, 1), "full": models(0.9, 1, base=1), "conclusion": models(0.2, 1, base=2)}
+    assert report(findings(single), tmp_path)[1].startswith("Nothing can be said of reasoning")
+    worse = {"start": models(0.5, 1), "full": models(0.2, base=1), "conclusion": models(0.6, base=2)}
+    assert "did harm: -" in report(findings(worse), tmp_path)[1]
+
+
+def test_two_single_models_are_compared_as_themselves(tmp_path):
+    scores = {"mine": models(0.3, 1), "yours": models(0.6, 1, base=1)}
+    sentence = report(findings(scores, fixed=("mine", "yours")), tmp_path)[0]
+    assert sentence.startswith("Taking yours in place of mine helped")
+    assert "what other seeds would have given is not known" in sentence
+
+
+def test_failed_arms_and_other_measures_are_on_the_page(tmp_path):
+    scores = {"start": models(0.5, 1), "full": models(0.5, base=1), "conclusion": models(0.5, base=2)}
+    for arm in scores.values():
+        for model in arm:
+            model.values[CAPTIONS] = [1.5, 0.5]
+    report(findings(scores, failed={"full-3": "out of memory"}), tmp_path)
+    page = (tmp_path / PAGE).read_text()
+    assert "full-3: out of memory" in page and f"{CAPTIONS}, %" in page
+    measures = [comparison.measure for comparison in compare(scores, KINDS, frozenset({"start"}))]
+    assert measures == [CONCLUSIONS, CONCLUSIONS, CAPTIONS, CAPTIONS]
+
+
+def log(folder, values):
+    folder.mkdir(parents=True)
+    lines = [{"doc_id": n, "target": "a", "filtered_resps": ["a"], "acc": value} for n, value in enumerate(values)]
+    (folder / "20260101_samples_mine.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return folder
+
+
+def test_logs_of_lmms_eval_are_measures_of_the_arms(tmp_path):
+    first, second = log(tmp_path / "a", [1, 0, 1]), log(tmp_path / "b", [0, 0, 1])
+    scores = read_logged_scores([f"full={first}", f"conclusion={second}"], ["full", "conclusion"])
+    assert scores["full"][0].values == {"mine (acc)": [1, 0, 1]}
+    assert scores["conclusion"][0].values == {"mine (acc)": [0, 0, 1]}
+    with pytest.raises(UserError, match="no arm is called best"):
+        read_logged_scores([f"best={first}"], ["full"])
+    with pytest.raises(UserError, match="NAME=PLACE was expected"):
+        read_logged_scores([str(first)], ["full"])
+    assert read_logged_scores([], ["full"]) == {}
+
+
+def test_logs_of_an_arm_without_scores_and_single_seeds_still_give_strict_json(tmp_path):
+    scores = {"start": models(0.5, 1), "full": models(0.5, base=1), "conclusion": models(0.5, base=2)}
+    logged = {arm: [Score({"mine (acc)": [1.0, 0.0, 1.0]})] for arm in ("full", "shuffled")}
+    sentences = report(findings(scores, logged=logged), tmp_path)
+    assert not any("tokens" in sentence for sentence in sentences if "mine (acc)" in sentence)
+    text = (tmp_path / RESULT).read_text()
+    assert "NaN" not in text and json.loads(text)["comparisons"][-1]["effect"]["p_value"] is None
+
+
+def test_kinds_that_differ_are_named_where_the_whole_shows_nothing(tmp_path):
+    opposed = models(0.75, counting=-0.5, base=1)
+    scores = {"start": models(0.5, 1), "full": opposed, "conclusion": models(0.5, base=2)}
+    reasoning = report(findings(scores), tmp_path)[1]
+    assert reasoning.startswith("No effect of reasoning") and "Single kinds do differ: count (-" in reasoning
