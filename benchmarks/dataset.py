@@ -111,7 +111,8 @@ def first_build(root: Path, path: Path) -> float:
         cache.unlink()
     command = [sys.executable, "-c", _BUILD, str(path)]
     environment = os.environ | {"PYTHONPATH": str(root)}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    # From its folder, which comes before PYTHONPATH.
+    done = subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return float(done.stdout)
 
 

@@ -14,8 +14,8 @@ the form of the answers (`--dataset.answer`). All models answer the same questio
 tokens, and a conclusion is right by the rules of [metrics](metrics.md). An effect is the difference of two arms' means
 over seeds and questions; its interval and test count the spread of questions and that of seeds, with Satterthwaite's
 degrees of freedom. Each comparison of two arms is a question of its own, claimed at p < 0.05; effects by kind are
-corrected by Holm's method. The smallest effect is the true difference that
-these numbers of questions and seeds would have claimed with a probability of 80 %.
+corrected by Holm's method. The smallest effect is the true difference that these numbers of questions and seeds would
+have claimed with a probability of 80 %.
 """
 
 

@@ -17,6 +17,7 @@ from cobra.study.logs import read_logged_scores
 from cobra.study.matching import open_arms, questions_of, steps_of
 from cobra.study.report import PAGE, RESULT, Findings, report
 from cobra.study.verdict import START
+from cobra.training.config import stage_hyperparameters
 from cobra.training.preemption import StopRequests
 from cobra.util.distributed import World, join_world
 from cobra.util.errors import UserError
@@ -139,12 +140,14 @@ def _report(
     study: _Study, scores: dict[str, list[Score]], failed: dict[str, str], logged: dict[str, list[Score]]
 ) -> None:
     config = study.config
-    steps = ", ".join(f"{arm} {count}" for arm, count in study.steps.items() if count is not None)
+    flags = stage_hyperparameters(config.model, config.stage)
+    usual = f"{flags.epochs} epochs" if flags.max_steps is None else str(flags.max_steps)
+    steps = {arm: usual if count is None else str(count) for arm, count in study.steps.items()}
     about = {
         "starts from": f"{config.pretrained_checkpoint} (sha256 {scores[START][0].sha256[:12]})",
         "rows": config.dataset.dataset_id,
         "equal in all arms": config.match,
-        "steps": steps or "as the flags say",
+        "steps": ", ".join(f"{arm} {count}" for arm, count in steps.items()),
         "questions": f"{len(study.exam.rows):,} (sha256 {study.exam.sha256[:12]})",
         "most new tokens": str(config.max_new_tokens),
         "seeds": ", ".join(map(str, config.seeds)),

@@ -40,12 +40,12 @@ def pairs_of(arms: Sequence[str]) -> list[tuple[str, str, str]]:
     pairs = []
     if START in arms:
         trained, what = (CONCLUSION, "conclusions alone") if CONCLUSION in arms else (FULL, "whole answers")
-        pairs.append((START, trained, f"training on these rows, {what}"))
+        pairs.append((START, trained, f"training on these rows ({what})"))
     if FULL in arms:
         if CONCLUSION in arms:
-            pairs.append((CONCLUSION, FULL, "reasoning: the stages before the conclusion"))
+            pairs.append((CONCLUSION, FULL, "reasoning before the conclusion"))
         if SHUFFLED in arms:
-            pairs.append((SHUFFLED, FULL, "what the stages say: right ones in place of another row's"))
+            pairs.append((SHUFFLED, FULL, "stages that fit the question, in place of another row's,"))
         others = [arm for arm in arms if arm not in (START, FULL, CONCLUSION, SHUFFLED)]
         pairs += [(arm, FULL, f"the full form in place of {arm}") for arm in others]
     return pairs

@@ -51,7 +51,7 @@ def test_models_answer_under_one_protocol_and_equal_ones_show_no_effect(scene_ro
     )
     score_models(config)
     told = capsys.readouterr().out
-    assert "No effect of training on these rows, whole answers can be claimed: +0.0 points" in told
+    assert "No effect of training on these rows (whole answers) can be claimed: +0.0 points" in told
     result = json.loads((config.output_dir / RESULT).read_text())
     assert [len(result["arms"][arm]) for arm in ("start", "full")] == [1, 2] and len(result["kinds"]) == 14
     assert (config.output_dir / PAGE).is_file()

@@ -42,8 +42,8 @@ def test_pairs_show_one_cause_each():
 def test_an_effect_is_claimed_with_its_kinds_and_what_it_costs(tmp_path):
     scores = {"start": models(0.1, 1), "full": models(0.5, base=1, counting=0.4), "conclusion": models(0.5, base=2)}
     data, reasoning, limits = report(findings(scores), tmp_path)
-    assert "training on these rows, conclusions alone helped" in data.lower()
-    assert reasoning.startswith("Reasoning: the stages before the conclusion helped: +") and "in count (+" in reasoning
+    assert "training on these rows (conclusions alone) helped" in data.lower()
+    assert reasoning.startswith("Reasoning before the conclusion helped: +") and "in count (+" in reasoning
     assert "An answer of conclusion takes 30 tokens and 0.500 s, one of full 20 tokens and 0.500 s." in reasoning
     assert limits.startswith("These are 300 questions and 3 models an arm")
     page = (tmp_path / PAGE).read_text()
