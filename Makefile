@@ -22,7 +22,7 @@ demo: $(INSTALLED)  ## Fine-tune the tiny model on four-stage answers and score 
 	$(BIN)/python scripts/demo.py
 
 test: $(INSTALLED)  ## Run the tests, up to four files at once.
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 soak: $(INSTALLED)  ## Run the long forms of the drills: many kills, large archives.
 	$(BIN)/python -m pytest -m slow

@@ -75,6 +75,15 @@ def test_a_run_stops_while_there_is_time_before_the_end_of_its_job():
     assert StopRequests(job_ends=time.time() - 100).agreed(CPU, reserve=150) == (None, False)
 
 
+@pytest.fixture
+def heeded():
+    """Heed SIGHUP, which nohup has tests ignore."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
 def test_a_request_is_taken_at_once_while_a_run_starts_and_between_steps_when_it_trains(number):
     with StopRequests() as stop:

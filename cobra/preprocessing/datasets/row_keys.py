@@ -82,6 +82,9 @@ def image_of(row: Row) -> str | None:
     Raises:
         ValueError: It has several images, or one that is not a path; the text follows the row's name.
     """
+    image = row.get("image")
+    if isinstance(image, str) and "images" not in row and not is_absent(image):
+        return image
     paths = {path for key in ("image", "images") if (path := _only_path(key, row.get(key))) is not None}
     if len(paths) > 1:
         raise ValueError(f"has one image under `image` and another under `images`; {ONE_IMAGE}")

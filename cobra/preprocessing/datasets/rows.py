@@ -71,7 +71,7 @@ def _check_turns(row: dict[str, Any]) -> None:
             raise RowError(Defect.BAD_TURN, f"has a turn {number} without a text in 'value'")
         try:
             # JSON's escapes can spell half a surrogate pair.
-            turn["value"].encode()
+            turn["value"].isascii() or turn["value"].encode()
         except UnicodeEncodeError as error:
             detail = f"has a turn {number} whose text holds half a surrogate pair, which no tokenizer can read"
             raise RowError(Defect.MALFORMED, detail) from error

@@ -45,6 +45,7 @@ def test_verdicts_accuracy_and_sources(tmp_path):
         "question": CHOICE,
         "conclusion": "B",
         "source": "sqa",
+        "kind": None,
         "given": "blue",
         "found": "conclusion",
         "match": "option letter",
