@@ -10,6 +10,8 @@ import os
 import pickle
 import pwd
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -119,6 +121,35 @@ def test_words_with_and_without_placeholders(tmp_path):
     turns = [{"from": "human", "value": "<image> is a<image>b <image>"}, {"from": "gpt", "value": " x \n y"}]
     rows = read_rows(write_rows(tmp_path, [{"conversations": turns}]))
     assert (rows.words[0], rows.words_without_placeholder[0], rows.turns[0]) == (6, 4, 2)
+
+
+@given(st.lists(st.lists(st.text("a \t\n\x1c\u2003\u00e9"), min_size=2, max_size=2), min_size=1, max_size=70))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+def test_words_are_those_between_white_space_of_any_kind(tmp_path, texts):
+    rows = [
+        {
+            "id": index,
+            "conversations": [{"from": who, "value": text} for who, text in zip(("human", "gpt"), pair, strict=True)],
+        }
+        for index, pair in enumerate(texts)
+    ]
+    opened = read_rows(write_rows(tmp_path, rows))
+    assert opened.words.tolist() == [sum(len(text.split()) for text in pair) for pair in texts]
+
+
+def test_rows_are_built_and_opened_without_pandas(tmp_path):
+    path = write_rows(tmp_path, [make_row(0, image="a.png"), make_row(1)])
+    code = """
+import sys
+from pathlib import Path
+import numpy as np
+from cobra.preprocessing.datasets.arrow_rows import read_rows
+for _ in range(2):
+    rows = read_rows(Path(sys.argv[1]))
+    assert rows.select(np.array([1, 0])).images() == [None, "a.png"] and rows.has_image.tolist() == [True, False]
+assert "pandas" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
 
 
 def test_opening_again_reads_no_row(tmp_path, monkeypatch):

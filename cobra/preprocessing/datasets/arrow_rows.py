@@ -9,9 +9,9 @@ import json
 import operator
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -34,7 +34,7 @@ from cobra.util.mounts import can_map
 
 _ENDING = ".rows.arrow"
 # Changes with the columns and with what rows are checked for.
-_FORMAT = "6"
+_FORMAT = "7"
 # Rows of one record batch: a position in the file is found by division.
 _BATCH = 1024
 # Rows that are looked at one column after the other: their texts stay in the processor's cache.
@@ -48,15 +48,14 @@ _HEAD = struct.Struct("<II")
 # True, as a byte, for those that `str.split` splits ASCII at.
 _SPACES = bytes(byte < 128 and chr(byte).isspace() for byte in range(256))
 
-# Columns of bytes; the others are numbers.
+# Columns of bytes; the others are numbers, or flags of a byte each, as NumPy has them.
 _BYTES = ("json", "image")
+_FLAGS = ("has_image", "special_tokens", "other_markers")
 _COLUMNS = {
     **dict.fromkeys(_BYTES, pa.large_binary()),
-    "number": pa.int64(),
-    "has_image": pa.bool_(),
-    **dict.fromkeys(("turns", "words", "words_without_placeholder"), pa.int64()),
-    **dict.fromkeys(("special_tokens", "other_markers"), pa.bool_()),
+    **dict.fromkeys(("number", "turns", "words", "words_without_placeholder"), pa.int64()),
     **dict.fromkeys(("question_bytes", "answers", "remarks"), pa.int64()),
+    **dict.fromkeys(_FLAGS, pa.uint8()),
 }
 
 
@@ -98,7 +97,7 @@ class Rows(Sequence[Row]):
             raise ValueError(f"{cache} is damaged")
         self._json = [batch.column("json") for batch in batches]
         self._images = table.column("image")
-        numbers = {name: table.column(name).to_numpy() for name in table.schema.names if name not in _BYTES}
+        numbers = {name: _to_numpy(table.column(name), name) for name in table.schema.names if name not in _BYTES}
         if kept is not None:
             numbers = {name: values[kept] for name, values in numbers.items()}
         self._numbers = numbers["number"]
@@ -143,7 +142,7 @@ class Rows(Sequence[Row]):
 
         Half a surrogate pair, which JSON can spell, is three U+FFFD here.
         """
-        column = self._images if self._kept is None else self._images.take(pa.array(self._kept))
+        column = self._images if self._kept is None else self._images.take(_to_arrow("number", self._kept))
         return [None if path is None else path.decode("utf-8", "replace") for path in column.to_pylist()]
 
     @property
@@ -199,7 +198,7 @@ def _build(path: Path, cache: Path, key: str) -> None:
     # Rows hold no circles; to look for some in all that is alive takes a quarter of the time.
     with _without_collector(), atomic_path(cache) as temporary, pyarrow.ipc.new_file(str(temporary), schema) as writer:
         for columns in _batches(rows):
-            writer.write_batch(pa.record_batch(columns, schema=schema))
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
 
 
 @contextmanager
@@ -214,46 +213,75 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _batches(rows: Iterator[CheckedRow]) -> Iterator[dict[str, Any]]:
+def _batches(rows: Iterator[CheckedRow]) -> Iterator[list[pa.Array]]:
     """Yield the columns of `_BATCH` rows at a time."""
     while parts := [_columns(chunk) for _ in range(_BATCH // _CHUNK) if (chunk := list(islice(rows, _CHUNK)))]:
-        columns = {name: [value for part in parts for value in part[name]] for name in parts[0] if name != "json"}
-        yield {"json": _join([part["json"] for part in parts])} | columns
+        columns = {name: list(chain.from_iterable(part[name] for part in parts)) for name in _COLUMNS}
+        yield [(_join if name in _BYTES else _to_arrow)(name, values) for name, values in columns.items()]
 
 
 def _columns(chunk: Sequence[CheckedRow]) -> dict[str, Sequence[Any]]:
     paths = [checked.row.get("image") for checked in chunk]
     texts = [[turn["value"] for turn in checked.row["conversations"]] for checked in chunk]
     whole = ["\n".join(turns) for turns in texts]
-    words = _count_words(whole)
+    joined = "\n".join(whole)
+    words = _count_words(whole, joined)
     return {
         "json": [_pack(checked.json) for checked in chunk],
         # A path may hold half a surrogate pair, which plain UTF-8 has no bytes for.
         "image": [path and path.encode("utf-8", "surrogatepass") for path in paths],
         "number": [checked.number for checked in chunk],
         "has_image": [path is not None for path in paths],
-        "turns": [len(turns) for turns in texts],
+        "turns": list(map(len, texts)),
         "words": words,
-        "words_without_placeholder": [
-            count - (sum(map(_lost_words, turns)) if PLACEHOLDER in text else 0)
-            for text, turns, count in zip(whole, texts, words, strict=True)
-        ],
-        "special_tokens": list(map(has_special_tokens, whole)),
-        "other_markers": list(map(has_other_markers, whole)),
+        "words_without_placeholder": words
+        if PLACEHOLDER not in joined
+        else [count - sum(map(_lost_words, turns)) for turns, count in zip(texts, words, strict=True)],
+        "special_tokens": _find(has_special_tokens, whole, joined),
+        "other_markers": _find(has_other_markers, whole, joined),
         "question_bytes": [len(turns[0].encode()) for turns in texts],
         "answers": [sum(map(has_text, turns[1::2])) for turns in texts],
         "remarks": [remarks_of(checked.row, path) for checked, path in zip(chunk, paths, strict=True)],
     }
 
 
-def _join(parts: Sequence[Sequence[bytes]]) -> pa.Array:
-    """Return one column of bytes; to hand over one value after the other would take three times as long."""
-    lengths = [0, *(len(value) for part in parts for value in part)]
-    data = b"".join(value for part in parts for value in part)
-    offsets = np.cumsum(lengths, dtype=np.int64)
-    return pa.Array.from_buffers(
-        _COLUMNS["json"], len(offsets) - 1, [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(data)]
-    )
+def _find(is_found: Callable[[str], bool], texts: Sequence[str], joined: str) -> list[bool]:
+    """Look in all texts at once for what few have, and then in each."""
+    return list(map(is_found, texts)) if is_found(joined) else [False] * len(texts)
+
+
+# pyarrow's own ways from lists and to NumPy import pandas where it is installed: half a second and 60 MB a process.
+
+
+def _join(name: str, values: Sequence[bytes | None]) -> pa.Array:
+    """Return a column of bytes."""
+    offsets = np.zeros(len(values) + 1, np.int64)
+    np.cumsum([len(value or b"") for value in values], out=offsets[1:])
+    data = b"".join(value or b"" for value in values)
+    is_there = np.packbits([value is not None for value in values], bitorder="little")
+    buffers = [pa.py_buffer(buffer) for buffer in (is_there, offsets, data)]
+    return pa.Array.from_buffers(_COLUMNS[name], len(values), buffers)
+
+
+def _to_arrow(name: str, values: Sequence[int] | NDArray[np.int64]) -> pa.Array:
+    """Return a column of numbers or flags."""
+    numbers = np.ascontiguousarray(values, _dtype(name))
+    return pa.Array.from_buffers(_COLUMNS[name], len(numbers), [None, pa.py_buffer(numbers)])
+
+
+def _to_numpy(column: pa.ChunkedArray, name: str) -> NDArray[Any]:
+    empty = np.empty(0, _dtype(name))
+    chunks = [
+        np.frombuffer(chunk.buffers()[1], empty.dtype, len(chunk), chunk.offset * empty.itemsize)
+        for chunk in column.chunks
+    ]
+    numbers = np.concatenate([empty, *chunks])
+    # Of a damaged file a flag may be neither 0 nor 1.
+    return numbers.astype(np.bool_) if name in _FLAGS else numbers
+
+
+def _dtype(name: str) -> type[np.generic]:
+    return np.uint8 if name in _FLAGS else np.int64
 
 
 def _pack(content: bytes) -> bytes:
@@ -272,22 +300,19 @@ def _unpack(packed: bytes) -> bytes:
     return content
 
 
-def _count_words(texts: Sequence[str]) -> list[int]:
-    """Return the words of each text, as `str.split` finds them.
+def _count_words(texts: Sequence[str], joined: str) -> list[int]:
+    """Return the words of each text, as `str.split` finds them; `joined` is all of them, with a line end between two.
 
-    Beginnings of words are looked for in the bytes of all texts at once, five times as fast as by splitting; texts with
-    other characters than ASCII, which has white space of its own, are split.
+    Beginnings of words are looked for in the bytes of all texts at once, five times as fast as by splitting; where one
+    has other characters than ASCII, which has white space of its own, texts are split.
     """
-    plain = [text.isascii() for text in texts]
-    data = "\n".join([text if is_plain else "" for text, is_plain in zip(texts, plain, strict=True)]).encode()
-    is_space = np.frombuffer(data.translate(_SPACES), np.bool_)
+    if not joined.isascii():
+        return [len(text.split()) for text in texts]
+    is_space = np.frombuffer(f"{joined}\n".encode().translate(_SPACES), np.bool_)
     begins = ~is_space
     begins[1:] &= is_space[:-1]
-    ends = np.cumsum([len(text) * is_plain + 1 for text, is_plain in zip(texts, plain, strict=True)])
-    counts: list[int] = np.diff(np.searchsorted(np.flatnonzero(begins), ends), prepend=0).tolist()
-    for place, is_plain in enumerate(plain):
-        if not is_plain:
-            counts[place] = len(texts[place].split())
+    starts = np.cumsum([0, *(len(text) + 1 for text in texts[:-1])])
+    counts: list[int] = np.add.reduceat(begins, starts, dtype=np.int64).tolist()
     return counts
 
 

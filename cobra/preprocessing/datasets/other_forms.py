@@ -53,13 +53,12 @@ def form_of(row: Any) -> Form:
     if turns is None:
         answered = any(spelled(key) in ANSWER_COLUMNS and not isinstance(row[key], list | dict) for key in row)
         return Form.FIELDS if answered else Form.ROWS
-    if "conversations" not in row or any(map(_is_of_messages, turns)):
+    if "conversations" not in row:
         return Form.MESSAGES
+    for turn in turns:
+        if isinstance(turn, dict) and ("role" in turn or str(turn.get("from")) in _OTHER_SPEAKERS):
+            return Form.MESSAGES
     return Form.ROWS
-
-
-def _is_of_messages(turn: Any) -> bool:
-    return isinstance(turn, dict) and ("role" in turn or str(turn.get("from")) in _OTHER_SPEAKERS)
 
 
 def turns_of(row: Row) -> list[Any] | None:

@@ -157,25 +157,29 @@ def remarks_of(row: Row, image: str | None) -> int:
     """Return which of :data:`REMARKS` hold for a row of the right form, a bit each; `image` is :func:`image_of`'s."""
     turns = row["conversations"]
     texts = [turn["value"] for turn in turns]
-    questions, answers = texts[::2], texts[1::2]
     bits = 0
-    for key, value in row.items():
-        if key not in _ROW_KEYS and (bit := _unread_bits(key)) and not is_absent(value):
-            bits |= bit
+    # Most rows have no other keys, and placeholders in no place but their own.
+    has_other_keys = not row.keys() <= _ROW_KEYS
+    if has_other_keys:
+        for key, value in row.items():
+            if key not in _ROW_KEYS and (bit := _unread_bits(key)) and not is_absent(value):
+                bits |= bit
     has_more = max(map(len, turns)) > len(_TURN_KEYS)
     bits |= _MORE_IN_TURNS * has_more
-    placed = sum([question.count(PLACEHOLDER) for question in questions])
-    if image is not None:
-        may_have_more = has_more or not row.keys() <= _ROW_KEYS
-        bits |= _SECOND_PICTURE * (may_have_more and any(True for _ in _other_pictures(row)))
-    else:
-        bits |= ASKS_ABOUT_IMAGE * (placed > 0)
-    for answer in answers:
-        says = has_text(answer)
-        bits |= _EMPTY_ANSWER * (not says) | _STRAY_PLACEHOLDER * (says and PLACEHOLDER in answer)
+    if image is not None and (has_more or has_other_keys):
+        bits |= _SECOND_PICTURE * any(True for _ in _other_pictures(row))
+    placed = 0
+    for question in texts[::2]:
+        if "<" in question or "[" in question:
+            placed += question.count(PLACEHOLDER)
+            bits |= _OTHER_PLACEHOLDER * (_OTHER_NAME.search(question) is not None)
+    bits |= ASKS_ABOUT_IMAGE * (image is None and placed > 0)
     bits |= _STRAY_PLACEHOLDER * (image is not None and placed > 1)
-    for question in questions:
-        bits |= _OTHER_PLACEHOLDER * (("<" in question or "[" in question) and _OTHER_NAME.search(question) is not None)
+    for answer in texts[1::2]:
+        if not has_text(answer):
+            bits |= _EMPTY_ANSWER
+        elif PLACEHOLDER in answer:
+            bits |= _STRAY_PLACEHOLDER
     return bits
 
 
