@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from cobra.demo.scenes import Scene, SceneObject
 
 COUNT_WORDS = ("no", "one", "two", "three")
-ROWS = ("top", "middle", "bottom")
-COLUMNS = ("left", "middle", "right")
 REFERENCES_PER_SCENE = 5
 
 _PLACES = (("top left", "top", "top right"), ("left", "centre", "right"), ("bottom left", "bottom", "bottom right"))
@@ -44,20 +42,19 @@ def listing(objects: Sequence[SceneObject]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
-def canonical_caption(scene: Scene) -> str:
-    """Return the one wording that the models learn.
+def places(objects: Sequence[SceneObject]) -> str:
+    """Name objects in the order given, each with its place after it: `red circle top left, blue square right`."""
+    return ", ".join(f"{item.kind} {cell_name(item)}" for item in objects)
 
-    One object is named with its place; two different ones with their relation, left of where the columns differ and
-    above where they don't; others are listed from left to right and top to bottom.
+
+def canonical_caption(scene: Scene) -> str:
+    """Return the one wording that the models learn: every object with its place, from left to right and top to bottom.
+
+    Captions that name what is there and not where leave a model blind to places: fine-tuned on questions about them,
+    it answers at chance.
     """
-    objects = scene.objects
-    if len(objects) == 1:
-        return sentence(f"a {objects[0].kind} at the {cell_name(objects[0])}")
-    if len(objects) == 2 and len(groups(objects)) == 2:
-        first, second = objects
-        relation = "above" if first.column == second.column else "left of"
-        return sentence(f"a {first.kind} {relation} a {second.kind}")
-    return sentence(listing(objects))
+    *most, last = (f"a {item.kind} at the {cell_name(item)}" for item in scene.objects)
+    return sentence(f"{', '.join(most)} and {last}" if most else last)
 
 
 def reference_captions(rng: random.Random, scene: Scene) -> list[str]:

@@ -12,7 +12,7 @@ class DemoConfig:
     """Folder of everything written; the files of an earlier demonstration in it are removed first."""
     rows: int = 12_000
     """Training rows in the form of LLaVA-CoT-100k."""
-    steps: int = 600
+    steps: int = 500
     """Optimiser steps of the fine-tuning."""
     learning_rate: float = 2e-3
     """Peak learning rate of the fine-tuning."""

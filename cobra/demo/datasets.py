@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cobra.demo.captions import canonical_caption, reference_captions
-from cobra.demo.questions import CAPTION_PROMPTS, KINDS, Exchange, ask
+from cobra.demo.places import ask_places
+from cobra.demo.questions import CAPTION_PROMPTS, KINDS, RELATIONS, Exchange, ask
 from cobra.demo.scenes import IMAGE_PX, MAX_OBJECTS, Scene, Split, random_scene, render
 from cobra.preprocessing.progress import track_items
 from cobra.util.files import atomic_path, write_json, write_text
@@ -32,8 +33,13 @@ SOURCES = (
     "vg/VG_100K/{}.jpg",
 )
 _FIRST_IMAGE_NUMBER = 100_001
-# One row in six has a second question.
-_TWO_TURN_SHARE = 1 / 6
+# One row in a hundred has a second question: a batch is padded to its longest row, and with one in six more than a
+# third of all positions were padding.
+_TWO_TURN_SHARE = 1 / 100
+# Relations are twice as frequent as kinds that need one object only.
+_TRAINING_KINDS = (*KINDS, *RELATIONS)
+# How often a scene of one object, where there is nothing to look up, is drawn again for a question about places.
+_REDRAWN_SHARE = 0.7
 # Where the zip is cut, as shares of its size: in the middle of members, as `split -b` would.
 _CUTS = (0.37, 0.71)
 _DEFECTS = (
@@ -62,12 +68,14 @@ class LlavaCotSummary:
     """Kind of defect to the number of rows that have it; no row has two."""
 
 
-def write_llava_cot(folder: Path | str, n_rows: int, seed: int, kinds: Sequence[str] = tuple(KINDS)) -> LlavaCotSummary:
+def write_llava_cot(
+    folder: Path | str, n_rows: int, seed: int, kinds: Sequence[str] = _TRAINING_KINDS
+) -> LlavaCotSummary:
     """Write training rows in the published form of LLaVA-CoT-100k: `train.jsonl` and `image.zip.part-aa`, -ab, -ac.
 
     A few rows carry the defects that are known of the original, so that preparing the data has something to report.
     `n_rows` is their number before a few of them are repeated; at least 50, so that the defects stay few. `kinds` are
-    those of the questions, drawn with equal chances; see :func:`ask`.
+    those of the questions, drawn with equal chances, so that one named twice comes twice as often; see :func:`ask`.
     """
     folder = Path(folder)
     rng = random.Random(f"llava-cot {seed}")
@@ -118,8 +126,12 @@ def write_coco_captions(folder: Path | str, n_images: int, seed: int) -> tuple[P
     return path, folder / "images"
 
 
-def write_caption_rows(folder: Path | str, n_rows: int, seed: int, max_objects: int = MAX_OBJECTS) -> tuple[Path, Path]:
+def write_caption_rows(
+    folder: Path | str, n_rows: int, seed: int, max_objects: int = MAX_OBJECTS, places_share: float = 0.0
+) -> tuple[Path, Path]:
     """Write training scenes with their canonical captions as plain answers: what the shipped baseline learns from.
+
+    A `places_share` of the rows asks where things are instead; see :func:`ask_places`.
 
     Returns:
         The LLaVA rows `rows.json` and the folder `images`, where `--dataset.type custom` looks for them.
@@ -128,7 +140,11 @@ def write_caption_rows(folder: Path | str, n_rows: int, seed: int, max_objects: 
 
     def draw(index: int) -> tuple[Scene, Row]:
         scene = random_scene(rng, "train", max_objects)
-        return scene, {"conversations": _turns(rng.choice(CAPTION_PROMPTS), canonical_caption(scene))}
+        asks_places = rng.random() < places_share
+        if asks_places and len(scene.objects) == 1 and rng.random() < _REDRAWN_SHARE:
+            scene = random_scene(rng, "train", max_objects)
+        turn = ask_places(rng, scene) if asks_places else (rng.choice(CAPTION_PROMPTS), canonical_caption(scene))
+        return scene, {"conversations": _turns(*turn)}
 
     return _write_rows(Path(folder), n_rows, "caption rows", draw)
 

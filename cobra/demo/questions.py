@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from cobra.demo.captions import COLUMNS, COUNT_WORDS, ROWS, canonical_caption, groups, listing, plural
+from cobra.demo.captions import COUNT_WORDS, canonical_caption, groups, places, plural, sentence
 from cobra.demo.scenes import SHAPES, Scene, SceneObject
 from cobra.reasoning.trace import ReasoningTrace, format_reasoning_trace
 
@@ -26,6 +26,10 @@ CAPTION_PROMPTS = (
 # How often a count question asks for a shape that the scene holds, and for all shapes.
 _PRESENT_SHARE = 0.75
 _ALL_SHAPES_SHARE = 0.3
+
+# Sides from the beginning of an axis and from its end.
+_COLUMN_SIDES = ("left of", "right of")
+_ROW_SIDES = ("above", "below")
 
 
 @dataclass(frozen=True)
@@ -72,12 +76,8 @@ class _Parts(NamedTuple):
 
 
 def _describe(rng: random.Random, scene: Scene) -> _Parts:
-    objects = scene.objects
-    if len(objects) == 2 and len(groups(objects)) == 2:
-        first, second = objects
-        reasoning = _places(first, second, "row" if first.column == second.column else "column")
-    else:
-        reasoning = f"I see {COUNT_WORDS[len(objects)]} shape{'' if len(objects) == 1 else 's'}."
+    number = len(scene.objects)
+    reasoning = f"I see {COUNT_WORDS[number]} shape{'' if number == 1 else 's'}."
     # The benchmark's prompt is half of all, since it is what the captions are scored with.
     question = CAPTION_PROMPTS[0] if rng.random() < 0.5 else rng.choice(CAPTION_PROMPTS[1:])
     return _Parts(question, "I describe the image.", reasoning, canonical_caption(scene))
@@ -85,16 +85,14 @@ def _describe(rng: random.Random, scene: Scene) -> _Parts:
 
 def _count(rng: random.Random, scene: Scene) -> _Parts:
     if rng.random() < _ALL_SHAPES_SHARE:
-        counted, one, many = list(scene.objects), "shape", "shapes"
+        one, number = "shape", len(scene.objects)
     else:
         present = sorted({item.shape for item in scene.objects})
         absent = [shape for shape in SHAPES if shape not in present]
         one = rng.choice(present if rng.random() < _PRESENT_SHARE else absent)
-        many = plural(one)
-        counted = [item for item in scene.objects if item.shape == one]
-    question = rng.choice((f"How many {many} are there?", f"How many {many} are in the image?"))
-    reasoning = f"I see {listing(counted)}." if counted else f"I see no {one}."
-    return _Parts(question, f"I count the {many}.", reasoning, str(len(counted)))
+        number = sum(item.shape == one for item in scene.objects)
+    question = rng.choice((f"How many {plural(one)} are there?", f"How many {plural(one)} are in the image?"))
+    return _Parts(question, f"I look for each {one}.", _counted(scene, one), str(number))
 
 
 def _colour(rng: random.Random, scene: Scene) -> _Parts | None:
@@ -104,7 +102,7 @@ def _colour(rng: random.Random, scene: Scene) -> _Parts | None:
         return None
     item = rng.choice(single)
     question = rng.choice((f"What colour is the {item.shape}?", f"Which colour does the {item.shape} have?"))
-    return _Parts(question, f"I look for the {item.shape}.", f"The {item.shape} is {item.colour}.", item.colour)
+    return _Parts(question, f"I look for each {item.shape}.", sentence(places([item])), item.colour)
 
 
 def _shape(rng: random.Random, scene: Scene) -> _Parts | None:
@@ -114,8 +112,7 @@ def _shape(rng: random.Random, scene: Scene) -> _Parts | None:
         return None
     item = rng.choice(single)
     question = rng.choice((f"What shape is {item.colour}?", f"Which shape is {item.colour}?"))
-    summary = f"I look for the {item.colour} shape."
-    return _Parts(question, summary, f"The {item.colour} shape is a {item.shape}.", item.shape)
+    return _Parts(question, f"I look for each {item.colour} shape.", sentence(places([item])), item.shape)
 
 
 def _compare(rng: random.Random, scene: Scene, axis: str, sides: tuple[str, str]) -> _Parts | None:
@@ -124,21 +121,37 @@ def _compare(rng: random.Random, scene: Scene, axis: str, sides: tuple[str, str]
     if pair is None:
         return None
     first, second = pair
-    side = rng.choice(sides)
-    holds = (getattr(first, axis) < getattr(second, axis)) == (side == sides[0])
-    question = f"Is the {first.kind} {side} the {second.kind}?"
-    return _Parts(question, f"I compare two {axis}s.", _places(first, second, axis), "Yes" if holds else "No")
+    here, asked = _side(first, second, axis, sides), rng.choice(sides)
+    answer = "yes" if here == asked else "no"
+    question = f"Is the {first.kind} {asked} the {second.kind}?"
+    summary = f"I compare the {first.kind} with the {second.kind}: is it {asked.removesuffix(' of')}?"
+    return _Parts(question, summary, _relation(first, second, here, asked, answer), answer.capitalize())
 
 
 def _which(rng: random.Random, scene: Scene) -> _Parts | None:
     pair = _pair(rng, scene, "row")
     if pair is None:
         return None
-    side = rng.choice(("above", "below"))
-    question = f"Which is {side}, the {pair[0].kind} or the {pair[1].kind}?"
-    chosen = sorted(pair, key=lambda item: item.row)[0 if side == "above" else 1]
-    options = (f"The {pair[0].kind}", f"The {pair[1].kind}")
-    return _Parts(question, "I compare two rows.", _places(*pair, "row"), f"The {chosen.kind}", options)
+    first, second = pair
+    here, asked = _side(first, second, "row", _ROW_SIDES), rng.choice(_ROW_SIDES)
+    chosen = f"the {(first if here == asked else second).kind}"
+    question = f"Which is {asked}, the {first.kind} or the {second.kind}?"
+    summary = f"I compare the {first.kind} with the {second.kind}: which is {asked}?"
+    options = (f"The {first.kind}", f"The {second.kind}")
+    return _Parts(question, summary, _relation(first, second, here, asked, chosen), chosen.capitalize(), options)
+
+
+def _side(first: SceneObject, second: SceneObject, axis: str, sides: tuple[str, str]) -> str:
+    return sides[0] if getattr(first, axis) < getattr(second, axis) else sides[1]
+
+
+def _relation(first: SceneObject, second: SceneObject, here: str, asked: str, answer: str) -> str:
+    """Say where both objects are, how the first lies to the second, what was asked, and what follows.
+
+    What is and what was asked stand side by side: further apart, a tiny model does not compare them.
+    """
+    relation = f"it is {here.removesuffix(' of')}, asked {asked.removesuffix(' of')}: {answer}"
+    return f"{sentence(places((first, second)))} {sentence(relation)}"
 
 
 def _more(rng: random.Random, scene: Scene) -> _Parts | None:
@@ -148,12 +161,16 @@ def _more(rng: random.Random, scene: Scene) -> _Parts | None:
     holding = [(a, b) for a, b in pairs if counts[a] > counts[b]]
     one, other = rng.choice(holding if rng.random() < 0.5 else [pair for pair in pairs if pair not in holding])
     question = f"Are there more {plural(one)} than {plural(other)}?"
-    reasoning = f"I see {_number(counts[one], one)} and {_number(counts[other], other)}."
-    return _Parts(question, "I count two shapes.", reasoning, "Yes" if counts[one] > counts[other] else "No")
+    reasoning = f"{_counted(scene, one)} {_counted(scene, other)}"
+    answer = "Yes" if counts[one] > counts[other] else "No"
+    return _Parts(question, f"I look for each {one} and each {other}.", reasoning, answer)
 
 
-def _number(count: int, shape: str) -> str:
-    return f"{COUNT_WORDS[count]} {shape if count == 1 else plural(shape)}"
+def _counted(scene: Scene, name: str) -> str:
+    """List the objects of a shape, or all for `shape`, with their number: `Red cross top: one cross`."""
+    found = [item for item in scene.objects if name in (item.shape, "shape")]
+    number = f"{COUNT_WORDS[len(found)]} {name if len(found) == 1 else plural(name)}"
+    return sentence(f"{places(found)}: {number}" if found else number)
 
 
 def _pair(rng: random.Random, scene: Scene, axis: str) -> tuple[SceneObject, SceneObject] | None:
@@ -163,22 +180,19 @@ def _pair(rng: random.Random, scene: Scene, axis: str) -> tuple[SceneObject, Sce
     return rng.choice(pairs) if pairs else None
 
 
-def _places(first: SceneObject, second: SceneObject, axis: str) -> str:
-    names = COLUMNS if axis == "column" else ROWS
-    here, there = names[getattr(first, axis)], names[getattr(second, axis)]
-    return f"The {first.kind} is in the {here} {axis}, the {second.kind} in the {there} {axis}."
-
-
 KINDS: dict[str, Callable[[random.Random, Scene], _Parts | None]] = {
     "describe": _describe,
     "count": _count,
     "colour": _colour,
     "shape": _shape,
-    "left or right": partial(_compare, axis="column", sides=("left of", "right of")),
-    "above or below": partial(_compare, axis="row", sides=("above", "below")),
+    "left or right": partial(_compare, axis="column", sides=_COLUMN_SIDES),
+    "above or below": partial(_compare, axis="row", sides=_ROW_SIDES),
     "which": _which,
 }
 """Kinds of the demonstration's questions."""
+
+RELATIONS = ("left or right", "above or below", "which")
+"""Kinds that need the places of two objects, and more rows than the others to be learned."""
 
 MORE = "more"
 """Kind of question that is answered by counting twice and comparing, for studies."""

@@ -1,14 +1,16 @@
-"""Make the baseline weights of `cobra-tiny` by a chain of full-finetune runs on captions of rendered scenes.
+"""Make the baseline weights of `cobra-tiny` by a chain of runs on captions of rendered scenes and on where things are.
 
 Every run is the project's own `scripts/pretrain.py`. A tiny model given long answers first learns the text and never
 looks at the image, so the chain starts from one-object scenes, whose short captions leave little but the image to
-learn, and goes on to scenes of up to three.
+learn, and goes on to scenes of up to three. Then the towers see what they need to, and stay as they are while the
+language model learns to find what a question names.
 """
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -53,11 +55,25 @@ class TrainingRun:
     batch_size: int
     learning_rate: float
     """Peak; warm-up and cosine decay to 0 as in every run."""
+    stage: str = "full-finetune"
+    places_share: float = 0.0
+    """Share of rows that ask where things are; the rest are captions."""
 
 
 RUNS = (
     TrainingRun("one-object", 1, rows=8_000, data_seed=7, steps=300, batch_size=64, learning_rate=1e-3),
-    TrainingRun("three-objects", 3, rows=40_000, data_seed=8, steps=1_800, batch_size=64, learning_rate=1e-3),
+    TrainingRun("three-objects", 3, rows=40_000, data_seed=8, steps=1_500, batch_size=64, learning_rate=1e-3),
+    TrainingRun(
+        "places",
+        3,
+        rows=40_000,
+        data_seed=9,
+        steps=6_000,
+        batch_size=32,
+        learning_rate=1.5e-3,
+        stage="finetune",
+        places_share=0.9,
+    ),
 )
 _SEED = 7
 PROCESSES = 2
@@ -81,7 +97,7 @@ def make_tiny(work_dir: Path, step: str = "all") -> None:
         for index in range(len(RUNS)):
             train(index, work_dir)
     if step in ("all", "package"):
-        path = package(work_dir / RUNS[-1].name, TINY_FOLDER / "model.safetensors")
+        path = package([work_dir / run.name for run in RUNS], TINY_FOLDER / "model.safetensors")
         _CONSOLE.print(f"{path.stat().st_size:,} bytes -> {path}")
 
 
@@ -95,7 +111,7 @@ def command(index: int, work_dir: Path) -> list[str]:
         # Nothing packaged goes into the chain: what a run's start does not bring is random.
         *("--model.vision_backbone_id", "dinosiglip-vit-tiny-48px-init"),
         *("--model.llm_backbone_id", "mamba-0.5m-init-zephyr"),
-        *("--stage", "full-finetune"),
+        *("--stage", run.stage),
         *("--dataset.type", "custom"),
         *("--dataset.dataset_root_dir", str(_data_dir(run, work_dir))),
         *("--model.finetune_max_steps", str(run.steps)),
@@ -121,7 +137,7 @@ def train(index: int, work_dir: Path) -> None:
     if marker.is_file() and read_json(marker, "the record of a complete run") == recipe:
         _CONSOLE.print(f"{run.name}: complete, skipped ({marker.parent})")
         return
-    write_caption_rows(_data_dir(run, work_dir), run.rows, run.data_seed, run.max_objects)
+    write_caption_rows(_data_dir(run, work_dir), run.rows, run.data_seed, run.max_objects, run.places_share)
     _CONSOLE.print(f"$ torchrun {' '.join([*TORCHRUN_FLAGS, *arguments])}")
     program = [sys.executable, "-m", "torch.distributed.run", *TORCHRUN_FLAGS, *arguments]
     # One thread a process: on two cores more of them only wait for each other.
@@ -132,19 +148,26 @@ def train(index: int, work_dir: Path) -> None:
     write_json(marker, recipe)
 
 
-def package(run_dir: Path, path: Path) -> Path:
-    """Write the weights of a full-finetune run as a small safetensors file.
+def package(run_dirs: Sequence[Path], path: Path) -> Path:
+    """Write the weights that a chain of runs ends with as a small safetensors file.
 
-    Matrices become bf16; the rates of the recurrence (A_log, D, dt's bias) stay as they are. Names are
-    `<module>.<name>`; the tied head is left out. `path` is returned.
+    Every module is that of the last run that trained it. Matrices become bf16; the rates of the recurrence (A_log, D,
+    dt's bias) stay as they are. Names are `<module>.<name>`; the tied head is left out. `path` is returned.
 
     Raises:
-        UserError: The run has no checkpoint, a module is missing in it, or the file would be over 4 MB.
+        UserError: A run has no checkpoint, a module is missing in all, or the file would be over 4 MB.
     """
-    tensors = _flatten(read_checkpoint(run_dir / LATEST), run_dir)
+    modules: Checkpoint = {}
+    for run_dir in run_dirs:
+        modules |= read_checkpoint(run_dir / LATEST)
+    last = run_dirs[-1]
+    missing = [module for module in MODULE_KEYS if module not in modules]
+    if missing:
+        raise UserError(f"the checkpoints up to {last} lack {', '.join(missing)}: package runs that train all")
+    tensors = _flatten(modules)
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if size > _MAX_BYTES:
-        raise UserError(f"the weights of {run_dir} take {size:,} bytes; the package has room for {_MAX_BYTES:,}")
+        raise UserError(f"the weights of {last} take {size:,} bytes; the package has room for {_MAX_BYTES:,}")
     recipe = json.dumps({"model_id": "cobra-tiny", "runs": [asdict(run) for run in RUNS]})
     with atomic_path(path) as temporary:
         # One entry only: the order of several would differ from write to write.
@@ -152,13 +175,10 @@ def package(run_dir: Path, path: Path) -> Path:
     return path
 
 
-def _flatten(checkpoint: Checkpoint, run_dir: Path) -> dict[str, Tensor]:
-    missing = [module for module in MODULE_KEYS if module not in checkpoint]
-    if missing:
-        raise UserError(f"the checkpoint of {run_dir} lacks {', '.join(missing)}: package a full-finetune run")
+def _flatten(modules: Checkpoint) -> dict[str, Tensor]:
     return {
         f"{module}.{name}": tensor.to(torch.float32 if name.endswith(_FULL_PRECISION) else torch.bfloat16).contiguous()
-        for module, tensors in checkpoint.items()
+        for module, tensors in modules.items()
         for name, tensor in tensors.items()
         if (module, name) != _TIED
     }

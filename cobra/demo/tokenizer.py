@@ -12,7 +12,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from cobra.demo.captions import canonical_caption, reference_captions
-from cobra.demo.questions import CAPTION_PROMPTS, KINDS, ask
+from cobra.demo.places import ask_places
+from cobra.demo.questions import CAPTION_PROMPTS, KINDS, MORE, ask
 from cobra.demo.scenes import random_scene
 from cobra.util.files import write_json, write_text
 
@@ -53,9 +54,11 @@ def training_texts() -> Iterator[str]:
         yield f"\n<|assistant|>\n{canonical_caption(scene)}"
         # References are wordier than anything that is learned: every other scene's are enough.
         if index % 2:
-            # The packaged vocabulary is older than the word grey in them; another one would need other weights.
-            yield from (text.replace(" grey ", " light ") for text in reference_captions(rng, scene))
-        for kind in KINDS:
+            yield from reference_captions(rng, scene)
+        question, answer = ask_places(rng, scene)
+        yield f"<|user|>\n{question}"
+        yield f"\n<|assistant|>\n{answer}"
+        for kind in (*KINDS, MORE):
             exchange = ask(rng, scene, kind)
             if exchange:
                 yield f"<|user|>\n{exchange.question}"

@@ -1,7 +1,5 @@
 """Study on rendered scenes: the demonstration's data and small model, with settings of half an hour on two cores."""
 
-import os
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +8,11 @@ from rich.console import Console
 
 from cobra.conf import DatasetConfig, ModelConfig
 from cobra.demo.datasets import write_llava_cot, write_question_rows
-from cobra.demo.questions import KINDS, MORE
+from cobra.demo.questions import KINDS, MORE, RELATIONS
 from cobra.demo.run import BASE
+from cobra.preprocessing.llava_cot import PrepareConfig, prepare
 from cobra.study.config import StudyConfig
-from cobra.util.errors import UserError, check_values
-from cobra.util.program import PART, program
+from cobra.util.errors import check_values
 
 SCENE_KINDS = (*(kind for kind in KINDS if kind != "describe"), MORE)
 """Kinds of questions: to read off one colour or shape needs no trace, to count or compare what was looked up may."""
@@ -73,8 +71,7 @@ def _draw(config: StudyConfig, data: Path) -> None:
         return
     say = Console(highlight=False, soft_wrap=True).print
     say(f"drawing {config.scenes:,} rows and {config.scene_questions:,} questions in {data}")
-    write_llava_cot(cot, config.scenes or 0, _SEED, SCENE_KINDS)
+    # Relations twice, as in the demonstration.
+    write_llava_cot(cot, config.scenes or 0, _SEED, (*SCENE_KINDS, *RELATIONS))
     write_question_rows(data / "questions", config.scene_questions, _SEED, SCENE_KINDS)
-    words = [*program("prepare"), "--dataset_root", str(data), "--llm_backbone_id", "mamba-0.5m-zephyr"]
-    if code := subprocess.run(words, env=os.environ | {PART: "study"}, check=False).returncode:
-        raise UserError(f"the rows in {data} could not be prepared (code {code}); the messages are above")
+    prepare(PrepareConfig(data, download=False, llm_backbone_id="mamba-0.5m-zephyr"))

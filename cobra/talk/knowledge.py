@@ -22,7 +22,7 @@ def model_knowledge(vlm: CobraVLM) -> str:
     if not knows_shapes(vlm):
         return f"{name}, trained on {training}." if training else f"The model is {name}."
     if vlm.is_stock:
-        return f"{_TINY.model_id} {_SHAPES}; it answers with a caption, whatever is asked."
+        return f"{_TINY.model_id} {_SHAPES}; it describes them and says where they are, whatever is asked."
     return f"Trained on {training or 'rows without a record'} from {_TINY.model_id}, which {_SHAPES}."
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cobra.demo.captions import canonical_caption, reference_captions
-from cobra.demo.questions import KINDS, ask
+from cobra.demo.captions import canonical_caption, places, reference_captions
+from cobra.demo.questions import KINDS, MORE, RELATIONS, ask
 from cobra.demo.scenes import Scene, SceneObject, random_scene
 from cobra.reasoning.trace import extract_reasoning_trace
 
@@ -22,13 +22,14 @@ def scene(*objects):
     [
         ([(0, 0, "red circle")], "A red circle at the top left."),
         ([(1, 1, "red cross")], "A red cross at the centre."),
-        ([(2, 2, "blue square"), (0, 0, "red circle")], "A red circle left of a blue square."),
-        ([(2, 1, "blue square"), (0, 1, "red circle")], "A red circle above a blue square."),
-        ([(0, 2, "red cross"), (0, 0, "red cross")], "Two red crosses."),
-        ([(0, 2, "red star"), (0, 1, "blue star"), (1, 0, "red star")], "Two red stars and a blue star."),
+        (
+            [(2, 2, "blue square"), (0, 0, "red circle")],
+            "A red circle at the top left and a blue square at the bottom right.",
+        ),
+        ([(0, 2, "red cross"), (0, 0, "red cross")], "A red cross at the top left and a red cross at the top right."),
         (
             [(0, 2, "red star"), (0, 1, "blue circle"), (1, 0, "cyan star")],
-            "A cyan star, a blue circle and a red star.",
+            "A cyan star at the left, a blue circle at the top and a red star at the top right.",
         ),
     ],
 )
@@ -103,6 +104,30 @@ def test_conclusions_are_true(seed):
                 "below": first.row > second.row,
             }[side]
             assert answer == ("Yes" if truth else "No")
+
+
+@given(st.integers(0, 2**32), st.sampled_from((*RELATIONS, "count", "colour", "shape", MORE)))
+def test_the_reasoning_names_the_objects_that_were_asked_for_with_their_places(seed, kind):
+    rng = random.Random(seed)
+    drawn = random_scene(rng, "train")
+    exchange = ask(rng, drawn, kind)
+    if exchange is None:
+        return
+    told = [item for item in drawn.objects if places([item]) in exchange.reasoning.lower()]
+    if kind in RELATIONS:
+        first, second = re.findall(r"the (\w+ \w+)", exchange.summary)
+        assert [item.kind for item in told] in ([first, second], [second, first])
+        here, asked, answer = re.search(r"It is (\w+), asked (\w+): (.+)\.$", exchange.reasoning).groups()
+        assert re.search(rf"\b{asked}\b", exchange.question) and answer.capitalize() == exchange.conclusion
+        assert (here == asked) == (answer in ("yes", f"the {first}"))
+    elif kind in ("colour", "shape"):
+        assert len(told) == 1 and exchange.conclusion in (told[0].colour, told[0].shape)
+    elif kind == "count":
+        assert len(told) == int(exchange.conclusion)
+    else:
+        one, other = re.findall(r"each (\w+)", exchange.summary)
+        numbers = [sum(item.shape == shape for item in told) for shape in (one, other)]
+        assert exchange.conclusion == ("Yes" if numbers[0] > numbers[1] else "No")
 
 
 def test_answers_vary_and_yes_is_as_frequent_as_no():

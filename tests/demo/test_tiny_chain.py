@@ -34,7 +34,7 @@ def modules():
 
 def test_packaging_keeps_all_modules_in_bf16_but_the_recurrence(tmp_path):
     source = modules()
-    path = tiny.package(write_checkpoint(tmp_path / "run", source), tmp_path / "model.safetensors")
+    path = tiny.package([write_checkpoint(tmp_path / "run", source)], tmp_path / "model.safetensors")
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         recipe = json.loads(file.metadata()["recipe"])
@@ -49,31 +49,42 @@ def test_packaging_keeps_all_modules_in_bf16_but_the_recurrence(tmp_path):
 
 def test_packaging_twice_gives_the_same_bytes(tmp_path):
     run_dir = write_checkpoint(tmp_path / "run", modules())
-    paths = [tiny.package(run_dir, tmp_path / name) for name in ("a", "b")]
+    paths = [tiny.package([run_dir], tmp_path / name) for name in ("a", "b")]
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-def test_packaging_refuses_a_run_without_towers_and_one_too_large(tmp_path):
+def test_packaging_takes_each_module_from_the_last_run_that_trained_it(tmp_path):
+    first, second = modules(), modules()
+    del second["vision_backbone"]
+    runs = [write_checkpoint(tmp_path / name, parts) for name, parts in (("a", first), ("b", second))]
+    with safe_open(tiny.package(runs, tmp_path / "model.safetensors"), "pt") as file:
+        tower = file.get_tensor("vision_backbone.dino_featurizer.pos_embed")
+        projector = file.get_tensor("projector.projector.0.weight")
+    assert torch.equal(tower, first["vision_backbone"]["dino_featurizer.pos_embed"].bfloat16())
+    assert torch.equal(projector, second["projector"]["projector.0.weight"].bfloat16())
+
+
+def test_packaging_refuses_runs_without_towers_and_one_too_large(tmp_path):
     parts = modules()
     del parts["vision_backbone"]
-    with pytest.raises(UserError, match="lacks vision_backbone"):
-        tiny.package(write_checkpoint(tmp_path / "small", parts), tmp_path / "x")
+    with pytest.raises(UserError, match="lack vision_backbone"):
+        tiny.package([write_checkpoint(tmp_path / "small", parts)], tmp_path / "x")
     large = modules() | {"projector": {"projector.0.weight": torch.zeros(2_100_000)}}
     with pytest.raises(UserError, match="4,000,000"):
-        tiny.package(write_checkpoint(tmp_path / "large", large), tmp_path / "x")
+        tiny.package([write_checkpoint(tmp_path / "large", large)], tmp_path / "x")
     with pytest.raises(UserError, match="does not exist"):
-        tiny.package(tmp_path / "none", tmp_path / "x")
+        tiny.package([tmp_path / "none"], tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
-def test_runs_form_a_chain_that_trains_the_towers(tmp_path):
+def test_runs_form_a_chain_that_trains_the_towers_and_then_keeps_them(tmp_path):
     lines = [tiny.command(index, tmp_path) for index in range(len(tiny.RUNS))]
     assert "--pretrained_checkpoint" not in lines[0]
     for index in range(1, len(lines)):
         line = lines[index]
         assert line[line.index("--pretrained_checkpoint") + 1] == str(tmp_path / tiny.RUNS[index - 1].name)
-        assert line[line.index("--stage") + 1] == "full-finetune"
-    assert tiny.RUNS[0].max_objects == 1 and tiny.RUNS[-1].max_objects == 3
+    assert [line[line.index("--stage") + 1] for line in lines] == ["full-finetune", "full-finetune", "finetune"]
+    assert [run.max_objects for run in tiny.RUNS] == [1, 3, 3]
 
 
 def test_every_command_parses_as_a_configuration_of_pretraining(tmp_path):
