@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --editable '.[dev]'
 	touch $@
 
-demo: $(INSTALLED)  ## Fine-tune the tiny model on four-stage answers and score it on captions (about 4 minutes on 2 cores).
+demo: $(INSTALLED)  ## Fine-tune the tiny model on four-stage answers and score it on captions (about 3 minutes on 2 cores).
 	$(BIN)/python scripts/demo.py
 
 test: $(INSTALLED)  ## Run the tests, up to four files at once.
@@ -40,7 +40,7 @@ check: $(INSTALLED)  ## Lint, format and type checks.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-tiny: $(INSTALLED)  ## Train again the cobra-tiny that ships in the package (about 15 minutes on 2 cores).
+tiny: $(INSTALLED)  ## Train again the cobra-tiny that ships in the package (about 20 minutes on 2 cores).
 	$(BIN)/python scripts/make_tiny.py
 
 clean:  ## Remove caches and build products; runs/, data/ and .venv stay.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass
 class DemoConfig:
-    """Run the demonstration on rendered scenes, from the data to the scores; about four minutes on two cores."""
+    """Run the demonstration on rendered scenes, from the data to the scores; about three minutes on two cores."""
 
     output_dir: Path = Path("runs/demo")
     """Folder of everything written; the files of an earlier demonstration in it are removed first."""

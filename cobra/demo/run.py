@@ -74,7 +74,7 @@ def _run(demo: _Demo) -> dict[str, Any]:
     _empty_folder(config)
     demo.console.print(
         "The demonstration draws pictures of coloured shapes with questions about them, fine-tunes the package's small "
-        f"model {BASE} on these as you would on LLaVA-CoT-100k, and scores what it has learned. It takes about four "
+        f"model {BASE} on these as you would on LLaVA-CoT-100k, and scores what it has learned. It takes about three "
         f"minutes on two cores, needs no network, and writes to {config.output_dir} alone."
     )
     cot = _write_data(demo)
