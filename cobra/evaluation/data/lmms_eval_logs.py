@@ -161,7 +161,12 @@ def read_log(path: Path) -> TaskLog:
     return TaskLog(
         path,
         {doc_id: _joined(by_document[doc_id]) for doc_id in order},
-        {name: value for name, value in directions.items() if isinstance(value, bool)},
+        {
+            _filtered(name, number): value
+            for name, value in directions.items()
+            if isinstance(value, bool)
+            for number in range(1, max(counts) + 1)
+        },
         {key: value for key, value in known.items() if isinstance(value, str | int | float)},
     )
 
@@ -197,9 +202,14 @@ def _joined(samples: Sequence[Sample]) -> Sample:
     first = samples[0]
     scores, others = dict(first.scores), list(first.others)
     for number, sample in enumerate(samples[1:], 2):
-        scores |= {f"{name} (filter {number})": score for name, score in sample.scores.items()}
-        others += [f"{name} (filter {number})" for name in sample.others]
+        scores |= {_filtered(name, number): score for name, score in sample.scores.items()}
+        others += [_filtered(name, number) for name in sample.others]
     return Sample(first.doc_id, first.question, first.target, first.scored, first.raw, scores, tuple(others))
+
+
+def _filtered(name: str, number: int) -> str:
+    """Return the name of a metric of a task's filter, counted from 1."""
+    return name if number == 1 else f"{name} (filter {number})"
 
 
 def _number(value: Any) -> float | None:

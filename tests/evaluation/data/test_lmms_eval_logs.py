@@ -68,6 +68,17 @@ def test_several_filters_objects_and_corpus_metrics():
     assert sum(shares["shape"]) / 13 == pytest.approx(0.6154, abs=1e-4)
 
 
+def test_a_direction_holds_for_all_filters_of_its_metric(copy):
+    for file in copy.rglob("*_results.json"):
+        results = json.loads(file.read_text())
+        results["higher_is_better"]["scenes_kinds"]["right"] = False
+        file.write_text(json.dumps(results))
+    [_, kinds] = read_logs([copy / "base", copy / "tuned"])
+    for log in kinds.models.values():
+        assert not log.higher_is_better["right"] and not log.higher_is_better["right (filter 2)"]
+        assert log.higher_is_better["shape (filter 2)"]
+
+
 def test_a_folder_of_several_models_and_a_file_are_read_too(copy):
     together = copy / "all"
     together.mkdir()
