@@ -89,7 +89,9 @@ class Exam:
             values[CAPTIONS] = self.scorer.score([answer.scored for answer in answers])["cider"].per_image.tolist()
         if self.questions is not None:
             answers, throughput = _ask(vlm, name, self.questions, folder / "questions", world)
-            verdicts = score_conclusions(self.rows, [conclusion_of(answer.raw, arm) for answer in answers])
+            pairs = zip(answers, self.rows, strict=True)
+            conclusions = [conclusion_of(answer.raw, arm, row.conclusion) for answer, row in pairs]
+            verdicts = score_conclusions(self.rows, conclusions)
             values = {CONCLUSIONS: verdicts.correct.astype(float).tolist()} | values
         assert throughput is not None
         return Score(
@@ -144,9 +146,14 @@ def read_exam(
     return Exam(rows, asked, described, scorer, "+".join(digests))
 
 
-def conclusion_of(answer: str, arm: str) -> str:
-    """Return the part of an answer that holds its conclusion: the last paragraph of `untagged`, else all of it."""
-    return answer.rpartition(STAGE_BREAK)[2] if arm == UNTAGGED else answer
+def conclusion_of(answer: str, arm: str, right: str) -> str:
+    """Return the part of an answer that holds its conclusion: all of it but of `untagged`.
+
+    There it is as many last paragraphs as the right conclusion has.
+    """
+    if arm != UNTAGGED:
+        return answer
+    return STAGE_BREAK.join(answer.strip().split(STAGE_BREAK)[-len(right.split(STAGE_BREAK)) :])
 
 
 def _ask(vlm: CobraVLM, name: str, part: _Part, folder: Path, world: World) -> tuple[list[Answer], Throughput]:

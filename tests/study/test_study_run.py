@@ -93,7 +93,14 @@ def test_captions_are_scored_where_they_are_given(change, scene_rows, capsys):
 
 def test_untagged_answers_are_read_by_their_last_paragraph():
     text = "I count.\n\nA red circle.\n\nOne circle.\n\n1"
-    assert conclusion_of(text, "untagged") == "1" and conclusion_of(text, "conclusion") == text
+    assert conclusion_of(text, "untagged", "2") == "1" and conclusion_of(text, "conclusion", "2") == text
+    assert conclusion_of(f"{text}\n\n", "untagged", "2") == "1"
+
+
+def test_untagged_conclusions_of_several_paragraphs_are_read_whole():
+    right = "First this.\n\nThen that."
+    assert conclusion_of(f"I look.\n\n{right}", "untagged", right) == right
+    assert conclusion_of("That.", "untagged", right) == "That."
 
 
 def test_scenes_ask_what_a_trace_can_help_with_and_what_it_cannot():
