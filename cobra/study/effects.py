@@ -26,7 +26,7 @@ from cobra.evaluation.metrics.significance import ALPHA, holm
 POWER = 0.8
 """Probability with which the smallest effect that is named would have been claimed."""
 
-# Differences that rounding alone can make.
+# Differences that rounding alone can make, as a fraction of the scores.
 _TIE = 1e-12
 
 Matrix = NDArray[np.float64]
@@ -38,7 +38,8 @@ class Effect:
 
     difference: float
     low: float
-    """Lower end of the 95 % interval."""
+    """Lower end of the 95 % interval; NaN, as `high` and `smallest`, where every question differs alike: no spread
+    tells how far others may differ."""
     high: float
     p_value: float
     """Two-sided, of this comparison alone."""
@@ -48,6 +49,8 @@ class Effect:
     """Standard error that the choice of questions makes."""
     seed_error: float
     """Standard error that the choice of seeds makes; NaN where an arm that was trained has one seed."""
+    n: int
+    """Questions."""
     p_holm: float = float("nan")
     """p after Holm's correction for the comparisons that it was made with; NaN for one made alone."""
 
@@ -72,24 +75,25 @@ def measure_effect(first: Matrix, second: Matrix, are_fixed: tuple[bool, bool] =
         raise ValueError(f"two arms of the same two or more questions were expected, not {first.shape}, {second.shape}")
     n = first.shape[1]
     by_question = second.mean(axis=0) - first.mean(axis=0)
-    difference = float(by_question.mean())
+    difference, nan = float(by_question.mean()), float("nan")
     # (variance of a mean, degrees of freedom) of each source of noise.
     parts = [(float(by_question.var(ddof=1)) / n, n - 1)]
     for scores in [arm for arm, is_fixed in zip((first, second), are_fixed, strict=True) if not is_fixed]:
         if len(scores) < 2:
-            nan = float("nan")
-            return Effect(difference, nan, nan, nan, nan, parts[0][0] ** 0.5, nan)
+            return Effect(difference, nan, nan, nan, nan, parts[0][0] ** 0.5, nan, n)
         parts.append((float(scores.mean(axis=1).var(ddof=1)) / len(scores), len(scores) - 1))
     error, freedom = _satterthwaite(parts)
     questions, seeds = parts[0][0] ** 0.5, sum(variance for variance, _ in parts[1:]) ** 0.5
-    if error == 0:
+    tie = _TIE * max(float(np.abs(first).max()), float(np.abs(second).max()))
+    if error <= tie:
         # Every question differs alike: all that is known is their number, as in a sign test.
-        p_value = 1.0 if abs(difference) < _TIE else 2.0 ** (1 - n)
-        return Effect(difference, difference, difference, p_value, 0.0, questions, seeds)
+        p_value = 1.0 if abs(difference) <= tie else 2.0 ** (1 - n)
+        return Effect(difference, nan, nan, p_value, nan, questions, seeds, n)
     edge = float(student.ppf(1 - ALPHA / 2, freedom))
     p_value = float(2 * student.sf(abs(difference) / error, freedom))
     smallest = (edge + float(student.ppf(POWER, freedom))) * error
-    return Effect(difference, difference - edge * error, difference + edge * error, p_value, smallest, questions, seeds)
+    low, high = difference - edge * error, difference + edge * error
+    return Effect(difference, low, high, p_value, smallest, questions, seeds, n)
 
 
 def measure_kinds(

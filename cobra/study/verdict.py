@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cobra.preprocessing.datasets.answer_forms import CONCLUSION, FULL, SHUFFLED
+from cobra.evaluation.metrics.significance import ALPHA
+from cobra.preprocessing.datasets.answer_forms import ANSWER_FORMS, CONCLUSION, FULL, SHUFFLED
 from cobra.study.effects import POWER, Effect
 from cobra.study.exam import Score
-from cobra.util.numbers import counted
+from cobra.util.numbers import counted, percent
 
 START = "start"
 """Name of the checkpoint that all arms begin from."""
@@ -28,27 +29,37 @@ class Comparison:
     """Effects by kind of question, corrected for their number; empty where the measure has no kinds."""
     is_of_arms: bool = True
     """False where two single models are compared: nothing is known of other seeds."""
+    lower_is_better: bool = False
+    """True where less of the measure is better, as of errors."""
 
 
 def pairs_of(arms: Sequence[str]) -> list[tuple[str, str, str]]:
     """Return the pairs of arms that are compared, each with the cause that it shows.
 
-    Arms of `--dataset.answer` are compared with what shows one cause each; any others with the first one.
+    Arms of `--dataset.answer` are compared with what shows one cause each; any others with the first one. Every arm is
+    in a pair.
     """
-    if FULL not in arms and not (START in arms and CONCLUSION in arms):
-        return [(arms[0], arm, f"taking {arm} in place of {arms[0]}") for arm in arms[1:]]
+    if not set(arms) & set(ANSWER_FORMS):
+        return _against(arms[0], arms)
+    trained = [arm for arm in arms if arm != START]
+    first = next(arm for arm in (CONCLUSION, FULL, *trained) if arm in trained)
     pairs = []
     if START in arms:
-        trained, what = (CONCLUSION, "conclusions alone") if CONCLUSION in arms else (FULL, "whole answers")
-        pairs.append((START, trained, f"training on these rows ({what})"))
-    if FULL in arms:
-        if CONCLUSION in arms:
-            pairs.append((CONCLUSION, FULL, "reasoning before the conclusion"))
-        if SHUFFLED in arms:
-            pairs.append((SHUFFLED, FULL, "stages that fit the question, in place of another row's,"))
-        others = [arm for arm in arms if arm not in (START, FULL, CONCLUSION, SHUFFLED)]
-        pairs += [(arm, FULL, f"the full form in place of {arm}") for arm in others]
-    return pairs
+        what = {CONCLUSION: "conclusions alone", FULL: "whole answers"}.get(first, first)
+        pairs.append((START, first, f"training on these rows ({what})"))
+    if FULL not in arms:
+        return pairs + _against(first, trained)
+    if CONCLUSION in arms:
+        pairs.append((CONCLUSION, FULL, "reasoning before the conclusion"))
+    if SHUFFLED in arms:
+        pairs.append((SHUFFLED, FULL, "stages that fit the question, in place of another row's,"))
+    others = [arm for arm in trained if arm not in (FULL, CONCLUSION, SHUFFLED)]
+    return pairs + [(arm, FULL, f"the full form in place of {arm}") for arm in others]
+
+
+def _against(first: str, arms: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Return the pairs of one arm with each of the others."""
+    return [(first, arm, f"taking {arm} in place of {first}") for arm in arms if arm != first]
 
 
 def verdict(comparisons: Sequence[Comparison], scores: Mapping[str, Sequence[Score]], n: int, seeds: int) -> list[str]:
@@ -74,24 +85,43 @@ def _sentence(comparison: Comparison) -> str:
     size += comparison.second
     if np.isnan(effect.p_value):
         return (
-            f"Nothing can be said of {about}: with one seed an arm a difference of {size} may be the seed's. Two "
-            "seeds or more tell."
+            f"Nothing can be said of {about}: with one seed of an arm a difference of {size} may be the seed's. Two "
+            "seeds or more of each tell."
         )
-    interval = f"95 % interval {100 * effect.low:+.1f} to {100 * effect.high:+.1f}, p = {effect.p_value:.2g}"
+    spread = f"{_spread(effect)}, p = {effect.p_value:.2g}"
     kinds = [f"{kind} ({100 * part.difference:+.1f})" for kind, part in comparison.kinds.items() if part.is_claimed]
     if not effect.is_claimed:
         return (
-            f"No effect of {about} can be claimed: {size} ({interval}). An effect of {100 * effect.smallest:.1f} "
-            f"points would have been seen with a probability of {100 * POWER:.0f} %."
+            f"No effect of {about} can be claimed: {size} ({spread})."
+            + ("" if np.isnan(effect.smallest) else _power(effect))
             + (f" Single kinds do differ: {', '.join(kinds)}." if kinds else "")
         )
-    verb = "helped" if effect.difference > 0 else "did harm"
+    verb = "helped" if (effect.difference > 0) != comparison.lower_is_better else "did harm"
     where = f" By kind it is seen in {', '.join(kinds)}." if kinds else ""
     if comparison.kinds and not kinds:
         where = " No single kind of question shows it alone."
     if not comparison.is_of_arms:
         where += " This is about these two models: what other seeds would have given is not known."
-    return f"{about[0].upper()}{about[1:]} {verb}: {size} ({interval}).{where}"
+    return f"{about[0].upper()}{about[1:]} {verb}: {size} ({spread}).{where}"
+
+
+def _spread(effect: Effect) -> str:
+    """Return how far the difference may be another one: its interval, or what a number of like questions bounds."""
+    if np.isnan(effect.low):
+        # Did more of such questions differ, one of these n would have shown it with a probability of 95 %.
+        most = percent(1 - ALPHA ** (1 / effect.n))
+        return (
+            f"the same for each of the {counted(effect.n, 'question')}; with 95 % confidence at most {most} % of such "
+            "questions differ from that"
+        )
+    return f"95 % interval {100 * effect.low:+.1f} to {100 * effect.high:+.1f}"
+
+
+def _power(effect: Effect) -> str:
+    return (
+        f" An effect of {100 * effect.smallest:.1f} points would have been seen with a probability of "
+        f"{100 * POWER:.0f} %."
+    )
 
 
 def _cost(comparison: Comparison, scores: Mapping[str, Sequence[Score]]) -> str:

@@ -87,6 +87,16 @@ def test_equal_arms_and_constant_differences():
     assert measure_effect(0 * same, same).p_value == 2**-9 and measure_effect(0 * same, same).difference == 1
 
 
+@pytest.mark.parametrize("step", [0, 1, 0.2])
+def test_questions_that_all_differ_alike_give_no_interval_and_no_smallest_effect(step):
+    """No spread is not certainty, and rounding of the means makes no spread."""
+    first = np.full((3, 50), 0.1)
+    effect = measure_effect(first, first + step)
+    assert effect.difference == pytest.approx(step) and effect.n == 50
+    assert np.isnan([effect.low, effect.high, effect.smallest]).all()
+    assert effect.p_value == (1 if step == 0 else 2.0**-49)
+
+
 @pytest.mark.parametrize("shape", [(3, 4), (3, 1), (3,)])
 def test_other_questions_cannot_be_compared(shape):
     with pytest.raises(ValueError, match="same two or more questions"):
