@@ -1,5 +1,6 @@
 """Models that are there already, scored and compared as the arms of a study are."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from cobra.evaluation.data.coco import DEFAULT_ANNOTATIONS
 from cobra.evaluation.tasks.conclusions import DEFAULT_ROWS
 from cobra.study.exam import Exam, Score, read_exam
 from cobra.study.logs import split_name
+from cobra.study.page import GIVEN
 from cobra.study.report import PAGE, RESULT, Findings, report
+from cobra.study.verdict import START
 from cobra.util.distributed import World, hold_together, join_world
 from cobra.util.errors import UserError
 from cobra.util.tokens import read_hf_token
@@ -103,5 +106,13 @@ def _findings(config: BenchmarkConfig, exam: Exam, scores: dict[str, list[Score]
     models = "; ".join(config.model)
     about = {"models": models, "task": config.task, "data": f"sha256 {exam.sha256[:12]}"}
     about |= {"most new tokens": str(config.max_new_tokens)}
+    return Findings(scores, exam.kinds, about, arms_without_seed(scores), origin=GIVEN)
+
+
+def arms_without_seed(scores: Mapping[str, Sequence[Score]]) -> frozenset[str]:
+    """Return the names whose one model stands for itself: the checkpoint that all start from, or all of them.
+
+    Where other names have several models, a single one is one seed of its arm, whose spread is not known.
+    """
     single = frozenset(name for name, models in scores.items() if len(models) == 1)
-    return Findings(scores, exam.kinds, about, single)
+    return single if len(single) == len(scores) else single & {START}

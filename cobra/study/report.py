@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cobra.study.effects import measure_effect, measure_kinds
 from cobra.study.exam import CONCLUSIONS, Score
-from cobra.study.page import render
+from cobra.study.page import TRAINED, Origin, render
 from cobra.study.verdict import Comparison, pairs_of, verdict
 from cobra.util.files import write_json, write_text
 
@@ -36,6 +36,8 @@ class Findings:
     """Reasons why cells gave no score, by name."""
     logged: Scores = field(default_factory=dict)
     """Scores that lmms-eval has logged, by arm."""
+    origin: Origin = TRAINED
+    """Where the models come from."""
 
 
 def report(findings: Findings, folder: Path) -> list[str]:
@@ -56,7 +58,8 @@ def report(findings: Findings, folder: Path) -> list[str]:
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RESULT, _without_nan(result))
-    page = render(sentences, findings.scores, comparisons, findings.about, findings.failed)
+    is_logged = bool(findings.logged)
+    page = render(findings.origin, sentences, findings.scores, comparisons, findings.about, findings.failed, is_logged)
     write_text(folder / PAGE, page)
     return sentences
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from cobra.evaluation.config import CONCLUSIONS, BenchmarkConfig
 from cobra.export.config import ExportConfig
 from cobra.export.export import export
-from cobra.study.exam import CAPTIONS
-from cobra.study.models import check_models, score_models
+from cobra.study.exam import CAPTIONS, Score
+from cobra.study.models import arms_without_seed, check_models, score_models
 from cobra.study.report import PAGE, RESULT
 from cobra.util.errors import UserError
 
@@ -29,6 +29,22 @@ from cobra.util.errors import UserError
 def test_models_that_cannot_be_compared_are_refused(values, said):
     with pytest.raises(UserError, match=said):
         check_models(BenchmarkConfig(**values))
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({"mine": 1, "yours": 1}, {"mine", "yours"}),
+        ({"start": 1, "full": 1}, {"start", "full"}),
+        ({"start": 1, "full": 2}, {"start"}),
+        ({"start": 1, "full": 1, "conclusion": 3}, {"start"}),
+        ({"full": 1, "conclusion": 3}, set()),
+        ({"full": 2, "conclusion": 3}, set()),
+    ],
+)
+def test_one_model_of_an_arm_has_a_seed_where_other_arms_have_several(counts, expected):
+    scores = {name: [Score({CAPTIONS: [1.0]})] * count for name, count in counts.items()}
+    assert arms_without_seed(scores) == expected
 
 
 def test_models_answer_under_one_protocol_and_equal_ones_show_no_effect(scene_rows, tmp_path, capsys):
@@ -54,7 +70,7 @@ def test_models_answer_under_one_protocol_and_equal_ones_show_no_effect(scene_ro
     assert "No effect of training on these rows (whole answers) can be claimed: +0.0 points" in told
     result = json.loads((config.output_dir / RESULT).read_text())
     assert [len(result["arms"][arm]) for arm in ("start", "full")] == [1, 2] and len(result["kinds"]) == 14
-    assert (config.output_dir / PAGE).is_file()
+    assert (config.output_dir / PAGE).read_text().startswith("# Models compared")
     again = replace(config, model=(*models[:2], f"full={shutil.copytree(copies[0], tmp_path / 'three')}"))
     with pytest.raises(UserError, match="of full two checkpoints hold the same weights"):
         score_models(again)

@@ -1,15 +1,15 @@
 """Words of a verdict claim what the numbers carry and no more; the page holds them all."""
 
 import json
+from itertools import combinations
 
 import numpy as np
 import pytest
 
 from cobra.study.exam import CAPTIONS, CONCLUSIONS, Score
-from cobra.study.logs import read_logged_scores
+from cobra.study.page import GIVEN, TRAINED
 from cobra.study.report import PAGE, RESULT, Findings, compare, report
 from cobra.study.verdict import pairs_of
-from cobra.util.errors import UserError
 
 QUESTIONS = 300
 KINDS = ["count", "colour"] * (QUESTIONS // 2)
@@ -37,6 +37,18 @@ def test_pairs_show_one_cause_each():
     ]  # fmt: skip
     assert [pair[:2] for pair in pairs_of(["start", "full", "shuffled"])] == [("start", "full"), ("shuffled", "full")]
     assert [pair[:2] for pair in pairs_of(["a", "b", "c"])] == [("a", "b"), ("a", "c")]
+    assert pairs_of(["start", "conclusion", "shuffled"])[1:] == [
+        ("conclusion", "shuffled", "taking shuffled in place of conclusion")
+    ]
+    assert [pair[:2] for pair in pairs_of(["start", "shuffled", "untagged"])] == [
+        ("start", "shuffled"), ("shuffled", "untagged")
+    ]  # fmt: skip
+
+
+def test_every_arm_that_is_trained_is_compared():
+    for size in range(2, 6):
+        for arms in combinations(["start", "full", "conclusion", "shuffled", "untagged", "without:CAPTION"], size):
+            assert {arm for pair in pairs_of(arms) for arm in pair[:2]} == set(arms)
 
 
 def test_an_effect_is_claimed_with_its_kinds_and_what_it_costs(tmp_path):
@@ -63,6 +75,23 @@ def test_no_effect_is_said_with_the_smallest_that_would_have_been_seen(tmp_path)
     )
 
 
+def test_arms_that_answer_alike_give_no_certainty(tmp_path):
+    few = {"start": [Score({CONCLUSIONS: [0.0] * 6})]}
+    few |= {arm: [Score({CONCLUSIONS: [1.0] * 6})] * 2 for arm in ("full", "conclusion")}
+    data, reasoning, _ = report(Findings(few, ["count"] * 6, {}, frozenset({"start"})), tmp_path)
+    alike = (
+        "(the same for each of the 6 questions; with 95 % confidence at most 39.3 % of such questions differ from "
+        "that, p = "
+    )
+    assert "helped: +100.0 points" in data and f"{alike}0.031)" in data
+    assert reasoning == (
+        "No effect of reasoning before the conclusion can be claimed: +0.0 points of right conclusions from "
+        f"conclusion to full {alike}1)."
+    )
+    page = (tmp_path / PAGE).read_text()
+    assert "nan" not in page and "| conclusion | full | right conclusions | +0.0 | - | 1 | - | 0.0 | 0.0 |" in page
+
+
 def test_one_seed_says_nothing_and_harm_is_called_harm(tmp_path):
     single = {"start": models(0.5, 1), "full": models(0.9, 1, base=1), "conclusion": models(0.2, 1, base=2)}
     assert report(findings(single), tmp_path)[1].startswith("Nothing can be said of reasoning")
@@ -77,35 +106,30 @@ def test_two_single_models_are_compared_as_themselves(tmp_path):
     assert "what other seeds would have given is not known" in sentence
 
 
+def test_the_page_of_models_that_were_there_says_nothing_of_their_training(tmp_path):
+    scores = {"mine": models(0.3, 1), "yours": models(0.6, 1, base=1)}
+    pages = []
+    for origin in (TRAINED, GIVEN):
+        report(findings(scores, fixed=("mine", "yours"), origin=origin), tmp_path)
+        pages.append((tmp_path / PAGE).read_text())
+    trained, given = pages
+    assert trained.startswith("# Did the reasoning do it?\n") and given.startswith("# Models compared\n")
+    assert "Every arm is trained from the same checkpoint" in trained and "is trained from" not in given
+    assert "](" not in trained + given, "links lead nowhere from the folder of a run"
+
+
 def test_failed_arms_and_other_measures_are_on_the_page(tmp_path):
     scores = {"start": models(0.5, 1), "full": models(0.5, base=1), "conclusion": models(0.5, base=2)}
     for arm in scores.values():
         for model in arm:
             model.values[CAPTIONS] = [1.5, 0.5]
-    report(findings(scores, failed={"full-3": "out of memory"}), tmp_path)
+    ended = "the training of the arm full ended with code 1; the end of x.log:\nstep 1\nOut of memory\n===\n"
+    report(findings(scores, failed={"full-2": "no room", "full-3": ended}), tmp_path)
     page = (tmp_path / PAGE).read_text()
-    assert "full-3: out of memory" in page and f"{CAPTIONS}, %" in page
+    assert "- full-2: no room\n" in page and f"{CAPTIONS}, %" in page
+    assert f"- full-3: {ended.splitlines()[0]}\n\n      step 1\n      Out of memory\n      ===\n" in page
     measures = [comparison.measure for comparison in compare(scores, KINDS, frozenset({"start"}))]
     assert measures == [CONCLUSIONS, CONCLUSIONS, CAPTIONS, CAPTIONS]
-
-
-def log(folder, values):
-    folder.mkdir(parents=True)
-    lines = [{"doc_id": n, "target": "a", "filtered_resps": ["a"], "acc": value} for n, value in enumerate(values)]
-    (folder / "20260101_samples_mine.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    return folder
-
-
-def test_logs_of_lmms_eval_are_measures_of_the_arms(tmp_path):
-    first, second = log(tmp_path / "a", [1, 0, 1]), log(tmp_path / "b", [0, 0, 1])
-    scores = read_logged_scores([f"full={first}", f"conclusion={second}"], ["full", "conclusion"])
-    assert scores["full"][0].values == {"mine (acc)": [1, 0, 1]}
-    assert scores["conclusion"][0].values == {"mine (acc)": [0, 0, 1]}
-    with pytest.raises(UserError, match="no arm is called best"):
-        read_logged_scores([f"best={first}"], ["full"])
-    with pytest.raises(UserError, match="NAME=PLACE was expected"):
-        read_logged_scores([str(first)], ["full"])
-    assert read_logged_scores([], ["full"]) == {}
 
 
 def test_logs_of_an_arm_without_scores_and_single_seeds_still_give_strict_json(tmp_path):
