@@ -42,6 +42,10 @@ class Score:
     """Share of answers with all four stages in order."""
     sha256: str = ""
     """SHA-256 of the checkpoint."""
+    lower_is_better: Sequence[str] = ()
+    """Measures of which less is better."""
+    left_out: Sequence[str] = ()
+    """Measures that cannot be compared question by question."""
 
 
 @dataclass(frozen=True)

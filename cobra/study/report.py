@@ -44,6 +44,8 @@ def report(findings: Findings, folder: Path) -> list[str]:
     """Compare the arms, write the page and `study.json` to the folder, and return the verdict."""
     comparisons = compare(findings.scores, findings.kinds, findings.fixed)
     comparisons += compare(findings.logged, (), frozenset(arm for arm in findings.logged if arm in findings.fixed))
+    left_out = dict.fromkeys(name for models in findings.logged.values() for one in models for name in one.left_out)
+    about = dict(findings.about) | ({"metrics left out": ", ".join(left_out)} if left_out else {})
     counts = [len(models) for arm, models in findings.scores.items() if arm not in findings.fixed]
     questions = len(next(iter(next(iter(findings.scores.values()))[0].values.values())))
     sentences = verdict(comparisons, findings.scores, questions, min(counts, default=1))
@@ -54,12 +56,12 @@ def report(findings: Findings, folder: Path) -> list[str]:
         "logged": {arm: [asdict(model) for model in models] for arm, models in findings.logged.items()},
         "kinds": list(findings.kinds),
         "failed": dict(findings.failed),
-        "about": dict(findings.about),
+        "about": about,
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RESULT, _without_nan(result))
     is_logged = bool(findings.logged)
-    page = render(findings.origin, sentences, findings.scores, comparisons, findings.about, findings.failed, is_logged)
+    page = render(findings.origin, sentences, findings.scores, comparisons, about, findings.failed, is_logged)
     write_text(folder / PAGE, page)
     return sentences
 
@@ -81,7 +83,8 @@ def compare(scores: Scores, kinds: Sequence[str], fixed: frozenset[str]) -> list
             are_fixed = (first in fixed, second in fixed)
             effect = measure_effect(*pair, are_fixed)
             by_kind = measure_kinds(*pair, kinds, are_fixed) if measure == CONCLUSIONS else {}
-            comparisons.append(Comparison(first, second, about, measure, effect, by_kind, not all(are_fixed)))
+            lower = any(measure in model.lower_is_better for arm in (first, second) for model in scores[arm])
+            comparisons.append(Comparison(first, second, about, measure, effect, by_kind, not all(are_fixed), lower))
     return comparisons
 
 
