@@ -25,7 +25,8 @@ def model(folder=None, tower="clip-vit-l-336px", is_stock=False):
 def test_the_packaged_model_knows_no_photographs():
     vlm = cobra.load("cobra-tiny", device="cpu")
     assert knows_shapes(vlm) and model_knowledge(vlm) == (
-        "cobra-tiny knows rendered shapes, not photographs; it describes them and says where they are, whatever is asked."
+        "cobra-tiny knows rendered shapes, not photographs; it describes them and says where they are, whatever is "
+        "asked."
     )
 
 
