@@ -307,7 +307,7 @@ def test_batches_answer_as_one_by_one_with_pixels(photos, whole):
         assert answer.prompt == second_prompt(answer.analysis, "What is it?")
         assert answer.raw == vlm.generate(pixels, as_turn(vlm, answer.prompt), max_new_tokens=8)
     # Lively enough for that to mean something.
-    assert len({answer.raw for answer in whole["it"]}) > COUNT // 2
+    assert len({answer.raw for answer in whole["it"]}) > COUNT // 3
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
