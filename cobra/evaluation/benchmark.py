@@ -82,14 +82,10 @@ def _print_way_on(console: Console, config: BenchmarkConfig, results: Results) -
 
 def check_flags(config: BenchmarkConfig) -> None:
     """Raise a UserError where flags make no sense by themselves or together."""
-    check_known(config.task, TASKS, "--task")
     if config.lmms_eval_logs:
         _check_logs(config)
         return
-    if config.task == CONCLUSIONS:
-        _check_conclusions(config)
-    elif config.llava_cot_annotations is not None:
-        raise UserError(f"--llava_cot_annotations is of another task: give --task {CONCLUSIONS} too")
+    check_answering(config)
     if config.checkpoint is None and config.predictions is None:
         raise UserError(
             "there is nothing to score: give --checkpoint (a run directory, a .pt file or a model id), --predictions "
@@ -99,6 +95,18 @@ def check_flags(config: BenchmarkConfig) -> None:
         raise UserError(f"--checkpoint {config.checkpoint} is no model: captions to score are given with --predictions")
     if config.baseline_checkpoint is not None and config.checkpoint is None:
         raise UserError("--baseline_checkpoint is compared with --checkpoint: give that too, or it as --checkpoint")
+
+
+def check_answering(config: BenchmarkConfig) -> None:
+    """Raise a UserError where the task or the flags of how models answer make no sense, however many models there are.
+
+    A flag of another task than `--task` is one of them.
+    """
+    check_known(config.task, TASKS, "--task")
+    if config.task == CONCLUSIONS:
+        _check_conclusions(config)
+    elif config.llava_cot_annotations is not None:
+        raise UserError(f"--llava_cot_annotations is of another task: give --task {CONCLUSIONS} too")
     resolve_prompt(config.prompt)
     for name in ("max_new_tokens", "max_images", "batch_size", "beams"):
         value = getattr(config, name)

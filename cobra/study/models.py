@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 import cobra
+from cobra.evaluation.benchmark import check_answering
 from cobra.evaluation.config import CONCLUSIONS, BenchmarkConfig
 from cobra.evaluation.data.coco import DEFAULT_ANNOTATIONS
 from cobra.evaluation.tasks.conclusions import DEFAULT_ROWS
@@ -16,7 +17,7 @@ from cobra.study.page import GIVEN
 from cobra.study.report import PAGE, RESULT, Findings, report
 from cobra.study.verdict import START
 from cobra.util.distributed import World, hold_together, join_world
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, check_values
 from cobra.util.tokens import read_hf_token
 
 _USED = frozenset(
@@ -57,7 +58,7 @@ def check_models(config: BenchmarkConfig) -> list[tuple[str, str]]:
 
     Raises:
         UserError: A value is not `NAME=CHECKPOINT`, one name is all there is, a checkpoint is there twice, or another
-            flag has no use here.
+            flag has no use here or makes no sense.
     """
     pairs = [split_name(flag, "--model") for flag in config.model]
     if len({name for name, _ in pairs}) < 2:
@@ -69,6 +70,8 @@ def check_models(config: BenchmarkConfig) -> list[tuple[str, str]]:
     ]
     if given:
         raise UserError(f"--model compares models under one protocol, and has no use for {', '.join(given)}")
+    check_values({"max_images": (config.max_images, config.max_images is None or config.max_images >= 2, "at least 2")})
+    check_answering(config)
     return pairs
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -24,11 +25,21 @@ from cobra.util.errors import UserError
         ({"model": ("full=a", "other=a")}, "names a more than once"),
         ({"model": ("full=a", "other=b"), "checkpoint": "c"}, "no use for --checkpoint"),
         ({"model": ("full=a", "other=b"), "search": "vote"}, "no use for --search"),
+        ({"task": "poems"}, "--task 'poems' is unknown"),
+        ({"batch_size": 0}, "--batch_size is 0 and must be at least 1"),
+        ({"max_new_tokens": 0}, "--max_new_tokens is 0 and must be at least 1"),
+        ({"max_images": 0}, "--max_images is 0 and must be at least 2"),
+        ({"max_images": 1}, "--max_images is 1 and must be at least 2"),
+        ({"dtype": "fp7"}, "the dtype 'fp7' is unknown"),
+        ({"device": "abacus"}, "'abacus' is not a device"),
+        ({"quantize": "int3"}, "--quantize 'int3'"),
+        ({"llava_cot_annotations": Path("h.json")}, "give --task llava-cot too"),
+        ({"task": CONCLUSIONS, "coco_annotations": "c.json"}, "has no use for --coco_annotations"),
     ],
 )
 def test_models_that_cannot_be_compared_are_refused(values, said):
     with pytest.raises(UserError, match=said):
-        check_models(BenchmarkConfig(**values))
+        check_models(BenchmarkConfig(**{"model": ("full=a", "other=b")} | values))
 
 
 @pytest.mark.parametrize(
