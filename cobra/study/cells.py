@@ -12,10 +12,10 @@ import draccus
 
 from cobra.study.config import StudyConfig
 from cobra.training.config import PretrainConfig, stage_prefix
-from cobra.training.preemption import EXIT_STOPPED
-from cobra.training.run_directory import FINISHED
+from cobra.training.preemption import EXIT_STOPPED, Stopped
+from cobra.training.run_directory import FINISHED, STOPPED
 from cobra.util.errors import UserError
-from cobra.util.files import write_text
+from cobra.util.files import read_json, write_text
 from cobra.util.program import PART, program
 
 # Last lines of a training's log that an error shows.
@@ -77,6 +77,7 @@ class Trainings:
 
         Raises:
             UserError: The training failed; the end of its log is in the message.
+            Stopped: It was stopped in order, as by its own time limit: the same command goes on with it.
         """
         config, training = self._config, training_config(self._config, cell, steps)
         run_dir = training.run_root_dir / cell.name
@@ -86,7 +87,12 @@ class Trainings:
         for file in (flags, log):
             file.parent.mkdir(parents=True, exist_ok=True)
         write_text(flags, str(draccus.dump(training)))
+        mark = _read_mark(run_dir)
         code = self._run([*program("train", config.nproc), "--config_path", str(flags)], cell, log)
+        # The mark, not the code: torchrun returns 1. An earlier start's may be there still.
+        if code and (stopped := _read_mark(run_dir)) not in ({}, mark):
+            self._say(f"{cell.name} was stopped by {stopped.get('reason')}: the same command goes on")
+            raise Stopped(str(stopped.get("reason")))
         if code:
             tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-_TAIL:])
             raise UserError(
@@ -123,10 +129,22 @@ class Trainings:
                 self._running.add(process)
             with process:
                 assert process.stdout is not None
-                for line in process.stdout:
-                    file.write(line)
-                    file.flush()
-                    if line.startswith(("step ", "resuming ")):
-                        self._say(f"{cell.name}: {line.rstrip()}")
+                try:
+                    for line in process.stdout:
+                        file.write(line)
+                        file.flush()
+                        if line.startswith(("step ", "resuming ")):
+                            self._say(f"{cell.name}: {line.rstrip()}")
+                except BaseException:
+                    # A program that cannot print ends by that, and saves nothing: it is read until it has ended.
+                    process.terminate()
+                    file.writelines(process.stdout)
+                    raise
         self._running.discard(process)
         return process.returncode
+
+
+def _read_mark(run_dir: Path) -> dict[str, Any]:
+    """Return the mark that an orderly stop has left in a run; empty where there is none."""
+    mark = run_dir / STOPPED
+    return dict(read_json(mark, "the mark of the stop")) if mark.is_file() else {}

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -123,12 +122,3 @@ def test_a_study_that_is_stopped_leaves_nothing_running_and_goes_on(tmp_path, nu
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "resuming the run" in again.stdout and "Nothing can be said" not in again.stdout
     assert (tmp_path / "study" / PAGE).is_file()
-
-
-def test_a_stopped_study_starts_no_further_training(config):
-    trainings = Trainings(config, print)
-    trainings.stop()
-    begin = time.monotonic()
-    with pytest.raises(UserError, match="ended with code 75"):
-        trainings.train(cells_of(config)[0], None)
-    assert time.monotonic() - begin < 1
