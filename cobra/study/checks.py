@@ -10,8 +10,10 @@ from cobra.preprocessing.datasets.answer_forms import check_answer_form
 from cobra.study.cells import cells_of, training_config
 from cobra.study.config import StudyConfig
 from cobra.study.matching import MATCHES
+from cobra.study.origin import EXAM, ROWS, SHOWN, START_WEIGHTS, check_origin
 from cobra.training.check_run import check_run
 from cobra.training.config import PretrainConfig
+from cobra.training.run_directory import FINISHED
 from cobra.util.errors import UserError, check_known, check_values
 from cobra.util.files import read_json, write_json
 from cobra.util.tokens import read_hf_token
@@ -25,6 +27,8 @@ _FREE = frozenset(
     ("nproc", "jobs", "cell", "device", "num_workers", "page", "plan", "hf_token", "batch_size", "lmms_eval_logs")
     + ("study_dir",)
 )
+# What other hashes mean, in words.
+_FILES = {START_WEIGHTS: "weights of --pretrained_checkpoint", ROWS: "training rows", EXAM: "questions or captions"}
 
 
 def check_flags(config: StudyConfig) -> None:
@@ -45,6 +49,7 @@ def check_flags(config: StudyConfig) -> None:
         | {"arms": (config.arms, len(config.arms) >= 2, "two or more")}
         | {"seeds": (config.seeds, len(config.seeds) >= 1, "one or more")}
         | {"max_new_tokens": (config.max_new_tokens, config.max_new_tokens >= 1, "at least 1")}
+        | {"max_images": (config.max_images, config.max_images is None or config.max_images >= 2, "at least 2")}
         | {"cell": (config.cell, config.cell is None or 0 <= config.cell < cells, f"from 0 to {cells - 1}")}
     )
     defaults, given = PretrainConfig(), []
@@ -72,22 +77,40 @@ def _check_checkpoint(config: StudyConfig) -> None:
             )
 
 
-def check_settings(config: StudyConfig, exam_sha256: str, steps: Mapping[str, int | None]) -> None:
-    """Compare the study's settings with those that its folder was begun with, and keep them where it is new."""
+def check_settings(config: StudyConfig, files: Mapping[str, str], steps: Mapping[str, int | None]) -> None:
+    """Compare the study with what its folder was begun with, and keep its settings where the folder is new.
+
+    Args:
+        config: The flags.
+        files: Hashes of the study's files; see :mod:`cobra.study.origin`.
+        steps: Steps of each arm.
+
+    Raises:
+        UserError: Settings or files are others than those of the folder, or of a finished run in it.
+    """
     values = {name: value for name, value in draccus.encode(config).items() if name not in _FREE}
-    values = json.loads(json.dumps(values | {"exam_sha256": exam_sha256, "steps": dict(steps)}, default=str))
+    values = json.loads(json.dumps(values | dict(files) | {"steps": dict(steps)}, default=str))
     file = config.study_dir / SETTINGS
-    if not file.is_file():
-        config.study_dir.mkdir(parents=True, exist_ok=True)
-        write_json(file, values)
-        return
-    before = read_json(file, "the settings of the study")
+    before = read_json(file, "the settings of the study") if file.is_file() else values
     # More seeds and arms may join: what is there stays right.
-    changed = [name for name in values if name not in ("arms", "seeds", "steps") and before.get(name) != values[name]]
+    kept = [name for name in values if name not in ("arms", "seeds", "steps", *files)]
+    changed = [name for name in kept if before.get(name) != values[name]]
     changed += [f"steps of {arm}" for arm, count in values["steps"].items() if before["steps"].get(arm, count) != count]
+    # A folder may be older than some of the hashes: its runs tell theirs.
+    changed += [
+        f"{_FILES[name]}: sha256 {digest[:SHOWN]}, then {before[name][:SHOWN]}"
+        for name, digest in files.items()
+        if before.get(name, digest) != digest
+    ]
     if changed:
         raise UserError(
-            f"{config.study_dir} holds a study with other settings ({', '.join(changed)}): its scores cannot be "
-            "compared with new ones. Give these settings again, or another --study_dir"
+            f"{config.study_dir} holds a study with other settings ({'; '.join(changed)}): its models and scores "
+            "cannot be compared with new ones. Give these settings and files again, or another --study_dir, or delete "
+            "that folder to begin anew"
         )
+    for cell in cells_of(config):
+        run_dir = training_config(config, cell, None).run_root_dir / cell.name
+        if (run_dir / FINISHED).is_file():
+            check_origin(run_dir, files)
+    config.study_dir.mkdir(parents=True, exist_ok=True)
     write_json(file, values | {"steps": before["steps"] | values["steps"]})

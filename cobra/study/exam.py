@@ -23,6 +23,7 @@ from cobra.preprocessing.datasets.answer_forms import UNTAGGED
 from cobra.reasoning.trace import STAGE_BREAK
 from cobra.util.distributed import World
 from cobra.util.errors import UserError
+from cobra.util.numbers import counted
 
 CONCLUSIONS, CAPTIONS = "right conclusions", "CIDEr of captions"
 """Measures of an exam; logs of lmms-eval bring others."""
@@ -125,7 +126,8 @@ def read_exam(
         captions: Source of captions, folder of its images, and size of the sample.
 
     Raises:
-        UserError: A file or an image is missing, or there is nothing to score.
+        UserError: A file or an image is missing, or there are fewer than two questions or captions: no spread, and so
+            effect, can be told from one.
     """
     rows: Sequence[ConclusionRow] = ()
     asked = described = scorer = None
@@ -133,6 +135,7 @@ def read_exam(
     if questions is not None:
         path, folder_of_images, count = questions
         rows, digest = sample(read_holdout(path).rows, count, SAMPLE_SEED), holdout_sha256(path)
+        _check_count(len(rows), "question", path)
         protocol = Protocol("", max_new_tokens, batch_size, questions_sha256=digest)
         asked = _Part([row.captioned for row in rows], holdout_pictures(path, folder_of_images), protocol)
         digests.append(digest)
@@ -142,12 +145,21 @@ def read_exam(
         if whole.pictures is None:
             raise UserError(f"--image_dir is missing: the folder of the images that {whole.source} names")
         images = sample(whole.images, count, SAMPLE_SEED)
+        _check_count(len(images), "image", whole.source)
         described = _Part(images, whole.pictures, Protocol(DEFAULT_PROMPT, max_new_tokens, batch_size))
         scorer = CaptionScorer(images, [cider(whole.images)])
         digests.append(whole.sha256)
     for part in filter(None, (asked, described)):
         check_present(part.images, part.pictures, folder / LIST_FILE)
     return Exam(rows, asked, described, scorer, "+".join(digests))
+
+
+def _check_count(count: int, noun: str, source: object) -> None:
+    if count < 2:
+        raise UserError(
+            f"{source} has {counted(count, noun)} to score, and at least 2 are needed: an effect is measured against "
+            f"the spread of {noun}s. Give more of them"
+        )
 
 
 def conclusion_of(answer: str, arm: str, right: str) -> str:

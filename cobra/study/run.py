@@ -9,12 +9,14 @@ from pathlib import Path
 from rich.console import Console
 
 import cobra
+from cobra.models.run_folder import LATEST, find_checkpoint
 from cobra.study.cells import Cell, Trainings, cells_of
 from cobra.study.checks import check_flags, check_settings
 from cobra.study.config import StudyConfig
 from cobra.study.exam import Exam, Score, read_exam
 from cobra.study.logs import read_logged_scores
 from cobra.study.matching import open_arms, questions_of, steps_of
+from cobra.study.origin import EXAM, ROWS, SHOWN, START_WEIGHTS, FileHashes, check_origin
 from cobra.study.report import PAGE, RESULT, Findings, report
 from cobra.study.verdict import START
 from cobra.training.config import stage_hyperparameters
@@ -37,6 +39,11 @@ class _Study:
     exam: Exam
     steps: Mapping[str, int | None]
     """Steps of each arm; None where the flags of training say them."""
+    files: Mapping[str, str]
+    """Hashes of what the study is made of; see :mod:`cobra.study.origin`."""
+    start: Path
+    """Weights that all arms start from."""
+    hashes: FileHashes
     world: World
     say: Say
     trainings: Trainings
@@ -47,9 +54,10 @@ def run_study(config: StudyConfig) -> None:
 
     Raises:
         UserError: Flags make no sense, the arms cannot be made of these rows, the checkpoint is of another model, the
-            folder holds a study with other settings, or fewer than two arms gave a score. Scores that are there are
-            kept.
-        Stopped: The study was asked to stop; its trainings have saved their states, and the same command goes on.
+            folder holds a study with other settings, weights or rows, or fewer than two arms gave a score. Scores that
+            are there are kept.
+        Stopped: The study was asked to stop, or a training has stopped by itself, as before the end of a job's time;
+            all have saved their states, and the same command goes on.
     """
     check_flags(config)
     say = Console(highlight=False, soft_wrap=True, markup=False).print
@@ -60,26 +68,31 @@ def run_study(config: StudyConfig) -> None:
         captions = (config.coco_annotations, config.image_dir, config.max_images)
     exam = read_exam(config.study_dir, config.max_new_tokens, config.batch_size, questions_of(config), captions)
     steps = steps_of(config, arms)
+    start = find_checkpoint(str(config.pretrained_checkpoint), read_hf_token(config.hf_token)).path
+    hashes = FileHashes(config.study_dir / "hashes", say)
+    rows = next(iter(arms.values())).rows
+    files = {START_WEIGHTS: hashes.sha256(start, START), ROWS: rows.sha256, EXAM: exam.sha256}
     cells = cells_of(config)
     with StopRequests():
-        study = _Study(config, exam, steps, join_world(config.device), say, Trainings(config, say))
+        world, trainings = join_world(config.device), Trainings(config, say)
+        study = _Study(config, exam, steps, files, start, hashes, world, say, trainings)
         try:
             if config.cell is not None:
-                check_settings(config, exam.sha256, steps)
+                check_settings(config, files, steps)
                 cell = cells[config.cell]
-                _score(study, str(study.trainings.train(cell, steps[cell.arm])), cell.name, cell.arm)
+                _score_cell(study, cell, trainings.train(cell, steps[cell.arm]))
                 return
             with hold(config.study_dir, "another study runs"):
-                check_settings(config, exam.sha256, steps)
+                check_settings(config, files, steps)
                 say(
                     f"{counted(len(config.arms), 'arm')}: {', '.join(config.arms)}; "
                     f"{counted(len(config.seeds), 'seed')}; {counted(len(exam.rows), 'question')}"
                 )
-                scores = {START: [_score(study, str(config.pretrained_checkpoint), START, "full")]}
+                scores = {START: [_score(study, str(config.pretrained_checkpoint), start, START, "full")]}
                 trained, failed = _run_cells(study, cells)
                 _report(study, scores | trained, failed, logged)
         finally:
-            study.trainings.stop()
+            trainings.stop()
 
 
 def _run_cells(study: _Study, cells: list[Cell]) -> tuple[dict[str, list[Score]], dict[str, str]]:
@@ -101,7 +114,7 @@ def _run_cells(study: _Study, cells: list[Cell]) -> tuple[dict[str, list[Score]]
             for future in wait(training, return_when=FIRST_COMPLETED).done:
                 cell = training[future]
                 try:
-                    results[cell] = _score(study, str(future.result()), cell.name, cell.arm)
+                    results[cell] = _score_cell(study, cell, future.result())
                 except Exception as error:  # noqa: BLE001 - an arm that fails costs itself
                     failed[cell.name] = str(error) or repr(error)
                     study.say(f"{cell.name} failed and is left out: {failed[cell.name]}")
@@ -121,13 +134,26 @@ def _run_cells(study: _Study, cells: list[Cell]) -> tuple[dict[str, list[Score]]
     return {arm: models for arm, models in scores.items() if models}, failed
 
 
-def _score(study: _Study, checkpoint: str, name: str, arm: str) -> Score:
-    """Let a model answer everything, or read what an earlier start has kept of that."""
+def _score_cell(study: _Study, cell: Cell, run_dir: Path) -> Score:
+    """Score a trained cell, or raise a UserError where the study's files were changed before it was trained."""
+    check_origin(run_dir, study.files)
+    return _score(study, str(run_dir), run_dir / LATEST, cell.name, cell.arm)
+
+
+def _score(study: _Study, checkpoint: str, weights: Path, name: str, arm: str) -> Score:
+    """Let a model answer everything, or read what an earlier start has kept of that for the same weights."""
     config = study.config
     file = config.study_dir / "scores" / f"{name}.json"
-    if file.is_file():
-        return Score(**read_json(file, "the score of an arm"))
+    kept = Score(**read_json(file, "the score of an arm")) if file.is_file() else None
+    sha256 = study.hashes.sha256(weights, name) if weights.is_file() else ""
+    # A finished run stays scored where its checkpoint has been deleted to make room.
+    if kept is not None and sha256 in ("", kept.sha256):
+        return kept
+    if kept is not None:
+        study.say(f"{name}: its score is that of other weights, and is made again")
     vlm = cobra.load(checkpoint, hf_token=read_hf_token(config.hf_token), device=str(study.world.device))
+    # Gigabytes are hashed once.
+    vlm.checkpoint_sha256 = sha256
     score = study.exam.take(vlm, name, arm, config.study_dir / "answers", study.world)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, asdict(score))
@@ -144,11 +170,11 @@ def _report(
     usual = f"{flags.epochs} epochs" if flags.max_steps is None else str(flags.max_steps)
     steps = {arm: usual if count is None else str(count) for arm, count in study.steps.items()}
     about = {
-        "starts from": f"{config.pretrained_checkpoint} (sha256 {scores[START][0].sha256[:12]})",
-        "rows": config.dataset.dataset_id,
+        "starts from": f"{config.pretrained_checkpoint} (sha256 {study.files[START_WEIGHTS][:SHOWN]})",
+        "rows": f"{config.dataset.dataset_id} (sha256 {study.files[ROWS][:SHOWN]})",
         "equal in all arms": config.match,
         "steps": ", ".join(f"{arm} {count}" for arm, count in steps.items()),
-        "questions": f"{len(study.exam.rows):,} (sha256 {study.exam.sha256[:12]})",
+        "questions": f"{len(study.exam.rows):,} (sha256 {study.exam.sha256[:SHOWN]})",
         "most new tokens": str(config.max_new_tokens),
         "seeds": ", ".join(map(str, config.seeds)),
     }

@@ -11,22 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cobra.models.run_folder import find_checkpoint
 from cobra.study.cells import Trainings, cells_of
 from cobra.study.exam import CAPTIONS, CONCLUSIONS, Score, conclusion_of
 from cobra.study.report import PAGE, RESULT
 from cobra.study.run import run_study
 from cobra.study.scenes import SCENE_KINDS
 from cobra.util.errors import UserError
+from cobra.util.files import sha256_file
 
 ROOT = Path(__file__).parents[2]
 
 
 def keep_score(config, name, share):
-    """Leave the score of a cell, as an earlier start does."""
+    """Leave the score of the start, or of a cell whose checkpoint has been deleted since, as an earlier start does."""
     values = (np.random.default_rng(len(name)).random(21) < share).astype(float).tolist()
     file = config.study_dir / "scores" / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(asdict(Score({CONCLUSIONS: values}, 9.0, 0.1, 1.0, "abc"))))
+    start = sha256_file(find_checkpoint("cobra-tiny").path)
+    file.write_text(json.dumps(asdict(Score({CONCLUSIONS: values}, 9.0, 0.1, 1.0, start))))
     run = config.study_dir / "runs" / name
     run.mkdir(parents=True, exist_ok=True)
     (run / "finished.json").write_text("{}")
@@ -59,7 +62,15 @@ def test_a_cell_trains_and_answers_and_a_failed_one_costs_itself(change, capsys)
     before = (config.study_dir / "scores" / "full-1.json").stat().st_mtime_ns
     run_study(config)
     assert "step 2/2" not in capsys.readouterr().out
-    assert (config.study_dir / "scores" / "full-1.json").stat().st_mtime_ns == before
+    file = config.study_dir / "scores" / "full-1.json"
+    assert file.stat().st_mtime_ns == before
+    # The score of a run that was deleted and trained again is made again.
+    right = json.loads(file.read_text())
+    file.write_text(json.dumps(right | {"sha256": "0" * 64, "values": {CONCLUSIONS: [1.0] * 21}}))
+    run_study(config)
+    assert "full-1: its score is that of other weights, and is made again" in capsys.readouterr().out
+    again = json.loads(file.read_text())
+    assert (again["sha256"], again["values"]) == (right["sha256"], right["values"])
 
 
 def test_fewer_than_two_arms_are_nothing_to_compare(change, monkeypatch):
