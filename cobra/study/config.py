@@ -50,6 +50,7 @@ class StudyConfig(PretrainConfig):
     arm with it. Without it the whole study is done, what is there already excepted."""
     scenes: int | None = None
     """Render that many training rows of the demonstration, and questions about them, and study cobra-tiny on them;
-    data, model and its settings but the steps are then the study's own."""
+    data, model and its settings but the steps are the study's own. Defaults are then the CPU, batches of 32 and 160 new
+    tokens."""
     scene_questions: int = 1050
     """Questions about rendered scenes, seven kinds in equal shares."""

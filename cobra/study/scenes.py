@@ -1,7 +1,8 @@
 """Study on rendered scenes: the demonstration's data and small model, with settings of half an hour on two cores."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from rich.console import Console
@@ -12,7 +13,7 @@ from cobra.demo.questions import KINDS, MORE, RELATIONS
 from cobra.demo.run import BASE
 from cobra.preprocessing.llava_cot import PrepareConfig, prepare
 from cobra.study.config import StudyConfig
-from cobra.util.errors import check_values
+from cobra.util.errors import UserError, check_values
 
 SCENE_KINDS = (*(kind for kind in KINDS if kind != "describe"), MORE)
 """Kinds of questions: to read off one colour or shape needs no trace, to count or compare what was looked up may."""
@@ -20,16 +21,20 @@ SCENE_KINDS = (*(kind for kind in KINDS if kind != "describe"), MORE)
 _SEED = 7
 _STEPS = 400
 _LEAST_ROWS = 50
+_DATA = "llava-cot-100k"
+# Flags that mean the same for scenes and for other data, with the value here where the flag is left at its default.
+_FITTING: dict[str, Any] = {"device": "cpu", "max_new_tokens": 160, "batch_size": 32}
 
 
 def with_scenes(config: StudyConfig) -> StudyConfig:
     """Return the study of rendered scenes where `--scenes` asks for it, its data made; any other one as it is.
 
     Raises:
-        UserError: A number is too small, or the rows could not be prepared.
+        UserError: A number is too small, a flag is given that scenes decide, or the rows could not be prepared.
     """
     if config.scenes is None:
         return config
+    _refuse_decided(config)
     least = len(SCENE_KINDS)
     check_values(
         {
@@ -53,15 +58,39 @@ def with_scenes(config: StudyConfig) -> StudyConfig:
     )
     return replace(
         config,
-        dataset=DatasetConfig.get_choice_class("llava-cot-100k")(dataset_root_dir=data, holdout_components=None),
+        dataset=DatasetConfig.get_choice_class(_DATA)(dataset_root_dir=data, holdout_components=None),
         model=model,
         pretrained_checkpoint=BASE,
-        device="cpu",
         questions=questions / "rows.json",
         questions_image_dir=questions / "images",
-        max_new_tokens=min(config.max_new_tokens, 160),
-        batch_size=32,
+        **{name: value for name, value in _FITTING.items() if getattr(config, name) == getattr(StudyConfig, name)},
     )
+
+
+def _refuse_decided(config: StudyConfig) -> None:
+    """Raise a UserError that names the flags whose values scenes decide; to name the same value is no fault."""
+    defaults = StudyConfig()
+    given = [f"--{name}" for name in ("questions", "questions_image_dir") if getattr(config, name) is not None]
+    given += ["--pretrained_checkpoint"] * (config.pretrained_checkpoint not in (None, BASE))
+    given += _given("model", config.model, (defaults.model, ModelConfig.get_choice_class(BASE)()))
+    given += _given("dataset", config.dataset, (defaults.dataset, DatasetConfig.get_choice_class(_DATA)()))
+    if given:
+        raise UserError(
+            f"--scenes brings its own data and model, and has no use for {', '.join(given)}: leave that out, or leave "
+            "out --scenes and study data of your own"
+        )
+
+
+def _given(group: str, values: Any, plain: tuple[Any, Any]) -> list[str]:
+    """Return the flags of a group that were given, but for the number of steps; `plain` are choices without any."""
+    same = next((one for one in plain if type(one) is type(values)), None)
+    if same is None:
+        return [f"--{group}.type"]
+    return [
+        f"--{group}.{field.name}"
+        for field in fields(values)
+        if field.name != "finetune_max_steps" and getattr(values, field.name) != getattr(same, field.name)
+    ]
 
 
 def _draw(config: StudyConfig, data: Path) -> None:

@@ -10,13 +10,16 @@ import pytest
 from cobra.export.config import ExportConfig
 from cobra.export.export import export
 from cobra.preprocessing.datasets.arrow_rows import read_rows
-from cobra.study import origin
+from cobra.study import origin, scenes
 from cobra.study.cells import Trainings, cells_of, training_config
 from cobra.study.checks import SETTINGS, check_flags, check_settings
+from cobra.study.config import StudyConfig
 from cobra.study.exam import read_exam
 from cobra.study.matching import open_arms, questions_of
 from cobra.study.origin import EXAM, ROWS, START_WEIGHTS, FileHashes
 from cobra.study.run import run_study
+from cobra.study.scenes import with_scenes
+from cobra.util.cli import parse
 from cobra.util.errors import UserError
 from cobra.util.files import sha256_file
 
@@ -147,6 +150,36 @@ def test_one_question_or_image_is_refused_before_anything_is_answered(config, sc
     one.write_text(json.dumps({"000000.png": ["A red circle at the top."]}))
     with pytest.raises(UserError, match=r"one.json has 1 image to score, and at least 2 are needed"):
         read_exam(tmp_path, 8, 1, captions=(str(one), scene_rows / "images", None))
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--pretrained_checkpoint runs/a", "--pretrained_checkpoint"),
+        ("--questions q.json --questions_image_dir images", "--questions, --questions_image_dir"),
+        ("--model.type cobra+3b --model.finetune_learning_rate 1e-4", "--model.finetune_learning_rate"),
+        ("--model.type cobra-siglip+3b", "--model.type"),
+        ("--dataset.type custom", "--dataset.type"),
+        ("--dataset.truncation drop --dataset.answer conclusion", "--dataset.truncation, --dataset.answer"),
+    ],
+)
+def test_flags_that_scenes_decide_are_refused_before_anything_is_drawn(tmp_path, flags, named):
+    arguments = ["--scenes", "60", "--study_dir", str(tmp_path / "study"), *flags.split()]
+    with pytest.raises(UserError, match=f"--scenes brings its own data and model, and has no use for {named}: "):
+        with_scenes(parse(StudyConfig, arguments))
+    assert not (tmp_path / "study").exists()
+
+
+def test_flags_that_scenes_leave_open_are_heeded(tmp_path, monkeypatch):
+    monkeypatch.setattr(scenes, "_draw", lambda config, data: None)
+    arguments = ["--scenes", "60", "--study_dir", str(tmp_path), "--model.type", "cobra-tiny"]
+    plain = with_scenes(parse(StudyConfig, [*arguments, "--pretrained_checkpoint", "cobra-tiny"]))
+    assert (plain.device, plain.max_new_tokens, plain.batch_size) == ("cpu", 160, 32)
+    assert plain.model.finetune_max_steps == 400 and plain.dataset.dataset_id == "llava-cot-100k"
+    given = "--device cuda --max_new_tokens 300 --batch_size 4 --model.finetune_max_steps 9".split()
+    config = with_scenes(parse(StudyConfig, [*arguments, *given]))
+    assert (config.device, config.max_new_tokens, config.batch_size) == ("cuda", 300, 4)
+    assert config.model.finetune_max_steps == 9
 
 
 def test_a_cell_is_a_training_of_its_own_arm_and_seed(change):
