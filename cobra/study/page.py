@@ -18,7 +18,7 @@ class Origin:
     title: str
     """Title of the page."""
     text: str
-    """What is known of their training."""
+    """Sentences on what is known of their training."""
 
 
 TRAINED = Origin(
