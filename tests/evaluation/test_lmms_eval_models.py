@@ -187,6 +187,46 @@ def test_search_and_sampling_of_model_args_go_before_the_tasks_own(lmms_eval, mo
     ]
 
 
+SAMPLED = {"do_sample": True, "temperature": 0.9, "top_p": 0.5, "top_k": 7}
+
+
+@pytest.mark.parametrize(
+    ("named", "asked", "expected"),
+    [
+        ({"temperature": 0.5}, SAMPLED, (True, 0.5, 0.5, 7)),
+        ({"top_p": 0.8, "top_k": 0}, SAMPLED, (True, 0.9, 0.8, 0)),
+        ({"do_sample": False}, SAMPLED, (False, None, None, 0)),
+        ({"do_sample": False, "temperature": 0.5}, SAMPLED, (False, 0.5, None, 0)),
+        ({"do_sample": True}, {"temperature": 0}, (True, None, None, 0)),
+        ({"do_sample": True}, {"temperature": 0.4}, (True, 0.4, None, 0)),
+        ({}, {"do_sample": True, "temperature": 0.7, "top_k": -1, "top_p": 0}, (True, 0.7, None, 0)),
+        ({}, {"do_sample": False, "temperature": 0.7}, (False, None, None, 0)),
+    ],
+)
+def test_what_model_args_name_goes_before_the_task(lmms_eval, model, staged, named, asked, expected):
+    model(**named).generate_until(requests(lmms_eval, asked, numbers=[0]))
+    [(_, chosen, _)] = staged
+    assert (chosen.do_sample, chosen.temperature, chosen.top_p, chosen.top_k) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "problem"),
+    [
+        ({"do_sample": True, "temperature": -1}, "temperature is -1 and must be positive"),
+        ({"do_sample": True, "top_p": 1.5}, "top_p is 1.5 and must be above 0"),
+        ({"do_sample": True, "top_k": "many"}, "top_k is 'many', expected a number"),
+        ({"max_new_tokens": "many"}, "invalid literal"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0 and must be at least 1"),
+    ],
+)
+def test_what_a_task_asks_wrongly_is_refused_by_its_name_before_anything_is_answered(
+    lmms_eval, model, staged, asked, problem
+):
+    with pytest.raises(UserError, match=f"document 0 of the task scenes .*{problem}.*generation_kwargs.*--model_args"):
+        model().generate_until(requests(lmms_eval, asked))
+    assert not staged
+
+
 def test_seeds_are_of_documents_and_repeats_and_not_of_batches(lmms_eval, model, staged):
     twice = [one for one in requests(lmms_eval) for _ in range(2)]
     model(staged=True, batch_size=6).generate_until(twice)
@@ -246,6 +286,8 @@ def test_what_is_no_question_about_an_image_is_refused(lmms_eval, model, tiny, s
         ({"batch_size": "auto"}, "'auto', expected a whole number"),
         ({"batch_size": 0}, "must be at least 1"),
         ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"max_new_tokens": "many"}, "max_new_tokens is 'many', expected a whole number"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0 and must be at least 1"),
     ],
 )
 def test_arguments_that_make_no_sense(model, arguments, message):

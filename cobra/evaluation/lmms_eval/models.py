@@ -74,23 +74,18 @@ class CobraSimple(lmms):
         check_known(
             list(options), own + [field.name for field in fields(AnswerOptions)], "the argument in --model_args"
         )
-        try:
-            given, size = AnswerOptions(**options), int(batch_size)
-        except ValueError as error:
-            raise UserError(f"the batch_size is {batch_size!r}, expected a whole number: --batch_size 8") from error
-        if size < 1:
-            raise UserError(f"the batch_size is {size} and must be at least 1")
-        self.batch_size_per_gpu = size
+        given = AnswerOptions(**options)
+        self.batch_size_per_gpu = _whole_number("batch_size", batch_size)
+        limit = None if max_new_tokens is None else _whole_number("max_new_tokens", max_new_tokens)
+        # Told of before a model is loaded.
+        given.options()
         self._rank, self._world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if self._world_size > 1 and device in (None, "cuda") and torch.cuda.is_available():
             device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         # A number to lmms-eval is one that looks like it: a run may be called 7.
         self._vlm = cobra.load(str(pretrained), hf_token=read_hf_token(hf_token), device=device, dtype=dtype)
         self.device = self._vlm.device
-        limit = None if max_new_tokens is None else int(max_new_tokens)
-        self._settings = Settings(given, limit, not self._vlm.is_stock)
-        # Told of before the first document is read.
-        self._settings.options({}).options()
+        self._settings = Settings(given, options.keys(), limit, not self._vlm.is_stock)
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """Answer requests, in their order.
@@ -131,20 +126,19 @@ class CobraSimple(lmms):
     def _question(self, request: Instance, repeat: int) -> Question:
         """Return a request as a question, once its image was counted."""
         text, arguments, doc_to_visual, doc_id, task, split = request.args
-        where = f"document {doc_id} of the task {task}"
 
         def visuals() -> list[Any]:
-            return one_image(doc_to_visual(self.task_dict[task][split][doc_id]), where)
+            return one_image(doc_to_visual(self.task_dict[task][split][doc_id]), _where(request))
 
-        return self._asked(as_turn(self._vlm, text), text, visuals, bool(visuals()), arguments, doc_id, repeat)
+        return self._asked(as_turn(self._vlm, text), text, visuals, bool(visuals()), arguments, request, repeat)
 
     def _asked(
-        self, prompt: str, text: str, visuals: Any, has_image: bool, arguments: Any, doc_id: Any, repeat: int
+        self, prompt: str, text: str, visuals: Any, has_image: bool, arguments: Any, request: Instance, repeat: int
     ) -> Question:
         # Raises where it is too long.
         self._vlm.tokenize(prompt)
-        options = self._settings.options(arguments)
-        seed = seed_of(options.seed, doc_id, repeat)
+        options = self._settings.options(arguments, _where(request))
+        seed = seed_of(options.seed, request.args[3], repeat)
         return Question(prompt, text, visuals, has_image, options, stops_of(arguments.get("until")), seed)
 
     def _batches(self, questions: Sequence[Question]) -> Iterator[list[int]]:
@@ -177,11 +171,28 @@ class CobraChat(CobraSimple):
     def _question(self, request: Instance, repeat: int) -> Question:
         """Return a request as a question, once its image was counted."""
         _, doc_to_messages, arguments, doc_id, task, split = request.args
-        where = f"document {doc_id} of the task {task}"
+        where = _where(request)
 
         def read() -> tuple[str, str, list[Any]]:
             prompt, text, images = from_chat(self._vlm, doc_to_messages(self.task_dict[task][split][doc_id]), where)
             return prompt, text, one_image(images, where)
 
         prompt, text, images = read()
-        return self._asked(prompt, text, lambda: read()[2], bool(images), arguments, doc_id, repeat)
+        return self._asked(prompt, text, lambda: read()[2], bool(images), arguments, request, repeat)
+
+
+def _where(request: Instance) -> str:
+    """Return the document and the task of a request, for errors."""
+    doc_id, task = request.args[3:5]
+    return f"document {doc_id} of the task {task}"
+
+
+def _whole_number(name: str, value: Any) -> int:
+    """Return an argument as a number from 1, or raise a UserError."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the {name} is {value!r}, expected a whole number, such as 8") from error
+    if number < 1:
+        raise UserError(f"the {name} is {number} and must be at least 1")
+    return number

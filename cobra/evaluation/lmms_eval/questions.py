@@ -2,7 +2,7 @@
 
 import logging
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -21,6 +21,8 @@ _PARAGRAPHS = "\n\n"
 # Generation arguments of tasks that change nothing of an answer by this model.
 _IDLE = frozenset("use_cache max_length image_aspect_ratio num_return_sequences return_dict_in_generate".split())
 _READ = frozenset("max_new_tokens max_gen_toks until do_sample temperature top_p top_k num_beams".split())
+# Values of a task's options of sampling by which it asks for nothing, as tasks for other programs have them.
+_OFF: Mapping[str, tuple[object, ...]] = {"temperature": (None, 0), "top_p": (None, 0), "top_k": (None, 0, -1)}
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class Settings:
     """How a model answers the tasks of lmms-eval."""
 
     given: AnswerOptions
-    """Options of `--model_args`."""
+    """Options of `--model_args`, with defaults in the place of those that it does not name."""
+    named: Collection[str]
+    """Names of the options in `--model_args`, which go before what a task asks for."""
     max_new_tokens: int | None
     """Most tokens of an answer in place of the tasks' limits; None lets :meth:`limit` choose."""
     reasons: bool
@@ -61,25 +65,47 @@ class Settings:
             return MAX_NEW_TOKENS
         return max(wanted, MAX_NEW_TOKENS) if self.reasons else wanted
 
-    def options(self, arguments: Mapping[str, Any]) -> AnswerOptions:
+    def options(self, arguments: Mapping[str, Any], where: str) -> AnswerOptions:
         """Return how a request is answered, by a task's generation arguments where `--model_args` ask for nothing.
 
+        `where` is the document and its task, for the error.
+
         Raises:
-            UserError: A number is out of its range.
+            UserError: The task asks for a number that is none, or out of its range.
         """
+        try:
+            options = self._chosen(arguments)
+            options.options()
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{where} cannot be answered as the task asks ({error}): mend its generation_kwargs, or name that "
+                "option in --model_args, which goes before them"
+            ) from error
+        return options
+
+    def _chosen(self, arguments: Mapping[str, Any]) -> AnswerOptions:
         wanted = arguments.get("max_new_tokens", arguments.get("max_gen_toks"))
         options = replace(self.given, max_new_tokens=self.limit(None if wanted is None else int(wanted)))
         for name in sorted(arguments.keys() - _READ - _IDLE):
             _tell_ignored(name)
         if (arguments.get("num_beams") or 1) > 1:
             _tell_ignored("num_beams")
-        if options.search != "none" or options.do_sample:
+        if options.search != "none" or not self._samples(arguments):
             return options
-        temperature = arguments.get("temperature")
-        if not arguments.get("do_sample", bool(temperature)) or temperature == 0:
-            return options
-        drawn = {name: arguments[name] for name in ("temperature", "top_p", "top_k") if arguments.get(name) is not None}
+        drawn = {name: arguments[name] for name in _OFF if name not in self.named and not _is_off(name, arguments)}
         return replace(options, do_sample=True, **drawn)
+
+    def _samples(self, arguments: Mapping[str, Any]) -> bool:
+        """Return True if the answer is drawn: a task's temperature of 0 takes the best token, whatever else it says."""
+        if "do_sample" in self.named:
+            return self.given.do_sample
+        temperature = arguments.get("temperature")
+        return bool(arguments.get("do_sample", temperature)) and temperature != 0
+
+
+def _is_off(name: str, arguments: Mapping[str, Any]) -> bool:
+    """Return True if a task asks for nothing by an option."""
+    return arguments.get(name) in _OFF[name]
 
 
 @cache
