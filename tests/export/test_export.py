@@ -4,6 +4,10 @@ import errno
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
+from functools import partial
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -98,6 +102,37 @@ def test_a_wrong_export_is_an_error_and_leaves_nothing(run, output, monkeypatch)
     assert not list(output.parent.iterdir())
     export_run(run, output, format="safetensors", parity=0)
     assert not (output / PARITY).exists()
+
+
+SLOW_EXPORT = """
+import sys, time
+from cobra.export import own_formats
+from cobra.commands.export import COMMAND
+
+def write(tensors, path, metadata):
+    path.write_bytes(b"half of it")
+    print("writing", flush=True)
+    time.sleep(60)
+
+own_formats.save_file = write
+COMMAND.run(["cobra-tiny", "--format", "safetensors", "--output", sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGHUP, -signal.SIGHUP), (signal.SIGINT, 130)]
+)
+def test_an_export_that_is_ended_leaves_nothing(output, number, code):
+    # What is started in the background of a script, or under nohup, ignores some of them.
+    taken = partial(signal.signal, number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    command = [sys.executable, "-c", SLOW_EXPORT, str(output)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=taken) as program:
+        assert b"writing\n" in program.stdout
+        assert list(output.parent.iterdir())
+        program.send_signal(number)
+        _, told = program.communicate(timeout=30)
+    assert program.returncode == code and b"Traceback" not in told
+    assert not list(output.parent.iterdir())
 
 
 def test_cobras_layout_holds_the_tied_head_once(run, output):
