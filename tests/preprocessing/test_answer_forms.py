@@ -162,6 +162,35 @@ def test_rows_that_are_left_out_are_the_same_in_all_arms(tmp_path):
         assert f"q{number}?" in tokenizer.decode(arm[index]["input_ids"])
 
 
+@pytest.mark.parametrize("truncation", ["right", "drop"])
+def test_no_trace_of_another_row_moves_the_conclusion_over_the_limit(tmp_path, truncation):
+    """A shuffled row has its CONCLUSION where the full row has it, and lacks it where that lacks it."""
+    tokenizer, draw = load_tokenizer(TINY_FOLDER, 150), random.Random(5)
+    rows = []
+    for index in range(120):
+        entry = row(index, answers=1 + index % 2)
+        for turn in entry["conversations"]:
+            if turn["from"] == "gpt":
+                turn["value"] = turn["value"].replace(" r", " because" * draw.choice([5, 20, 40, 90]) + " r")
+        del entry["image"]
+        rows.append(entry)
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    source = tmp_path / "rows.json", tmp_path, lambda image: None, tokenizer, ZephyrChatPromptBuilder
+    full, arm = (FinetuneDataset(*source, truncation=truncation, answer=form) for form in ("full", "shuffled"))
+    assert arm.examples == full.examples and 0 < len(arm)
+    texts = [[tokenizer.decode(each[index]["input_ids"]) for index in range(len(each))] for each in (full, arm)]
+    whole, others = ([text.count("</CONCLUSION>") == text.count("<|user|>") for text in each] for each in texts)
+    assert whole == others and any(whole) and all(whole) == (truncation == "drop")
+    assert sum(map(str.__eq__, *texts)) < len(arm) // 10
+
+
+def test_a_row_that_no_other_trace_fits_keeps_its_own(write):
+    rows = write([row(1), row(2), row(3)])
+    reformed = Conversations(rows, "shuffled", lambda each: "2-0" not in each["conversations"][1]["value"])
+    assert reformed[1] == rows[1]["conversations"]
+    assert "3-0" in reformed[0][1]["value"] and "1-0" in reformed[2][1]["value"]
+
+
 def test_the_align_stage_has_no_forms():
     config = PretrainConfig(stage="align")
     config.dataset.answer = "conclusion"

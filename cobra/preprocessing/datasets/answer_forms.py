@@ -4,10 +4,13 @@
 all stages without the tags; `without:CAPTION` (or another stage) all but that one; `shuffled` gives the answer its own
 CONCLUSION behind the stages of another row of the same source and kind, so that the trace has the right form and says
 nothing of the question. An answer without stages is the same in all of them, and so are the questions.
+
+Where rows are cut, a row of `shuffled` loses its CONCLUSION if and only if it loses it with its own stages: otherwise
+the arm would differ by more than what the stages say.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,8 @@ ANSWER_FORMS = (FULL, CONCLUSION, UNTAGGED, SHUFFLED, *(f"{WITHOUT}{stage.upper(
 # Changes with the choice of partners.
 _FORMAT = "1"
 _SEED = 7
+# Partners that a row tries at most. One row in 200 has so little room, or so much text, that it tries more than one.
+_MOST_PARTNERS = 256
 
 Turns = list[dict[str, str]]
 
@@ -51,14 +56,20 @@ class Conversations:
         form: A value of `ANSWER_FORMS`.
     """
 
-    def __init__(self, rows: Rows, form: str) -> None:
+    def __init__(self, rows: Rows, form: str, is_cut: Callable[[Row], bool] | None = None) -> None:
         """Look for the stages that the form is about; pair the rows for `shuffled`, once for the file.
+
+        Args:
+            rows: All rows of the file.
+            form: A value of `ANSWER_FORMS`.
+            is_cut: Returns True for a row that is trained on without the end of its last CONCLUSION; None where no row
+                is cut.
 
         Raises:
             UserError: The form is unknown, no answer has these stages, or there is one answer alone to shuffle.
         """
         check_answer_form(form)
-        self.rows, self.form = rows, form
+        self.rows, self.form, self._is_cut = rows, form, is_cut
         if form != FULL:
             _check_stages(rows, form)
         self._partners = _read_partners(rows) if form == SHUFFLED else None
@@ -69,12 +80,26 @@ class Conversations:
         if self.form == FULL:
             return row["conversations"]
         if self._partners is not None:
-            partner = int(self._partners[index])
-            return row["conversations"] if partner < 0 else _with_traces(row, self.rows[partner])
+            return self._shuffled(index, row, self._partners)
         return [
             turn | {"value": _rewrite(turn["value"], self.form)} if turn["from"] == "gpt" else turn
             for turn in row["conversations"]
         ]
+
+    def _shuffled(self, index: int, row: Row, partners: NDArray[np.int64]) -> Turns:
+        """Return a row's turns with the traces of its partner, or of that one's partner, and so on.
+
+        The first is taken with which the row is cut where it is with its own traces; without one it keeps its own.
+        """
+        partner = int(partners[index])
+        for _ in range(_MOST_PARTNERS):
+            if partner in (-1, index):
+                break
+            turns = _with_traces(row, self.rows[partner])
+            if self._is_cut is None or self._is_cut(row | {"conversations": turns}) == self._is_cut(row):
+                return turns
+            partner = int(partners[partner])
+        return row["conversations"]
 
 
 def _rewrite(answer: str, form: str) -> str:

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from cobra.preprocessing.datasets.answer_forms import FULL, Conversations
 from cobra.preprocessing.datasets.arrow_rows import Rows, read_rows
 from cobra.preprocessing.datasets.image_presence import leads_out
 from cobra.preprocessing.datasets.row_keys import ASKS_ABOUT_IMAGE
-from cobra.preprocessing.datasets.token_lengths import count_unlabelled, token_lengths
+from cobra.preprocessing.datasets.token_lengths import count_unlabelled, is_cut, token_lengths
 from cobra.preprocessing.packed.rows import RowImages
 from cobra.reasoning.trace import ReasoningTrace, extract_reasoning_trace
 from cobra.util.conversation import PLACEHOLDER, without_placeholder
@@ -218,7 +218,9 @@ class FinetuneDataset(_RowDataset):
         """
         super().__init__(instruct_json, image_dir, image_transform, tokenizer, on_bad_image, truncation)
         self.prompt_builder_fn = prompt_builder_fn
-        self._conversations = Conversations(self.examples, answer)
+        self._conversations = Conversations(
+            self.examples, answer, partial(is_cut, tokenizer=tokenizer, prompt_builder_fn=prompt_builder_fn)
+        )
         # Place in the file of each row that is kept.
         self._places = np.arange(len(self.examples))
         self.left_out = 0

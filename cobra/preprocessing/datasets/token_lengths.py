@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,9 @@ from cobra.util.files import atomic_path
 _FORMAT = "1"
 # Rows tokenised together: enough to use all threads, few enough to hold.
 _CHUNK = 256
+
+# What :func:`_write` returns.
+_Written = tuple[list[str], int, str | None]
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,21 @@ def _question(prompt_builder_fn: Callable[..., PromptBuilder], text: str) -> str
     return prompt_builder_fn(model_family="cobra").add_turn("human", text)
 
 
-def _write(row: Row, prompt_builder_fn: Callable[..., PromptBuilder]) -> tuple[list[str], int, str | None]:
+def is_cut(row: Row, tokenizer: PreTrainedTokenizerBase, prompt_builder_fn: Callable[..., PromptBuilder]) -> bool:
+    """Return True if a row, cut after `model_max_length` tokens, loses what :meth:`TokenLengths.cut` is about.
+
+    `prompt_builder_fn`, called with `model_family`, makes an empty conversation.
+    """
+    written = _write(row, prompt_builder_fn)
+    limit, special = tokenizer.model_max_length, tokenizer.num_special_tokens_to_add()
+    # A token has at least a byte, so that short rows are not tokenised.
+    if sum(len(turn.encode()) + special for turn in written[0]) <= limit:
+        return False
+    [(_, end)] = _measure([written], tokenizer)
+    return end > limit
+
+
+def _write(row: Row, prompt_builder_fn: Callable[..., PromptBuilder]) -> _Written:
     """Return a row's turns in the prompt, how many end with the last answer, and that up to its CONCLUSION's end."""
     builder = prompt_builder_fn(model_family="cobra")
     turns = [builder.add_turn(turn["from"], turn["value"]) for turn in row["conversations"]]
@@ -130,18 +147,24 @@ def _count(
 ) -> TokenLengths:
     tokens, ends = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.int32)
     for start in track_items(range(0, len(rows), _CHUNK), f"Counting tokens of {rows.annotation_file.name}"):
-        chunk = [_write(row, prompt_builder_fn) for row in rows[start : start + _CHUNK]]
-        batch = _encode(tokenizer, [text for turns, _, _ in chunk for text in turns])
-        sizes = map(len, batch.input_ids)
-        last = -1
-        for row, (turns, answers, conclusion) in enumerate(chunk, start):
-            turn_sizes = list(islice(sizes, len(turns)))
-            tokens[row], ends[row] = sum(turn_sizes), sum(turn_sizes[:answers])
-            if conclusion is not None:
-                through = _tokens_through(tokenizer, batch, last + answers, conclusion)
-                ends[row] += through - turn_sizes[answers - 1]
-            last += len(turn_sizes)
+        written = [_write(row, prompt_builder_fn) for row in rows[start : start + _CHUNK]]
+        for row, (size, end) in enumerate(_measure(written, tokenizer), start):
+            tokens[row], ends[row] = size, end
     return TokenLengths(tokens, ends)
+
+
+def _measure(written: Sequence[_Written], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, int]]:
+    """Yield the two counts of :class:`TokenLengths` for each row, which are tokenised together."""
+    batch = _encode(tokenizer, [text for turns, _, _ in written for text in turns])
+    sizes = map(len, batch.input_ids)
+    last = -1
+    for turns, answers, conclusion in written:
+        turn_sizes = list(islice(sizes, len(turns)))
+        end = sum(turn_sizes[:answers])
+        if conclusion is not None:
+            end += _tokens_through(tokenizer, batch, last + answers, conclusion) - turn_sizes[answers - 1]
+        yield sum(turn_sizes), end
+        last += len(turn_sizes)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> BatchEncoding:
