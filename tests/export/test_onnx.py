@@ -118,6 +118,12 @@ def test_a_folder_of_another_form_and_a_long_question_are_refused(folder, runner
         runner.answer([None], ["why " * 3000])
 
 
+@pytest.mark.parametrize(("pictures", "questions"), [(1, 2), (2, 1), (0, 1)])
+def test_each_question_has_its_picture_or_none(runner, pictures, questions):
+    with pytest.raises(ValueError, match=f"there are {pictures} pictures and {questions} questions"):
+        runner.answer([None] * pictures, ["What?"] * questions, 2)
+
+
 def test_special_tokens_of_a_question_are_no_ends_of_a_turn(vlm, runner):
     text = "one <|endoftext|> <image> two"
     assert runner.frontend.prompt(text) == vlm.tokenize(cobra.models.vlms.as_turn(vlm, text))

@@ -7,6 +7,7 @@ chat template has it, and becomes as many placeholders as the image has position
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
@@ -17,6 +18,8 @@ from cobra.models.backbones.vision.transforms import build_transform
 from cobra.util.rgb import to_rgb
 
 IMAGE_TOKEN = "<image>"
+# Colours, or colours and alpha.
+_CHANNELS = (3, 4)
 
 
 class CobraImageProcessor(BaseImageProcessor):
@@ -72,15 +75,23 @@ def _flat(images: Any) -> list[Any]:
 
 
 def _as_pil(image: Any) -> Image.Image:
-    """Return a picture or an array of uint8 (height, width, 3) as PIL has it; a ValueError for anything else."""
+    """Return a picture as PIL has it, or a ValueError.
+
+    An array or tensor is uint8 (height, width, channels) or (channels, height, width), of 3 channels, or 4 with alpha.
+    """
     if isinstance(image, Image.Image):
         return image
-    if str(getattr(image, "dtype", "")) in ("uint8", "torch.uint8") and image.ndim == 3:
-        array = image if image.shape[-1] in (3, 4) else image.transpose(1, 2, 0)
-        return Image.fromarray(array)
+    found = type(image).__name__
+    if isinstance(image, np.ndarray | torch.Tensor):
+        found += f" of {image.dtype} {tuple(image.shape)}"
+        array = np.asarray(image.cpu() if isinstance(image, torch.Tensor) else image)
+        if array.ndim == 3 and array.shape[-1] not in _CHANNELS:
+            array = array.transpose(1, 2, 0)
+        if array.dtype == np.uint8 and array.ndim == 3 and array.shape[-1] in _CHANNELS:
+            return Image.fromarray(array)
     raise ValueError(
-        f"an image is a {type(image).__name__}: expected a PIL image, a path or address of one, or an array of uint8 "
-        "(height, width, 3)"
+        f"an image is a {found}: expected a PIL image, a path or address of one, or an array of uint8 "
+        "(height, width, 3) or (3, height, width)"
     )
 
 

@@ -128,6 +128,11 @@ class FrontendRunner(ABC):
         Raises:
             ValueError: There are not as many pictures as questions, or a question is too long.
         """
+        if len(pictures) != len(questions):
+            raise ValueError(
+                f"there are {len(pictures)} pictures and {len(questions)} questions: give each question its picture, "
+                "or None for none"
+            )
         answers = [""] * len(questions)
         for rows in batches_of(pictures, batch_size):
             several = [picture for picture in (pictures[row] for row in rows) if picture is not None]

@@ -172,8 +172,21 @@ def test_pixels_are_those_of_training(hf, vlm, mode):
     found = hf.processor.image_processor(image)["pixel_values"]
     expected = torch.cat(list(vlm.preprocess([image]).values()), dim=1)
     assert torch.equal(found, expected)
-    if mode == "RGB":
-        assert torch.equal(hf.processor.image_processor(np.asarray(image))["pixel_values"], expected)
+    if mode in ("RGB", "RGBA"):
+        array = np.array(image)
+        for given in (array, array.transpose(2, 0, 1)):
+            assert torch.equal(hf.processor.image_processor(given)["pixel_values"], expected)
+            assert torch.equal(hf.processor.image_processor(torch.from_numpy(given))["pixel_values"], expected)
+
+
+@pytest.mark.parametrize("shape", [(31, 70, 1), (1, 31, 70), (31, 70, 2)])
+@pytest.mark.parametrize("kind", ["uint8", "float32"])
+def test_other_arrays_are_refused_by_shape_and_kind(hf, shape, kind):
+    array = np.zeros(shape, kind)
+    expected = rf"an image is a .* of (torch\.)?{kind} \({shape[0]}.*expected a PIL image"
+    for given in (array, torch.from_numpy(array)):
+        with pytest.raises(ValueError, match=expected):
+            hf.processor.image_processor(given)
 
 
 @pytest.mark.parametrize(
