@@ -76,7 +76,7 @@ def _check_config(config: ExportConfig) -> Format:
     chosen = format_of(config.format)
     check_known(config.dtype, chosen.dtypes, f"--format {config.format}: --dtype")
     check_values({"parity": (config.parity, config.parity >= 0, "0 or more questions")})
-    if config.output.exists():
+    if config.output.exists() or config.output.is_symlink():
         raise UserError(f"--output {config.output} exists already: choose another folder, or move that one away")
     if config.push_to is None:
         return chosen

@@ -152,6 +152,12 @@ def test_a_model_as_released_stays_one(output, kind):
     assert_same(read_checkpoint(output / FORMATS[kind]), read_checkpoint(START))
 
 
+def test_a_link_to_nothing_is_refused_as_the_output_before_anything_is_read(tmp_path):
+    (tmp_path / "link").symlink_to("gone")
+    with pytest.raises(UserError, match="link exists already"):
+        export_run("nowhere", tmp_path / "link")
+
+
 def test_an_export_can_be_exported_again(run, output, tmp_path):
     export_run(run, output, format="safetensors")
     export_run(output, tmp_path / "again")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from copy import deepcopy
@@ -25,7 +26,7 @@ from cobra.util.errors import UserError
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 from cobra.export.onnx import writer  # noqa: E402
-from cobra.export.onnx.frontend import pixels_of  # noqa: E402
+from cobra.export.onnx.frontend import main, pixels_of  # noqa: E402
 from cobra.export.onnx.language_model import check_exportable  # noqa: E402
 from cobra.export.onnx.runner import Runner  # noqa: E402
 
@@ -105,6 +106,40 @@ def test_the_program_in_the_folder_needs_nothing_of_this_package(folder, tmp_pat
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == runner.answer([question.picture], [question.text])[0]
+
+
+BAD_CALLS = {
+    ("nope.png", "What?"): "nope.png cannot be opened as a picture (.*No such file",
+    ("notes.txt", "What?"): "notes.txt cannot be opened as a picture (cannot identify",
+    ("torn.png", "What?"): "torn.png cannot be opened as a picture (.*truncated",
+    (".", "What?"): ". cannot be opened as a picture (.*Is a directory",
+    ("-", "why " * 3000): "the prompt has .* tokens, the most are",
+    ("-", "What?", "--max_new_tokens", "0"): "max_new_tokens is 0 and must be at least 1",
+    ("-", "What?", "--folder", "nowhere"): "no model can be read from nowhere (.*No such file",
+    ("-", "What?", "--folder", "list"): "no model can be read from list (.*of format None, expected 1",
+    ("-", "What?", "--folder", "torn"): "no model can be read from torn (.*vision.onnx.*export it again",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD_CALLS, ids=" ".join)
+def test_the_program_tells_in_one_line_what_is_wrong(folder, tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("hello")
+    parity_questions(1)[0].picture.save("whole.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "whole.png").read_bytes()[:-60])
+    for name in ("list", "torn"):
+        (tmp_path / name).mkdir()
+        for file in ("inputs.json", "tokenizer.json"):
+            (tmp_path / name / file).write_bytes((folder / file).read_bytes())
+    (tmp_path / "list" / "inputs.json").write_text("[]")
+    (tmp_path / "torn" / "vision.onnx").write_text("hello")
+    given = [*arguments, *(() if "--folder" in arguments else ("--folder", str(folder)))]
+    monkeypatch.setattr(sys, "argv", ["answer.py", *given])
+    with pytest.raises(SystemExit) as end:
+        main(Runner)
+    told = capsys.readouterr()
+    assert end.value.code == 2 and told.out == "" and told.err.count("\n") == 1
+    assert re.match("error: " + BAD_CALLS[arguments].replace("(", r"\("), told.err), told.err
 
 
 def test_a_folder_of_another_form_and_a_long_question_are_refused(folder, runner, tmp_path):

@@ -11,11 +11,11 @@ import ctypes
 import os
 from collections.abc import Sequence
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int8, c_int32, c_uint32, c_uint64, c_void_p
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xllamacpp
 
 from cobra.export.onnx.frontend import MAX_NEW_TOKENS, FrontendRunner, main
 
@@ -64,8 +64,20 @@ def _silent(level: int, text: bytes, data: int) -> None:
 
 
 def _library() -> Any:
-    """Open llama.cpp with the types of the functions that are called."""
-    library = ctypes.CDLL(os.environ.get("LLAMA_LIBRARY") or xllamacpp.xllamacpp.__file__)
+    """Open llama.cpp with the types of the functions that are called.
+
+    Raises:
+        ImportError: Neither xllamacpp is installed nor another library named.
+        ValueError: The library that is named cannot be opened.
+    """
+    path = os.environ.get("LLAMA_LIBRARY")
+    if not path:
+        # Its package is not needed where another library is named.
+        path = import_module("xllamacpp.xllamacpp").__file__
+    try:
+        library = ctypes.CDLL(path)
+    except OSError as error:
+        raise ValueError(f"{error}: LLAMA_LIBRARY must name the file of llama.cpp's library") from error
     functions = {
         "llama_log_set": (None, _LogCallback, c_void_p),
         "llama_backend_init": (None,),
@@ -100,7 +112,7 @@ class Runner(FrontendRunner):
         self._lib, path = _library(), self._folder / "model.gguf"
         self._model = self._lib.llama_model_load_from_file(os.fsencode(path), self._lib.llama_model_default_params())
         if not self._model:
-            raise ValueError(f"llama.cpp cannot read {path}")
+            raise ValueError(f"llama.cpp cannot read {path}: it is missing or damaged")
         inputs, parameters = self.frontend.inputs, self._lib.llama_context_default_params()
         parameters.n_ctx = inputs["images"]["positions"] + inputs["max_text_length"] + MAX_NEW_TOKENS
         parameters.n_batch = parameters.n_ubatch = _BATCH

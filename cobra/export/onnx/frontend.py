@@ -9,7 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnxruntime
@@ -39,9 +39,11 @@ class Frontend:
         Raises:
             ValueError: It is not of a form that this version knows.
         """
-        self.inputs: dict[str, Any] = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))
-        if self.inputs["format"] != _FORMAT:
-            raise ValueError(f"{folder / 'inputs.json'} is of format {self.inputs['format']}, expected {_FORMAT}")
+        found = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))
+        form = found.get("format") if isinstance(found, dict) else None
+        if form != _FORMAT:
+            raise ValueError(f"{folder / 'inputs.json'} is of format {form}, expected {_FORMAT}")
+        self.inputs: dict[str, Any] = found
         self.end: int = self.inputs["ids"]["end"]
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._towers = open_graph("vision.onnx")
@@ -126,8 +128,11 @@ class FrontendRunner(ABC):
         """Answer questions greedily, each about its picture or, with None, about none.
 
         Raises:
-            ValueError: There are not as many pictures as questions, or a question is too long.
+            ValueError: There are not as many pictures as questions, a question is too long, or a limit is below 1.
         """
+        for name, limit in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+            if limit < 1:
+                raise ValueError(f"{name} is {limit} and must be at least 1")
         if len(pictures) != len(questions):
             raise ValueError(
                 f"there are {len(pictures)} pictures and {len(questions)} questions: give each question its picture, "
@@ -189,12 +194,34 @@ def batches_of(pictures: Sequence[Image.Image | None], size: int) -> list[list[i
 
 
 def main(runner: Callable[[Path], FrontendRunner]) -> None:
-    """Answer one question from the command line, with the folder that this module lies in."""
+    """Answer one question from the command line, with the folder that this module lies in.
+
+    Raises:
+        SystemExit: Something cannot be read or answered; one line says what, and the code is 2.
+    """
     parser = argparse.ArgumentParser(description="Answer a question about a picture with an exported model.")
     parser.add_argument("picture", help="Path of the picture, or - for a question without one.")
     parser.add_argument("question")
     parser.add_argument("--max_new_tokens", type=int, default=MAX_NEW_TOKENS)
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent, help="The exported folder.")
     args = parser.parse_args()
-    picture = None if args.picture == "-" else Image.open(args.picture)
-    print(runner(args.folder).answer([picture], [args.question], args.max_new_tokens)[0])
+
+    def fail(problem: str) -> NoReturn:
+        parser.exit(2, f"error: {' '.join(problem.split())}\n")
+
+    picture = None
+    try:
+        if args.picture != "-":
+            picture = to_rgb(Image.open(args.picture))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        fail(f"{args.picture} cannot be opened as a picture ({error}): give a whole file of one, or - for none")
+    try:
+        opened = runner(args.folder)
+    except ImportError as error:
+        fail(f"{error.name} is not installed: pip install {error.name}")
+    except Exception as error:  # noqa: BLE001 - each runtime raises errors of its own
+        fail(f"no model can be read from {args.folder} ({error}): export it again, and copy the folder whole")
+    try:
+        print(opened.answer([picture], [args.question], args.max_new_tokens)[0])
+    except ValueError as error:
+        fail(str(error))
