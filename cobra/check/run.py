@@ -28,6 +28,7 @@ from cobra.util.jsonl import to_json
 from cobra.util.parallel import available_cores
 
 _LINES = (".jsonl", ".ndjson")
+_NOTHING_LEFT = "no row is left to be written"
 
 
 def check(config: CheckConfig) -> CheckReport:
@@ -50,7 +51,10 @@ def check(config: CheckConfig) -> CheckReport:
         passed = Path(folder) / "rows.jsonl"
         sifted = sift(source, config.question, passed)
         report = CheckReport(source.path, source.form, model.model_id, sifted, write_command(source.path))
+        if not sifted.read:
+            raise UserError(f"{source.path} ({source.form}) holds no row: add some, or name another file or folder")
         if not sifted.taken:
+            report.refusal = "" if config.write is None else _NOTHING_LEFT
             return report
         is_as_brought = not sifted.converted and not sifted.refused
         file = source.path if is_as_brought else passed
@@ -62,7 +66,7 @@ def check(config: CheckConfig) -> CheckReport:
         report.bad_image_rows = int((~good).sum())
         if config.write is not None:
             if not good.any():
-                report.refusal = "no row is left to be written"
+                report.refusal = _NOTHING_LEFT
                 return report
             write_rows(rows.select(np.flatnonzero(good)), images_dir, config.write)
             report.written = file = config.write

@@ -108,6 +108,31 @@ def test_the_command_that_a_refusal_names_writes_rows(my, form, capsys):
     assert run(arguments[-1]) == 0
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("image\na.png\n", "data.csv has the columns image, and none with the answers"),
+        ("image,image,answer\na.png,b.png,A cat.\n", "data.csv has the columns image more than once"),
+        ("image,question,answer\n", r"data.csv \(a table\) holds no row"),
+    ],
+)
+def test_tables_without_answers_or_rows_are_refused(my, content, message):
+    (my / "data.csv").write_text(content)
+    for arguments in ((), ("--write", str(my / "new.json"))):
+        with pytest.raises(UserError, match=message):
+            run(str(my / "data.csv"), *arguments)
+    assert not (my / "new.json").exists()
+
+
+def test_questions_and_answers_that_are_no_texts_are_not_written_as_such(my, capsys):
+    rows = [{"prompt": [USER], "completion": ANSWER}, {"instruction": QUESTION, "input": {"a": 1}, "output": ANSWER}]
+    (my / "rows.json").write_text(json.dumps(rows))
+    assert run(str(my / "rows.json"), "--write", str(my / "new.json")) == 1
+    told = capsys.readouterr().out
+    assert "2 bad turn" in told and "where the text of a question" in told and "no row is left to be written" in told
+    assert not (my / "new.json").exists()
+
+
 @pytest.mark.parametrize("form", READ_FORMS)
 def test_messages_are_read_as_they_are_and_can_be_written_as_rows(my, form):
     name, content = READ_FORMS[form]

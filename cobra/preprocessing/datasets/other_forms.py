@@ -88,7 +88,7 @@ def table_delimiter(path: Path) -> str | None:
     delimiter = max(columns, key=lambda sign: len(columns[sign]))
     known = _COLUMNS.intersection(spelled(name.strip()) for name in columns[delimiter])
     is_named = path.suffix.lower() in (".csv", ".tsv")
-    return delimiter if len(columns[delimiter]) > 1 and (known or is_named) else None
+    return delimiter if is_named or (len(columns[delimiter]) > 1 and known) else None
 
 
 def refuse_other_forms(path: Path) -> None:

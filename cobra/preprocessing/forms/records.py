@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +151,8 @@ def _table_rows(path: Path) -> Iterator[Record]:
                     f"{path} has the columns {listed(names, 20)}, and none with the answers: call it one of "
                     f"{', '.join(ANSWER_COLUMNS)}"
                 )
+            if twice := [name for name, count in Counter(names).items() if name and count > 1]:
+                raise UserError(f"{path} has the columns {listed(twice)} more than once: take one of each out")
             reader.fieldnames = names
             for row in reader:
                 surplus = row.pop(None, None)

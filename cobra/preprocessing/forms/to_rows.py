@@ -55,6 +55,11 @@ def _of_fields(row: Row, question: str | None) -> Row:
     if asked is not None and spelled(asked) == "instruction" and "input" in keys:
         texts.append(row[keys["input"]])
         used.add(keys["input"])
+    for text in (*texts, row[answer]):
+        if isinstance(text, list | dict):
+            raise RowError(
+                Defect.BAD_TURN, f"has {_shown(text)} where the text of a question or an answer was expected"
+            )
     turns = [("human", "\n".join(map(str, texts))), ("gpt", str(row[answer]).strip())]
     rest = {key: value for key, value in row.items() if key not in used and not is_absent(value)}
     return _row(rest, [] if image is None else [_path_of(row[image])], turns)
