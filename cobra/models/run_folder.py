@@ -107,7 +107,10 @@ def _look_for_runs_inside(folder: Path) -> None:
 def _from_run(run_dir: Path, checkpoint: Path) -> CheckpointSource:
     fields = model_fields(run_dir)
     if not checkpoint.is_file():
-        raise UserError(f"the run {run_dir} has no {LATEST}: its training has saved nothing yet")
+        raise UserError(
+            f"{run_dir} has neither {LATEST} nor {SAFETENSORS}: its training has saved nothing yet, or the folder was "
+            "not copied whole"
+        )
     return CheckpointSource(checkpoint, fields, is_stock=not (run_dir / PROVENANCE).is_file(), folder=run_dir)
 
 
@@ -139,7 +142,7 @@ def model_fields(folder: Path) -> dict[str, Any]:
 
     Raises:
         UserError: The file is absent, is not JSON, is of another model of transformers, or lacks an entry or has one
-            of another type.
+            of another type or range.
     """
     config, values = folder / "config.json", read_config(folder)
     _check_form(config, values)
@@ -150,4 +153,6 @@ def model_fields(folder: Path) -> dict[str, Any]:
     for name, expected in _FIELDS.items():
         if type(model[name]) is not expected:
             raise UserError(f"{config} has model.{name} {model[name]!r}, which is not of the type {expected.__name__}")
+    if model["llm_max_length"] < 1:
+        raise UserError(f"{config} has model.llm_max_length {model['llm_max_length']}, which must be at least 1")
     return {name: model[name] for name in _FIELDS}

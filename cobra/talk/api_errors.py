@@ -14,6 +14,7 @@ API_PREFIX = "/v1/"
 # Kinds of errors by their status.
 _TYPES = {500: "server_error", 503: "server_error"}
 _LONGEST = 2000
+_LONGEST_NAME = 200
 
 
 class ApiError(Exception):
@@ -40,7 +41,9 @@ class ApiError(Exception):
         """Return the error as JSON has it."""
         kind = _TYPES.get(self.status, "invalid_request_error")
         message = printable(str(self), _LONGEST)
-        return {"error": {"message": message, "type": kind, "param": self._param, "code": self._code}}
+        # A name of the request may be of any length, and hold halves of surrogate pairs.
+        param = None if self._param is None else printable(self._param, _LONGEST_NAME)
+        return {"error": {"message": message, "type": kind, "param": param, "code": self._code}}
 
     def response(self) -> JSONResponse:
         """Return the response."""

@@ -145,7 +145,7 @@ def test_a_run_directory_without_configuration(run):
 
 def test_a_run_that_has_saved_nothing(run):
     shutil.rmtree(run / "checkpoints")
-    with pytest.raises(UserError, match="has saved nothing yet"):
+    with pytest.raises(UserError, match="neither .*latest-checkpoint.pt nor model.safetensors.* has saved nothing yet"):
         cobra.load(run)
 
 
@@ -191,6 +191,7 @@ def test_entries_of_the_wrong_type(run, name, value):
         ("llm_backbone_id", "llama", "'llama' is unknown.*mamba-2.8b-zephyr"),
         ("arch_specifier", "mixer", "'mixer' is unknown.*fused-gelu-mlp"),
         ("image_resize_strategy", "stretch", "'stretch' is unknown.*resize-naive, resize-crop, letterbox"),
+        ("llm_max_length", 0, "model.llm_max_length 0, which must be at least 1"),
         ("arch_specifier", "gelu-mlp", "projector in .* is of another architecture.*projector.4.bias"),
     ],
 )

@@ -211,6 +211,14 @@ def test_what_is_no_json_object_is_refused(server, body):
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "invalid_json"
 
 
+@pytest.mark.parametrize("name", ["\ud800", "x" * 100_000, "\u202e"])
+def test_names_of_any_characters_are_refused_in_words(server, name):
+    for fields in ({name: 1}, {"messages": [user() | {name: 1}]}, {"stream": True, "stream_options": {name: 1}}):
+        answer = post(server, {"model": "tiny", "messages": [user()], **fields})
+        error = answer.json()["error"]
+        assert answer.status_code == 400 and error["code"] == "unknown_parameter" and len(error["param"]) < 300
+
+
 def test_other_paths_are_refused_in_the_same_form(server):
     for method, path in (("GET", "/v1/chat/completions"), ("POST", "/v1/models"), ("POST", "/v1/embeddings")):
         answer = requests.request(method, server.url + path, timeout=100)

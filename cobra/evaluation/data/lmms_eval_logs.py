@@ -110,8 +110,8 @@ def _find(places: Sequence[Path]) -> tuple[dict[str, dict[str, Path]], Counter[s
                 # Names begin with the date, and files are sorted.
                 tasks[match["task"]] = file
         if not folders:
-            problem = "has no log of lmms-eval" if place.exists() else "does not exist"
-            raise UserError(f"--lmms_eval_logs: {place} {problem}, a file DATE_samples_TASK.jsonl. {_REMEDY}")
+            problem = "has no log of lmms-eval, a file DATE_samples_TASK.jsonl" if place.exists() else "does not exist"
+            raise UserError(f"--lmms_eval_logs: {place} {problem}. {_REMEDY}")
         alone = len(folders) == 1 and not place.is_file()
         found += [(place if alone else folder, tasks) for folder, tasks in folders.items()]
     return dict(zip(_names([path for path, _ in found]), [tasks for _, tasks in found], strict=True)), older
@@ -177,8 +177,11 @@ def _results_beside(path: Path) -> dict[str, Any]:
     beside = path.with_name(f"{match['date']}_results.json") if match else path
     if beside == path or not beside.is_file():
         return {}
-    content = read_json(beside, "results of lmms-eval", "leave the file out: the logs are read without it")
-    return content if isinstance(content, dict) else {}
+    remedy = "leave the file out: the logs are read without it"
+    content = read_json(beside, "results of lmms-eval", remedy)
+    if not isinstance(content, dict):
+        raise UserError(f"{beside} holds no object, as the results of lmms-eval are: {remedy}")
+    return content
 
 
 def _sample(value: Any, where: str) -> Sample:

@@ -154,6 +154,14 @@ def test_what_cannot_be_compared_is_named(copy, spoil):
     assert all(part in str(error.value) for part in expected), error.value
 
 
+@pytest.mark.parametrize("content", ["[]", "5", "{"])
+def test_results_that_cannot_be_read_are_named_and_may_be_left_out(copy, content):
+    for place in (copy / "base").rglob("*_results.json"):
+        place.write_text(content)
+    with pytest.raises(UserError, match="_results.json .*leave the file out: the logs are read without it"):
+        read_logs([copy / "base"])
+
+
 def test_places_without_logs(copy, tmp_path):
     (tmp_path / "nothing").mkdir()
     for place, problem in ((tmp_path / "nothing", "has no log"), (tmp_path / "lost", "does not exist")):
