@@ -184,10 +184,10 @@ def test_no_trace_of_another_row_moves_the_conclusion_over_the_limit(tmp_path, t
     assert sum(map(str.__eq__, *texts)) < len(arm) // 10
 
 
-def test_a_row_that_no_other_trace_fits_keeps_its_own(write):
+def test_a_row_that_no_other_trace_fits_has_one_all_the_same(write):
     rows = write([row(1), row(2), row(3)])
     reformed = Conversations(rows, "shuffled", lambda each: "2-0" not in each["conversations"][1]["value"])
-    assert reformed[1] == rows[1]["conversations"]
+    assert "3-0" in reformed[1][1]["value"] or "1-0" in reformed[1][1]["value"]
     assert "3-0" in reformed[0][1]["value"] and "1-0" in reformed[2][1]["value"]
 
 

@@ -5,8 +5,8 @@ all stages without the tags; `without:CAPTION` (or another stage) all but that o
 CONCLUSION behind the stages of another row of the same source and kind, so that the trace has the right form and says
 nothing of the question. An answer without stages is the same in all of them, and so are the questions.
 
-Where rows are cut, a row of `shuffled` loses its CONCLUSION if and only if it loses it with its own stages: otherwise
-the arm would differ by more than what the stages say.
+Where rows are cut, a row of `shuffled` loses its CONCLUSION where it loses it with its own stages and, as far as there
+are partners of a fitting length, nowhere else: otherwise the arm would differ by more than what the stages say.
 """
 
 from collections import defaultdict
@@ -89,17 +89,23 @@ class Conversations:
     def _shuffled(self, index: int, row: Row, partners: NDArray[np.int64]) -> Turns:
         """Return a row's turns with the traces of its partner, or of that one's partner, and so on.
 
-        The first is taken with which the row is cut where it is with its own traces; without one it keeps its own.
+        The first is taken with which the row is cut where it is with its own traces; without such a one, the first.
         """
         partner = int(partners[index])
+        if partner < 0:
+            return row["conversations"]
+        first = _with_traces(row, self.rows[partner])
+        if self._is_cut is None:
+            return first
+        is_cut, turns = self._is_cut(row), first
         for _ in range(_MOST_PARTNERS):
+            if self._is_cut(row | {"conversations": turns}) == is_cut:
+                return turns
+            partner = int(partners[partner])
             if partner in (-1, index):
                 break
             turns = _with_traces(row, self.rows[partner])
-            if self._is_cut is None or self._is_cut(row | {"conversations": turns}) == self._is_cut(row):
-                return turns
-            partner = int(partners[partner])
-        return row["conversations"]
+        return first
 
 
 def _rewrite(answer: str, form: str) -> str:
