@@ -23,6 +23,11 @@ _BEST = 128
 _BLOCK = 256
 # Parts of a row whose best scores are compared first: every padded vocabulary can be cut so.
 _PARTS = 8
+# Below this temperature the second best of two scores that differ has no share left, and fp32 would soon overflow.
+_COLDEST = 1e-20
+# Temperatures and penalties are taken as this at most, and penalties as its inverse at least: whatever the scores of a
+# model are, the results stay within fp32, and no more of them changes what is chosen.
+_LARGEST = 1e12
 
 
 def best_tokens(scores: Tensor) -> Tensor:
@@ -105,14 +110,16 @@ def penalise_repetition(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
     Scores are (batch, vocabulary), `seen` bool of that shape.
     """
+    penalty = min(max(penalty, 1 / _LARGEST), _LARGEST)
     return torch.where(seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
 
 
 def choose(scores: Tensor, options: GenerationOptions, seen: Tensor | None, numbers: Tensor | None = None) -> Tensor:
-    """Return the next token of every row.
+    """Return the next token of every row, whatever the scores of the others are.
 
     Args:
-        scores: (batch, vocabulary), fp32.
+        scores: (batch, vocabulary), fp32. Of a row with infinite ones or NaN among them the best is taken, as argmax
+            has it.
         options: How to choose. Filters come after the temperature, in the order top-k, top-p, min-p.
         seen: Tokens of prompt and answer (batch, vocabulary), bool; None where repetition is free.
         numbers: The rows' random numbers (batch,), see :func:`draw`; None takes them from the options' generator.
@@ -122,12 +129,12 @@ def choose(scores: Tensor, options: GenerationOptions, seen: Tensor | None, numb
     """
     if seen is not None:
         scores = penalise_repetition(scores, seen, options.repetition_penalty)
-    if not options.do_sample:
+    if not options.do_sample or options.temperature < _COLDEST:
         return best_tokens(scores)
     if numbers is None:
         device = scores.device if options.generator is None else options.generator.device
         numbers = torch.rand(len(scores), generator=options.generator, device=device).to(scores.device)
-    scores = scores / options.temperature
+    scores = scores / min(options.temperature, _LARGEST)
     if not options.top_k and options.top_p == 1.0 and not options.min_p:
         return draw(scores, numbers)
     kept, tokens = keep_likely(scores, options.top_k, options.top_p, options.min_p)
@@ -161,7 +168,8 @@ def draw(scores: Tensor, numbers: Tensor) -> Tensor:
     """Draw an entry (batch,) int64 of every row with probabilities softmax(scores), by inversion.
 
     Args:
-        scores: (batch, n), fp32; -inf is never drawn.
+        scores: (batch, n), fp32; -inf is never drawn. A row without probabilities, of an infinite score or NaN, gets
+            what argmax has.
         numbers: (batch,) in [0, 1): the share of the probability, in the order of the entries, to go past.
     """
     # In two steps: to cumulate 50,280 numbers in fp64 takes eight times as long.
@@ -170,7 +178,13 @@ def draw(scores: Tensor, numbers: Tensor) -> Tensor:
     sums = blocks.sum(-1, dtype=_exact(scores.device))
     block, share = _invert(sums, numbers)
     entry, _ = _invert(blocks[torch.arange(len(blocks), device=blocks.device), block].to(sums.dtype), share)
-    return block * _BLOCK + entry
+    drawn = block * _BLOCK + entry
+    # The softmax of such a row is NaN throughout.
+    lost = sums[:, 0].isnan()
+    # Not on a GPU: to ask whether there are any is to wait for it.
+    if scores.device.type == "cpu" and not lost.any():
+        return drawn
+    return torch.where(lost, scores.argmax(-1), drawn)
 
 
 def _invert(weights: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Filters of the scores, draws, and samples that belong to a row whatever its batch."""
 
+import math
 import random
 from types import SimpleNamespace
 
@@ -10,7 +11,16 @@ from hypothesis import strategies as st
 from scratch import enliven, picture, scratch_vlm
 
 from cobra.models.generation import sampling
-from cobra.models.generation.sampling import best_tokens, choose, draw, keep_likely, keep_min_p, next_numbers, row_seeds
+from cobra.models.generation.sampling import (
+    best_tokens,
+    choose,
+    draw,
+    keep_likely,
+    keep_min_p,
+    next_numbers,
+    penalise_repetition,
+    row_seeds,
+)
 from cobra.models.vlms import GenerationOptions
 from cobra.util.errors import UserError
 
@@ -181,6 +191,57 @@ def test_what_was_filtered_out_is_never_drawn(size, seed, share, number):
     scores[0, out] = -torch.inf
     for own in (0.0, 1 - 2**-53, number):
         assert not out[draw(scores, torch.tensor([own], dtype=torch.float64))]
+
+
+EXTREME = [0.0, -0.0, 1.0, -3.0, 1e-38, 88.0, 3e38, -3e38, torch.inf, -torch.inf, torch.nan]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    row=st.lists(st.sampled_from(EXTREME), min_size=3, max_size=3),
+    size=st.integers(3, 600),
+    fields=st.fixed_dictionaries(
+        {
+            "temperature": st.sampled_from([5e-324, 1e-40, 1e-20, 0.7, 1e300, math.inf]),
+            "repetition_penalty": st.sampled_from([5e-324, 1e-40, 1.0, 1.3, 1e300, math.inf]),
+        },
+        optional={"top_p": st.just(0.9), "top_k": st.just(2), "min_p": st.just(0.1)},
+    ),
+)
+def test_whatever_the_scores_and_options_every_row_gets_a_token_and_no_row_another_one(row, size, fields):
+    """Rows whose scores are not numbers too; the others are drawn as they are without them."""
+    options = GenerationOptions(do_sample=True, **fields)
+    scores = torch.randn(4, size, generator=torch.Generator().manual_seed(0)) * 5
+    scores[1, :3], scores[2] = torch.tensor(row), torch.tensor(row[0])
+    seen = (torch.arange(size) % 2 == 0).expand(4, -1)
+    numbers = torch.tensor([0.3, 1 - 2**-53, 0.0, 0.9], dtype=torch.float64)
+    tokens = choose(scores, options, seen, numbers)
+    assert ((tokens >= 0) & (tokens < size)).all()
+    assert tokens[[0, 3]].tolist() == choose(scores[[0, 3]], options, seen[[0, 3]], numbers[[0, 3]]).tolist()
+
+
+def test_a_row_without_probabilities_gets_its_best_token():
+    scores = torch.zeros(4, 600)
+    scores[0, 500], scores[1, 300], scores[2] = torch.inf, torch.nan, -torch.inf
+    assert draw(scores, torch.full((4,), 0.999, dtype=torch.float64)).tolist() == [500, 300, 0, 599]
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-40, 1e-30, 1e-20, 1e-12])
+def test_the_coldest_samples_are_the_best_tokens(temperature):
+    scores = torch.randn(50, 1000, generator=torch.Generator().manual_seed(0)) * 30
+    scores[0, :2] = torch.tensor([1e4, 1e4 + 1e-3])
+    for filters in ({}, {"top_p": 0.9}, {"top_k": 5, "min_p": 0.1}):
+        options = GenerationOptions(do_sample=True, temperature=temperature, **filters)
+        assert choose(scores, options, None).equal(scores.argmax(-1))
+
+
+def test_the_heaviest_penalties_order_tokens_as_heavy_ones_do():
+    scores = torch.tensor([[3.0, 2.0, 0.0, -1.0, -2.0, -torch.inf]])
+    seen = torch.tensor([[True, False, True, True, True, True]])
+    for penalty, order in ((math.inf, [1, 0, 2, 3, 4, 5]), (5e-324, [0, 1, 2, 3, 4, 5])):
+        found = penalise_repetition(scores, seen, penalty)
+        assert not found.isnan().any() and found[0].argsort(descending=True, stable=True).tolist() == order
+        assert found.isinf().tolist() == [[False] * 5 + [True]]
 
 
 def test_a_sample_is_the_same_in_any_batch(vlm):
