@@ -45,10 +45,14 @@ class Batch:
         return list(dict.fromkeys(row.job for row in self.rows))
 
     def join(self, arrivals: Sequence[tuple[Reader, Tensor]]) -> None:
-        """Let prompts that have been read, with their scores (1, vocabulary), join with a row for each answer."""
+        """Let prompts that have been read, with their scores (1, vocabulary), join with a row for each answer.
+
+        What it raises, as for want of memory, leaves the rows that are here as they were.
+        """
         if not arrivals:
             return
-        states, scores = [], []
+        rows: list[Row] = []
+        states, scores = [], [] if self._scores is None else [self._scores]
         for reader, each in arrivals:
             job, ids = reader.job, reader.prompt.ids
             states.append(reader.state.select(send([0] * job.count, each.device)))
@@ -60,15 +64,15 @@ class Batch:
                 if job.options.repetition_penalty != 1.0:
                     row.seen = torch.zeros(each.shape[1], dtype=torch.bool, device=each.device)
                     row.seen[list(ids)] = True
-                self.rows.append(row)
+                rows.append(row)
         state = states[0] if len(states) == 1 else MambaState.join(states)
         # Copied first: a decoder's scores are valid until it is called again.
-        self._scores = torch.cat(scores if self._scores is None else [self._scores, *scores])
-        self._groups = None
+        joined = torch.cat(scores)
         if self._decoder is None:
             self._decoder = open_decoder(self._llm, state)
         else:
             self._decoder.join(state)
+        self.rows, self._scores, self._groups = [*self.rows, *rows], joined, None
 
     def write(self) -> tuple[list[Job], list[Job]]:
         """Choose a token for every row, and add it to the row's answer.
@@ -108,7 +112,7 @@ class Batch:
             self._scores = self._decoder.settle(self._ahead, self._places)
 
     def drop(self, job: Job) -> None:
-        """Take a request's rows out."""
+        """Take a request's rows out; after an error no row can go on, and :meth:`clear` must follow."""
         places = [place for place, row in enumerate(self.rows) if row.job is not job]
         if len(places) == len(self.rows):
             return

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TypeVar
 
 import torch
@@ -57,8 +58,9 @@ class Engine:
         self._max_waiting = max_waiting
         self._inbox: deque[Callable[[], None]] = deque()
         self._news = threading.Event()
+        # Held to change these two and to add to the inbox: no message comes after the thread's last look at it.
+        self._lock = threading.RLock()
         self._closed = False
-        self._counts = threading.Lock()
         self._unread = 0
         self._usual_seconds = 0.0
         self._room = ReadingRoom(vlm)
@@ -76,25 +78,32 @@ class Engine:
             BusyError: As many wait as may.
             CancelledError: The engine has been closed.
         """
-        if self._closed:
-            raise CancelledError
-        with self._counts:
-            if self._unread >= self._max_waiting:
+        with self._lock:
+            if self._unread >= self._max_waiting and not self._closed:
                 usual = self._usual_seconds * self._unread / self.max_rows
                 raise BusyError(self._unread, min(max(round(usual), 1), 60))
+            self._post(lambda: self._take(work))
             self._unread += 1
-        self._post(lambda: self._take(work))
 
     def cancel(self, work: Work) -> None:
         """End a request, if it has not ended, before the next step."""
         if not work.ended:
-            self._post(lambda: self._drop(work))
+            # Of a closed engine every request is ended.
+            with suppress(CancelledError):
+                self._post(lambda: self._drop(work))
 
     def call(self, function: Callable[[], Value]) -> "Future[Value]":
-        """Call a function between two steps, after everything that was asked of the engine before."""
+        """Call a function between two steps, after everything that was asked of the engine before.
+
+        Raises:
+            CancelledError: The engine has been closed.
+        """
         future: Future[Value] = Future()
 
         def run() -> None:
+            # Who waited for it may have gone.
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(function())
             except Exception as error:  # noqa: BLE001 - it is the caller's
@@ -104,52 +113,83 @@ class Engine:
         return future
 
     def jobs(self) -> list[Job]:
-        """Return the requests that are being written, and those that wait or are being read."""
+        """Return the requests that are being written, and those that wait or are being read; raises as :meth:`call`."""
         return self.call(lambda: [*self._batch.jobs, *self._room.jobs]).result()
 
     def close(self) -> None:
         """End the thread and every request, and wait for that; no request is taken any more."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         self._news.set()
         self._thread.join()
 
     def _post(self, message: Callable[[], None]) -> None:
-        self._inbox.append(message)
+        with self._lock:
+            if self._closed:
+                raise CancelledError
+            self._inbox.append(message)
         self._news.set()
 
     @torch.no_grad()
     def _run(self) -> None:
-        # Once, for the thread: at every step it would take as long as some of the model's operations.
-        with threads_for(self._llm):
-            while not self._closed:
-                if not (self._inbox or self._room or self._batch.rows or self._solos):
-                    self._news.wait()
-                    self._news.clear()
-                self._turn()
-                if self._solos and not self._closed:
-                    self._run_solo(self._solos.popleft())
+        reason: Exception = CancelledError()
+        try:
+            # Once, for the thread: at every step it would take as long as some of the model's operations.
+            with threads_for(self._llm):
+                while not self._closed:
+                    if not (self._inbox or self._room or self._batch.rows or self._solos):
+                        self._news.wait()
+                        self._news.clear()
+                    self._turn()
+                    if self._solos and not self._closed:
+                        self._run_solo(self._solos.popleft())
+        except Exception as error:
+            logger.exception("the engine has failed, and takes no more requests")
+            reason = error
+        finally:
+            # Whatever has happened, nobody waits for a thread that is no more.
+            self._end_all(reason)
+
+    def _end_all(self, reason: Exception) -> None:
+        with self._lock:
+            self._closed = True
+        self._end_batch(reason)
         while self._inbox:
             self._inbox.popleft()()
-        for work in [*self._batch.jobs, *self._room.jobs, *self._solos]:
-            work.end(CancelledError())
+        for work in [*self._room.jobs, *self._solos]:
+            work.end(reason)
+
+    def _end_batch(self, reason: Exception) -> None:
+        for job in self._batch.jobs:
+            job.end(reason)
         self._batch.clear()
 
     def _turn(self) -> None:
         """Take messages, read a part of what waits, and write a token of every row."""
-        while self._inbox:
-            self._inbox.popleft()()
-        if self._room:
-            waiting = len(self._room.waiting)
-            self._batch.join(self._room.read(self.max_rows - len(self._batch.rows)))
-            self._count(len(self._room.waiting) - waiting)
         try:
+            while self._inbox:
+                self._inbox.popleft()()
+            if self._room:
+                self._read()
             if self._batch.rows:
                 self._step()
         except Exception as error:
+            # Half a step done, or rows half taken out: none of them can go on.
             logger.exception("a step of the running batch failed")
-            for job in self._batch.jobs:
-                job.end(error)
-            self._batch.clear()
+            self._end_batch(error)
+
+    def _read(self) -> None:
+        """Read a part of what waits, and let what has been read join the batch."""
+        waiting = len(self._room.waiting)
+        arrivals = self._room.read(self.max_rows - len(self._batch.rows))
+        self._count(len(self._room.waiting) - waiting)
+        try:
+            self._batch.join(arrivals)
+        except Exception as error:
+            # For want of memory, above all. The answers that are being written do not pay for it.
+            logger.exception("prompts that had been read could not join the running batch")
+            for reader, _ in arrivals:
+                reader.job.end(error)
 
     def _step(self) -> None:
         news, ended = self._batch.write()
@@ -183,14 +223,16 @@ class Engine:
         if isinstance(work, Job):
             self._count(-(work in self._room.waiting))
             self._room.drop(work)
-            self._batch.drop(work)
         elif isinstance(work, Solo) and work in self._solos:
             self._count(-1)
             self._solos.remove(work)
+        # First: if its rows cannot be taken out, the others end too, and nothing else would end this one.
         work.end(CancelledError())
+        if isinstance(work, Job):
+            self._batch.drop(work)
 
     def _count(self, change: int) -> None:
-        with self._counts:
+        with self._lock:
             self._unread += change
 
     def _run_solo(self, work: Solo) -> None:

@@ -181,7 +181,7 @@ class Work:
     """Seconds of writing, after the prompt has been read."""
 
     def end(self, error: Exception | None = None) -> None:
-        """Note the end; of the engine's thread."""
+        """Note the end; of the engine's thread. An error of :attr:`on_end` becomes the reason where there is none."""
         if self.ended:
             return
         if self.began:
@@ -189,6 +189,8 @@ class Work:
         self.error = error
         try:
             self.on_end()
+        except Exception as raised:  # noqa: BLE001 - it is of this request alone
+            self.error = error or raised
         finally:
             self.ended = True
             self.wake()

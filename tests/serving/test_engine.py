@@ -9,6 +9,7 @@ import pytest
 import torch
 from scratch import enliven, picture, scratch_vlm
 
+from cobra.models.mamba import MambaState
 from cobra.models.vlms import GenerationOptions, as_turn
 from cobra.serving.batch import Batch
 from cobra.serving.engine import Engine
@@ -20,6 +21,7 @@ WORDS = "red green blue circle square what is in the picture how many shapes".sp
 NEVER = -1
 GREEDY = GenerationOptions(max_new_tokens=24, eos_token_id=NEVER)
 SAMPLED = GenerationOptions(max_new_tokens=24, do_sample=True, temperature=0.8, top_p=0.9, repetition_penalty=1.2)
+LONG = GenerationOptions(max_new_tokens=400, eos_token_id=NEVER)
 FEW = GenerationOptions(max_new_tokens=9, do_sample=True, top_k=5, min_p=0.05)
 
 
@@ -187,6 +189,149 @@ def test_a_failure_ends_its_own_request_and_the_next_is_answered(vlm, engine, mo
         with pytest.raises(ZeroDivisionError):
             Waiting(engine, job(vlm, as_turn(vlm, "What?"))).text()
     assert Waiting(engine, job(vlm, as_turn(vlm, "What?"))).text().strip() == expected
+
+
+def out_of_memory(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+class Writing:
+    """An answer that is being written, with the engine held between two steps until :meth:`go_on`."""
+
+    def __init__(self, vlm, engine, text):
+        self.waiting = Waiting(engine, job(vlm, as_turn(vlm, text), options=LONG))
+        while not self.waiting.job.answers[0].written:
+            time.sleep(0.001)
+        self._go_on = threading.Event()
+        self._held = engine.call(lambda: self._go_on.wait(60))
+
+    def go_on(self):
+        self._go_on.set()
+        wait([self._held])
+
+
+@pytest.mark.parametrize("failing", [(MambaState, "select"), (MambaState, "join"), (torch, "cat")])
+def test_prompts_that_memory_has_no_room_for_end_alone(vlm, engine, monkeypatch, failing):
+    expected = alone(vlm, as_turn(vlm, "one"), None, LONG)
+    writing = Writing(vlm, engine, "one")
+    join = Batch.join
+
+    def join_without_memory(batch, arrivals):
+        with monkeypatch.context() as patch:
+            if arrivals:
+                patch.setattr(*failing, out_of_memory)
+            join(batch, arrivals)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "join", join_without_memory)
+        arriving = [Waiting(engine, job(vlm, as_turn(vlm, word))) for word in ("two", "three")]
+        writing.go_on()
+        for each in arriving:
+            with pytest.raises(torch.OutOfMemoryError):
+                each.text()
+    assert writing.waiting.text().strip() == expected
+    assert Waiting(engine, job(vlm, as_turn(vlm, "four"))).text() and not engine._unread
+
+
+def test_a_row_that_cannot_be_taken_out_ends_those_beside_it_and_the_next_is_answered(vlm, engine, monkeypatch):
+    writing = Writing(vlm, engine, "one")
+    leaving = Waiting(engine, job(vlm, as_turn(vlm, "two"), options=LONG))
+    writing.go_on()
+    while not leaving.job.answers[0].written:
+        time.sleep(0.001)
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "drop", out_of_memory)
+        engine.cancel(leaving.job)
+        with pytest.raises(CancelledError):
+            leaving.text()
+        with pytest.raises(torch.OutOfMemoryError):
+            writing.waiting.text()
+    assert Waiting(engine, job(vlm, as_turn(vlm, "three"))).text()
+
+
+def test_what_fails_at_the_end_of_a_request_is_told_to_it_alone(vlm, engine):
+    failing = job(vlm, as_turn(vlm, "What?"), on_end=lambda: 1 / 0)
+    beside = Waiting(engine, job(vlm, as_turn(vlm, "What?")))
+    with pytest.raises(ZeroDivisionError):
+        Waiting(engine, failing).text()
+    assert beside.text().strip() == alone(vlm, as_turn(vlm, "What?"), None, GREEDY)
+    refused = Job(lambda: 1 / 0, GREEDY, on_end=lambda: int("no"))
+    with pytest.raises(ZeroDivisionError):
+        Waiting(engine, refused).text()
+    assert Waiting(engine, job(vlm, as_turn(vlm, "What?"))).text()
+
+
+def test_who_no_longer_waits_for_a_call_does_not_stop_the_engine(vlm, engine):
+    go_on, called = threading.Event(), []
+    engine.call(lambda: go_on.wait(60))
+    assert engine.call(lambda: called.append(1)).cancel()
+    go_on.set()
+    assert engine.jobs() == called == []
+
+
+def test_an_engine_that_fails_ends_every_request_and_takes_no_more(vlm, monkeypatch):
+    engine = Engine(vlm, max_rows=1)
+    writing = Writing(vlm, engine, "one")
+    reading, solo = Waiting(engine, job(vlm, as_turn(vlm, "two"))), Waiting(engine, Solo(lambda between: iter(())))
+    monkeypatch.setattr(Engine, "_turn", lambda self: 1 / 0)
+    writing.go_on()
+    for each in (writing.waiting, reading, solo):
+        with pytest.raises(ZeroDivisionError):
+            each.text()
+    with pytest.raises(CancelledError):
+        engine.submit(job(vlm, as_turn(vlm, "three")))
+    engine.close()
+
+
+def test_nothing_is_asked_of_an_engine_that_has_ended(vlm):
+    """At whichever moment another thread closes it."""
+    engine = Engine(vlm)
+    ended = job(vlm, as_turn(vlm, "one"))
+    engine.close()
+    for ask in (lambda: engine.call(lambda: None), engine.jobs, lambda: engine.submit(ended)):
+        with pytest.raises(CancelledError):
+            ask()
+    engine.cancel(ended)
+    for pause in (0, 0.0002, 0.001, 0.003):
+        engine, asked, going = Engine(vlm), [], threading.Event()
+
+        def ask_on(engine=engine, asked=asked, going=going):
+            with pytest.raises(CancelledError):
+                while True:
+                    asked.append(engine.call(lambda: None))
+                    going.set()
+
+        asking = threading.Thread(target=ask_on)
+        asking.start()
+        going.wait()
+        time.sleep(pause)
+        engine.close()
+        asking.join(60)
+        assert not asking.is_alive() and wait(asked, timeout=60).not_done == set()
+
+
+def test_a_request_that_samples_strangely_disturbs_nobody(vlm, engine):
+    """Its parameters, or scores of its own that are no numbers."""
+    expected = alone(vlm, as_turn(vlm, "What?"), None, SAMPLED, 3)
+    strange = [{"temperature": 1e-40}, {"temperature": 5e-324, "top_p": 0.9}, {"repetition_penalty": 1e-40}]
+    options = [GenerationOptions(max_new_tokens=24, do_sample=True, **fields) for fields in strange]
+    others = [Waiting(engine, job(vlm, as_turn(vlm, "What?"), options=each)) for each in options]
+    lost = Waiting(engine, without_numbers(vlm, options=SAMPLED))
+    own = Waiting(engine, job(vlm, as_turn(vlm, "What?"), options=SAMPLED, seed=3))
+    assert own.text().strip() == expected
+    assert others[0].text().strip() == alone(vlm, as_turn(vlm, "What?"), None, GenerationOptions(max_new_tokens=24))
+    for each in (*others, lost):
+        each.text()
+        assert each.job.answers[0].finish_reason
+
+
+def without_numbers(vlm, **fields):
+    """A job whose state, and with it every score, is NaN."""
+    config = vlm.llm_backbone.llm.config
+    state = MambaState.zeros(config, 1, vlm.device)
+    for part in state.parts.values():
+        part.fill_(torch.nan)
+    return Job(lambda: Prompt(vlm.encode(as_turn(vlm, "What?")), prefix=state), **fields)
 
 
 def test_answers_go_on_beside_work_that_takes_the_engine_for_itself(vlm, engine):

@@ -152,11 +152,13 @@ class GraphDecoder(Decoder):
 
     def _load_state(self, state: MambaState) -> None:
         """Write the state into the buffers of its bucket."""
-        self._rows = state.batch_size
-        bucket = bucket_of(self._rows)
+        bucket = bucket_of(state.batch_size)
         if bucket != self._bucket:
+            # First: after an error the decoder goes on as it was.
+            step = self._borrow_graph(bucket, state.device)
             self.close()
-            self._bucket, self._step = bucket, self._borrow_graph(bucket, state.device)
+            self._bucket, self._step = bucket, step
+        self._rows = state.batch_size
         if self._step is None:
             self._state = state
         else:

@@ -118,7 +118,7 @@ class Decoder:
         self._state = self._state.select(rows)
 
     def join(self, state: MambaState) -> None:
-        """Go on with the rows of another state too, after the current ones."""
+        """Go on with the rows of another state too, after the current ones; after an error with the current ones."""
         self._state = MambaState.join([self._state, state])
 
     def advance(self, tokens: Tensor, places: list[int]) -> Tensor:

@@ -295,3 +295,17 @@ def test_a_capture_that_was_broken_once_is_tried_again(llm, captured, monkeypatc
     tokens = torch.tensor([1, 2])
     torch.testing.assert_close(decoder.read(tokens), plain.read(tokens))
     assert captured.replays == 1 and not caplog.records
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("failing", [(MambaState, "join"), (graph, "CapturedStep")])
+def test_rows_that_cannot_join_leave_the_others_as_they_were(llm, captured, monkeypatch, failing):
+    """Not for want of memory, and not where a kernel cannot be compiled for the larger bucket."""
+    decoder, plain = decoder_for(llm, random_state(llm, 1)), Decoder(llm, random_state(llm, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(*failing, lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            decoder.join(random_state(llm, 2))
+    for token in (torch.tensor([1]), torch.tensor([2])):
+        torch.testing.assert_close(decoder.read(token), plain.read(token))
+    assert captured.replays == 2
