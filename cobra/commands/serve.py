@@ -122,7 +122,7 @@ def main(config: ServeConfig) -> None:
             # Requests wait until the server runs. Some browsers come back when they are closed only.
             threading.Thread(target=webbrowser.open, args=(shown,), daemon=True).start()
         try:
-            web_server(server.app()).run(sockets=[listener])
+            web_server(server.app(), config.max_batch + config.max_waiting).run(sockets=[listener])
         finally:
             server.close()
 

@@ -6,6 +6,7 @@ Everything is served from here: the page asks nothing of any other server. Its p
 import asyncio
 import base64
 import json
+import logging
 import secrets
 import traceback
 from collections import OrderedDict
@@ -25,7 +26,7 @@ from starlette.types import ASGIApp
 from cobra.models.generation.options import KINDS
 from cobra.models.vlms import CobraVLM, GenerationOptions, SearchOptions
 from cobra.reasoning.trace import Part, StageReader
-from cobra.serving.engine import Engine
+from cobra.serving.engine import MAX_ROWS, MAX_WAITING, Engine
 from cobra.serving.jobs import BusyError, Solo, Work
 from cobra.talk.access import Access, Guard
 from cobra.talk.chat_api import ChatApi
@@ -37,7 +38,10 @@ from cobra.talk.uploads import Uploads, read_body
 from cobra.util.errors import UserError
 from cobra.util.html_pages import page_templates
 from cobra.util.numbers import counted
+from cobra.util.open_files import allow_open_files
 from cobra.util.printable import printable
+
+logger = logging.getLogger(__name__)
 
 MAX_BEAMS = 64
 # Conversations that are remembered; the one unused for longest is forgotten first. Each holds a state, or before its
@@ -49,7 +53,10 @@ _MAX_KEY_BYTES = 256
 # Of a picture for two towers, 3 x 384 x 384 each in fp32.
 _PIXEL_BYTES = 3_538_944
 _MAX_SEARCHES = 64
-_MAX_CONNECTIONS = 256
+# Beyond those of requests that are answered or wait: uploads, pages that stay open, and who is told to come again.
+_SPARE_CONNECTIONS = 128
+# Open files of this process that are no connections, such as libraries' and the terminal.
+_OTHER_FILES = 64
 
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 
@@ -273,8 +280,22 @@ def _in_words(handle: Handler) -> Handler:
     return handler
 
 
-def web_server(app: ASGIApp) -> uvicorn.Server:
-    """Return the server for a page's application; what strangers send wrong is not written to the terminal."""
+def web_server(app: ASGIApp, requests: int = MAX_ROWS + MAX_WAITING) -> uvicorn.Server:
+    """Return the server for a page's application; what strangers send wrong is not written to the terminal.
+
+    Args:
+        app: The application.
+        requests: Number of requests that its engine answers or lets wait at a time. Each takes a connection, and some
+            are added, so that whoever comes too many is told by the engine.
+    """
+    wanted = requests + _SPARE_CONNECTIONS
+    connections = min(wanted, allow_open_files(wanted + _OTHER_FILES) - _OTHER_FILES)
+    if connections < wanted:
+        logger.warning(
+            "this process may open too few files for %s connections, so %s are taken: raise the limit with `ulimit -n "
+            "%d`, or give a lower --max_waiting",
+            *(f"{wanted:,}", f"{connections:,}", wanted + _OTHER_FILES),
+        )
     options: dict[str, Any] = {"http": "h11", "ws": "none", "lifespan": "off", "log_level": "error"}
-    limits: dict[str, Any] = {"limit_concurrency": _MAX_CONNECTIONS, "timeout_graceful_shutdown": 1}
+    limits: dict[str, Any] = {"limit_concurrency": connections, "timeout_graceful_shutdown": 1}
     return uvicorn.Server(uvicorn.Config(app, server_header=False, **options, **limits))

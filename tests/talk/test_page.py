@@ -405,6 +405,23 @@ def test_wrong_flags_and_taken_ports_are_told_before_the_model_is_loaded(program
         program.main(program.ServeConfig(beams=65))
 
 
+def test_there_are_connections_for_all_who_may_wait_as_far_as_files_may_be_opened(program, monkeypatch, vlm, caplog):
+    import uvicorn
+
+    from cobra.talk import page
+
+    limits = []
+    monkeypatch.setattr("cobra.load", lambda *_, **__: vlm)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: limits.append(self.config.limit_concurrency))
+    flags = ["--port", "0", "--max_batch", "10", "--max_waiting", "1000"]
+    for files in (10_000, 500):
+        monkeypatch.setattr(page, "allow_open_files", lambda wanted, files=files: files)
+        program.main(parse(program.ServeConfig, flags))
+    assert limits[0] > 1010 and limits[1] < 500
+    [record] = caplog.records
+    assert "ulimit -n" in record.message and "--max_waiting" in record.message
+
+
 def test_a_missing_package_names_the_extra(program, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(UserError, match=r"needs the package uvicorn, .*cobra-vlm\[serve\]"):
