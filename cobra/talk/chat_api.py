@@ -15,10 +15,11 @@ from starlette.routing import Route
 
 from cobra.models.backbones.vision import PixelValues
 from cobra.models.vlms import CobraVLM
+from cobra.models.vlms.generation_mixin import TextTooLongError
 from cobra.serving.engine import Engine
 from cobra.serving.jobs import BusyError, Job, Prompt
 from cobra.talk.api_errors import API_PREFIX, ApiError
-from cobra.talk.chat_request import ChatRequest
+from cobra.talk.chat_request import ChatRequest, check_size
 from cobra.talk.following import follow
 from cobra.talk.headers import HEADERS
 from cobra.talk.options import TalkFlags
@@ -28,6 +29,10 @@ from cobra.util.fetch_image import MAX_BYTES
 
 # A picture in base64, and a conversation around it.
 _MAX_BODY_BYTES = MAX_BYTES * 4 // 3 + (1 << 20)
+# Of what stands around a conversation's texts, and for each byte of these: JSON escapes some of them.
+_FORM_BYTES, _ESCAPED = 1 << 20, 4
+# Prompts of so many characters are encoded in less time than another thread may need to get its turn.
+_SHORT = 4096
 _RETRY_SECONDS = 5
 
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
@@ -75,9 +80,10 @@ class ChatApi:
     async def _complete(self, request: Request) -> Response:
         try:
             async with self._uploads.body(request, _MAX_BODY_BYTES, "the request") as body:
+                check_size(body, _ESCAPED * self._vlm.max_text_characters + _FORM_BYTES)
                 chat = ChatRequest.from_json(body, self._flags, self._engine.max_rows)
                 self._check_model(chat.model)
-                ids = self._tokenize(chat)
+                ids = await self._tokenize(chat)
                 pixels = None
                 if chat.image is not None:
                     pixels = await self._decode(chat.image)
@@ -100,19 +106,23 @@ class ChatApi:
         except UserError as error:
             raise ApiError(str(error), "messages", "invalid_image") from error
 
-    def _tokenize(self, chat: ChatRequest) -> list[int]:
+    async def _tokenize(self, chat: ChatRequest) -> list[int]:
         builder = self._vlm.get_prompt_builder()
         for role, text in chat.turns:
             builder.add_turn(role, text)
-        ids, limit = self._vlm.encode(builder.get_prompt()), self._vlm.max_text_length
-        if len(ids) > limit:
+        prompt = builder.get_prompt()
+        try:
+            if len(prompt) <= _SHORT:
+                return self._vlm.tokenize(prompt)
+            # Meanwhile others are served.
+            return await asyncio.to_thread(self._vlm.tokenize, prompt)
+        except TextTooLongError as error:
             raise ApiError(
-                f"This model's maximum context length is {limit:,} tokens of text, and the messages have {len(ids):,}: "
-                "shorten them",
+                f"This model's maximum context length is {self._vlm.max_text_length:,} tokens of text, and the "
+                f"messages have {error.size}: shorten them",
                 "messages",
                 "context_length_exceeded",
-            )
-        return ids
+            ) from error
 
     def _patches(self, chat: ChatRequest) -> int:
         return 0 if chat.image is None else self._vlm.vision_backbone.num_patches

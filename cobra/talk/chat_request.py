@@ -22,6 +22,8 @@ MAX_TOKENS = 65_536
 
 _LONGEST_STOP = 256
 _MAX_SEED = 2**63
+# Of a data URL in JSON, where some escape the slash; the parser makes no more of it than one text.
+_DATA = re.compile(rb";base64,[A-Za-z0-9+/=\\]*")
 # No token has this id: nothing ends an answer but its limit.
 _NEVER = -1
 _DATA_URL = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,", re.IGNORECASE)
@@ -111,6 +113,24 @@ class ChatRequest:
             seed=_number(fields, "seed", int, None, -_MAX_SEED, _MAX_SEED),
             stream=stream,
             include_usage=_include_usage(fields, stream),
+        )
+
+
+def check_size(body: bytes, most: int) -> None:
+    """Check a request before it is parsed: of 86 MB of `[],` a parser makes 3 GB in 15 s.
+
+    Raises:
+        ApiError: It has more than `most` bytes besides its pictures.
+    """
+    size = len(body)
+    if size > most:
+        size -= sum(found.end() - found.start() for found in _DATA.finditer(body))
+    if size > most:
+        raise ApiError(
+            f"the request has {size:,} bytes besides its picture, more than the {most:,} of the longest messages that "
+            "this model reads: shorten them",
+            "messages",
+            "context_length_exceeded",
         )
 
 

@@ -13,6 +13,7 @@ from cobra.models.generation.generate import generate_ids, text_pieces
 from cobra.models.generation.memory import state_bytes
 from cobra.models.mamba import MambaState
 from cobra.models.vlms import CobraVLM, GenerationOptions, SearchOptions
+from cobra.models.vlms.generation_mixin import TextTooLongError
 from cobra.util.conversation import without_special_tokens
 from cobra.util.errors import UserError
 from cobra.util.pictures import ImageLike
@@ -186,13 +187,14 @@ class Conversation:
 
     def _tokenize(self, prompt: str) -> list[int]:
         """Return all ids of a prompt; raise a UserError where they are more than the model's longest text has."""
-        ids, limit = self._vlm.encode(prompt), self._vlm.max_text_length
-        if len(ids) <= limit:
-            return ids
-        what, remedy = "the question has", "ask a shorter one"
-        if self._builder.turn_count:
-            what, remedy = "conversation and question have", f"{remedy}, or begin anew"
-        raise UserError(f"{what} {len(ids):,} tokens, and the model reads {limit:,} at most: {remedy}")
+        try:
+            return self._vlm.tokenize(prompt)
+        except TextTooLongError as error:
+            what, remedy = "the question has", "ask a shorter one"
+            if self._builder.turn_count:
+                what, remedy = "conversation and question have", f"{remedy}, or begin anew"
+            most = self._vlm.max_text_length
+            raise UserError(f"{what} {error.size}, and the model reads {most:,} at most: {remedy}") from error
 
     def _read(self, turn: "Turn") -> tuple[MambaState, MambaState, Tensor]:
         """Read what is new in a prompt; return the past to be kept, the state, and the next scores (1, vocabulary)."""

@@ -6,6 +6,8 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 import requests
@@ -22,7 +24,8 @@ from cobra.models.vlms import as_turn
 from cobra.serving.engine import Engine
 from cobra.talk import uploads
 from cobra.talk.access import Access
-from cobra.talk.chat_request import MAX_TOKENS
+from cobra.talk.api_errors import ApiError
+from cobra.talk.chat_request import MAX_TOKENS, check_size
 from cobra.talk.options import TalkFlags
 from cobra.util.printable import printable
 
@@ -219,6 +222,53 @@ def test_names_of_any_characters_are_refused_in_words(server, name):
         assert answer.status_code == 400 and error["code"] == "unknown_parameter" and len(error["param"]) < 300
 
 
+def content(text):
+    return [{"role": "user", "content": text}]
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        (content("red " * 100_000), "the messages have 400,0"),
+        (content([{"type": "text", "text": ""}] * 100_000), "bytes besides its picture"),
+        ([[]] * 700_000, "bytes besides its picture"),
+        (content("red;base64," + "red " * 300_000), "bytes besides its picture"),
+        (content("red;base64," + "red" * 500_000), "the messages have 1,500,0"),
+    ],
+)
+def test_what_is_far_too_long_is_refused_before_it_is_encoded(vlm, server, monkeypatch, messages, words):
+    monkeypatch.setattr(vlm, "encode", lambda text: pytest.fail("encoded"))
+    answer = post(server, {"model": "tiny", "messages": messages})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, "messages", "context_length_exceeded")
+    assert words in error["message"] and "shorten them" in error["message"]
+
+
+@pytest.mark.parametrize("escape", [json.dumps, lambda text: json.dumps(text).replace("/", "\\/")])
+def test_a_picture_is_no_part_of_the_text_however_large(escape):
+    url = "data:image/png;base64," + "A/" * 500_000
+    body = ('{"a": ' + escape(url) + ', "b": "red"}').encode()
+    check_size(body, 100)
+    with pytest.raises(ApiError, match="bytes besides its picture"):
+        check_size(body + b" " * 100, 100)
+
+
+def test_others_are_served_while_a_long_text_is_encoded(vlm, server, client, monkeypatch):
+    encode, served = vlm.encode, threading.Event()
+
+    def encode_once_served(text):
+        assert served.wait(60)
+        return encode(text)
+
+    monkeypatch.setattr(vlm, "encode", encode_once_served)
+    with ThreadPoolExecutor(1) as other:
+        asked = other.submit(post, server, {"model": "tiny", "messages": [user("red " * 1200)]})
+        assert client.models.list().data and not asked.done()
+        served.set()
+        error = asked.result().json()["error"]
+    assert error["code"] == "context_length_exceeded" and "tokens: shorten them" in error["message"]
+
+
 def test_other_paths_are_refused_in_the_same_form(server):
     for method, path in (("GET", "/v1/chat/completions"), ("POST", "/v1/models"), ("POST", "/v1/embeddings")):
         answer = requests.request(method, server.url + path, timeout=100)
@@ -273,6 +323,23 @@ def test_who_waits_for_too_many_others_is_told_when_to_come_again(vlm):
                 assert raised.value.status_code == 503 and int(raised.value.response.headers["Retry-After"]) > 0
             first.close()
             second.join()
+
+
+def test_as_many_wait_as_may_and_the_next_is_told_in_words(vlm):
+    """More than uvicorn had connections for."""
+    engine = Engine(vlm, max_rows=1, max_waiting=300)
+    body = json.dumps({"model": "tiny", "messages": [user()], "max_tokens": MAX_TOKENS, "ignore_eos": True})
+    request = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    with Served(vlm, name="tiny", engine=engine) as served, ExitStack() as waiting:
+        for _ in range(301):
+            connection = waiting.enter_context(socket.create_connection(("127.0.0.1", served.port), timeout=60))
+            connection.sendall(request.encode())
+        deadline = time.monotonic() + 60
+        while engine._unread < 300 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        answer = post(served, {"model": "tiny", "messages": [user()]})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+        assert int(answer.headers["Retry-After"]) > 0
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Unpack
 
 import torch
@@ -53,6 +53,18 @@ def check_texts(texts: Sequence[str]) -> None:
                 f"the text is of type {type(text).__name__}: expected a str. The image comes first, then the text; "
                 "vlm.ask(images, questions) takes lists of both"
             )
+
+
+class TextTooLongError(UserError):
+    """A text has more tokens than the model reads.
+
+    Attributes:
+        size: How long it is, for messages: `7,001 tokens`.
+    """
+
+    def __init__(self, size: str, most: int) -> None:
+        super().__init__(f"the prompt has {size}, and the model reads {most:,} at most: shorten it")
+        self.size = size
 
 
 @cache
@@ -187,12 +199,16 @@ class GenerationMixin:
         """Return the ids of a prompt.
 
         Raises:
-            UserError: There are more than :attr:`max_text_length`. Cut on the right, as training cuts its examples, a
-                prompt would lose the header after which the model answers.
+            TextTooLongError: There are more than :attr:`max_text_length`. Cut on the right, as training cuts its
+                examples, a prompt would lose the header after which the model answers.
         """
-        ids, most = self.encode(text), self.max_text_length
+        most = self.max_text_length
+        # To count the tokens of a text takes a second and 185 MB for every million characters.
+        if len(text) > self.max_text_characters:
+            raise TextTooLongError(f"{len(text):,} characters, more than {most:,} tokens", most)
+        ids = self.encode(text)
         if len(ids) > most:
-            raise UserError(f"the prompt has {len(ids):,} tokens, and the model reads {most:,} at most: shorten it")
+            raise TextTooLongError(f"{len(ids):,} tokens", most)
         return ids
 
     def _tokenize_prompts(self, texts: Sequence[str]) -> list[list[int]]:
@@ -211,6 +227,17 @@ class GenerationMixin:
     def max_text_length(self) -> int:
         """Tokens of text that the model reads at most, image patches not counted."""
         return int(self.llm_backbone.tokenizer.model_max_length)
+
+    @property
+    def max_text_characters(self) -> int:
+        """Characters of :attr:`max_text_length` tokens at most: no longer text can be read."""
+        return self.max_text_length * self._longest_token
+
+    @cached_property
+    def _longest_token(self) -> int:
+        # In bytes, as GPT-NeoX's kind writes its tokens, and no character has less than one. Composed characters do
+        # (NFC), the most 4 for 3 bytes, but no token of them is nearly as long as those of dashes and blanks.
+        return max(map(len, self.llm_backbone.tokenizer.get_vocab()))
 
     @takes(GenerationOptions)
     def generate(self, image: ImageLike | None, prompt_text: str, **kwargs: Unpack[GenerateArguments]) -> str:
