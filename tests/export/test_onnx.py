@@ -115,9 +115,9 @@ BAD_CALLS = {
     (".", "What?"): ". cannot be opened as a picture (.*Is a directory",
     ("-", "why " * 3000): "the prompt has .* tokens, the most are",
     ("-", "What?", "--max_new_tokens", "0"): "max_new_tokens is 0 and must be at least 1",
-    ("-", "What?", "--folder", "nowhere"): "no model can be read from nowhere (.*No such file",
-    ("-", "What?", "--folder", "list"): "no model can be read from list (.*of format None, expected 1",
-    ("-", "What?", "--folder", "torn"): "no model can be read from torn (.*vision.onnx.*export it again",
+    ("-", "What?", "--folder", "nowhere"): "no model can be read from nowhere, .*export.*No such file",
+    ("-", "What?", "--folder", "list"): "no model can be read from list, .*of format None, expected 1",
+    ("-", "What?", "--folder", "torn"): "no model can be read from torn, .*vision.onnx",
 }
 
 

@@ -218,9 +218,10 @@ def main(runner: Callable[[Path], FrontendRunner]) -> None:
     try:
         opened = runner(args.folder)
     except ImportError as error:
-        fail(f"{error.name} is not installed: pip install {error.name}")
+        package = str(error.name).partition(".")[0]
+        fail(f"{package} is not installed: pip install {package}")
     except Exception as error:  # noqa: BLE001 - each runtime raises errors of its own
-        fail(f"no model can be read from {args.folder} ({error}): export it again, and copy the folder whole")
+        fail(f"no model can be read from {args.folder}, which must be as the export has written it ({error})")
     try:
         print(opened.answer([picture], [args.question], args.max_new_tokens)[0])
     except ValueError as error:
