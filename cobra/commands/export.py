@@ -2,6 +2,7 @@
 
 from cobra.commands.base import Command
 from cobra.export.config import ExportConfig
+from cobra.util.ending import end_in_order
 from cobra.util.help_text import Usage
 from cobra.util.waiting import loading
 
@@ -11,7 +12,9 @@ def main(config: ExportConfig) -> None:
     with loading():
         from cobra.export.export import export
 
-    export(config)
+    # A model of 3 billion parameters takes 10 GB beside the output until it is whole.
+    with end_in_order():
+        export(config)
 
 
 COMMAND = Command(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import draccus
 
@@ -31,8 +32,12 @@ _FREE = frozenset(
 _FILES = {START_WEIGHTS: "weights of --pretrained_checkpoint", ROWS: "training rows", EXAM: "questions or captions"}
 
 
-def check_flags(config: StudyConfig) -> None:
-    """Raise a UserError where flags make no sense by themselves or together."""
+def check_flags(config: StudyConfig) -> Path:
+    """Check flags by themselves and together; return the weights that all arms start from.
+
+    Raises:
+        UserError: Flags make no sense, or the checkpoint is missing or of another model than `--model.type`.
+    """
     for arm in config.arms:
         check_answer_form(arm)
     check_known(config.match, MATCHES, "--match")
@@ -49,7 +54,6 @@ def check_flags(config: StudyConfig) -> None:
         | {"arms": (config.arms, len(config.arms) >= 2, "two or more")}
         | {"seeds": (config.seeds, len(config.seeds) >= 1, "one or more")}
         | {"max_new_tokens": (config.max_new_tokens, config.max_new_tokens >= 1, "at least 1")}
-        | {"max_images": (config.max_images, config.max_images is None or config.max_images >= 2, "at least 2")}
         | {"cell": (config.cell, config.cell is None or 0 <= config.cell < cells, f"from 0 to {cells - 1}")}
     )
     defaults, given = PretrainConfig(), []
@@ -64,10 +68,10 @@ def check_flags(config: StudyConfig) -> None:
     if config.pretrained_checkpoint is None:
         raise UserError("--pretrained_checkpoint is missing: all arms start from one checkpoint, such as cobra+3b")
     check_run(training_config(config, cells_of(config)[0], None), config.nproc)
-    _check_checkpoint(config)
+    return _find_start(config)
 
 
-def _check_checkpoint(config: StudyConfig) -> None:
+def _find_start(config: StudyConfig) -> Path:
     source = find_checkpoint(str(config.pretrained_checkpoint), read_hf_token(config.hf_token))
     for name in ("llm_backbone_id", "vision_backbone_id", "arch_specifier"):
         if source.fields[name] != getattr(config.model, name):
@@ -75,6 +79,7 @@ def _check_checkpoint(config: StudyConfig) -> None:
                 f"the checkpoint {config.pretrained_checkpoint} has {name} {source.fields[name]}, and --model.type "
                 f"{config.model.model_id} has {getattr(config.model, name)}: give the --model.type that it is of"
             )
+    return source.path
 
 
 def check_settings(config: StudyConfig, files: Mapping[str, str], steps: Mapping[str, int | None]) -> None:

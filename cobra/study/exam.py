@@ -22,7 +22,7 @@ from cobra.models.vlms import CobraVLM
 from cobra.preprocessing.datasets.answer_forms import UNTAGGED
 from cobra.reasoning.trace import STAGE_BREAK
 from cobra.util.distributed import World
-from cobra.util.errors import UserError
+from cobra.util.errors import UserError, check_values
 from cobra.util.numbers import counted
 
 CONCLUSIONS, CAPTIONS = "right conclusions", "CIDEr of captions"
@@ -135,7 +135,7 @@ def read_exam(
     if questions is not None:
         path, folder_of_images, count = questions
         rows, digest = sample(read_holdout(path).rows, count, SAMPLE_SEED), holdout_sha256(path)
-        _check_count(len(rows), "question", path)
+        _check_count(len(rows), count, "question", path)
         protocol = Protocol("", max_new_tokens, batch_size, questions_sha256=digest)
         asked = _Part([row.captioned for row in rows], holdout_pictures(path, folder_of_images), protocol)
         digests.append(digest)
@@ -145,7 +145,7 @@ def read_exam(
         if whole.pictures is None:
             raise UserError(f"--image_dir is missing: the folder of the images that {whole.source} names")
         images = sample(whole.images, count, SAMPLE_SEED)
-        _check_count(len(images), "image", whole.source)
+        _check_count(len(images), count, "image", whole.source)
         described = _Part(images, whole.pictures, Protocol(DEFAULT_PROMPT, max_new_tokens, batch_size))
         scorer = CaptionScorer(images, [cider(whole.images)])
         digests.append(whole.sha256)
@@ -154,7 +154,9 @@ def read_exam(
     return Exam(rows, asked, described, scorer, "+".join(digests))
 
 
-def _check_count(count: int, noun: str, source: object) -> None:
+def _check_count(count: int, most: int | None, noun: str, source: object) -> None:
+    if most is not None:
+        check_values({"max_images": (most, most >= 2, "at least 2")})
     if count < 2:
         raise UserError(
             f"{source} has {counted(count, noun)} to score, and at least 2 are needed: an effect is measured against "

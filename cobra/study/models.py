@@ -17,7 +17,7 @@ from cobra.study.page import GIVEN
 from cobra.study.report import PAGE, RESULT, Findings, report
 from cobra.study.verdict import START
 from cobra.util.distributed import World, hold_together, join_world
-from cobra.util.errors import UserError, check_values
+from cobra.util.errors import UserError
 from cobra.util.tokens import read_hf_token
 
 _USED = frozenset(
@@ -70,7 +70,6 @@ def check_models(config: BenchmarkConfig) -> list[tuple[str, str]]:
     ]
     if given:
         raise UserError(f"--model compares models under one protocol, and has no use for {', '.join(given)}")
-    check_values({"max_images": (config.max_images, config.max_images is None or config.max_images >= 2, "at least 2")})
     check_answering(config)
     return pairs
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 import cobra
-from cobra.models.run_folder import LATEST, find_checkpoint
+from cobra.models.run_folder import LATEST
 from cobra.study.cells import Cell, Trainings, cells_of
 from cobra.study.checks import check_flags, check_settings
 from cobra.study.config import StudyConfig
@@ -59,7 +59,7 @@ def run_study(config: StudyConfig) -> None:
         Stopped: The study was asked to stop, or a training has stopped by itself, as before the end of a job's time;
             all have saved their states, and the same command goes on.
     """
-    check_flags(config)
+    start = check_flags(config)
     say = Console(highlight=False, soft_wrap=True, markup=False).print
     logged = read_logged_scores(config.lmms_eval_logs, (START, *config.arms))
     arms = open_arms(config)
@@ -68,7 +68,6 @@ def run_study(config: StudyConfig) -> None:
         captions = (config.coco_annotations, config.image_dir, config.max_images)
     exam = read_exam(config.study_dir, config.max_new_tokens, config.batch_size, questions_of(config), captions)
     steps = steps_of(config, arms)
-    start = find_checkpoint(str(config.pretrained_checkpoint), read_hf_token(config.hf_token)).path
     hashes = FileHashes(config.study_dir / "hashes", say)
     rows = next(iter(arms.values())).rows
     files = {START_WEIGHTS: hashes.sha256(start, START), ROWS: rows.sha256, EXAM: exam.sha256}

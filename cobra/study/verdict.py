@@ -89,20 +89,33 @@ def _sentence(comparison: Comparison) -> str:
             "seeds or more of each tell."
         )
     spread = f"{_spread(effect)}, p = {effect.p_value:.2g}"
-    kinds = [f"{kind} ({100 * part.difference:+.1f})" for kind, part in comparison.kinds.items() if part.is_claimed]
+    where = _by_kind(comparison)
     if not effect.is_claimed:
-        return (
-            f"No effect of {about} can be claimed: {size} ({spread})."
-            + ("" if np.isnan(effect.smallest) else _power(effect))
-            + (f" Single kinds do differ: {', '.join(kinds)}." if kinds else "")
-        )
+        power = "" if np.isnan(effect.smallest) else _power(effect)
+        return f"No effect of {about} can be claimed: {size} ({spread}).{power}{where}"
     verb = "helped" if (effect.difference > 0) != comparison.lower_is_better else "did harm"
-    where = f" By kind it is seen in {', '.join(kinds)}." if kinds else ""
-    if comparison.kinds and not kinds:
-        where = " No single kind of question shows it alone."
     if not comparison.is_of_arms:
         where += " This is about these two models: what other seeds would have given is not known."
     return f"{about[0].upper()}{about[1:]} {verb}: {size} ({spread}).{where}"
+
+
+def _by_kind(comparison: Comparison) -> str:
+    """Return a sentence on the kinds of questions that show an effect: those where it helps and those where it harms.
+
+    A mean over kinds hides that a trace may lead to one kind of answer and away from another.
+    """
+    claimed = {kind: part.difference for kind, part in comparison.kinds.items() if part.is_claimed}
+    more, less = (
+        ", ".join(f"{kind} ({100 * size:+.1f})" for kind, size in claimed.items() if size * sign > 0)
+        for sign in ((-1, 1) if comparison.lower_is_better else (1, -1))
+    )
+    if more and less:
+        return f" It helped in {more}, and did harm in {less}."
+    if not comparison.effect.is_claimed:
+        return f" Single kinds do differ: {more or less}." if claimed else ""
+    if not claimed:
+        return " No single kind of question shows it alone." if comparison.kinds else ""
+    return f" By kind it is seen in {more or less}."
 
 
 def _spread(effect: Effect) -> str:

@@ -23,7 +23,7 @@ MAX_TOKENS = 65_536
 _LONGEST_STOP = 256
 _MAX_SEED = 2**63
 # Of a data URL in JSON, where some escape the slash; the parser makes no more of it than one text.
-_DATA = re.compile(rb";base64,[A-Za-z0-9+/=\\]*")
+_DATA = re.compile(rb";base64,[A-Za-z0-9+/=\\]*", re.IGNORECASE)
 # No token has this id: nothing ends an answer but its limit.
 _NEVER = -1
 _DATA_URL = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,", re.IGNORECASE)

@@ -289,7 +289,8 @@ def web_server(app: ASGIApp, requests: int = MAX_ROWS + MAX_WAITING) -> uvicorn.
             are added, so that whoever comes too many is told by the engine.
     """
     wanted = requests + _SPARE_CONNECTIONS
-    connections = min(wanted, allow_open_files(wanted + _OTHER_FILES) - _OTHER_FILES)
+    # Of 0 connections the server would refuse every one.
+    connections = max(1, min(wanted, allow_open_files(wanted + _OTHER_FILES) - _OTHER_FILES))
     if connections < wanted:
         logger.warning(
             "this process may open too few files for %s connections, so %s are taken: raise the limit with `ulimit -n "

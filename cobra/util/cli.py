@@ -22,7 +22,6 @@ import yaml
 from draccus import ChoiceRegistry
 from draccus.utils import CONFIG_ARG, DraccusException
 
-from cobra.util.ending import end_in_order
 from cobra.util.errors import SharedError, UserError, check_known, file_problem
 from cobra.util.extensions import import_extensions
 from cobra.util.flags import HELP, Flag, Kind, flags_of, read_arguments
@@ -58,8 +57,7 @@ def run(
     """Parse `config_class` from the command line, call `main` with it and exit with its code.
 
     Every flag is `--name value`, or `--name` where it is true or false; nested fields are `--group.name value`;
-    unknown flags are errors. Modules named by `COBRA_EXTENSIONS` are imported first. SIGTERM, SIGHUP and an interrupt
-    from the keyboard let `main` remove what it has begun.
+    unknown flags are errors. Modules named by `COBRA_EXTENSIONS` are imported first.
 
     Args:
         main: The program. Its return value is the exit code; None is 0.
@@ -80,8 +78,7 @@ def run(
             sys.exit(0)
         config = parse(config_class, arguments, usage.positional)
         _widen_tables()
-        with end_in_order():
-            code = main(config)
+        code = main(config)
         sys.stdout.flush()
     except BrokenPipeError:
         if not _is_reader_gone():

@@ -42,38 +42,24 @@ class _Handler:
 def end_in_order() -> Iterator[None]:
     """Let a request to end run what stands in `finally` inside, and then end the program by that signal.
 
-    A signal that somebody handles or ignores already, as SIGHUP under nohup, stays so.
+    A signal that somebody handles or ignores already, as SIGHUP under nohup, stays so. For work of the main thread
+    alone: while others wait inside native code or in a pool of threads, Python handles no signal.
     """
-    with _handled(signal.SIG_DFL, _Handler()):
-        try:
-            yield
-        except Terminated as request:
-            with suppress(OSError, ValueError):
-                sys.stdout.flush()
-            _end_by(request.number)
-
-
-@contextmanager
-def end_at_once() -> Iterator[None]:
-    """Let a request end the program at once inside: where modules are imported, an error comes out as another one."""
-    with _handled(_Handler, signal.SIG_DFL):
-        yield
-
-
-@contextmanager
-def _handled(before: object, handler: "_Handler | signal.Handlers") -> Iterator[None]:
-    """Give `handler` those of the signals inside that are handled by `before`, a handler or the class of one."""
-    kept = {}
+    replaced = []
     if threading.current_thread() is threading.main_thread():
-        kept = {number: signal.getsignal(number) for number in _NUMBERS}
-    replaced = {number: each for number, each in kept.items() if before in (each, type(each))}
+        replaced = [number for number in _NUMBERS if signal.getsignal(number) is signal.SIG_DFL]
+    handler = _Handler()
     for number in replaced:
         signal.signal(number, handler)
     try:
         yield
+    except Terminated as request:
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+        _end_by(request.number)
     finally:
-        for number, each in replaced.items():
-            signal.signal(number, each)
+        for number in replaced:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _end_by(number: int) -> NoReturn:

@@ -10,8 +10,6 @@ from functools import cache
 from types import FrameType
 from typing import NoReturn
 
-from cobra.util.ending import end_at_once
-
 # Seconds before the first line about a piece of work, and between two further ones.
 FIRST_SECONDS = 3.0
 FURTHER_SECONDS = 60.0
@@ -59,7 +57,7 @@ def tell_waiting(work: str, say: Callable[[str], object] = say) -> Iterator[None
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Import modules inside: told where that takes long, and an interrupt or SIGTERM ends the program at once.
+    """Import modules inside: told where that takes long, and an interrupt ends the program at once.
 
     Raised in the middle of an import, KeyboardInterrupt comes out as a traceback of a library, or as another error.
     """
@@ -68,7 +66,7 @@ def loading() -> Iterator[None]:
     if takes:
         signal.signal(signal.SIGINT, _leave)
     try:
-        with end_at_once(), tell_waiting("loading PyTorch and the program", say_once):
+        with tell_waiting("loading PyTorch and the program", say_once):
             yield
     finally:
         if takes:

@@ -34,7 +34,6 @@ from cobra.util.files import sha256_file
         ({"seeds": ()}, "seeds.*one or more"),
         ({"match": "time"}, "--match 'time' is unknown"),
         ({"jobs": 0}, "jobs.*at least 1"),
-        ({"max_images": 1}, "max_images is 1 and must be at least 2"),
         ({"cell": 9}, "cell.*from 0 to 8"),
         ({"seed": 3}, "--seed: a study sets this"),
         ({"run_id": "mine"}, "--run_id: a study sets this"),
@@ -147,6 +146,8 @@ def test_one_question_or_image_is_refused_before_anything_is_answered(config, sc
     one.write_text(json.dumps(json.loads((scene_rows / "rows.json").read_text())[:1]))
     with pytest.raises(UserError, match=r"one.json has 1 question to score, and at least 2 are needed"):
         read_exam(tmp_path, 8, 1, questions=(one, scene_rows / "images", None))
+    with pytest.raises(UserError, match=r"--max_images is 1 and must be at least 2"):
+        read_exam(tmp_path, 8, 1, questions=(scene_rows / "rows.json", scene_rows / "images", 1))
     one.write_text(json.dumps({"000000.png": ["A red circle at the top."]}))
     with pytest.raises(UserError, match=r"one.json has 1 image to score, and at least 2 are needed"):
         read_exam(tmp_path, 8, 1, captions=(str(one), scene_rows / "images", None))

@@ -7,12 +7,11 @@ import sys
 
 import pytest
 
-from cobra.util.ending import Terminated, end_at_once, end_in_order
+from cobra.util.ending import Terminated, end_in_order
 
 PROGRAM = """
 import os, signal, sys
-from cobra.util.ending import end_at_once, end_in_order
-from cobra.util.waiting import loading
+from cobra.util.ending import end_in_order
 
 def ask(number=signal.SIGTERM):
     os.kill(os.getpid(), number)
@@ -48,18 +47,6 @@ print("too far")
     assert run(body) == (-getattr(signal, name), "begun\nremoved\n", "")
 
 
-def test_a_request_ends_imports_at_once():
-    body = """
-with end_in_order():
-    try:
-        with loading():
-            ask()
-    finally:
-        print("too far", flush=True)
-"""
-    assert run(body) == (-signal.SIGTERM, "", "")
-
-
 def test_a_process_that_is_forked_ends_as_it_did():
     body = """
 with end_in_order():
@@ -78,14 +65,9 @@ def test_signals_that_are_handled_or_ignored_stay_so():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     own = lambda number, frame: None  # noqa: E731
     signal.signal(signal.SIGTERM, own)
-    with end_in_order(), end_at_once():
+    with end_in_order():
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and signal.getsignal(signal.SIGTERM) is own
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with end_in_order():
-        handler = signal.getsignal(signal.SIGTERM)
-        with end_at_once():
-            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-        assert signal.getsignal(signal.SIGTERM) is handler
-        with pytest.raises(Terminated):
-            os.kill(os.getpid(), signal.SIGTERM)
+    with end_in_order(), pytest.raises(Terminated):
+        os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

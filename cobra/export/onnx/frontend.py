@@ -217,9 +217,11 @@ def main(runner: Callable[[Path], FrontendRunner]) -> None:
         fail(f"{args.picture} cannot be opened as a picture ({error}): give a whole file of one, or - for none")
     try:
         opened = runner(args.folder)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         fail(f"{package} is not installed: pip install {package}")
+    except ImportError as error:
+        fail(f"an installed package cannot be loaded: {error}")
     except Exception as error:  # noqa: BLE001 - each runtime raises errors of its own
         fail(f"no model can be read from {args.folder}, which must be as the export has written it ({error})")
     try:
