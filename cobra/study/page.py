@@ -51,6 +51,7 @@ Measures with the name of a task in front are from logs of lmms-eval: its prompt
 def render(
     origin: Origin,
     sentences: Sequence[str],
+    figure: str,
     scores: Mapping[str, Sequence[Score]],
     comparisons: Sequence[Comparison],
     about: Mapping[str, str],
@@ -62,13 +63,14 @@ def render(
     Args:
         origin: Where the models come from.
         sentences: Its verdict.
+        figure: Name of the file with the figure of the effects.
         scores: Scores of every arm's models, and of the checkpoint that all start from.
         comparisons: Effects.
         about: Texts on what was trained and asked, by label.
         failed: Cells that gave no score, and why.
         is_logged: True if some measures are from logs of lmms-eval.
     """
-    parts = [f"# {origin.title}", *sentences]
+    parts = [f"# {origin.title}", *sentences, f"![Effects with 95 % intervals, by kind]({figure})"]
     measures = list(dict.fromkeys(name for models in scores.values() for name in models[0].values))
     head = ["arm", "models", *(f"{measure}, %, by seed" for measure in measures)]
     parts += ["## Arms", _table([*head, "valid stages, %", "tokens", "seconds"], _arms(scores, measures))]

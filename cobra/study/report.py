@@ -1,4 +1,4 @@
-"""Report of a study: compares the scores of its arms, and writes the page and `study.json`."""
+"""Report of a study: compares the scores of its arms, and writes the page, its figure and `study.json`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from cobra.study.effects import measure_effect, measure_kinds
 from cobra.study.exam import CONCLUSIONS, Score
+from cobra.study.figure import draw_effects
 from cobra.study.page import TRAINED, Origin, render
 from cobra.study.verdict import Comparison, pairs_of, verdict
 from cobra.util.files import write_json, write_text
 
-PAGE, RESULT = "study.md", "study.json"
+PAGE, FIGURE, RESULT = "study.md", "study.svg", "study.json"
 
 Scores = Mapping[str, Sequence[Score]]
 
@@ -41,7 +42,7 @@ class Findings:
 
 
 def report(findings: Findings, folder: Path) -> list[str]:
-    """Compare the arms, write the page and `study.json` to the folder, and return the verdict."""
+    """Compare the arms, write the page, its figure and `study.json` to the folder, and return the verdict."""
     comparisons = compare(findings.scores, findings.kinds, findings.fixed)
     comparisons += compare(findings.logged, (), frozenset(arm for arm in findings.logged if arm in findings.fixed))
     left_out = dict.fromkeys(name for models in findings.logged.values() for one in models for name in one.left_out)
@@ -61,7 +62,8 @@ def report(findings: Findings, folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RESULT, _without_nan(result))
     is_logged = bool(findings.logged)
-    page = render(findings.origin, sentences, findings.scores, comparisons, about, findings.failed, is_logged)
+    write_text(folder / FIGURE, draw_effects(comparisons))
+    page = render(findings.origin, sentences, FIGURE, findings.scores, comparisons, about, findings.failed, is_logged)
     write_text(folder / PAGE, page)
     return sentences
 

@@ -3,13 +3,14 @@
 import json
 import re
 from itertools import combinations
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from cobra.study.exam import CAPTIONS, CONCLUSIONS, Score
 from cobra.study.page import GIVEN, TRAINED
-from cobra.study.report import PAGE, RESULT, Findings, compare, report
+from cobra.study.report import FIGURE, PAGE, RESULT, Findings, compare, report
 from cobra.study.verdict import pairs_of
 
 QUESTIONS = 300
@@ -116,7 +117,7 @@ def test_the_page_of_models_that_were_there_says_nothing_of_their_training(tmp_p
     trained, given = pages
     assert trained.startswith("# Did the reasoning do it?\n") and given.startswith("# Models compared\n")
     assert "Every arm is trained from the same checkpoint" in trained and "is trained from" not in given
-    assert "](" not in trained + given, "links lead nowhere from the folder of a run"
+    assert set(re.findall(r"\]\((.*?)\)", trained + given)) == {FIGURE}, "others lead nowhere from a run's folder"
 
 
 def test_failed_arms_and_other_measures_are_on_the_page(tmp_path):
@@ -140,6 +141,29 @@ def test_logs_of_an_arm_without_scores_and_single_seeds_still_give_strict_json(t
     assert not any("tokens" in sentence for sentence in sentences if "mine (acc)" in sentence)
     text = (tmp_path / RESULT).read_text()
     assert "NaN" not in text and json.loads(text)["comparisons"][-1]["effect"]["p_value"] is None
+
+
+def test_the_figure_has_every_effect_on_the_first_measure(tmp_path):
+    """Names of kinds come from rows of strangers."""
+    kinds = ["<script>&", "colour" * 20] * (QUESTIONS // 2)
+    scores = {"start": models(0.1, 1), "full": models(0.5, base=1, counting=0.4), "conclusion": models(0.5, base=2)}
+    for arm in scores.values():
+        for model in arm:
+            model.values[CAPTIONS] = [900.0, 0.5]
+    report(Findings(scores, kinds, {}, frozenset({"start"})), tmp_path)
+    root = ElementTree.fromstring((tmp_path / FIGURE).read_text())
+    texts = [element.text for element in root.iter() if element.tag.endswith("text")]
+    assert texts.count("<script>&") == 2 and not any(text.startswith("colour" * 6) for text in texts)
+    circles = [element for element in root.iter() if element.tag.endswith("circle")]
+    # Two comparisons, each as a whole and in two kinds.
+    assert len(circles) == 6
+    comparisons = compare(scores, kinds, frozenset({"start"}))[:2]
+    effects = [effect for one in comparisons for effect in (one.effect, *one.kinds.values())]
+    filled = [circle.get("fill") == circle.get("stroke") for circle in circles]
+    assert filled == [effect.is_claimed for effect in effects] and True in filled and False in filled
+    places = [float(circle.get("cx")) for circle in circles]
+    differences = [effect.difference for effect in effects]
+    assert np.argsort(places).tolist() == np.argsort(differences).tolist()
 
 
 def test_kinds_that_differ_are_named_where_the_whole_shows_nothing(tmp_path):
