@@ -14,6 +14,7 @@ from rich.table import Table
 from cobra.demo.accuracy import AnswerScore, answer_rows, score_answers
 from cobra.demo.config import DemoConfig
 from cobra.demo.datasets import LlavaCotSummary, write_coco_captions, write_llava_cot, write_question_rows
+from cobra.demo.questions import RELATIONS
 from cobra.models.load import load
 from cobra.training.page.run_page import PAGE as RUN_PAGE
 from cobra.util.errors import UserError, check_values
@@ -192,7 +193,8 @@ def _measure(demo: _Demo) -> tuple[AnswerScore, AnswerScore, tuple[str, str]]:
     answered = [row | {"answer": answer} for row, answer in zip(rows, answers, strict=True)]
     write_json(demo.config.output_dir / "answers.json", answered)
     demo.seconds["answers"] = time.monotonic() - start
-    sample = rows[0]["conversations"][0]["value"], answers[0]
+    shown = next((place for place, row in enumerate(rows) if row["kind"] in RELATIONS), 0)
+    sample = rows[shown]["conversations"][0]["value"], answers[shown]
     return score_answers(rows, before), score_answers(rows, answers), sample
 
 
