@@ -1,6 +1,6 @@
 """Questions about scenes and their four-stage answers, in LLaVA-CoT's form.
 
-Answers are short on purpose (50 to 70 tokens of the tiny tokenizer): a laptop trains on them in minutes. The CAPTION
+Answers are short on purpose (55 to 90 tokens of the tiny tokenizer): a laptop trains on them in minutes. The CAPTION
 stage grounds the answer in the image, the REASONING leads from it to the CONCLUSION, which is the exact answer.
 """
 
