@@ -33,8 +33,9 @@ MAX_WAITING = 256
 """Requests that wait to be read at most, by default."""
 
 # Readers are woken at most so often, except by a first token and by an end: a small model writes thousands of tokens a
-# second, and a message for each would take longer than to write it.
-_FLUSH_SECONDS = 0.02
+# second, and a message for each would take longer than to write it. Each has its share of the messages of a second, so
+# that many readers don't slow down what they wait for, and none waits longer than a movement takes to be seen.
+_FLUSH_SECONDS, _FLUSH_SHARE, _FLUSH_LONGEST = 0.02, 0.005, 0.1
 # Share of the last request in the mean time of a request.
 _LAST = 0.1
 
@@ -200,9 +201,11 @@ class Engine:
             job.wake()
         now = time.monotonic()
         if now - self._flushed >= _FLUSH_SECONDS:
-            self._flushed = now
-            for job in self._batch.jobs:
-                job.wake()
+            jobs = self._batch.jobs
+            if now - self._flushed >= min(_FLUSH_SHARE * len(jobs), _FLUSH_LONGEST):
+                self._flushed = now
+                for job in jobs:
+                    job.wake()
         # Readers are told before the next step begins.
         self._batch.read()
 
