@@ -42,6 +42,11 @@ def listing(objects: Sequence[SceneObject]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
+def side_name(side: str) -> str:
+    """Return the name of a side as answers have it: `left` for `left of`."""
+    return side.removesuffix(" of")
+
+
 def places(objects: Sequence[SceneObject]) -> str:
     """Name objects in the order given, each with its place after it: `red circle top left, blue square right`."""
     return ", ".join(f"{item.kind} {cell_name(item)}" for item in objects)

@@ -7,7 +7,7 @@ questions about places, a baseline without them stays at chance after 400 steps.
 
 import random
 
-from cobra.demo.captions import groups, places, plural, sentence
+from cobra.demo.captions import groups, places, plural, sentence, side_name
 from cobra.demo.scenes import COLOURS, SHAPES, Scene, SceneObject
 
 # Shares of questions about named objects and about a side of an object; the rest ask for all of a shape or a colour.
@@ -43,7 +43,7 @@ def _beside(rng: random.Random, scene: Scene, single: list[SceneObject]) -> tupl
     axis, sign = _SIDES[side]
     found = [other for other in scene.objects if sign * (getattr(other, axis) - getattr(item, axis)) > 0]
     # The side stands near what it is about, where a tiny model can still repeat it.
-    answer = f"{places([item])}, {side.removesuffix(' of')}: {places(found) or 'nothing'}"
+    answer = f"{places([item])}, {side_name(side)}: {places(found) or 'nothing'}"
     return f"What is {side} the {item.kind}?", sentence(answer)
 
 

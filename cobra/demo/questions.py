@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from cobra.demo.captions import COUNT_WORDS, canonical_caption, groups, places, plural, sentence
+from cobra.demo.captions import COUNT_WORDS, canonical_caption, groups, places, plural, sentence, side_name
 from cobra.demo.scenes import SHAPES, Scene, SceneObject
 from cobra.reasoning.trace import ReasoningTrace, format_reasoning_trace
 
@@ -76,8 +76,7 @@ class _Parts(NamedTuple):
 
 
 def _describe(rng: random.Random, scene: Scene) -> _Parts:
-    number = len(scene.objects)
-    reasoning = f"I see {COUNT_WORDS[number]} shape{'' if number == 1 else 's'}."
+    reasoning = f"I see {_number(len(scene.objects), 'shape')}."
     # The benchmark's prompt is half of all, since it is what the captions are scored with.
     question = CAPTION_PROMPTS[0] if rng.random() < 0.5 else rng.choice(CAPTION_PROMPTS[1:])
     return _Parts(question, "I describe the image.", reasoning, canonical_caption(scene))
@@ -124,7 +123,7 @@ def _compare(rng: random.Random, scene: Scene, axis: str, sides: tuple[str, str]
     here, asked = _side(first, second, axis, sides), rng.choice(sides)
     answer = "yes" if here == asked else "no"
     question = f"Is the {first.kind} {asked} the {second.kind}?"
-    summary = f"I compare the {first.kind} with the {second.kind}: is it {asked.removesuffix(' of')}?"
+    summary = f"I compare the {first.kind} with the {second.kind}: is it {side_name(asked)}?"
     return _Parts(question, summary, _relation(first, second, here, asked, answer), answer.capitalize())
 
 
@@ -150,7 +149,7 @@ def _relation(first: SceneObject, second: SceneObject, here: str, asked: str, an
 
     What is and what was asked stand side by side: further apart, a tiny model does not compare them.
     """
-    relation = f"it is {here.removesuffix(' of')}, asked {asked.removesuffix(' of')}: {answer}"
+    relation = f"it is {side_name(here)}, asked {side_name(asked)}: {answer}"
     return f"{sentence(places((first, second)))} {sentence(relation)}"
 
 
@@ -169,8 +168,12 @@ def _more(rng: random.Random, scene: Scene) -> _Parts | None:
 def _counted(scene: Scene, name: str) -> str:
     """List the objects of a shape, or all for `shape`, with their number: `Red cross top: one cross`."""
     found = [item for item in scene.objects if name in (item.shape, "shape")]
-    number = f"{COUNT_WORDS[len(found)]} {name if len(found) == 1 else plural(name)}"
+    number = _number(len(found), name)
     return sentence(f"{places(found)}: {number}" if found else number)
+
+
+def _number(count: int, name: str) -> str:
+    return f"{COUNT_WORDS[count]} {name if count == 1 else plural(name)}"
 
 
 def _pair(rng: random.Random, scene: Scene, axis: str) -> tuple[SceneObject, SceneObject] | None:

@@ -1,5 +1,6 @@
 """Run of a benchmark, from its flags to its files."""
 
+from collections.abc import Collection
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -117,12 +118,15 @@ def check_answering(config: BenchmarkConfig) -> None:
     check_quantize(config.quantize, "--quantize")
 
 
-def _check_logs(config: BenchmarkConfig) -> None:
-    used = ("lmms_eval_logs", "output_dir")
-    given = [
+def given_flags(config: BenchmarkConfig, used: Collection[str]) -> list[str]:
+    """Return the flags that were given other values than their defaults, but for some that are used."""
+    return [
         f"--{one.name}" for one in fields(config) if one.name not in used and getattr(config, one.name) != one.default
     ]
-    if given:
+
+
+def _check_logs(config: BenchmarkConfig) -> None:
+    if given := given_flags(config, ("lmms_eval_logs", "output_dir")):
         raise UserError(
             f"--lmms_eval_logs compares answers that lmms-eval has scored, and has no use for {', '.join(given)}"
         )

@@ -1,13 +1,12 @@
 """Models that are there already, scored and compared as the arms of a study are."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from rich.console import Console
 
 import cobra
-from cobra.evaluation.benchmark import check_answering
+from cobra.evaluation.benchmark import check_answering, given_flags
 from cobra.evaluation.config import CONCLUSIONS, BenchmarkConfig
 from cobra.evaluation.data.coco import DEFAULT_ANNOTATIONS
 from cobra.evaluation.tasks.conclusions import DEFAULT_ROWS
@@ -65,10 +64,7 @@ def check_models(config: BenchmarkConfig) -> list[tuple[str, str]]:
         raise UserError("--model compares models of two names or more: full=runs/a conclusion=runs/b")
     if twice := sorted({place for _, place in pairs if [other for _, other in pairs].count(place) > 1}):
         raise UserError(f"--model names {', '.join(twice)} more than once: each counts as one of its own")
-    given = [
-        f"--{one.name}" for one in fields(config) if one.name not in _USED and getattr(config, one.name) != one.default
-    ]
-    if given:
+    if given := given_flags(config, _USED):
         raise UserError(f"--model compares models under one protocol, and has no use for {', '.join(given)}")
     check_answering(config)
     return pairs
