@@ -68,7 +68,7 @@ def test_every_word_of_questions_and_answers_is_one_token_and_answers_are_short(
                 lengths.append(len(tokenizer(exchange.answer)["input_ids"]) + 1)
         for word in {word for text in texts for word in re.findall(r" ?[A-Za-z]+", text)}:
             assert len(tokenizer(word)["input_ids"]) == 1, word
-    assert sum(lengths) / len(lengths) < 80 and max(lengths) <= 100
+    assert sum(lengths) / len(lengths) < 75 and max(lengths) <= 95
 
 
 def test_training_is_deterministic_and_writes_what_it_trained(tmp_path):

@@ -167,6 +167,12 @@ def test_the_figure_has_every_effect_on_the_first_measure(tmp_path):
 
 
 def test_kinds_that_differ_are_named_where_the_whole_shows_nothing(tmp_path):
+    one = {"start": models(0.5, 1), "full": models(0.57, counting=-0.22, base=1), "conclusion": models(0.5, base=2)}
+    reasoning = report(findings(one), tmp_path)[1]
+    assert reasoning.startswith("No effect of reasoning") and "Single kinds do differ: count (-" in reasoning
+
+
+def test_kinds_that_differ_in_both_directions_are_told_apart(tmp_path):
     opposed = models(0.75, counting=-0.5, base=1)
     scores = {"start": models(0.5, 1), "full": opposed, "conclusion": models(0.5, base=2)}
     reasoning = report(findings(scores), tmp_path)[1]

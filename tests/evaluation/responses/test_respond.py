@@ -288,7 +288,7 @@ def answer_photos(photos, store, world=ALONE, batch_size=BATCH, images=None):
     own = photos[0] if images is None else images
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passes, "SCRATCHPAD_TOKENS", 12)
-        return answer_variants(enliven(scratch_vlm()), "it", own, photos[1], protocol, store, False, world, QUIET)
+        return answer_variants(enliven(scratch_vlm(seed=2)), "it", own, photos[1], protocol, store, False, world, QUIET)
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +298,7 @@ def whole(photos, tmp_path_factory):
 
 
 def test_batches_answer_as_one_by_one_with_pixels(photos, whole):
-    vlm = enliven(scratch_vlm())
+    vlm = enliven(scratch_vlm(seed=2))
     for place, image in enumerate(photos[0]):
         pixels = photos[1].load(image)
         assert whole["it"][place].raw == vlm.generate(pixels, as_turn(vlm, "What is it?"), max_new_tokens=8)
@@ -307,7 +307,7 @@ def test_batches_answer_as_one_by_one_with_pixels(photos, whole):
         assert answer.prompt == second_prompt(answer.analysis, "What is it?")
         assert answer.raw == vlm.generate(pixels, as_turn(vlm, answer.prompt), max_new_tokens=8)
     # Lively enough for that to mean something.
-    assert len({answer.raw for answer in whole["it"]}) > COUNT // 3
+    assert len({answer.raw for answer in whole["it"]}) > COUNT // 2
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
